@@ -1,0 +1,1 @@
+"""Shell scripts and tools for the machines that run experiments."""

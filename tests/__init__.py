@@ -1,0 +1,1 @@
+"""A package, so that `tests.` means this folder and not one that a dependency installs."""

@@ -1,0 +1,17 @@
+"""Settings that every test runs under, and the run-time check of shapes and types in signatures."""
+
+import os
+
+os.environ.setdefault("MUJOCO_GL", "egl")
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+# Also what limits torch, which reads it when it is imported.
+for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ.setdefault(variable, "1")
+
+from jaxtyping import install_import_hook
+
+from tests import signature_check
+
+# Before the first import of a module that it is to check.
+install_import_hook(["world_modality", "benchmarks"], f"{signature_check.__name__}.check_signature")

@@ -1,0 +1,54 @@
+"""What every stage's command line shares: parsing, errors as one message, the resolved config.
+
+Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted.
+"""
+
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from world_modality.atomic import write_json
+from world_modality.errors import UserError
+
+ConfigT = TypeVar("ConfigT")
+
+
+def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> None:
+    """Parse `sys.argv` into `config_type`, call `run` with it, and exit.
+
+    Args:
+        config_type: the stage's frozen dataclass; its fields are the flags, with underscores.
+        run: does the work; what it returns is ignored here.
+    """
+    try:
+        run(tyro.cli(config_type, use_underscores=True))
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        # The machine refused a read or write: a full disk, a read-only folder, a missing
+        # permission.
+        _fail(f"{error.strerror or error}: {error.filename or 'unnamed file'}")
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """Turn a config dataclass into what JSON holds (paths as strings, tuples as lists)."""
+    resolved: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return resolved
+
+
+def write_config(config: Any, path: Path) -> None:
+    """Write the resolved config atomically as JSON."""
+    write_json(path, config_dict(config))

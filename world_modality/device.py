@@ -1,0 +1,41 @@
+"""Which device computes."""
+
+import torch
+
+from world_modality.errors import InvalidInputError
+
+
+def torch_build() -> str:
+    """Say which torch this is and what it was built for, as in `2.10.0 for CUDA 12.8`."""
+    if torch.version.hip is not None:
+        target = f"ROCm {torch.version.hip}"
+    elif torch.version.cuda is not None:
+        target = f"CUDA {torch.version.cuda}"
+    else:
+        target = "CPU"
+    return f"{torch.__version__} for {target}"
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the torch device that `--device` names.
+
+    `auto` is the GPU where torch sees one, else the CPU. A ROCm build calls its GPUs `cuda`, too.
+
+    Raises:
+        InvalidInputError: torch knows no such device, or sees no GPU of that number.
+    """
+    num_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if name == "auto":
+        return torch.device("cuda" if num_gpus else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InvalidInputError(
+            f"--device {name} is none of auto, cpu, cuda, cuda:<number>"
+        ) from error
+    if device.type == "cuda" and (device.index or 0) >= num_gpus:
+        raise InvalidInputError(
+            f"--device {name}: torch {torch_build()} sees {num_gpus} GPUs; "
+            "use --device cpu, or see what python -m world_modality.doctor says about the GPU"
+        )
+    return device
