@@ -1,0 +1,1 @@
+"""Closed-loop benchmarks: recording demonstrations and rolling out policies in real simulators."""

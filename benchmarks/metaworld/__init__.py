@@ -1,0 +1,1 @@
+"""MetaWorld (MuJoCo, 50 manipulation tasks of a Sawyer arm)."""

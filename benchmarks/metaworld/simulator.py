@@ -1,0 +1,246 @@
+"""MetaWorld behind one adapter: the only file that imports metaworld or mujoco.
+
+Conventions are those of LeRobot's public MetaWorld data: camera `corner2` at a moved position,
+images turned by 180 degrees, a 4-d state and a 4-d action. Two things differ from LeRobot's
+`MetaworldEnv`:
+
+- images have the size asked for (lerobot 0.4.4 always renders 480x480), and no shadows, reflections
+  or multisampling, which cost most of the time on a machine without a GPU;
+- `reset` brings derived quantities up to date before the first observation. MetaWorld 3.1.1 moves
+  objects by editing the model and then observes without a forward pass: in drawer-open, both window
+  tasks, faucet-open, dial-turn, door-lock and lever-pull, its first observation has the object
+  where it stood in the layout before, up to 20 cm off.
+"""
+
+import importlib.metadata
+import importlib.util
+import os
+import pickle
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float32, Float64, UInt8
+
+from world_modality.errors import InvalidInputError, UserError, missing_key
+
+FPS = 80
+ACTION_DIM = 4
+STATE_DIM = 4
+MAX_EPISODE_STEPS = 500
+
+IMAGE_KEY = "observation.image"
+STATE_KEY = "observation.state"
+ENVIRONMENT_STATE_KEY = "observation.environment_state"
+
+STATE_NAMES = ("hand_x", "hand_y", "hand_z", "gripper_opening")
+ACTION_NAMES = ("hand_dx", "hand_dy", "hand_dz", "gripper_effort")
+_POSE = ("x", "y", "z", "quat_0", "quat_1", "quat_2", "quat_3")
+ENVIRONMENT_STATE_NAMES = (
+    *(f"object_1_{part}" for part in _POSE),
+    *(f"object_2_{part}" for part in _POSE),
+    *(f"goal_{part}" for part in "xyz"),
+)
+
+Observation = dict[str, np.ndarray]
+Expert = Callable[[Float64[np.ndarray, "39"]], Float64[np.ndarray, " A"]]
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """How images are made. A policy must be rolled out with the rendering it was trained on."""
+
+    camera: str = "corner2"
+    camera_position: tuple[float, float, float] = (0.75, 0.075, 0.7)
+    flip_axes: tuple[int, ...] = (0, 1)
+    image_size: int = 128
+    offsamples: int = 0
+    shadows: bool = False
+    reflections: bool = False
+    gl_backend: str = "egl"
+
+    def record(self) -> dict[str, Any]:
+        """Return the settings as JSON holds them (tuples as lists)."""
+        return {
+            name: list(value) if isinstance(value, tuple) else value
+            for name, value in asdict(self).items()
+        }
+
+    @classmethod
+    def from_record(cls, record: Mapping[str, Any]) -> "Rendering":
+        """Rebuild the settings that `record` wrote.
+
+        Raises:
+            InvalidInputError: a setting is missing or unknown.
+        """
+        known = set(cls.__dataclass_fields__)
+        if set(record) != known:
+            raise InvalidInputError(
+                f"a rendering has the settings {sorted(known)}, the record has {sorted(record)}"
+            )
+        settings: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value
+            for name, value in record.items()
+        }
+        return cls(**settings)
+
+
+def simulator_versions() -> dict[str, str]:
+    """Return the versions that decide what an episode looks like, without importing the simulator.
+
+    Raises:
+        UserError: the simulator is not installed.
+    """
+    packages = ("metaworld", "mujoco")
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"{package} is not installed; pip install metaworld==3.1.1")
+    return {package: importlib.metadata.version(package) for package in packages}
+
+
+def gl_backend() -> str:
+    """Return the backend MuJoCo is told to render with: `MUJOCO_GL`, or EGL where it is unset."""
+    return os.environ.get("MUJOCO_GL") or "egl"
+
+
+def scripted_expert(task: str) -> Expert:
+    """Return MetaWorld's scripted policy: a raw observation in, an unclipped action out."""
+    policies = _import_simulator().policies.ENV_POLICY_MAP
+    if task not in policies:
+        raise missing_key("scripted expert", task, policies, "MetaWorld")
+    # The experts rely on the simulator's clipping and warn at every large step.
+    warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
+    expert: Expert = policies[task]().get_action
+    return expert
+
+
+class MetaworldSimulator:
+    """One task of MetaWorld that resets to a layout, executes actions and renders.
+
+    Observations are dicts of `observation.image` (uint8 [height, width, 3]), `observation.state`
+    (float32 [4]: hand position in m, gripper opening in [0, 1]) and `observation.environment_state`
+    (float32 [17], see `ENVIRONMENT_STATE_NAMES`: two object poses and the goal position, in m;
+    tasks with one object have zeros for the second; a quaternion's order is the task's own).
+
+    The same layout seed and actions give the same observations, whatever was played before.
+    """
+
+    def __init__(self, task: str, rendering: Rendering) -> None:
+        """Build the simulator and its renderer (0.5 to 0.8 s).
+
+        Raises:
+            MissingKeyError: the task is unknown.
+            UserError: the simulator is not installed, or there is no way to render off screen.
+        """
+        os.environ["MUJOCO_GL"] = rendering.gl_backend
+        environments = _import_simulator().env_dict.ALL_V3_ENVIRONMENTS
+        if task not in environments:
+            raise missing_key("task", task, environments, "MetaWorld")
+        self.task = task
+        self.rendering = rendering
+        self._env = _build_environment(task, environments[task])
+        self._renderer = _build_renderer(self._env.model, rendering)
+        self._raw_observation: np.ndarray | None = None
+
+    @property
+    def raw_observation(self) -> Float64[np.ndarray, "39"]:
+        """MetaWorld's own observation, which the scripted experts read; goal included."""
+        assert self._raw_observation is not None, "reset() comes first"
+        return self._raw_observation
+
+    def reset(self, layout_seed: int) -> Observation:
+        """Start an episode in the layout that the seed determines."""
+        import mujoco
+
+        self._env.seed(layout_seed)
+        self._env.reset()
+        mujoco.mj_forward(self._env.model, self._env.data)
+        current = self._env._get_curr_obs_combined_no_goal()
+        self._env._prev_obs = current
+        self._raw_observation = np.hstack((current, current, self._env._get_pos_goal()))
+        return self._observe()
+
+    def step(self, action: Float32[np.ndarray, " A"]) -> tuple[Observation, bool]:
+        """Execute one action (1/80 s).
+
+        Args:
+            action: hand displacement and gripper effort; clipped to [-1, 1].
+
+        Returns:
+            The observation after the action, and whether the task is solved in it.
+
+        Raises:
+            ValueError: the action is not four finite numbers.
+        """
+        if action.shape != (ACTION_DIM,) or not np.isfinite(action).all():
+            raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {action}")
+        raw, _, _, _, info = self._env.step(np.clip(action, -1, 1))
+        self._raw_observation = raw
+        return self._observe(), bool(info["success"])
+
+    def render(self) -> UInt8[np.ndarray, "height width 3"]:
+        """Return the current image, turned as `rendering.flip_axes` says."""
+        self._renderer.update_scene(self._env.data, camera=self.rendering.camera)
+        image = np.flip(self._renderer.render(), self.rendering.flip_axes)
+        return np.ascontiguousarray(image)
+
+    def close(self) -> None:
+        """Free the rendering context."""
+        self._renderer.close()
+
+    def _observe(self) -> Observation:
+        raw = self.raw_observation
+        return {
+            IMAGE_KEY: self.render(),
+            STATE_KEY: raw[:STATE_DIM].astype(np.float32),
+            ENVIRONMENT_STATE_KEY: np.hstack((raw[4:18], raw[36:39])).astype(np.float32),
+        }
+
+
+def _import_simulator() -> Any:
+    simulator_versions()
+    os.environ.setdefault("MUJOCO_GL", "egl")
+    try:
+        import metaworld
+        import metaworld.policies
+    except (ImportError, AttributeError, RuntimeError) as error:
+        # PyOpenGL fails with an AttributeError on None where libEGL is not there.
+        raise _no_rendering(error) from error
+    return metaworld
+
+
+def _build_environment(task: str, environment_class: Any) -> Any:
+    from metaworld.types import Task
+
+    env = environment_class()
+    # The random vector is drawn anew at every reset; the experts need the goal in the observation.
+    content = {"env_cls": environment_class, "rand_vec": None, "partially_observable": False}
+    env.set_task(Task(env_name=task, data=pickle.dumps(content)))
+    env._freeze_rand_vec = False
+    env.seeded_rand_vec = True
+    return env
+
+
+def _build_renderer(model: Any, rendering: Rendering) -> Any:
+    import mujoco
+
+    model.cam_pos[model.camera(rendering.camera).id] = rendering.camera_position
+    model.vis.quality.offsamples = rendering.offsamples  # read when the context is made
+    model.vis.global_.offwidth = model.vis.global_.offheight = rendering.image_size
+    try:
+        renderer = mujoco.Renderer(model, rendering.image_size, rendering.image_size)
+    except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
+        raise _no_rendering(error) from error
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = rendering.shadows
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = rendering.reflections
+    return renderer
+
+
+def _no_rendering(error: Exception) -> UserError:
+    return UserError(
+        f"MuJoCo cannot render off screen with MUJOCO_GL={gl_backend()} ({error}); unset "
+        "MUJOCO_GL and install EGL, on Debian and Ubuntu: "
+        "apt-get install libegl1 libgles2 libgl1-mesa-dri"
+    )
