@@ -1,0 +1,70 @@
+import os
+import pickle
+
+import pytest
+import torch
+
+from tests.cache_fixtures import write_synthetic_cache
+from tests.policy_fixtures import tiny_train_config
+from world_modality.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from world_modality.errors import InvalidInputError, MissingFileError
+from world_modality.train import run
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    return run(tiny_train_config(write_synthetic_cache(folder / "cache"), folder / "logs", "C"))
+
+
+def test_round_trip(trained, tmp_path):
+    stored = load_checkpoint(trained.checkpoint, CPU)
+    save_checkpoint(tmp_path / "copy.pt", stored)
+    again = load_checkpoint(tmp_path / "copy.pt", CPU)
+    assert again.policy_config == stored.policy_config
+    assert again.manifest == stored.manifest
+    assert again.epoch == stored.epoch == 2
+    assert all(torch.equal(stored.model[name], again.model[name]) for name in stored.model)
+
+
+def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
+    class Hostile:
+        def __reduce__(self):
+            return os.mkdir, (str(tmp_path / "executed"),)
+
+    torch.save({"format": Hostile()}, tmp_path / "model_C_epoch0.pt")
+    with pytest.raises(InvalidInputError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "model_C_epoch0.pt", CPU)
+    (tmp_path / "plain.pt").write_bytes(pickle.dumps(Hostile()))
+    with pytest.raises(InvalidInputError, match="not a checkpoint"):
+        load_checkpoint(tmp_path / "plain.pt", CPU)
+    assert not (tmp_path / "executed").exists()
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_a_truncated_checkpoint_is_refused(trained, tmp_path, share):
+    content = trained.checkpoint.read_bytes()
+    (tmp_path / "cut.pt").write_bytes(content[: int(share * len(content))])
+    with pytest.raises(InvalidInputError, match=r"cut\.pt is damaged"):
+        load_checkpoint(tmp_path / "cut.pt", CPU)
+
+
+def test_another_programs_checkpoint_is_refused(tmp_path):
+    torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(InvalidInputError, match="has format None, expected"):
+        load_checkpoint(tmp_path / "other.pt", CPU)
+
+
+def test_a_missing_checkpoint_lists_its_neighbours(trained):
+    with pytest.raises(MissingFileError, match=r"model_C_epoch0\.pt, model_C_epoch1\.pt"):
+        load_checkpoint(trained.checkpoint.with_name("model_C_epoch9.pt"), CPU)
+
+
+def test_the_latest_checkpoint_is_the_one_of_the_highest_epoch(tmp_path):
+    assert latest_checkpoint(tmp_path, "C") is None
+    for name in ("model_C_epoch9.pt", "model_C_epoch10.pt", "model_C_epoch11.pt.partial"):
+        (tmp_path / name).touch()
+    (tmp_path / "model_C_no_world_input_epoch12.pt").touch()
+    assert latest_checkpoint(tmp_path, "C") == tmp_path / "model_C_epoch10.pt"

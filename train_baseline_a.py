@@ -1,0 +1,20 @@
+"""Train baseline A: behaviour cloning, no world token anywhere."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from world_modality.cli import run_cli
+from world_modality.train import run
+from world_modality.train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class Config(TrainConfig):
+    """Train baseline A: behaviour cloning, no world token anywhere."""
+
+    model_type: Literal["A"] = "A"
+    """The arm."""
+
+
+if __name__ == "__main__":
+    run_cli(Config, run)

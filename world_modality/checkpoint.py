@@ -1,0 +1,140 @@
+"""Checkpoints: one file that resumes a training run, or rolls out its policy without the cache."""
+
+import json
+import pickle
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from world_modality.atomic import replacing
+from world_modality.cache import Cache
+from world_modality.errors import InvalidInputError, MissingFileError
+from world_modality.policy import PolicyConfig, WorldPolicy, policy_config_from_dict
+
+FORMAT = "world-modality-checkpoint/1"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        policy_config: the policy's whole configuration.
+        train_config: the resolved flags of the training run.
+        epoch: how many epochs are done.
+        global_step: how many optimiser steps are done.
+        model: the policy's weights and statistics.
+        training_state: optimiser and random states, for resuming.
+        manifest: the cache's manifest at training time (encoder, codebook, split, rendering).
+        cache_fingerprint: of the cache that it was trained on.
+        cache_arrays: codebook centroids, and the encoder itself where it was fitted on the data.
+    """
+
+    policy_config: PolicyConfig
+    train_config: dict[str, Any]
+    epoch: int
+    global_step: int
+    model: dict[str, Tensor]
+    training_state: dict[str, Any]
+    manifest: dict[str, Any]
+    cache_fingerprint: str
+    cache_arrays: dict[str, Tensor]
+
+    def build_policy(self, device: torch.device) -> WorldPolicy:
+        """Rebuild the trained policy in evaluation mode."""
+        policy = WorldPolicy(self.policy_config)
+        policy.load_state_dict(self.model)
+        return policy.to(device).eval()
+
+    def require_cache(self, cache: Cache) -> None:
+        """Check that a cache is the one that this policy was trained on.
+
+        Raises:
+            InvalidInputError: says which part of the cache differs.
+        """
+        if cache.fingerprint() == self.cache_fingerprint:
+            return
+        sections = [
+            name
+            for name in ("dataset", "encoder", "codebook", "split", "arrays")
+            if cache.manifest.get(name) != self.manifest.get(name)
+        ]
+        raise InvalidInputError(
+            f"the checkpoint was trained on another cache than {cache.folder}: "
+            f"{', '.join(sections)} differ; give the cache it was trained on "
+            f"({self.manifest['dataset'].get('name')}), or train again"
+        )
+
+
+def checkpoint_arrays(cache: Cache) -> dict[str, Tensor]:
+    """Return the arrays of the cache that a rollout needs besides the weights."""
+    names = ["codebook_centroids", "pixel_pca_components", "pixel_pca_mean"]
+    return {name: torch.from_numpy(np.array(cache.load(name))) for name in names if cache.has(name)}
+
+
+def checkpoint_path(log_dir: Path, model_type: str, epoch: int) -> Path:
+    """Return where the checkpoint after `epoch` (counted from 0) is kept."""
+    return log_dir / f"model_{model_type}_epoch{epoch}.pt"
+
+
+def latest_checkpoint(log_dir: Path, model_type: str) -> Path | None:
+    """Return the checkpoint of the last finished epoch, or None."""
+    found = {
+        int(match[1]): path
+        for path in log_dir.glob(f"model_{model_type}_epoch*.pt")
+        if (match := re.fullmatch(rf"model_{model_type}_epoch(\d+)\.pt", path.name))
+    }
+    return found[max(found)] if found else None
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically; it holds tensors, numbers and text only."""
+    content = {
+        "format": FORMAT,
+        "policy_config": asdict(checkpoint.policy_config),
+        "train_config": checkpoint.train_config,
+        "epoch": checkpoint.epoch,
+        "global_step": checkpoint.global_step,
+        "model": checkpoint.model,
+        "training_state": checkpoint.training_state,
+        "manifest": json.dumps(checkpoint.manifest),
+        "cache_fingerprint": checkpoint.cache_fingerprint,
+        "cache_arrays": checkpoint.cache_arrays,
+    }
+    with replacing(path) as partial:
+        torch.save(content, partial)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+    """Read a checkpoint without executing anything that it contains.
+
+    Raises:
+        MissingFileError: no such file; the message lists the checkpoints beside it.
+        InvalidInputError: no checkpoint of this project, damaged, or not loadable safely.
+    """
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+        raise MissingFileError(
+            f"no checkpoint {path}; in {path.parent} there are: {', '.join(beside) or 'none'}"
+        )
+    with path.open("rb") as file:
+        try:
+            content = torch.load(file, map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+            reason = next(iter(str(error).splitlines()), "empty file")
+            raise InvalidInputError(
+                f"{path} is damaged or not a checkpoint of tensors and plain values ({reason}); "
+                "use an earlier checkpoint, or train again"
+            ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InvalidInputError(f"{path} has format {found!r}, expected {FORMAT!r}")
+    del content["format"]
+    content["policy_config"] = policy_config_from_dict(content["policy_config"])
+    content["manifest"] = json.loads(content["manifest"])
+    return Checkpoint(**content)

@@ -1,0 +1,186 @@
+"""Train one arm: `train_baseline_a.py`, `train_baseline_b.py` and `train_model_c.py` start here."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from tqdm import tqdm
+
+from world_modality.cache import Cache
+from world_modality.checkpoint import (
+    Checkpoint,
+    checkpoint_arrays,
+    checkpoint_path,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
+from world_modality.cli import config_dict, write_config
+from world_modality.device import resolve_device
+from world_modality.errors import InvalidInputError
+from world_modality.frame_tensors import FrameTensors
+from world_modality.offline_predictions import predict
+from world_modality.policy import WorldPolicy
+from world_modality.run_log import RunLog
+from world_modality.train_config import TrainConfig, require_same_run
+from world_modality.trainer import Trainer, fit_standardizers
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """Where the run ended."""
+
+    checkpoint: Path
+    metrics: dict[str, Any]
+
+
+def run(config: TrainConfig) -> TrainResult:
+    """Train, or go on training, the arm that `config` names.
+
+    Raises:
+        InvalidInputError: the cache, the flags or an existing run in `log_dir` do not fit.
+        MissingFileError: the cache is incomplete.
+    """
+    stored = _existing_checkpoint(config)
+    device = resolve_device(config.device)
+    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    tensors = FrameTensors.from_cache(cache, device)
+    tensors.episodes.require_context(config.context_frames)
+    split = cache.manifest["split"]
+    train_frames = tensors.episodes.frames_of(split["train"])
+    val_frames = tensors.episodes.frames_of(split["val"])
+    trainer = _build_trainer(config, cache, tensors, train_frames)
+    first_epoch = 0
+    if stored is not None:
+        stored.require_cache(cache)
+        trainer.policy.load_state_dict(stored.model)
+        trainer.restore(stored.training_state, stored.global_step)
+        first_epoch = stored.epoch
+    write_config(config, config.log_dir / "config.json")
+    _print_header(config, cache, trainer, val_frames)
+    log = RunLog(config.log_dir, num_epochs=first_epoch, num_steps=trainer.global_step)
+    metrics = log.last_epoch_metrics
+    for epoch in range(first_epoch, config.num_epochs):
+        metrics = _train_epoch(trainer, epoch, log) | validate(trainer.policy, tensors, val_frames)
+        log.epoch(epoch, trainer.global_step, metrics)
+        # The checkpoint goes last: what it says is done has been logged.
+        save_checkpoint(
+            checkpoint_path(config.log_dir, config.model_type, epoch),
+            _checkpoint(config, cache, trainer, epoch + 1),
+        )
+        print(f"epoch {epoch}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
+    log.close()
+    path = checkpoint_path(config.log_dir, config.model_type, config.num_epochs - 1)
+    print(f"checkpoint: {path}")
+    return TrainResult(path, metrics)
+
+
+def _existing_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    path = latest_checkpoint(config.log_dir, config.model_type)
+    others = [p for p in config.log_dir.glob("model_*.pt") if path is None]
+    if config.overwrite:
+        for old in config.log_dir.glob("model_*.pt"):
+            old.unlink()
+        return None
+    if others or (path is not None and not config.resume):
+        raise InvalidInputError(
+            f"{config.log_dir} already holds a run ({(path or others[0]).name}); give --resume to "
+            "go on with it, --overwrite to replace it, or another --log_dir"
+        )
+    if path is None:
+        return None
+    stored = load_checkpoint(path, torch.device("cpu"))
+    require_same_run(stored.train_config, config_dict(config), config.log_dir)
+    return stored
+
+
+def _build_trainer(
+    config: TrainConfig, cache: Cache, tensors: FrameTensors, frames: Int[np.ndarray, " M"]
+) -> Trainer:
+    policy_config = config.policy_config(
+        embedding_dim=tensors.embeddings.shape[1],
+        state_dim=tensors.states.shape[1],
+        action_dim=tensors.actions.shape[1],
+        num_world_tokens=cache.manifest["arrays"]["codebook_centroids"]["shape"][0],
+    )
+    torch.manual_seed(config.seed)
+    policy = WorldPolicy(policy_config).to(tensors.device)
+    fit_standardizers(policy, tensors, frames)
+    # Dropout draws the same numbers however many the arm's own layers drew at their creation.
+    torch.manual_seed(config.seed)
+    return Trainer(policy, tensors, frames, config)
+
+
+def _train_epoch(trainer: Trainer, epoch: int, log: RunLog) -> dict[str, float]:
+    totals = torch.zeros(3, device=trainer.tensors.device)
+    every = trainer.config.log_every
+    bar = tqdm(trainer.epoch(epoch), total=trainer.steps_per_epoch, desc=f"epoch {epoch}")
+    for record in bar:
+        losses = torch.stack(dataclasses.astuple(record.losses))
+        totals += losses
+        if record.global_step % every == 0:
+            total, action, world = losses.tolist()
+            _require_finite_loss(total, record.global_step)
+            log.step(record.global_step, action, world, record.learning_rate)
+            bar.set_postfix(loss=f"{total:.4f}")
+    mean = (totals / trainer.steps_per_epoch).tolist()
+    _require_finite_loss(mean[0], trainer.global_step)
+    return dict(zip(("train_loss", "train_action_loss", "train_world_loss"), mean, strict=True))
+
+
+def _require_finite_loss(loss: float, step: int) -> None:
+    if not math.isfinite(loss):
+        raise InvalidInputError(
+            f"the loss is {loss} at step {step}; lower --learning_rate, or look for outliers "
+            "in the cache's actions, states and embeddings"
+        )
+
+
+def validate(
+    policy: WorldPolicy, tensors: FrameTensors, frames: Int[np.ndarray, " M"]
+) -> dict[str, float]:
+    """Return exact means over the validation frames.
+
+    `val_action_mse` is in units of the training standard deviation; `val_world_top1` and
+    `val_world_top5` are over all horizons.
+    """
+    errors = predict(policy, tensors, frames)
+    metrics = {"val_action_mse": float(errors.squared_error.sum() / errors.valid.sum())}
+    if errors.token_rank is not None:
+        ranks = errors.token_rank[errors.token_rank >= 0]
+        metrics["val_world_top1"] = float((ranks == 0).mean())
+        metrics["val_world_top5"] = float((ranks < 5).mean())
+    return metrics
+
+
+def _checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer, epoch: int) -> Checkpoint:
+    return Checkpoint(
+        policy_config=trainer.policy.config,
+        train_config=config_dict(config),
+        epoch=epoch,
+        global_step=trainer.global_step,
+        model=trainer.policy.state_dict(),
+        training_state=trainer.state(),
+        manifest=cache.manifest,
+        cache_fingerprint=cache.fingerprint(),
+        cache_arrays=checkpoint_arrays(cache),
+    )
+
+
+def _print_header(
+    config: TrainConfig, cache: Cache, trainer: Trainer, val_frames: Int[np.ndarray, " M"]
+) -> None:
+    num_parameters = sum(p.numel() for p in trainer.policy.parameters())
+    encoder = cache.manifest["encoder"]
+    print(
+        f"model {config.model_type}: {num_parameters / 1e6:.2f} M parameters on "
+        f"{trainer.tensors.device}, {trainer.steps_per_epoch} steps an epoch, "
+        f"{len(val_frames)} validation frames; encoder {encoder['name']}"
+    )
+    if encoder.get("note"):
+        print(f"note: {encoder['note']}")

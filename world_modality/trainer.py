@@ -1,0 +1,155 @@
+"""The optimisation loop: the same for every arm, and without any file in it."""
+
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor, nn
+
+from world_modality.errors import InvalidInputError
+from world_modality.frame_tensors import FrameTensors, mean_and_std
+from world_modality.losses import Losses, policy_losses
+from world_modality.offline_predictions import window_shape
+from world_modality.policy import Standardizer, WorldPolicy
+from world_modality.train_config import TrainConfig
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One optimiser step; losses stay on the device until somebody reads them."""
+
+    global_step: int
+    losses: Losses
+    learning_rate: float
+
+
+class Trainer:
+    """Steps through epochs of shuffled windows.
+
+    Args:
+        policy: on the device of `tensors`.
+        tensors: the recorded frames.
+        frames: training frames t; each is visited once an epoch.
+        config: optimiser, schedule and seed.
+    """
+
+    def __init__(
+        self,
+        policy: WorldPolicy,
+        tensors: FrameTensors,
+        frames: Int[np.ndarray, " M"],
+        config: TrainConfig,
+    ) -> None:
+        if len(frames) == 0:
+            raise InvalidInputError("the training split has no frames")
+        self.policy = policy
+        self.tensors = tensors
+        self.config = config
+        self.global_step = 0
+        self._frames = torch.from_numpy(frames).to(tensors.device)
+        self.window_shape = window_shape(policy)
+        self._optimizer = torch.optim.AdamW(
+            _parameter_groups(policy, config.weight_decay),
+            lr=config.learning_rate,
+            fused=tensors.device.type == "cuda",
+        )
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Optimiser steps in one pass over the training frames."""
+        return math.ceil(len(self._frames) / self.config.batch_size)
+
+    def epoch(self, epoch: int) -> Iterator[StepRecord]:
+        """Train one epoch. The order depends on seed and epoch alone, whatever the arm."""
+        self.policy.train()
+        rng = np.random.default_rng([self.config.seed, epoch])
+        order = torch.from_numpy(rng.permutation(len(self._frames))).to(self.tensors.device)
+        for chosen in self._frames[order].split(self.config.batch_size):
+            yield self.step(chosen)
+
+    def step(self, frames: Int[Tensor, " B"]) -> StepRecord:
+        """Make one optimiser step on the windows around these frames."""
+        batch = self.tensors.gather(frames, self.window_shape)
+        learning_rate = self.learning_rate(self.global_step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate
+        with autocast(self.config.precision, self.tensors.device):
+            output = self.policy(batch.embeddings, batch.states, batch.world_tokens)
+        losses = policy_losses(self.policy, output, batch, self.config.world_loss_weight)
+        self._optimizer.zero_grad(set_to_none=True)
+        losses.total.backward()
+        nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        self._optimizer.step()
+        self.global_step += 1
+        detached = Losses(*(getattr(losses, n).detach() for n in ("total", "action", "world")))
+        return StepRecord(self.global_step, detached, learning_rate)
+
+    def learning_rate(self, step: int) -> float:
+        """Linear warm-up, then cosine to zero (Loshchilov and Hutter, 2017) or constant."""
+        peak = self.config.learning_rate
+        total = self.config.num_epochs * self.steps_per_epoch
+        warmup = min(self.config.warmup_steps, total // 2)
+        if step < warmup:
+            return peak * (step + 1) / warmup
+        if self.config.lr_schedule == "constant":
+            return peak
+        done = (step - warmup) / max(1, total - warmup)
+        return peak * 0.5 * (1 + math.cos(math.pi * done))
+
+    def state(self) -> dict[str, Any]:
+        """Return what a resumed run needs besides the weights, as tensors and numbers."""
+        state = {
+            "optimizer": self._optimizer.state_dict(),
+            "torch_rng": torch.get_rng_state(),
+        }
+        if self.tensors.device.type == "cuda":
+            state["cuda_rng"] = torch.cuda.get_rng_state(self.tensors.device)
+        return state
+
+    def restore(self, state: dict[str, Any], global_step: int) -> None:
+        """Go back to a state that `state` returned."""
+        self.global_step = global_step
+        self._optimizer.load_state_dict(state["optimizer"])
+        torch.set_rng_state(state["torch_rng"].cpu())
+        if "cuda_rng" in state and self.tensors.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.tensors.device)
+
+
+def fit_standardizers(
+    policy: WorldPolicy, tensors: FrameTensors, frames: Int[np.ndarray, " M"]
+) -> None:
+    """Set the policy's input and output statistics from these (training) frames."""
+    for standardizer, values in (
+        (policy.embedding_norm, tensors.embeddings),
+        (policy.state_norm, tensors.states),
+        (policy.action_norm, tensors.actions),
+    ):
+        _set_statistics(standardizer, *mean_and_std(values, frames))
+
+
+def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
+    """Return the context in which the forward pass computes."""
+    on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
+    wanted = precision == "bf16" or (precision == "auto" and on_gpu)
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def _set_statistics(standardizer: Standardizer, mean: Tensor, std: Tensor) -> None:
+    standardizer.mean.copy_(mean)
+    standardizer.std.copy_(std)
+
+
+def _parameter_groups(policy: WorldPolicy, weight_decay: float) -> list[dict[str, Any]]:
+    # Decay belongs on matrices; biases, norms and the learned query tokens keep their scale.
+    decayed = [p for n, p in policy.named_parameters() if p.dim() > 1 and "quer" not in n]
+    chosen = {id(p) for p in decayed}
+    kept = [p for p in policy.parameters() if id(p) not in chosen]
+    return [
+        {"params": decayed, "weight_decay": weight_decay},
+        {"params": kept, "weight_decay": 0.0},
+    ]
