@@ -1,0 +1,140 @@
+"""Evaluate a checkpoint on held-out episodes: action error and world-token accuracy."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from world_modality.action_metrics import action_metrics, trivial_errors
+from world_modality.atomic import write_json
+from world_modality.cache import Cache
+from world_modality.cli import run_cli, write_config
+from world_modality.intervals import Interval
+from world_modality.offline_plots import plot_eval
+from world_modality.offline_predictions import predict
+from world_modality.offline_run import OfflineRun, print_header
+from world_modality.world_metrics import HorizonAccuracy, world_metrics
+
+PREDICTORS = {
+    "model": "the policy",
+    "task_mean": "training mean of the task",
+    "last_action": "last action held",
+}
+
+
+@dataclass(frozen=True)
+class EvalOfflineConfig:
+    """Action MSE and world-token accuracy on held-out episodes, beside trivial predictors."""
+
+    checkpoint: Path
+    """A `model_<TYPE>_epoch<n>.pt` of the trainer."""
+    dataset_name: str
+    """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
+    cache_dir: Path = Path("cache")
+    """Where the stages keep their arrays."""
+    split: str = "train"
+    """Prefix of the cache's files; the held-out episodes are part of it."""
+    out_dir: Path | None = None
+    """Receives eval_offline.json and .png; by default a folder beside the checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    seed: int = 0
+    """Of the bootstrap."""
+
+    @property
+    def resolved_out_dir(self) -> Path:
+        """Where the report goes."""
+        return self.out_dir or self.checkpoint.parent / f"eval_offline_{self.checkpoint.stem}"
+
+
+@dataclass(frozen=True)
+class EvalOfflineResult:
+    """The report.
+
+    Attributes:
+        run: what was evaluated.
+        actions: per predictor `mse`, `mse_raw` (intervals) and their values per chunk step.
+        episodes: the policy's error sums and counts per episode, from which two checkpoints on the
+            same cache can be compared pairwise.
+        world: accuracies per horizon on `all` and on `changed` frames; None for arm A.
+    """
+
+    run: dict[str, Any]
+    actions: dict[str, dict[str, Any]]
+    episodes: dict[str, list[int] | list[float]]
+    world: dict[str, list[HorizonAccuracy]] | None
+
+
+def run(config: EvalOfflineConfig) -> EvalOfflineResult:
+    """Evaluate, print, and write JSON and plot.
+
+    Raises:
+        MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
+    """
+    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    opened = OfflineRun.open(config.checkpoint, cache, config.device)
+    errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="evaluate")
+    predictors = {"model": errors, **trivial_errors(opened)}
+    result = EvalOfflineResult(
+        run=opened.describe(),
+        actions={
+            name: action_metrics(opened, predicted, config.seed)
+            for name, predicted in predictors.items()
+        },
+        episodes={
+            "episode_index": opened.val_ids,
+            "squared_error_sum": opened.episode_sums(errors).tolist(),
+            "num_steps": opened.episode_counts.tolist(),
+        },
+        world=(None if errors.token_rank is None else world_metrics(opened, errors, config.seed)),
+    )
+    _print(result)
+    out_dir = config.resolved_out_dir
+    write_config(config, out_dir / "config.json")
+    write_json(out_dir / "eval_offline.json", dataclasses.asdict(result))
+    plot_eval(dataclasses.asdict(result), out_dir / "eval_offline.png")
+    print(f"report: {out_dir / 'eval_offline.json'}\nplot: {out_dir / 'eval_offline.png'}")
+    return result
+
+
+def _print(result: EvalOfflineResult) -> None:
+    print_header(result.run)
+    print("\naction MSE [95 % interval over episodes]")
+    print(f"  {'predictor':28}{'in training std²':>32}{'raw units²':>36}")
+    for name, label in PREDICTORS.items():
+        metrics = result.actions[name]
+        print(f"  {label:28}{metrics['mse']!s:>32}{metrics['mse_raw']!s:>36}")
+    steps = ", ".join(f"{value:.4g}" for value in result.actions["model"]["mse_per_step"])
+    print(f"  the policy, per step of the chunk: {steps}")
+    if result.world is None:
+        print("\nworld tokens: arm A predicts none")
+        return
+    titles = {"all": "all frames", "changed": "frames where the token changes (copy is 0 there)"}
+    for subset, title in titles.items():
+        print(f"\nworld-token accuracy, {title}")
+        print(f"  {'k':>3}{'frames':>8}" + "".join(f"{c:>24}" for c in _COLUMNS) + f"{'n':>9}")
+        for row in result.world[subset]:
+            cells = "".join(f"{_percent(row.accuracy[c]):>24}" for c in _COLUMNS)
+            print(f"  {row.horizon:>3}{row.frames_ahead:>8}{cells}{row.num_frames:>9}")
+    first = result.world["all"][0].model_minus_bigram
+    print(f"\n  top-1 at k = 1, model minus bigram: {_percent(first)} (in points, paired)")
+
+
+_COLUMNS = ("model_top1", "model_top5", "copy_top1", "bigram_top1", "bigram_top5")
+
+
+def _percent(interval: Interval) -> str:
+    if interval.value is None:
+        return "n/a"
+    if interval.low is None or interval.high is None:
+        return f"{100 * interval.value:.1f} %"
+    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_cli(EvalOfflineConfig, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,203 @@
+"""Corrupt the world token that a policy reads, and see whether its actions get worse."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from world_modality.atomic import write_json
+from world_modality.cache import Cache
+from world_modality.cli import run_cli, write_config
+from world_modality.errors import InvalidInputError
+from world_modality.intervals import Interval, ratio_interval
+from world_modality.offline_plots import plot_corruption
+from world_modality.offline_predictions import predict
+from world_modality.offline_run import OfflineRun, print_header
+from world_modality.world_corruption import (
+    Draw,
+    marginal_tokens,
+    stale_tokens,
+    task_shuffled_tokens,
+    uniform_tokens,
+)
+
+
+@dataclass(frozen=True)
+class CorruptWorldConfig:
+    """Clean and corrupted action MSE on held-out episodes, and their ratio."""
+
+    checkpoint: Path
+    """A `model_<TYPE>_epoch<n>.pt` of the trainer; of an arm without world input the ratio is 1."""
+    dataset_name: str
+    """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
+    cache_dir: Path = Path("cache")
+    """Where the stages keep their arrays."""
+    split: str = "train"
+    """Prefix of the cache's files; the held-out episodes are part of it."""
+    num_draws: int = 5
+    """Draws of each random corruption."""
+    stale_steps: tuple[int, ...] = (1, 8, 32)
+    """Ages in frames of the stale tokens."""
+    out_dir: Path | None = None
+    """Receives corrupt_world.json and .png; by default a folder beside the checkpoint."""
+    device: str = "auto"
+    """auto, cpu, cuda, …"""
+    seed: int = 0
+    """Of the corruptions and the bootstrap."""
+
+    def __post_init__(self) -> None:
+        if self.num_draws < 1:
+            raise InvalidInputError(f"--num_draws must be at least 1, not {self.num_draws}")
+        if any(steps < 1 for steps in self.stale_steps):
+            raise InvalidInputError(f"--stale_steps must be at least 1, not {self.stale_steps}")
+
+    @property
+    def resolved_out_dir(self) -> Path:
+        """Where the report goes."""
+        return self.out_dir or self.checkpoint.parent / f"corrupt_world_{self.checkpoint.stem}"
+
+
+@dataclass(frozen=True)
+class CorruptionEffect:
+    """What one corruption does to the action error.
+
+    Attributes:
+        corrupted_mse: mean over draws and frames, in training standard deviations squared.
+        ratio: corrupted / clean, paired by episode.
+        ratio_per_draw: the ratio of each draw alone; their spread is the draws' noise.
+        changed_tokens: share of frames whose token the corruption really changed.
+    """
+
+    corrupted_mse: float
+    ratio: Interval
+    ratio_per_draw: list[float]
+    changed_tokens: float
+
+
+@dataclass(frozen=True)
+class CorruptWorldResult:
+    """The report: what was run, the clean error, and each corruption's effect."""
+
+    run: dict[str, Any]
+    clean_mse: Interval
+    corruptions: dict[str, CorruptionEffect]
+
+
+def run(config: CorruptWorldConfig) -> CorruptWorldResult:
+    """Evaluate under each corruption, print, and write JSON and plot.
+
+    Raises:
+        MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
+    """
+    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    opened = OfflineRun.open(config.checkpoint, cache, config.device)
+    clean = predict(opened.policy, opened.tensors, opened.val_frames, progress="clean")
+    counts = opened.episode_counts
+    clean_sums = opened.episode_sums(clean)
+    effects = {}
+    for name, draws in _corruptions(opened, config).items():
+        corrupted = np.stack(
+            [
+                opened.episode_sums(
+                    predict(opened.policy, opened.tensors, opened.val_frames, tokens, progress=name)
+                )
+                for tokens in draws
+            ]
+        )
+        recorded = opened.tokens[opened.val_frames]
+        effects[name] = _effect(
+            clean_sums,
+            corrupted,
+            mse_per_sum=1 / counts.sum(),
+            changed=float(np.mean([tokens != recorded for tokens in draws])),
+            seed=config.seed,
+        )
+    result = CorruptWorldResult(
+        run=opened.describe(),
+        clean_mse=ratio_interval(clean_sums, counts, config.seed),
+        corruptions=effects,
+    )
+    _print(result)
+    out_dir = config.resolved_out_dir
+    write_config(config, out_dir / "config.json")
+    write_json(out_dir / "corrupt_world.json", dataclasses.asdict(result))
+    plot_corruption(dataclasses.asdict(result), out_dir / "corrupt_world.png")
+    print(f"report: {out_dir / 'corrupt_world.json'}\nplot: {out_dir / 'corrupt_world.png'}")
+    return result
+
+
+def _corruptions(opened: OfflineRun, config: CorruptWorldConfig) -> dict[str, list[np.ndarray]]:
+    """Return, by name, the tokens of each draw at the validation frames."""
+    episodes, frames, tokens = opened.tensors.episodes, opened.val_frames, opened.tokens
+    train_tokens = tokens[episodes.frames_of(opened.train_ids)]
+    random: dict[str, Draw] = {
+        "uniform": uniform_tokens(train_tokens, len(frames)),
+        "marginal": marginal_tokens(train_tokens, len(frames)),
+        "task_shuffle": task_shuffled_tokens(tokens, episodes, frames),
+    }
+    corrupted = {
+        name: [draw(np.random.default_rng([config.seed, i])) for i in range(config.num_draws)]
+        for name, draw in random.items()
+    }
+    for steps in config.stale_steps:
+        corrupted[f"stale:{steps}"] = [stale_tokens(tokens, episodes, frames, steps)]
+    return corrupted
+
+
+def _effect(
+    clean: Float[np.ndarray, " E"],
+    corrupted: Float[np.ndarray, "draws E"],
+    mse_per_sum: float,
+    changed: float,
+    seed: int,
+) -> CorruptionEffect:
+    # The mean of the differences, not of the sums: equal draws then give the clean sums exactly,
+    # where adding n equal numbers and dividing by n may not.
+    mean = clean + (corrupted - clean).mean(axis=0)
+    return CorruptionEffect(
+        corrupted_mse=float(mean.sum() * mse_per_sum),
+        ratio=ratio_interval(mean, clean, seed),
+        ratio_per_draw=(corrupted.sum(axis=1) / clean.sum()).tolist(),
+        changed_tokens=changed,
+    )
+
+
+def _print(result: CorruptWorldResult) -> None:
+    print_header(result.run)
+    print("\naction MSE in training std², corrupted / clean [95 % interval over episodes, paired]")
+    print(f"  {'corruption':14}{'MSE':>10}{'ratio':>30}{'draws':>7}{'tokens changed':>16}")
+    print(f"  {'clean':14}{result.clean_mse.value:>10.4f}")
+    for name, effect in result.corruptions.items():
+        print(
+            f"  {name:14}{effect.corrupted_mse:>10.4f}{effect.ratio!s:>30}"
+            f"{len(effect.ratio_per_draw):>7}{100 * effect.changed_tokens:>14.1f} %"
+        )
+    print("\n" + _reading(result))
+
+
+def _reading(result: CorruptWorldResult) -> str:
+    ratio = result.corruptions["task_shuffle"].ratio
+    if ratio.low is None or ratio.high is None:
+        return "One held-out episode: whether the actions use the world token is not resolved."
+    if ratio.low == ratio.high == 1:
+        return "No corruption changes the actions: they do not depend on the world token."
+    if ratio.low > 1:
+        return (
+            f"Another frame's token of the same task raises the action error by "
+            f"{100 * ((ratio.value or 1) - 1):.1f} %: the actions use what the token says."
+        )
+    if ratio.high < 1:
+        return "Another frame's token of the same task lowers the action error: the token misleads."
+    return "Whether the actions use what the token says is not resolved: the interval spans 1."
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_cli(CorruptWorldConfig, run)
+
+
+if __name__ == "__main__":
+    main()

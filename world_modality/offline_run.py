@@ -1,0 +1,134 @@
+"""A checkpoint opened on the cache it was trained on, at its validation frames."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from world_modality.cache import Cache
+from world_modality.checkpoint import Checkpoint, load_checkpoint
+from world_modality.device import resolve_device
+from world_modality.frame_tensors import FrameTensors
+from world_modality.intervals import Interval, ratio_interval, sum_by_episode
+from world_modality.offline_predictions import FrameErrors
+from world_modality.policy import WorldPolicy
+
+
+@dataclass(frozen=True)
+class OfflineRun:
+    """What offline stages evaluate.
+
+    Attributes:
+        path: the checkpoint's file.
+        checkpoint: its content.
+        cache: the cache it was trained on, checked by fingerprint.
+        tensors: the cache's arrays on the device.
+        policy: in evaluation mode on the same device.
+        train_ids: `episode_index` values of the training episodes.
+        val_ids: `episode_index` values of the validation episodes.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    cache: Cache
+    tensors: FrameTensors
+    policy: WorldPolicy
+    train_ids: list[int]
+    val_ids: list[int]
+
+    @classmethod
+    def open(cls, path: Path, cache: Cache, device_name: str) -> "OfflineRun":
+        """Load a checkpoint and its cache.
+
+        Raises:
+            MissingFileError: checkpoint or cache are missing.
+            InvalidInputError: one is damaged, or they do not belong together.
+        """
+        device = resolve_device(device_name)
+        checkpoint = load_checkpoint(path, device)
+        checkpoint.require_cache(cache)
+        split = cache.manifest["split"]
+        return cls(
+            path=path,
+            checkpoint=checkpoint,
+            cache=cache,
+            tensors=FrameTensors.from_cache(cache, device),
+            policy=checkpoint.build_policy(device),
+            train_ids=split["train"],
+            val_ids=split["val"],
+        )
+
+    @property
+    def val_frames(self) -> Int[np.ndarray, " M"]:
+        """All frames of the validation episodes."""
+        return self.tensors.episodes.frames_of(self.val_ids)
+
+    @property
+    def tokens(self) -> Int[np.ndarray, " N"]:
+        """The recorded world tokens."""
+        return self.tensors.world_tokens.cpu().numpy()
+
+    @property
+    def num_world_tokens(self) -> int:
+        """Codebook size V."""
+        return self.policy.config.num_world_tokens
+
+    def describe(self) -> dict[str, object]:
+        """Return what every report of this run states about it."""
+        encoder = self.cache.manifest["encoder"]
+        return {
+            "checkpoint": str(self.path),
+            "model_type": self.policy.config.model_type,
+            "epoch": self.checkpoint.epoch,
+            "dataset_name": self.cache.dataset_name,
+            "cache_fingerprint": self.checkpoint.cache_fingerprint,
+            "encoder": encoder["name"],
+            "encoder_note": encoder.get("note"),
+            "num_val_episodes": len(self.val_ids),
+            "num_val_frames": len(self.val_frames),
+        }
+
+    def mean_over_frames(
+        self,
+        frames: Int[np.ndarray, " M"],
+        values: Shaped[np.ndarray, " M"],
+        counts: Shaped[np.ndarray, " M"],
+        seed: int,
+    ) -> Interval:
+        """Return sum(values) / sum(counts) with an interval over episodes."""
+        position = self.tensors.episodes.of_frame[frames]
+        num_episodes = len(self.tensors.episodes)
+        return ratio_interval(
+            sum_by_episode(values, position, num_episodes),
+            sum_by_episode(counts, position, num_episodes),
+            seed,
+        )
+
+    @property
+    def episode_counts(self) -> Float[np.ndarray, " E"]:
+        """Count the chunk steps inside each validation episode that its predictions are scored on.
+
+        The frame with n frames left, itself included, has min(H, n) of them.
+        """
+        episodes, chunk = self.tensors.episodes, self.policy.config.chunk_size
+        lengths = episodes.lengths[episodes.positions_of(self.val_ids)]
+        return np.array([np.minimum(chunk, np.arange(1, n + 1)).sum() for n in lengths], float)
+
+    def episode_sums(self, errors: FrameErrors) -> Float[np.ndarray, " E"]:
+        """Return each validation episode's summed squared action error (standardised)."""
+        position = self.tensors.episodes.of_frame[errors.frames]
+        sums = sum_by_episode(
+            errors.squared_error.sum(axis=1), position, len(self.tensors.episodes)
+        )
+        return sums[self.tensors.episodes.positions_of(self.val_ids)]
+
+
+def print_header(described: dict[str, object]) -> None:
+    """Print what a report is about, and that the encoder is a stand-in where it is one."""
+    print(
+        f"{described['checkpoint']} (model {described['model_type']}) on "
+        f"{described['num_val_episodes']} held-out episodes, {described['num_val_frames']} frames"
+    )
+    if described["encoder_note"]:
+        print(f"note: {described['encoder_note']}")

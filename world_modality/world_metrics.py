@@ -1,0 +1,89 @@
+"""World-token accuracy of a policy beside copying and counting, on the same frames."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool
+
+from world_modality.intervals import Interval
+from world_modality.offline_predictions import FrameErrors
+from world_modality.offline_run import OfflineRun
+from world_modality.token_baselines import BigramBaseline
+
+Mask = Bool[np.ndarray, " M"]
+
+
+@dataclass(frozen=True)
+class HorizonAccuracy:
+    """Accuracy of predicting the token `frames_ahead` frames later.
+
+    Attributes:
+        horizon: k, 1…K.
+        frames_ahead: k times the future stride.
+        num_frames: validation frames that count.
+        accuracy: by predictor, e.g. `model_top1`, `copy_top1`, `bigram_top5`.
+        model_minus_bigram: paired difference of the top-1 accuracies.
+    """
+
+    horizon: int
+    frames_ahead: int
+    num_frames: int
+    accuracy: dict[str, Interval]
+    model_minus_bigram: Interval
+
+
+def world_metrics(
+    run: OfflineRun, errors: FrameErrors, seed: int
+) -> dict[str, list[HorizonAccuracy]]:
+    """Return accuracies per horizon, on `all` frames and where the token has `changed`.
+
+    The bigram table is counted on training episodes. Copying predicts w[t]; where w[t+k] differs
+    from it, copying is wrong by construction.
+
+    Raises:
+        ValueError: the arm predicts no tokens.
+    """
+    if errors.token_rank is None:
+        raise ValueError("an arm without token predictions has no world accuracy")
+    metrics: dict[str, list[HorizonAccuracy]] = {"all": [], "changed": []}
+    for horizon in range(1, run.policy.config.future_offset + 1):
+        steps = horizon * run.policy.config.future_stride
+        rank = errors.token_rank[:, horizon - 1]
+        inside = rank >= 0
+        source = run.tokens[errors.frames]
+        target = run.tokens[np.where(inside, errors.frames + steps, errors.frames)]
+        hits = {
+            "model_top1": rank == 0,
+            "model_top5": inside & (rank < 5),
+            "copy_top1": source == target,
+            **_bigram_hits(run, source, target, steps),
+        }
+        for subset, counted in (("all", inside), ("changed", inside & (source != target))):
+            accuracy = {
+                name: run.mean_over_frames(errors.frames, hit & counted, counted, seed)
+                for name, hit in hits.items()
+            }
+            gain = (hits["model_top1"].astype(np.int8) - hits["bigram_top1"]) * counted
+            metrics[subset].append(
+                HorizonAccuracy(
+                    horizon=horizon,
+                    frames_ahead=steps,
+                    num_frames=int(counted.sum()),
+                    accuracy=accuracy,
+                    model_minus_bigram=run.mean_over_frames(errors.frames, gain, counted, seed),
+                )
+            )
+    return metrics
+
+
+def _bigram_hits(
+    run: OfflineRun, source: np.ndarray, target: np.ndarray, steps: int
+) -> dict[str, Mask]:
+    bigram = BigramBaseline.fit(
+        run.tokens, run.tensors.episodes, run.train_ids, steps, run.num_world_tokens
+    )
+    ranked = bigram.top(source, 5)
+    return {
+        "bigram_top1": ranked[:, 0] == target,
+        "bigram_top5": (ranked == target[:, None]).any(axis=1),
+    }
