@@ -7,11 +7,14 @@ PYTEST_ARGS ?=
 RUN = "$$(ops/environment.sh python)" -m
 
 .DEFAULT_GOAL := help
-.PHONY: help env python test test-slow lint check-requirements clean
+.PHONY: help demo env python test test-slow lint check-requirements clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 	@echo '  Variables: PYTHON=python3.12, KEEP_TORCH=1, ENV_DIR=path, PYTEST_ARGS="-k name"'
+
+demo: env ## Record demonstrations, run every stage, print the table (about 15 minutes on two cores)
+	@$(RUN) world_modality.demo
 
 env: ## Make the virtual environment (minutes the first time, then nothing)
 	@ops/environment.sh create

@@ -16,5 +16,10 @@ class Config(TrainConfig):
     """The arm."""
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """Run the trainer from the command line."""
     run_cli(Config, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,5 @@
 """The analysis stage: its command line, its advice, and what it refuses."""
 
-# mypy: no-check-untyped-defs
-
 import dataclasses
 import json
 import subprocess

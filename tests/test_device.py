@@ -51,8 +51,8 @@ def test_the_build_is_named_after_what_it_computes_on(monkeypatch, cuda, hip, ta
 
 def test_types_in_signatures_are_checked_under_pytest():
     with pytest.raises(TypeCheckError):
-        resolve_device(0)  # type: ignore[arg-type]
+        resolve_device(0)
 
 
-def test_torch_is_limited_to_two_threads_under_pytest():
+def test_the_number_of_threads_is_limited_under_pytest():
     assert torch.get_num_threads() <= int(os.environ["OMP_NUM_THREADS"])

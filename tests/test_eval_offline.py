@@ -9,7 +9,6 @@ import torch
 
 from tests.cache_fixtures import SyntheticSpec, replace_arrays, write_synthetic_cache
 from tests.policy_fixtures import tiny_train_config
-from world_modality.cache import Cache
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.eval_offline import EvalOfflineConfig, run
 from world_modality.offline_predictions import predict, token_rank
@@ -59,8 +58,8 @@ def plain_windows(cache):
 
 
 def test_action_errors_equal_a_plain_loop(trained, report):
-    cache, paths = trained
-    opened = OfflineRun.open(paths["C"], Cache(cache.cache_dir, cache.dataset_name), "cpu")
+    cache, _ = trained
+    opened = OfflineRun.open(config(trained, "C", None))
     policy, actions = opened.policy, np.array(cache.load("actions"), dtype=np.float64)
     std = policy.action_norm.std.numpy()
     shape = policy.config
@@ -111,8 +110,8 @@ def test_trivial_predictors_equal_a_plain_loop(trained, report):
 
 @pytest.mark.parametrize("subset", ["all", "changed"])
 def test_token_accuracies_equal_a_plain_loop(trained, report, subset):
-    cache, paths = trained
-    opened = OfflineRun.open(paths["C"], Cache(cache.cache_dir, cache.dataset_name), "cpu")
+    cache, _ = trained
+    opened = OfflineRun.open(config(trained, "C", None))
     tokens = cache.load("world_tokens")
     for row in report.world[subset]:
         hits = {"model_top1": 0, "model_top5": 0, "copy_top1": 0}
@@ -148,6 +147,14 @@ def test_copying_is_wrong_where_the_token_changes_and_the_planted_walk_beats_it(
     assert first.model_minus_bigram.value == pytest.approx(gain)
 
 
+def test_the_bigram_told_of_the_change_never_copies_a_token_that_it_has_seen_move(report):
+    # Two frames on each token, two frames ahead: the planted walk has always moved by one.
+    for row in report.world["changed"]:
+        told, plain = row.accuracy["change_bigram_top1"], row.accuracy["bigram_top1"]
+        assert told.value >= plain.value
+    assert report.world["changed"][0].accuracy["change_bigram_top1"].value > 0.5
+
+
 def test_rank_counts_better_tokens_and_gives_equal_ratings_no_credit():
     logits = torch.tensor([[[0.1, 0.9, 0.5], [2.0, 2.0, 2.0]]])
     assert token_rank(logits, torch.tensor([[2, 2]])).tolist() == [[1, 2]]
@@ -155,8 +162,7 @@ def test_rank_counts_better_tokens_and_gives_equal_ratings_no_credit():
 
 
 def test_predicting_leaves_the_policys_mode_alone_and_uses_no_dropout(trained):
-    cache, paths = trained
-    opened = OfflineRun.open(paths["C"], Cache(cache.cache_dir, cache.dataset_name), "cpu")
+    opened = OfflineRun.open(config(trained, "C", None))
     opened.policy.train()
     first = predict(opened.policy, opened.tensors, opened.val_frames)
     second = predict(opened.policy, opened.tensors, opened.val_frames)

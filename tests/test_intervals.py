@@ -1,7 +1,5 @@
 """Bootstrap intervals over episodes: exact where that is possible, else by their coverage."""
 
-# mypy: no-check-untyped-defs
-
 import numpy as np
 import pytest
 

@@ -9,7 +9,6 @@ from scipy import stats
 
 from tests.cache_fixtures import SyntheticSpec, write_synthetic_cache
 from tests.policy_fixtures import tiny_train_config
-from world_modality.cache import Cache
 from world_modality.episodes import Episodes
 from world_modality.errors import InvalidInputError
 from world_modality.intervention_corrupt_world import CorruptWorldConfig, run
@@ -121,8 +120,7 @@ def test_a_policy_that_uses_the_token_gets_worse_and_the_ratio_is_exact(trained,
     effect = report.corruptions["task_shuffle"]
     assert effect.ratio.low is not None
     assert effect.ratio.low > 1
-    cache, paths = trained
-    opened = OfflineRun.open(paths["C"], Cache(cache.cache_dir, cache.dataset_name), "cpu")
+    opened = OfflineRun.open(config(trained, "C", None))
     frames = opened.val_frames
     clean = predict(opened.policy, opened.tensors, frames)
     draw = task_shuffled_tokens(opened.tokens, opened.tensors.episodes, frames)

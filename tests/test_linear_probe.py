@@ -1,7 +1,5 @@
 """The linear probe against scikit-learn and plain formulas, and what it may not look at."""
 
-# mypy: no-check-untyped-defs
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Copy and bigram baselines against plain dictionaries."""
 
-# mypy: no-check-untyped-defs
-
 from collections import Counter, defaultdict
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Statistics of token streams against plain double loops."""
 
-# mypy: no-check-untyped-defs
-
 import math
 from collections import Counter
 

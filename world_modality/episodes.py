@@ -111,9 +111,9 @@ def split_episodes(episodes: Episodes, val_fraction: float, seed: int) -> Split:
     """Hold out episodes for validation, spread evenly over the tasks.
 
     Systematic sampling from the episodes ordered by task (tasks and the episodes within each in
-    random order): every `1 / val_fraction`-th episode is held out. A task with n episodes gives `n
-    * val_fraction` of them, rounded up or down, and the total is right even where each task has
-    few.
+    random order): every `1 / val_fraction`-th episode is held out. The total is `val_fraction` of
+    all episodes, rounded; each task gives its share of that, rounded up or down, so that a task of
+    few episodes may give none, or all of one or two.
 
     Args:
         episodes: all episodes of the dataset.

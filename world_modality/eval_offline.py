@@ -2,17 +2,15 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from world_modality.action_metrics import action_metrics, trivial_errors
 from world_modality.atomic import write_json
-from world_modality.cache import Cache
 from world_modality.cli import run_cli, write_config
 from world_modality.intervals import Interval
 from world_modality.offline_plots import plot_eval
 from world_modality.offline_predictions import predict
-from world_modality.offline_run import OfflineRun, print_header
+from world_modality.offline_run import OfflineConfig, OfflineRun, print_header
 from world_modality.world_metrics import HorizonAccuracy, world_metrics
 
 PREDICTORS = {
@@ -23,28 +21,8 @@ PREDICTORS = {
 
 
 @dataclass(frozen=True)
-class EvalOfflineConfig:
+class EvalOfflineConfig(OfflineConfig):
     """Action MSE and world-token accuracy on held-out episodes, beside trivial predictors."""
-
-    checkpoint: Path
-    """A `model_<TYPE>_epoch<n>.pt` of the trainer."""
-    dataset_name: str
-    """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
-    cache_dir: Path = Path("cache")
-    """Where the stages keep their arrays."""
-    split: str = "train"
-    """Prefix of the cache's files; the held-out episodes are part of it."""
-    out_dir: Path | None = None
-    """Receives eval_offline.json and .png; by default a folder beside the checkpoint."""
-    device: str = "auto"
-    """auto, cpu, cuda, …"""
-    seed: int = 0
-    """Of the bootstrap."""
-
-    @property
-    def resolved_out_dir(self) -> Path:
-        """Where the report goes."""
-        return self.out_dir or self.checkpoint.parent / f"eval_offline_{self.checkpoint.stem}"
 
 
 @dataclass(frozen=True)
@@ -71,8 +49,7 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
     Raises:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
-    cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    opened = OfflineRun.open(config.checkpoint, cache, config.device)
+    opened = OfflineRun.open(config)
     errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="evaluate")
     predictors = {"model": errors, **trivial_errors(opened)}
     result = EvalOfflineResult(
@@ -89,7 +66,7 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
         world=(None if errors.token_rank is None else world_metrics(opened, errors, config.seed)),
     )
     _print(result)
-    out_dir = config.resolved_out_dir
+    out_dir = config.report_dir("eval_offline")
     write_config(config, out_dir / "config.json")
     write_json(out_dir / "eval_offline.json", dataclasses.asdict(result))
     plot_eval(dataclasses.asdict(result), out_dir / "eval_offline.png")
@@ -109,18 +86,25 @@ def _print(result: EvalOfflineResult) -> None:
     if result.world is None:
         print("\nworld tokens: arm A predicts none")
         return
-    titles = {"all": "all frames", "changed": "frames where the token changes (copy is 0 there)"}
+    titles = {
+        "all": "all frames",
+        "changed": "where the token changes (copy is 0; change_bigram is told of the change)",
+    }
     for subset, title in titles.items():
         print(f"\nworld-token accuracy, {title}")
-        print(f"  {'k':>3}{'frames':>8}" + "".join(f"{c:>24}" for c in _COLUMNS) + f"{'n':>9}")
+        columns = _COLUMNS[subset]
+        print(f"  {'k':>3}{'frames':>8}" + "".join(f"{c:>24}" for c in columns) + f"{'n':>9}")
         for row in result.world[subset]:
-            cells = "".join(f"{_percent(row.accuracy[c]):>24}" for c in _COLUMNS)
+            cells = "".join(f"{_percent(row.accuracy[c]):>24}" for c in columns)
             print(f"  {row.horizon:>3}{row.frames_ahead:>8}{cells}{row.num_frames:>9}")
     first = result.world["all"][0].model_minus_bigram
     print(f"\n  top-1 at k = 1, model minus bigram: {_percent(first)} (in points, paired)")
 
 
-_COLUMNS = ("model_top1", "model_top5", "copy_top1", "bigram_top1", "bigram_top5")
+_COLUMNS = {
+    "all": ("model_top1", "model_top5", "copy_top1", "bigram_top1", "bigram_top5"),
+    "changed": ("model_top1", "model_top5", "change_bigram_top1", "bigram_top1", "bigram_top5"),
+}
 
 
 def _percent(interval: Interval) -> str:

@@ -2,20 +2,18 @@
 
 import dataclasses
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float
 
 from world_modality.atomic import write_json
-from world_modality.cache import Cache
 from world_modality.cli import run_cli, write_config
 from world_modality.errors import InvalidInputError
 from world_modality.intervals import Interval, ratio_interval
 from world_modality.offline_plots import plot_corruption
 from world_modality.offline_predictions import predict
-from world_modality.offline_run import OfflineRun, print_header
+from world_modality.offline_run import OfflineConfig, OfflineRun, print_header
 from world_modality.world_corruption import (
     Draw,
     marginal_tokens,
@@ -26,38 +24,19 @@ from world_modality.world_corruption import (
 
 
 @dataclass(frozen=True)
-class CorruptWorldConfig:
+class CorruptWorldConfig(OfflineConfig):
     """Clean and corrupted action MSE on held-out episodes, and their ratio."""
 
-    checkpoint: Path
-    """A `model_<TYPE>_epoch<n>.pt` of the trainer; of an arm without world input the ratio is 1."""
-    dataset_name: str
-    """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
-    cache_dir: Path = Path("cache")
-    """Where the stages keep their arrays."""
-    split: str = "train"
-    """Prefix of the cache's files; the held-out episodes are part of it."""
     num_draws: int = 5
     """Draws of each random corruption."""
     stale_steps: tuple[int, ...] = (1, 8, 32)
     """Ages in frames of the stale tokens."""
-    out_dir: Path | None = None
-    """Receives corrupt_world.json and .png; by default a folder beside the checkpoint."""
-    device: str = "auto"
-    """auto, cpu, cuda, …"""
-    seed: int = 0
-    """Of the corruptions and the bootstrap."""
 
     def __post_init__(self) -> None:
         if self.num_draws < 1:
             raise InvalidInputError(f"--num_draws must be at least 1, not {self.num_draws}")
         if any(steps < 1 for steps in self.stale_steps):
             raise InvalidInputError(f"--stale_steps must be at least 1, not {self.stale_steps}")
-
-    @property
-    def resolved_out_dir(self) -> Path:
-        """Where the report goes."""
-        return self.out_dir or self.checkpoint.parent / f"corrupt_world_{self.checkpoint.stem}"
 
 
 @dataclass(frozen=True)
@@ -92,8 +71,7 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
     Raises:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
-    cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    opened = OfflineRun.open(config.checkpoint, cache, config.device)
+    opened = OfflineRun.open(config)
     clean = predict(opened.policy, opened.tensors, opened.val_frames, progress="clean")
     counts = opened.episode_counts
     clean_sums = opened.episode_sums(clean)
@@ -121,7 +99,7 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         corruptions=effects,
     )
     _print(result)
-    out_dir = config.resolved_out_dir
+    out_dir = config.report_dir("corrupt_world")
     write_config(config, out_dir / "config.json")
     write_json(out_dir / "corrupt_world.json", dataclasses.asdict(result))
     plot_corruption(dataclasses.asdict(result), out_dir / "corrupt_world.png")

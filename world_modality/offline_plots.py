@@ -19,6 +19,14 @@ _TOKEN_LINES = {
     "model_top1": ("policy", "#1b6ca8", "-"),
     "bigram_top1": ("bigram", "#c97b1a", "--"),
     "copy_top1": ("copy", "#8c8c8c", ":"),
+    "change_bigram_top1": ("bigram told of the change", "#5b8c3a", "-."),
+}
+_TOKEN_PANELS = {
+    "all": ("all frames", ("model_top1", "bigram_top1", "copy_top1")),
+    "changed": (
+        "frames where the token changes",
+        ("model_top1", "bigram_top1", "change_bigram_top1"),
+    ),
 }
 
 
@@ -30,9 +38,8 @@ def plot_eval(result: dict[str, Any], path: Path) -> None:
     figure, axes = plt.subplots(1, panels, figsize=(5.2 * panels, 4), squeeze=False)
     _action_panel(axes[0][0], result["actions"])
     if result["world"] is not None:
-        titles = {"all": "all frames", "changed": "frames where the token changes"}
-        for axis, (subset, title) in zip(axes[0][1:], titles.items(), strict=True):
-            _token_panel(axis, result["world"][subset], title)
+        for axis, subset in zip(axes[0][1:], _TOKEN_PANELS, strict=True):
+            _token_panel(axis, result["world"][subset], subset)
     _finish(figure, result["run"], path)
 
 
@@ -68,9 +75,11 @@ def _action_panel(axis: "Axes", actions: dict[str, Any]) -> None:
     axis.legend(frameon=False)
 
 
-def _token_panel(axis: "Axes", rows: list[dict[str, Any]], title: str) -> None:
+def _token_panel(axis: "Axes", rows: list[dict[str, Any]], subset: str) -> None:
+    title, names = _TOKEN_PANELS[subset]
     ahead = [row["frames_ahead"] for row in rows]
-    for name, (label, colour, line) in _TOKEN_LINES.items():
+    for name in names:
+        label, colour, line = _TOKEN_LINES[name]
         intervals = [row["accuracy"][name] for row in rows]
         values = [_or_nan(i["value"]) for i in intervals]
         axis.plot(ahead, values, line, marker="o", ms=3, color=colour, label=label)

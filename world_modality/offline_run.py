@@ -16,6 +16,30 @@ from world_modality.policy import WorldPolicy
 
 
 @dataclass(frozen=True)
+class OfflineConfig:
+    """Flags of the stages that evaluate a checkpoint on its cache."""
+
+    checkpoint: Path
+    """A `model_<TYPE>_epoch<n>.pt` of the trainer."""
+    dataset_name: str
+    """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
+    cache_dir: Path = Path("cache")
+    """Where the stages keep their arrays."""
+    split: str = "train"
+    """Prefix of the cache's files; the held-out episodes are part of it."""
+    out_dir: Path | None = None
+    """Receives the report; by default a folder beside the checkpoint."""
+    device: str = "auto"
+    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    seed: int = 0
+    """Of everything drawn at random here, the bootstrap included."""
+
+    def report_dir(self, report: str) -> Path:
+        """Return the folder for this report."""
+        return self.out_dir or self.checkpoint.parent / f"{report}_{self.checkpoint.stem}"
+
+
+@dataclass(frozen=True)
 class OfflineRun:
     """What offline stages evaluate.
 
@@ -38,19 +62,20 @@ class OfflineRun:
     val_ids: list[int]
 
     @classmethod
-    def open(cls, path: Path, cache: Cache, device_name: str) -> "OfflineRun":
+    def open(cls, config: OfflineConfig) -> "OfflineRun":
         """Load a checkpoint and its cache.
 
         Raises:
             MissingFileError: checkpoint or cache are missing.
             InvalidInputError: one is damaged, or they do not belong together.
         """
-        device = resolve_device(device_name)
-        checkpoint = load_checkpoint(path, device)
+        cache = Cache(config.cache_dir, config.dataset_name, config.split)
+        device = resolve_device(config.device)
+        checkpoint = load_checkpoint(config.checkpoint, device)
         checkpoint.require_cache(cache)
         split = cache.manifest["split"]
         return cls(
-            path=path,
+            path=config.checkpoint,
             checkpoint=checkpoint,
             cache=cache,
             tensors=FrameTensors.from_cache(cache, device),

@@ -46,10 +46,19 @@ class BigramBaseline:
         ids: list[int],
         steps: int,
         num_tokens: int,
+        *,
+        changed_only: bool = False,
     ) -> "BigramBaseline":
-        """Count the pairs (w[t], w[t+steps]) of these episodes, none across an episode's end."""
+        """Count the pairs (w[t], w[t+steps]) of these episodes, none across an episode's end.
+
+        With `changed_only` the pairs whose tokens differ: where to, given that the token changes.
+        """
         frames = frames_with_future(episodes, ids, steps)
-        return cls(tokens[frames], tokens[frames + steps], num_tokens)
+        sources, targets = tokens[frames], tokens[frames + steps]
+        if changed_only:
+            moved = sources != targets
+            sources, targets = sources[moved], targets[moved]
+        return cls(sources, targets, num_tokens)
 
     def top(self, tokens: Int[np.ndarray, " M"], num_best: int) -> Int[np.ndarray, "M R"]:
         """Return the R likeliest successors of each token, best first (R = min(num_best, V))."""

@@ -116,11 +116,10 @@ def horizon_scores(
     training pairs alone: it knows where the token goes but not when, and is the baseline to beat
     on changed pairs.
     """
-    train = frames_with_future(episodes, split.train, steps)
-    sources, targets = tokens[train], tokens[train + steps]
-    moved = sources != targets
-    bigram = BigramBaseline(sources, targets, num_tokens)
-    change_bigram = BigramBaseline(sources[moved], targets[moved], num_tokens)
+    fitted = tokens, episodes, split.train, steps, num_tokens
+    bigram = BigramBaseline.fit(*fitted)
+    change_bigram = BigramBaseline.fit(*fitted, changed_only=True)
+    targets = tokens[frames_with_future(episodes, split.train, steps) + steps]
     commonest = int(np.bincount(targets, minlength=num_tokens).argmax())
 
     frames = frames_with_future(episodes, split.val, steps)

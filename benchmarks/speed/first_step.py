@@ -1,0 +1,60 @@
+"""Train until the end of the first optimiser step, print how long that took, and stop.
+
+`bench_training` starts this in a fresh interpreter, so that imports and start-up are measured as a
+user meets them. Prints one line of JSON: seconds of import, seconds from there to the step's end,
+and the peak resident memory in bytes.
+"""
+
+import json
+import os
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+STARTED_VARIABLE = "BENCH_STARTED"
+
+
+def peak_resident_bytes() -> int:
+    """Return this process's peak resident memory.
+
+    Not `ru_maxrss`, which Linux hands on from the process that started this one.
+    """
+    status = Path("/proc/self/status").read_text()
+    return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
+
+
+def main() -> None:
+    """Run with the trainer's flags as one JSON argument."""
+    started = float(os.environ[STARTED_VARIABLE])
+    from world_modality import train
+    from world_modality.train_config import TrainConfig
+    from world_modality.trainer import StepRecord, Trainer
+
+    imported = time.time()
+    original = Trainer.step
+
+    def first_step(self: Trainer, frames: "torch.Tensor") -> StepRecord:
+        record = original(self, frames)
+        record.losses.total.item()
+        result = {
+            "import_s": imported - started,
+            "first_step_s": time.time() - imported,
+            "peak_bytes": peak_resident_bytes(),
+        }
+        print(json.dumps(result), flush=True)
+        # The rest of the epoch is of no interest, nor is what would be written on the way out.
+        os._exit(0)
+
+    Trainer.step = first_step  # type: ignore[method-assign]
+    flags = json.loads(sys.argv[1])
+    paths = {name: Path(flags[name]) for name in ("cache_dir", "log_dir")}
+    train.run(TrainConfig(**{**flags, **paths}))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,56 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from world_modality.demo import _command, _paired_difference
+from world_modality.errors import UserError
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_paired_difference_is_the_difference_of_the_exact_means():
+    rng = np.random.default_rng(0)
+    counts = rng.integers(5, 50, 12).astype(float).tolist()
+    first = {"squared_error_sum": rng.random(12).tolist(), "num_steps": counts}
+    second = {"squared_error_sum": rng.random(12).tolist(), "num_steps": counts}
+    expected = (sum(first["squared_error_sum"]) - sum(second["squared_error_sum"])) / sum(counts)
+    difference = _paired_difference(first, second)
+    assert difference.value == pytest.approx(expected)
+    assert difference.num_episodes == 12
+    same = _paired_difference(first, first)
+    assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def test_a_failing_stage_stops_the_demo():
+    with pytest.raises(UserError, match="exit code 3"):
+        _command("-c", "raise SystemExit(3)")
+
+
+@pytest.mark.slow
+def test_the_demo_runs_every_stage_and_reuses_all_of_it(tmp_path):
+    command = [sys.executable, "-m", "world_modality.demo", "--out_dir", str(tmp_path / "demo")]
+    command += ["--tasks", "reach-v3", "button-press-topdown-v3"]
+    command += ["--episodes_per_task", "6", "--num_epochs", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    for arm in ("A", "B", "C", "C_no_world_input"):
+        assert f"| {arm} |" in done.stdout
+    assert "never a DINOv2 result" in done.stdout
+    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
+    ablation = summary["C_no_world_input"]["corrupt_world"]["corruptions"]
+    assert all(effect["ratio"]["value"] == 1 for effect in ablation.values())
+    for line in (tmp_path / "demo" / "summary.md").read_text().split("pictures:")[1].split():
+        assert Path(line).stat().st_size > 1000
+    kept = {
+        path: path.stat().st_mtime_ns
+        for pattern in ("logs_*/*.pt", "cache/**/*.npy", "dataset/**/*.parquet", "logs_*/*/*.json")
+        for path in (tmp_path / "demo").glob(pattern)
+    }
+    assert len(kept) > 20
+    again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept

@@ -1,0 +1,163 @@
+"""The low-dimensional columns of a dataset: checked, hashed, and written into the cache."""
+
+import hashlib
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Int
+
+from world_modality.cache_writer import CacheWriter
+from world_modality.errors import InvalidInputError
+from world_modality.lerobot_source import LeRobotSource
+
+ENVIRONMENT_STATE_KEY = "observation.environment_state"
+
+
+@dataclass(frozen=True)
+class ColumnKeys:
+    """Which columns of the dataset become which arrays of the cache."""
+
+    state: str = "observation.state"
+    action: str = "action"
+    episode: str = "episode_index"
+    task: str = "task_index"
+    environment_state: str | None = None
+
+    @classmethod
+    def of(cls, source: LeRobotSource, **keys: str | None) -> "ColumnKeys":
+        """Check the keys; without an `environment_state` LeRobot's own is taken where it exists.
+
+        Raises:
+            MissingKeyError: lists the columns there are, nearest first.
+        """
+        given = {name: key for name, key in keys.items() if key is not None}
+        if "environment_state" not in given and ENVIRONMENT_STATE_KEY in source.features:
+            given["environment_state"] = ENVIRONMENT_STATE_KEY
+        chosen = cls(**given)
+        for key in chosen.arrays.values():
+            source.require(key)
+        return chosen
+
+    @property
+    def arrays(self) -> dict[str, str]:
+        """Cache array name → column."""
+        arrays = {
+            "states": self.state,
+            "actions": self.action,
+            "episode_index": self.episode,
+            "task_index": self.task,
+        }
+        if self.environment_state is not None:
+            arrays["environment_states"] = self.environment_state
+        return arrays
+
+    @property
+    def record(self) -> dict[str, str | None]:
+        """The keys as the manifest's `dataset` section names them."""
+        return {
+            "state_key": self.state,
+            "action_key": self.action,
+            "episode_key": self.episode,
+            "task_key": self.task,
+            "environment_state_key": self.environment_state,
+        }
+
+
+@dataclass(frozen=True)
+class ColumnScan:
+    """What one pass over the columns found.
+
+    Attributes:
+        sha256: of all their values; part of the dataset's identity.
+        dims: numbers per frame of each array that has a second axis.
+        episode_index: of every frame.
+        task_index: of every frame.
+    """
+
+    sha256: str
+    dims: dict[str, int]
+    episode_index: Int[np.ndarray, " N"] = field(repr=False)
+    task_index: Int[np.ndarray, " N"] = field(repr=False)
+
+
+def _as_array(name: str, column: np.ndarray) -> np.ndarray:
+    """Bring a column into the dtype and rank of its cache array."""
+    if name in ("episode_index", "task_index"):
+        return column.astype(np.int32).reshape(len(column))
+    return column.astype(np.float32).reshape(len(column), -1)
+
+
+def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
+    """Read every column once and check it.
+
+    Raises:
+        InvalidInputError: a number is not finite (names the first frame and its episode), or a
+            frame's task has no text.
+    """
+    digest = hashlib.sha256()
+    dims: dict[str, int] = {}
+    indices: dict[str, list[np.ndarray]] = {"episode_index": [], "task_index": []}
+    bad: dict[str, int] = {}
+    first: dict[str, tuple[int, int]] = {}
+    start = 0
+    for block in source.columns(list(keys.arrays.values())):
+        episodes = _as_array("episode_index", block[keys.episode])
+        for name, key in keys.arrays.items():
+            array = _as_array(name, block[key])
+            digest.update(f"{name} {array.shape[1:]}".encode())
+            digest.update(array.tobytes())
+            if name in indices:
+                indices[name].append(array)
+                continue
+            dims[name] = array.shape[1]
+            rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
+            if len(rows):
+                bad[name] = bad.get(name, 0) + len(rows)
+                first.setdefault(name, (start + int(rows[0]), int(episodes[rows[0]])))
+        start += len(episodes)
+    for name, count in bad.items():
+        frame, episode = first[name]
+        raise InvalidInputError(
+            f"column {keys.arrays[name]} of {source.name} has numbers that are not finite in "
+            f"{count} frames, first in frame {frame} (episode {episode}); mend or leave out these "
+            "episodes"
+        )
+    scan = ColumnScan(
+        digest.hexdigest(),
+        dims,
+        np.concatenate(indices["episode_index"]),
+        np.concatenate(indices["task_index"]),
+    )
+    without_text = sorted(set(np.unique(scan.task_index).tolist()) - set(source.tasks))
+    if without_text:
+        raise InvalidInputError(
+            f"column {keys.task} of {source.name} has values {without_text[:5]} that "
+            f"meta/tasks.parquet does not list; is --task_index_key {keys.task} right?"
+        )
+    return scan
+
+
+def column_shapes(
+    source: LeRobotSource, keys: ColumnKeys, scan: ColumnScan
+) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each cache array that the columns become."""
+    num_frames = source.num_frames
+    return {
+        name: (num_frames, scan.dims[name]) if name in scan.dims else (num_frames,)
+        for name in keys.arrays
+    }
+
+
+def write_columns(
+    writer: CacheWriter, source: LeRobotSource, keys: ColumnKeys, scan: ColumnScan
+) -> None:
+    """Write the columns in blocks; the caller publishes them."""
+    shapes = column_shapes(source, keys, scan)
+    done = min(writer.open(name, shape) for name, shape in shapes.items())
+    start = 0
+    for block in source.columns(list(keys.arrays.values())):
+        arrays = {name: _as_array(name, block[key]) for name, key in keys.arrays.items()}
+        end = start + len(arrays["states"])
+        if end > done:
+            writer.write(start, arrays)
+        start = end

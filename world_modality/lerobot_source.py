@@ -1,0 +1,213 @@
+"""A LeRobot v3 dataset on the disk, read in blocks in its global frame order.
+
+The files are read as the v3.0 format lays them out (`meta/info.json`, `meta/tasks.parquet`,
+`meta/episodes/`, `data/`, `videos/`), which every lerobot release of that format shares.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from world_modality.errors import InvalidInputError, MissingKeyError, missing_key
+from world_modality.lerobot_format import (
+    INFO_PATH,
+    RECORDING_PATH,
+    content_sha256,
+    read_json,
+    read_tasks,
+    to_numpy,
+)
+
+INDEX_KEY = "index"
+BLOCK_ROWS = 2_048
+
+
+@dataclass(frozen=True)
+class LeRobotSource:
+    """One dataset on the disk.
+
+    Attributes:
+        name: repository id, or the name given to a local dataset.
+        root: its folder.
+        revision: the hub revision it was pinned to, None for whatever the folder holds.
+        info: `meta/info.json`.
+        tasks: task texts by `task_index`.
+        data_files: the parquet files in frame order.
+        recording: `meta/recording.json`, what a simulator recording says about its rendering.
+    """
+
+    name: str
+    root: Path
+    revision: str | None
+    info: dict[str, Any] = field(repr=False)
+    tasks: dict[int, str] = field(repr=False)
+    data_files: tuple[Path, ...] = field(repr=False)
+    recording: dict[str, Any] | None = field(repr=False)
+
+    @classmethod
+    def at(cls, root: Path, name: str, revision: str | None = None) -> "LeRobotSource":
+        """Read the metadata of a dataset folder.
+
+        Raises:
+            InvalidInputError: not of format v3, without frames, or written without `finalize()`.
+        """
+        info = read_json(root / INFO_PATH)
+        version = str(info.get("codebase_version"))
+        if not version.startswith("v3."):
+            raise InvalidInputError(
+                f"{root / INFO_PATH} has codebase_version {version}, expected v3.x; convert it "
+                "with python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 (lerobot 0.4)"
+            )
+        data_files = tuple(sorted(root.glob("data/*/*.parquet")))
+        if info.get("total_frames", 0) == 0 or not data_files:
+            raise InvalidInputError(f"dataset {name} at {root} is empty: it has no frames")
+        recording = root / RECORDING_PATH
+        return cls(
+            name=name,
+            root=root,
+            revision=revision,
+            info=info,
+            tasks=read_tasks(root),
+            data_files=data_files,
+            recording=read_json(recording) if recording.exists() else None,
+        )
+
+    @property
+    def features(self) -> dict[str, dict[str, Any]]:
+        """Every column's dtype, shape and names."""
+        return dict(self.info["features"])
+
+    @property
+    def fps(self) -> float:
+        """Frames per second of the recording."""
+        return float(self.info["fps"])
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames N."""
+        return int(self.info["total_frames"])
+
+    @property
+    def camera_keys(self) -> list[str]:
+        """Columns that hold images or videos."""
+        return [k for k, f in self.features.items() if f["dtype"] in ("image", "video")]
+
+    def camera(self, image_key: str | None) -> str:
+        """Return the camera to read: the one named, or the only one there is.
+
+        Raises:
+            MissingKeyError: no such camera, or several and none named.
+        """
+        cameras = self.camera_keys
+        if image_key is not None:
+            if image_key not in cameras:
+                raise missing_key("camera", image_key, cameras or self.features, self._where)
+            return image_key
+        if len(cameras) != 1:
+            named = f"{len(cameras)} cameras ({', '.join(cameras)})" if cameras else "no camera"
+            raise MissingKeyError(f"{self._where} has {named}; choose one with --image_key")
+        return cameras[0]
+
+    def require(self, key: str) -> None:
+        """Check that a column exists.
+
+        Raises:
+            MissingKeyError: lists the columns there are, nearest first.
+        """
+        if key not in self.features:
+            raise missing_key("column", key, self.features, self._where)
+
+    def dim_names(self, key: str, num_dims: int) -> list[str] | None:
+        """Return the names of a column's dimensions, or None where there is not one for each.
+
+        LeRobot leaves `names` free: a list, a list under a heading (`{"motors": […]}`), one word
+        for the whole axis, or nothing.
+        """
+        names = self.features[key].get("names")
+        if isinstance(names, dict) and len(names) == 1:
+            (names,) = names.values()
+        if not isinstance(names, list) or not len(set(map(str, names))) == len(names) == num_dims:
+            return None
+        return [str(name) for name in names]
+
+    def describe(self, image_key: str) -> dict[str, Any]:
+        """Return what a manifest says about the dataset, independent of where it lies.
+
+        Of a simulator recording it keeps what concerns every frame, the rendering above all, and
+        leaves the list of episodes with the dataset.
+        """
+        recording = self.recording and {k: v for k, v in self.recording.items() if k != "episodes"}
+        return {
+            "name": self.name,
+            "revision": self.revision,
+            "content_sha256": content_sha256(self.root, self.data_files),
+            "num_frames": self.num_frames,
+            "num_episodes": int(self.info["total_episodes"]),
+            "num_tasks": len(self.tasks),
+            "tasks": {str(index): text for index, text in sorted(self.tasks.items())},
+            "fps": self.fps,
+            "image_key": image_key,
+            "image_dtype": self.features[image_key]["dtype"],
+            "camera_keys": self.camera_keys,
+            "recording": recording,
+        }
+
+    def columns(
+        self, keys: Sequence[str], block_rows: int = BLOCK_ROWS
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """Yield blocks of rows of some columns, without touching the images beside them.
+
+        Yields:
+            key → [B] or [B, dim] array in the file's dtype, in frame order.
+
+        Raises:
+            MissingKeyError: a column does not exist.
+            InvalidInputError: the frames are not numbered 0…N-1 in order, or a file is damaged.
+        """
+        for key in keys:
+            self.require(key)
+        wanted = list(dict.fromkeys([*keys, INDEX_KEY]))
+        next_index = 0
+        for path in self.data_files:
+            for batch in self.open_parquet(path).iter_batches(block_rows, columns=wanted):
+                block = {key: to_numpy(batch.column(key), key, path) for key in wanted}
+                self._check_order(block[INDEX_KEY], next_index, path)
+                next_index += batch.num_rows
+                yield {key: block[key] for key in keys}
+        if next_index != self.num_frames:
+            raise InvalidInputError(
+                f"{self._where} says {self.num_frames} frames, but its parquet files hold "
+                f"{next_index}; was the recording ended with finalize()?"
+            )
+
+    def open_parquet(self, path: Path) -> pq.ParquetFile:
+        """Open one of the dataset's parquet files.
+
+        Raises:
+            InvalidInputError: truncated, or without a footer.
+        """
+        try:
+            return pq.ParquetFile(path)
+        except pa.ArrowInvalid as error:
+            raise InvalidInputError(
+                f"{path} is damaged or was never closed ({error}); a LeRobotDataset is whole after "
+                "finalize()"
+            ) from error
+
+    @property
+    def _where(self) -> str:
+        return f"dataset {self.name} ({self.root})"
+
+    def _check_order(self, index: np.ndarray, start: int, path: Path) -> None:
+        expected = np.arange(start, start + len(index))
+        if not np.array_equal(index, expected):
+            row = int(np.argmax(index != expected))
+            raise InvalidInputError(
+                f"{path} row {row} has index {index[row]}, expected {expected[row]}: frames must "
+                "be numbered 0 to N-1 in order"
+            )

@@ -1,0 +1,82 @@
+"""The dataset as the precompute stage sees it: columns checked, validation episodes drawn."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Int
+
+from world_modality.dataset_columns import ColumnKeys, ColumnScan, scan_columns
+from world_modality.episodes import Episodes, Split, split_episodes
+from world_modality.lerobot_adapter import open_dataset
+from world_modality.lerobot_source import LeRobotSource
+
+
+@dataclass(frozen=True)
+class PrecomputeInputs:
+    """The dataset as the steps see it."""
+
+    source: LeRobotSource
+    image_key: str
+    keys: ColumnKeys
+    scan: ColumnScan
+    episodes: Episodes
+    split: Split
+    split_section: dict[str, Any]
+
+    @classmethod
+    def read(
+        cls,
+        name: str,
+        *,
+        dataset_root: Path | None,
+        revision: str | None,
+        image_key: str | None,
+        keys: dict[str, str | None],
+        split: tuple[float, int],
+    ) -> "PrecomputeInputs":
+        """Open the dataset, check its columns, and draw the validation episodes.
+
+        Raises:
+            UserError: whatever is wrong with the dataset, a key or the split.
+        """
+        source = open_dataset(
+            name, dataset_root=dataset_root, revision=revision, image_key=image_key
+        )
+        camera = source.camera(image_key)
+        column_keys = ColumnKeys.of(source, **keys)
+        scan = scan_columns(source, column_keys)
+        episodes = Episodes.from_frames(scan.episode_index, scan.task_index)
+        val_fraction, seed = split
+        drawn = split_episodes(episodes, val_fraction, seed)
+        section = {
+            "val_fraction": val_fraction,
+            "seed": seed,
+            "train": drawn.train,
+            "val": drawn.val,
+        }
+        return cls(source, camera, column_keys, scan, episodes, drawn, section)
+
+    @property
+    def dataset_section(self) -> dict[str, Any]:
+        """The manifest's `dataset`."""
+        keys = self.keys.arrays
+        names = {
+            f"{name}_names": self.source.dim_names(keys[array], self.scan.dims[array])
+            for name, array in (("state", "states"), ("environment_state", "environment_states"))
+            if array in keys
+        }
+        return {
+            **self.source.describe(self.image_key),
+            **self.keys.record,
+            **names,
+            "columns_sha256": self.scan.sha256,
+        }
+
+    def training_sample(self, num_frames: int, seed: int) -> Int[np.ndarray, " N"]:
+        """Draw frames of training episodes, in ascending order; all where they are fewer."""
+        frames = self.episodes.frames_of(self.split.train)
+        if len(frames) <= num_frames:
+            return frames
+        return np.sort(np.random.default_rng(seed).choice(frames, num_frames, replace=False))

@@ -1,0 +1,236 @@
+"""Turn a LeRobot dataset into the cache: embeddings, the codebook, one world token per frame."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from world_modality.cache import Cache
+from world_modality.cli import run_cli, write_config
+from world_modality.codebook import VqBackend
+from world_modality.codebook_step import CodebookRequest, codebook_advice, codebook_step
+from world_modality.embedding_pass import PassSpeed
+from world_modality.errors import InvalidInputError
+from world_modality.precompute_inputs import PrecomputeInputs
+from world_modality.precompute_steps import (
+    Execution,
+    PixelPcaRequest,
+    columns_step,
+    embeddings_step,
+)
+from world_modality.vision_encoders import EncoderRequest, Pooling, Precision, RandomVitSize
+
+
+@dataclass(frozen=True)
+class PrecomputeConfig:
+    """Embed every frame of a LeRobot dataset, fit a codebook, and write the cache."""
+
+    dataset_name: str
+    """Repository id (HuggingFaceVLA/libero), or the name given to a local dataset."""
+    dataset_root: Path | None = None
+    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
+    revision: str | None = None
+    """Hub revision (tag, branch or commit) to pin the dataset to."""
+    split: str = "train"
+    """LeRobot datasets have one split, train."""
+    cache_dir: Path = Path("cache")
+    """The cache is written to `<cache_dir>/<dataset_name>`."""
+
+    image_key: str | None = None
+    """Camera to embed; may be left out where there is only one."""
+    proprio_key: str = "observation.state"
+    """Column of the robot's state."""
+    action_key: str = "action"
+    """Column of the action."""
+    episode_id_key: str = "episode_index"
+    """Column that numbers the episodes."""
+    task_index_key: str = "task_index"
+    """Column that numbers the tasks."""
+    environment_state_key: str | None = None
+    """Column of the simulator's own state; observation.environment_state where it exists."""
+
+    vision_model_name: str = "facebook/dinov2-base"
+    """Hub name or local folder of a transformers vision model; pixel-pca (stand-in, needs no hub)
+    or random-vit (untrained control)."""
+    vision_revision: str | None = None
+    """Hub revision of the vision model."""
+    embedding_pooling: Pooling = "cls"
+    """cls: the class token; mean: the mean over patch tokens."""
+    trust_remote_code: bool = False
+    """Run code that the vision model's repository brings along."""
+    random_vit_size: RandomVitSize = "small"
+    """Width and depth of random-vit."""
+    random_vit_image_size: int = 224
+    """Side of the image that random-vit sees, a multiple of 14."""
+    pixel_pca_size: int = 32
+    """pixel-pca averages images down to this many pixels a side."""
+    pixel_pca_components: int = 192
+    """pixel-pca's embedding dimension D."""
+    pixel_pca_fit_frames: int = 8192
+    """At most this many training frames are sampled to fit pixel-pca."""
+
+    vq_num_tokens: int = 1024
+    """V, the codebook's size."""
+    l2_normalize: bool = False
+    """Fit and assign in the space of unit-length embeddings."""
+    vq_backend: VqBackend = "faiss"
+    """Library of the k-means fit; tokens are always assigned by faiss."""
+    vq_iterations: int = 25
+    """Lloyd iterations at most."""
+    vq_fit_frames: int = 65_536
+    """At most this many training frames are sampled to fit the codebook."""
+    val_fraction: float = 0.1
+    """Share of the episodes held out for validation, in every later stage too."""
+    split_seed: int = 0
+    """Of the choice of held-out episodes."""
+    seed: int = 0
+    """Of the samples, the initial centroids, and random-vit's weights."""
+
+    batch_size: int = 64
+    """Frames a batch."""
+    device: str = "auto"
+    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    precision: Precision = "auto"
+    """auto: fp16 autocast on a GPU, fp32 on a CPU."""
+
+    @property
+    def encoder_request(self) -> EncoderRequest:
+        """The encoder asked for."""
+        return EncoderRequest(
+            name=self.vision_model_name,
+            revision=self.vision_revision,
+            pooling=self.embedding_pooling,
+            precision=self.precision,
+            trust_remote_code=self.trust_remote_code,
+            seed=self.seed,
+            random_vit_size=self.random_vit_size,
+            random_vit_image_size=self.random_vit_image_size,
+        )
+
+    @property
+    def pixel_pca_request(self) -> PixelPcaRequest:
+        """Its settings, used where the encoder is pixel-pca."""
+        return PixelPcaRequest(
+            size=self.pixel_pca_size,
+            num_components=self.pixel_pca_components,
+            fit_frames=self.pixel_pca_fit_frames,
+            seed=self.seed,
+        )
+
+    @property
+    def codebook_request(self) -> CodebookRequest:
+        """The codebook asked for."""
+        return CodebookRequest(
+            num_tokens=self.vq_num_tokens,
+            l2_normalize=self.l2_normalize,
+            backend=self.vq_backend,
+            iterations=self.vq_iterations,
+            fit_frames=self.vq_fit_frames,
+            seed=self.seed,
+        )
+
+    @property
+    def column_keys(self) -> dict[str, str | None]:
+        """The columns asked for, by role."""
+        return {
+            "state": self.proprio_key,
+            "action": self.action_key,
+            "episode": self.episode_id_key,
+            "task": self.task_index_key,
+            "environment_state": self.environment_state_key,
+        }
+
+    @property
+    def execution(self) -> Execution:
+        """How the encoder runs."""
+        return Execution(self.batch_size, self.device)
+
+
+@dataclass(frozen=True)
+class PrecomputeResult:
+    """What a run did; the numbers themselves are in the manifest.
+
+    Attributes:
+        cache: the finished cache.
+        reused: the steps that an earlier run had already done.
+        speed: of the embedding pass, None where it was reused.
+    """
+
+    cache: Cache
+    reused: tuple[str, ...]
+    speed: PassSpeed | None
+
+
+def run(config: PrecomputeConfig) -> PrecomputeResult:
+    """Write the cache; whatever an earlier run with the same settings has finished is kept."""
+    if config.split != "train":
+        raise InvalidInputError(
+            f"--split {config.split}: LeRobot datasets have one split, train; validation episodes "
+            "are drawn from it by --val_fraction"
+        )
+    if config.batch_size < 1:
+        raise InvalidInputError("--batch_size must be at least 1")
+    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    inputs = PrecomputeInputs.read(
+        config.dataset_name,
+        dataset_root=config.dataset_root,
+        revision=config.revision,
+        image_key=config.image_key,
+        keys=config.column_keys,
+        split=(config.val_fraction, config.split_seed),
+    )
+    codebook = config.codebook_request
+    codebook.require_enough(inputs)
+    print(
+        f"{inputs.source.name}: {inputs.source.num_frames} frames of {inputs.image_key}, "
+        f"{len(inputs.split.train)} training and {len(inputs.split.val)} validation episodes, "
+        f"{len(inputs.source.tasks)} tasks"
+    )
+    cache.folder.mkdir(parents=True, exist_ok=True)
+    write_config(config, cache.folder / f"{cache.split}_precompute_world_tokens_config.json")
+    reused = []
+    if columns_step(cache, inputs):
+        reused.append("columns")
+    speed = embeddings_step(
+        cache, inputs, config.encoder_request, config.pixel_pca_request, config.execution
+    )
+    if speed is None:
+        reused.append("embeddings")
+    if codebook_step(cache, inputs, codebook):
+        reused.append("codebook")
+    result = PrecomputeResult(cache, tuple(reused), speed)
+    print_summary(result)
+    return result
+
+
+def print_summary(result: PrecomputeResult) -> None:
+    """Print what the cache holds, and what its figures advise."""
+    manifest = result.cache.manifest
+    encoder, codebook = manifest["encoder"], manifest["codebook"]
+    print(f"\ncache {result.cache.folder}")
+    print(f"  reused            {', '.join(result.reused) or 'nothing'}")
+    if result.speed is not None:
+        print(
+            f"  embedded          {result.speed.num_frames} frames at "
+            f"{result.speed.frames_per_s:.1f} frames/s"
+        )
+    print(
+        f"  encoder           {encoder['name']}, D={encoder['embedding_dim']}, pooling "
+        f"{encoder['pooling']}"
+    )
+    print(
+        f"  codebook          V={codebook['num_tokens']}, {codebook['num_used']} codes used by "
+        f"training frames, l2_normalize {codebook['l2_normalize']}, mean squared distance "
+        f"{codebook['inertia']:.4g}"
+    )
+    print(f"  float16 rounding  {codebook['rounding_to_spread']:.2%} of the embeddings' spread")
+    for note in (encoder["note"], *codebook_advice(codebook)):
+        if note:
+            print(f"  note: {note}")
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_cli(PrecomputeConfig, run)
+
+
+if __name__ == "__main__":
+    main()

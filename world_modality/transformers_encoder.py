@@ -1,0 +1,244 @@
+"""Vision encoders of the transformers library: DINOv2 and its like, and the untrained control."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from world_modality.encoder_record import preprocessing_of, weights_sha256
+from world_modality.errors import InvalidInputError
+from world_modality.vision_encoders import RANDOM_VIT, Pooling, Precision, RandomVitSize
+
+RANDOM_VIT_NOTE = (
+    "random-vit is a control: the DINOv2 architecture with untrained weights, never a DINOv2 result"
+)
+# Widths, depths and heads of DINOv2 (Oquab et al., 2023, table 17).
+RANDOM_VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
+IMAGENET_MEAN = [0.485, 0.456, 0.406]
+IMAGENET_STD = [0.229, 0.224, 0.225]
+
+
+@dataclass(frozen=True)
+class TransformersEncoder:
+    """A transformers vision model, its image processor, and how its tokens are pooled.
+
+    Attributes:
+        name: hub name, local folder or `random-vit`.
+        kind: `transformers` or `random-vit`.
+        revision: the pinned or resolved hub revision, None for a local folder.
+        pooling: `cls`, or `mean` over the patch tokens (class and register tokens left out).
+        compute_dtype: the precision of the matrix products.
+        options: what else rebuilds it, for the manifest.
+    """
+
+    name: str
+    kind: str
+    revision: str | None
+    model: Any = field(repr=False)
+    processor: Any = field(repr=False)
+    pooling: Pooling
+    device: torch.device
+    compute_dtype: torch.dtype
+    weights_sha256: str
+    options: dict[str, Any]
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        config = self.model.config
+        width = getattr(config, "hidden_size", None)
+        return int(config.hidden_sizes[-1] if width is None else width)
+
+    @property
+    def stand_in_note(self) -> str | None:
+        """What to say beside every result, None for a trained encoder."""
+        return RANDOM_VIT_NOTE if self.kind == RANDOM_VIT else None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the cache stores of it: nothing."""
+        return {}
+
+    @property
+    def compute(self) -> dict[str, str]:
+        """Device and number format that it computes with."""
+        dtype = str(self.compute_dtype).removeprefix("torch.")
+        return {"device": self.device.type, "dtype": dtype}
+
+    def encode(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B D"]:
+        """Embed images; float32.
+
+        The processor gets uint8: it divides by 255 itself, and images in [0, 1] once more.
+        """
+        pixels = self._preprocess(images)
+        autocast = torch.autocast(
+            self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32
+        )
+        with torch.inference_mode(), autocast:
+            hidden = self.model(pixel_values=pixels.to(self.device)).last_hidden_state
+            pooled = self._pool(hidden.float(), pixels.shape[-2], pixels.shape[-1])
+        return pooled.cpu().numpy()
+
+    def record(self) -> dict[str, Any]:
+        """Return what the manifest says about the encoder."""
+        probe = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "revision": self.revision,
+            "weights_sha256": self.weights_sha256,
+            "pooling": self.pooling,
+            "image_size": list(self._preprocess(probe).shape[-2:]),
+            "embedding_dim": self.embedding_dim,
+            "preprocessing": preprocessing_of(self.processor),
+            **self.options,
+            "is_stand_in": self.stand_in_note is not None,
+            "note": self.stand_in_note,
+        }
+
+    def _preprocess(self, images: np.ndarray) -> torch.Tensor:
+        # Named, because an image 3 pixels wide would be ambiguous.
+        channels_first = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        pixels = self.processor(
+            list(channels_first), return_tensors="pt", input_data_format="channels_first"
+        )["pixel_values"]
+        return torch.as_tensor(pixels)
+
+    def _pool(self, hidden: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        if hidden.ndim == 4 and self.pooling == "mean":  # a convolutional network's [B, D, h, w]
+            return hidden.mean(dim=(2, 3))
+        patch = getattr(self.model.config, "patch_size", None)
+        side = (patch, patch) if isinstance(patch, int) else patch
+        num_patches = (height // side[0]) * (width // side[1]) if side else None
+        num_prefix = hidden.shape[1] - num_patches if num_patches else -1
+        if hidden.ndim != 3 or num_prefix < 0 or (self.pooling == "cls" and num_prefix == 0):
+            raise InvalidInputError(
+                f"--embedding_pooling {self.pooling} does not fit {self.name}: its output has "
+                f"shape {list(hidden.shape)} for {num_patches} patches; try the other pooling"
+            )
+        return hidden[:, 0] if self.pooling == "cls" else hidden[:, num_prefix:].mean(dim=1)
+
+
+def load_transformers_encoder(
+    name: str,
+    *,
+    pooling: Pooling,
+    device: torch.device,
+    precision: Precision = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> TransformersEncoder:
+    """Load a vision model by hub name or local folder.
+
+    Raises:
+        InvalidInputError: not found, no hub reachable, or no vision model.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, **options, **_fast_processor())
+        model = AutoModel.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise InvalidInputError(
+            f"--vision_model_name {name}: no vision model could be loaded "
+            f"({str(error).splitlines()[0]}); give a hub name like facebook/dinov2-base, a local "
+            "folder with its files, or, where no hub is reachable, pixel-pca"
+        ) from error
+    # Of a model of images and texts, its image tower.
+    takes_images = getattr(model, "main_input_name", None) == "pixel_values"
+    vision = model if takes_images else getattr(model, "vision_model", None)
+    if vision is None:
+        raise InvalidInputError(
+            f"--vision_model_name {name} is a {type(model).__name__}, which takes no images"
+        )
+    is_local = Path(name).exists()
+    resolved = None if is_local else getattr(model.config, "_commit_hash", None) or revision
+    return TransformersEncoder(
+        name=name,
+        kind="transformers",
+        revision=resolved,
+        model=vision.eval().to(device),
+        processor=processor,
+        pooling=pooling,
+        device=device,
+        compute_dtype=_compute_dtype(precision, device),
+        weights_sha256=weights_sha256(vision),
+        options={"trust_remote_code": trust_remote_code},
+    )
+
+
+def build_random_vit(
+    *,
+    size: RandomVitSize,
+    image_size: int,
+    seed: int,
+    pooling: Pooling,
+    device: torch.device,
+    precision: Precision = "auto",
+) -> TransformersEncoder:
+    """Build the DINOv2 architecture with seeded random weights and DINOv2's preprocessing.
+
+    Args:
+        size: width and depth, as in DINOv2 (small, base) or below it (tiny).
+        image_size: side of the centre crop; a multiple of the patch size 14.
+        seed: of the weights; they also depend on the releases of torch and transformers.
+        pooling: `cls` or `mean`.
+        device: where it runs.
+        precision: see `load_transformers_encoder`.
+
+    Raises:
+        InvalidInputError: the image size is not a multiple of 14.
+    """
+    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
+
+    if image_size < 14 or image_size % 14:
+        raise InvalidInputError(f"--random_vit_image_size {image_size} is not a multiple of 14")
+    width, depth, heads = RANDOM_VIT_SIZES[size]
+    config = Dinov2Config(
+        hidden_size=width,
+        num_hidden_layers=depth,
+        num_attention_heads=heads,
+        image_size=image_size,
+        patch_size=14,
+        layerscale_value=1.0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = Dinov2Model(config)
+    processor = BitImageProcessor(
+        size={"shortest_edge": round(image_size * 256 / 224)},
+        crop_size={"height": image_size, "width": image_size},
+        resample=3,
+        image_mean=IMAGENET_MEAN,
+        image_std=IMAGENET_STD,
+    )
+    return TransformersEncoder(
+        name=RANDOM_VIT,
+        kind=RANDOM_VIT,
+        revision=None,
+        model=model.eval().to(device),
+        processor=processor,
+        pooling=pooling,
+        device=device,
+        compute_dtype=_compute_dtype(precision, device),
+        weights_sha256=weights_sha256(model),
+        options={"size": size, "seed": seed},
+    )
+
+
+def _fast_processor() -> dict[str, Any]:
+    """Ask transformers 4 for the torchvision processors that transformers 5 takes by default."""
+    import transformers
+
+    return {"use_fast": True} if int(transformers.__version__.split(".")[0]) < 5 else {}
+
+
+def _compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+    # float16 keeps three more bits than bfloat16, and embeddings are stored in it.
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
