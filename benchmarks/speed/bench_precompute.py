@@ -44,11 +44,10 @@ EPISODE_LENGTH = 100
 # Runs the stage in a fresh interpreter. The kernel's high-water mark begins anew there, while
 # getrusage would still count the parent's memory.
 _PEAK = """
-from pathlib import Path
+from benchmarks.speed.memory import peak_resident_bytes
 from world_modality.precompute_world_tokens import main
 main()
-(peak,) = (x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmHWM"))
-print("RESULT", int(peak.split()[1]) * 1024)
+print("RESULT", peak_resident_bytes())
 """
 
 

@@ -7,30 +7,21 @@ and the peak resident memory in bytes.
 
 import json
 import os
-import re
 import sys
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import torch
+from benchmarks.speed.memory import peak_resident_bytes
 
 STARTED_VARIABLE = "BENCH_STARTED"
-
-
-def peak_resident_bytes() -> int:
-    """Return this process's peak resident memory.
-
-    Not `ru_maxrss`, which Linux hands on from the process that started this one.
-    """
-    status = Path("/proc/self/status").read_text()
-    return int(re.search(r"^VmHWM:\s+(\d+) kB", status, re.MULTILINE)[1]) * 1024  # type: ignore[index]
 
 
 def main() -> None:
     """Run with the trainer's flags as one JSON argument."""
     started = float(os.environ[STARTED_VARIABLE])
+    # torch imports its compiler, 900 modules, when the first optimiser is made; it is import time.
+    import torch._dynamo
+
     from world_modality import train
     from world_modality.train_config import TrainConfig
     from world_modality.trainer import StepRecord, Trainer
@@ -38,7 +29,7 @@ def main() -> None:
     imported = time.time()
     original = Trainer.step
 
-    def first_step(self: Trainer, frames: "torch.Tensor") -> StepRecord:
+    def first_step(self: Trainer, frames: torch.Tensor) -> StepRecord:
         record = original(self, frames)
         record.losses.total.item()
         result = {
