@@ -169,6 +169,30 @@ def test_other_weights_or_preprocessing_than_the_records_are_refused(folders, tm
         load_encoder(record, {}, CPU, model_name=str(moved))
 
 
+def test_a_record_cannot_ask_for_remote_code_to_be_run(folders, tmp_path):
+    import shutil
+
+    from transformers import AutoConfig
+
+    record = build_encoder(EncoderRequest(str(folders["dinov2"])), CPU).record()
+    hostile = shutil.copytree(folders["dinov2"], tmp_path / "hostile")
+    config = json.loads((hostile / "config.json").read_text())
+    config |= {"model_type": "hostile", "auto_map": {"AutoConfig": "code.Config"}}
+    (hostile / "config.json").write_text(json.dumps(config))
+    (hostile / "code.py").write_text(
+        f"import os\nos.mkdir({str(tmp_path / 'executed')!r})\n"
+        "from transformers import PretrainedConfig\n"
+        "class Config(PretrainedConfig):\n    model_type = 'hostile'\n"
+    )
+    asking = {**record, "name": str(hostile), "trust_remote_code": True}
+    with pytest.raises(InvalidInputError):
+        load_encoder(asking, {}, CPU)
+    assert not (tmp_path / "executed").exists()
+    # The same folder does run its code for a user who asks: the check above can fail.
+    AutoConfig.from_pretrained(hostile, trust_remote_code=True)
+    assert (tmp_path / "executed").exists()
+
+
 def test_a_model_that_is_no_vision_model_is_refused(tmp_path):
     from transformers import BertConfig, BertModel, BitImageProcessor
 

@@ -109,6 +109,7 @@ def load_encoder(
     device: "torch.device",
     *,
     model_name: str | None = None,
+    trust_remote_code: bool = False,
 ) -> VisionEncoder:
     """Rebuild the encoder that wrote a cache, from its manifest or from a checkpoint.
 
@@ -117,6 +118,8 @@ def load_encoder(
         arrays: the encoder's `arrays`; only `pixel-pca` has some.
         device: where it runs.
         model_name: the model's folder or hub name where it has moved since.
+        trust_remote_code: run code that the model's repository brings along; a file cannot ask for
+            that, only the user can.
 
     Raises:
         MissingKeyError: an array of the record's kind is not among `arrays`.
@@ -137,7 +140,7 @@ def load_encoder(
         name=model_name or record["name"],
         revision=record["revision"] if model_name is None else None,
         pooling=record["pooling"],
-        trust_remote_code=record.get("trust_remote_code", False),
+        trust_remote_code=trust_remote_code,
         seed=record.get("seed", 0),
         random_vit_size=record.get("size", "small"),
         random_vit_image_size=record["image_size"][0] if is_random else 224,
