@@ -23,6 +23,7 @@ def tiny_policy_config(model_type: ModelType, **changes: Any) -> PolicyConfig:
         state_dim=4,
         action_dim=3,
         num_world_tokens=8,
+        instruction_dim=0,
         context_frames=2,
         chunk_size=4,
         future_offset=3,

@@ -65,15 +65,18 @@ def test_block_world_to_action_cuts_the_actions_off_from_the_token_but_not_the_f
 
 
 @pytest.mark.parametrize("block", [False, True])
-def test_attention_mask_equals_the_documented_table(block):
-    policy = build("C", block_world_to_action=block)
-    kinds = ["obs"] * 2 + ["world"] + ["fut"] * 3 + ["act"] * 4
+@pytest.mark.parametrize("instruction_dim", [0, 5])
+def test_attention_mask_equals_the_documented_table(block, instruction_dim):
+    policy = build("C", block_world_to_action=block, instruction_dim=instruction_dim)
+    kinds = ["lang"] if instruction_dim else []
+    kinds += ["obs"] * 2 + ["world"] + ["fut"] * 3 + ["act"] * 4
     for i, row in enumerate(kinds):
         for j, column in enumerate(kinds):
-            seen = column == "obs" or row == column
+            seen = row == column
+            seen |= column == "lang"
+            seen |= column == "obs" and row != "lang"
             seen |= column == "world" and row == "fut"
             seen |= column == "world" and row == "act" and not block
-            seen &= not (row == "obs" and column != "obs")
             assert bool(policy._blocked[i, j]) == (not seen), (row, column)
 
 
@@ -105,6 +108,16 @@ def test_every_layer_of_the_trunk_starts_with_weights_of_its_own():
 def test_the_ablation_is_model_b_weight_for_weight():
     b, ablation = build("B"), build("C_no_world_input", world_input_scale=0.1)
     assert torch.equal(b(*inputs()).actions, ablation(*inputs()).actions)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_policy_with_language_depends_on_the_instruction_and_refuses_to_do_without(model_type):
+    policy = build(model_type, instruction_dim=5)
+    instructions = torch.randn(BATCH, 5)
+    before = policy(*inputs(), instructions).actions
+    assert not torch.equal(before, policy(*inputs(), instructions + 1).actions)
+    with pytest.raises(ValueError, match="reads language"):
+        policy(*inputs())
 
 
 def test_world_input_scale_zero_removes_the_token():

@@ -213,6 +213,30 @@ def test_a_checkpoint_carries_what_a_rollout_needs(cache, tmp_path):
     np.testing.assert_allclose(policy.action_norm.std, actions.std(axis=0), rtol=1e-4)
 
 
+def test_language_is_trained_on_and_belongs_to_the_checkpoint(tmp_path):
+    cache = write_synthetic_cache(tmp_path / "cache", SyntheticSpec(instruction_dim=5))
+    config = tiny_train_config(cache, tmp_path / "logs", "C", use_language=True)
+    stored = load_checkpoint(run(config).checkpoint, CPU)
+    assert stored.policy_config.instruction_dim == 5
+    stored.require_cache(cache)
+    assert stored.manifest["text"]["name"] == "synthetic-text"
+    instructions = np.array(cache.load("instruction_embeddings"))
+    train = np.isin(cache.load("episode_index"), cache.manifest["split"]["train"])
+    mean = stored.build_policy(CPU).instruction_norm.mean
+    np.testing.assert_allclose(mean, instructions[train].mean(axis=0, dtype=float), atol=1e-4)
+    blind = tiny_train_config(cache, tmp_path / "blind", "C")
+    without = load_checkpoint(run(blind).checkpoint, CPU)
+    replace_arrays(cache, {"instruction_embeddings": instructions + 1})
+    without.require_cache(cache)
+    with pytest.raises(InvalidInputError, match=r"another cache.*arrays differ"):
+        stored.require_cache(cache)
+
+
+def test_language_without_instruction_embeddings_names_the_command_that_makes_them(cache, tmp_path):
+    with pytest.raises(MissingFileError, match=r"precompute_instruction_embeddings"):
+        run(tiny_train_config(cache, tmp_path / "logs", "C", use_language=True))
+
+
 def test_an_episode_shorter_than_the_context_is_refused(cache, tmp_path):
     with pytest.raises(InvalidInputError, match=r"shorter than --context_frames 20.*lower"):
         run(tiny_train_config(cache, tmp_path / "logs", "A", context_frames=20))

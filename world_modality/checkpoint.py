@@ -57,11 +57,12 @@ class Checkpoint:
         Raises:
             InvalidInputError: says which part of the cache differs.
         """
-        if cache.fingerprint() == self.cache_fingerprint:
+        with_language = self.policy_config.reads_language
+        if cache.fingerprint(with_language=with_language) == self.cache_fingerprint:
             return
         sections = [
             name
-            for name in ("dataset", "encoder", "codebook", "split", "arrays")
+            for name in ("dataset", "encoder", "codebook", "split", "text", "arrays")
             if cache.manifest.get(name) != self.manifest.get(name)
         ]
         raise InvalidInputError(

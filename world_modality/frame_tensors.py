@@ -28,6 +28,7 @@ class Batch:
         future_tokens: tokens of t + stride·1…K, IGNORED_TOKEN past the episode's end.
         actions: actions of frames t…t+H-1, raw units; past the end the last action is repeated.
         action_is_pad: marks the repeated ones.
+        instructions: embedding of frame t's instruction; None without language.
     """
 
     embeddings: Float[Tensor, "B T D"]
@@ -36,6 +37,7 @@ class Batch:
     future_tokens: Int[Tensor, "B K"]
     actions: Float[Tensor, "B H A"]
     action_is_pad: Bool[Tensor, "B H"]
+    instructions: Float[Tensor, "B L"] | None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class FrameTensors:
     """All N frames of a cache as tensors on one device.
 
     Args:
-        arrays: `embeddings`, `states`, `actions`, `world_tokens` of the cache.
+        arrays: `embeddings`, `states`, `actions`, `world_tokens` of the cache, and
+            `instruction_embeddings` for language.
         episodes: of the same cache.
         device: where the tensors live.
     """
@@ -65,23 +68,31 @@ class FrameTensors:
         self.states = _to_device(arrays["states"], device)
         self.actions = _to_device(arrays["actions"], device)
         self.world_tokens = _to_device(arrays["world_tokens"], device)
+        instructions = arrays.get("instruction_embeddings")
+        self.instructions = None if instructions is None else _to_device(instructions, device)
         position = episodes.of_frame
         self._first = torch.from_numpy(episodes.starts[position]).to(device)
         self._last = torch.from_numpy(episodes.ends[position] - 1).to(device)
 
     @classmethod
-    def from_cache(cls, cache: Cache, device: torch.device) -> "FrameTensors":
+    def from_cache(
+        cls, cache: Cache, device: torch.device, *, with_language: bool = False
+    ) -> "FrameTensors":
         """Load and check the arrays that training and offline evaluation need.
 
         Raises:
             InvalidInputError, MissingFileError: the cache is damaged or incomplete.
         """
         names = ["embeddings", "states", "actions", "world_tokens", "codebook_centroids"]
+        if with_language:
+            names.append("instruction_embeddings")
         arrays = require_arrays(cache, [*names, "episode_index", "task_index"])
         episodes = Episodes.from_frames(arrays["episode_index"], arrays["task_index"])
         tensors = cls(arrays, episodes, device)
         for name in ("embeddings", "states", "actions"):
             _require_finite(getattr(tensors, name), name, cache)
+        if tensors.instructions is not None:
+            _require_finite(tensors.instructions, "instruction_embeddings", cache)
         return tensors
 
     @property
@@ -106,6 +117,7 @@ class FrameTensors:
             future_tokens=tokens.masked_fill(future > last, IGNORED_TOKEN),
             actions=self.actions[torch.minimum(chunk, last)],
             action_is_pad=chunk > last,
+            instructions=None if self.instructions is None else self.instructions[frames],
         )
 
     def _reach(self, frames: Tensor, start: int, step: int, count: int) -> Tensor:

@@ -74,7 +74,7 @@ def predict(
         chosen = slice(start, start + EVAL_BATCH_SIZE)
         batch = tensors.gather(index[chosen], shape)
         tokens = batch.world_tokens if replaced is None else replaced[chosen].long()
-        output = policy(batch.embeddings, batch.states, tokens)
+        output = policy(batch.embeddings, batch.states, tokens, batch.instructions)
         errors = list(action_errors(policy, output.actions, batch))
         if output.world_logits is not None:
             errors.append(token_rank(output.world_logits, batch.future_tokens))

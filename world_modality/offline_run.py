@@ -78,7 +78,9 @@ class OfflineRun:
             path=config.checkpoint,
             checkpoint=checkpoint,
             cache=cache,
-            tensors=FrameTensors.from_cache(cache, device),
+            tensors=FrameTensors.from_cache(
+                cache, device, with_language=checkpoint.policy_config.reads_language
+            ),
             policy=checkpoint.build_policy(device),
             train_ids=split["train"],
             val_ids=split["val"],

@@ -22,6 +22,7 @@ class PolicyConfig:
     state_dim: int
     action_dim: int
     num_world_tokens: int
+    instruction_dim: int
     context_frames: int
     chunk_size: int
     future_offset: int
@@ -46,6 +47,11 @@ class PolicyConfig:
         for name in ("dropout", "world_input_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise InvalidInputError(f"--{name} must lie in [0, 1), not {getattr(self, name)}")
+
+    @property
+    def reads_language(self) -> bool:
+        """Whether the instruction's embedding is an input."""
+        return self.instruction_dim > 0
 
     @property
     def reads_world(self) -> bool:
@@ -87,13 +93,14 @@ class PolicyOutput:
 
 
 class WorldPolicy(nn.Module):
-    """`OBS×T [WORLD_CUR] [FUT×K] ACT×H` through a pre-norm transformer encoder.
+    """`[LANG] OBS×T [WORLD_CUR] [FUT×K] ACT×H` through a pre-norm transformer encoder.
 
-    Who attends to whom: OBS to OBS; WORLD_CUR to OBS and itself; FUT and ACT, two groups of learned
-    queries, to OBS, WORLD_CUR and their own group. FUT and ACT do not see each other, so the future
-    loss reaches the actions only through the shared weights, and `w_t` only through WORLD_CUR:
-    B minus A is the auxiliary loss alone, C minus B the input alone. `block_world_to_action` closes
-    the remaining path, after which the actions do not depend on `w_t` at all.
+    Who attends to whom: LANG to itself; OBS to LANG and OBS; WORLD_CUR to these and itself;
+    FUT and ACT, two groups of learned queries, to all three and their own group. FUT and ACT do not
+    see each other, so the future loss reaches the actions only through the shared weights, and
+    `w_t` only through WORLD_CUR: B minus A is the auxiliary loss alone, C minus B the input alone.
+    `block_world_to_action` closes the remaining path, after which the actions do not depend on
+    `w_t` at all.
 
     The modules that all arms share are created first and in one order, so that arms trained with
     the same seed start from the same shared weights.
@@ -126,6 +133,10 @@ class WorldPolicy(nn.Module):
         self.obs_position = _queries(config.context_frames, dim)
         self.act_queries = _queries(config.chunk_size, dim)
         self.action_head = nn.Linear(dim, config.action_dim)
+        if config.reads_language:
+            self.instruction_norm = Standardizer(config.instruction_dim)
+            self.instruction_in = nn.Linear(config.instruction_dim, dim)
+            self.instruction_position = _queries(1, dim)
         if config.predicts_world:
             self.fut_queries = _queries(config.future_offset, dim)
             self.world_head = nn.Linear(dim, config.num_world_tokens)
@@ -145,15 +156,18 @@ class WorldPolicy(nn.Module):
     def _attention_mask(self) -> Bool[Tensor, "L L"]:
         """Return True where the row's token must not attend to the column's."""
         config = self.config
-        kinds = ["obs"] * config.context_frames
+        kinds = ["lang"] if config.reads_language else []
+        kinds += ["obs"] * config.context_frames
         kinds += ["world"] if config.reads_world else []
         kinds += ["fut"] * config.future_offset if config.predicts_world else []
         kinds += ["act"] * config.chunk_size
+        seen = {"lang", "obs"}
         visible = {
-            "obs": {"obs"},
-            "world": {"obs", "world"},
-            "fut": {"obs", "world", "fut"},
-            "act": {"obs", "act"} if config.block_world_to_action else {"obs", "world", "act"},
+            "lang": {"lang"},
+            "obs": seen,
+            "world": seen | {"world"},
+            "fut": seen | {"world", "fut"},
+            "act": seen | ({"act"} if config.block_world_to_action else {"world", "act"}),
         }
         return torch.tensor([[column not in visible[row] for column in kinds] for row in kinds])
 
@@ -162,6 +176,7 @@ class WorldPolicy(nn.Module):
         embeddings: Float[Tensor, "B T D"],
         states: Float[Tensor, "B T S"],
         world_tokens: Int[Tensor, " B"],
+        instructions: Float[Tensor, "B L"] | None = None,
     ) -> PolicyOutput:
         """Predict an action chunk and the future world tokens.
 
@@ -169,11 +184,21 @@ class WorldPolicy(nn.Module):
             embeddings: frame embeddings as cached (not standardised), oldest first.
             states: robot states in raw units, oldest first.
             world_tokens: `w_t`, the token of the newest frame; only arm C reads it.
+            instructions: embedding of each sample's instruction, as cached; only for a policy that
+                reads language, and then required.
+
+        Raises:
+            ValueError: a policy that reads language got no instructions.
         """
         config = self.config
         batch = len(embeddings)
         obs = self.embedding_in(self.embedding_norm(embeddings))
         tokens = [obs + self.state_in(self.state_norm(states)) + self.obs_position]
+        if config.reads_language:
+            if instructions is None:
+                raise ValueError("this policy reads language; give it instruction embeddings")
+            lang = self.instruction_in(self.instruction_norm(instructions))
+            tokens.insert(0, lang[:, None] + self.instruction_position)
         if config.reads_world:
             tokens.append(self._world_input(world_tokens))
         if config.predicts_world:

@@ -49,7 +49,7 @@ def run(config: TrainConfig) -> TrainResult:
     stored = _existing_checkpoint(config)
     device = resolve_device(config.device)
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    tensors = FrameTensors.from_cache(cache, device)
+    tensors = FrameTensors.from_cache(cache, device, with_language=config.use_language)
     tensors.episodes.require_context(config.context_frames)
     split = cache.manifest["split"]
     train_frames = tensors.episodes.frames_of(split["train"])
@@ -107,6 +107,7 @@ def _build_trainer(
         state_dim=tensors.states.shape[1],
         action_dim=tensors.actions.shape[1],
         num_world_tokens=cache.manifest["arrays"]["codebook_centroids"]["shape"][0],
+        instruction_dim=0 if tensors.instructions is None else tensors.instructions.shape[1],
     )
     torch.manual_seed(config.seed)
     policy = WorldPolicy(policy_config).to(tensors.device)
@@ -167,7 +168,7 @@ def _checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer, epoch: int)
         model=trainer.policy.state_dict(),
         training_state=trainer.state(),
         manifest=cache.manifest,
-        cache_fingerprint=cache.fingerprint(),
+        cache_fingerprint=cache.fingerprint(with_language=config.use_language),
         cache_arrays=checkpoint_arrays(cache),
     )
 
@@ -182,5 +183,7 @@ def _print_header(
         f"{trainer.tensors.device}, {trainer.steps_per_epoch} steps an epoch, "
         f"{len(val_frames)} validation frames; encoder {encoder['name']}"
     )
+    if config.use_language:
+        print(f"language: {cache.manifest['text']['name']}")
     if encoder.get("note"):
         print(f"note: {encoder['note']}")

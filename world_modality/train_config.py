@@ -26,6 +26,8 @@ class TrainConfig:
     model_type: ModelType = "A"
     """The arm. The three entry scripts fix it or narrow the choice."""
 
+    use_language: bool = False
+    """Condition the policy on the instruction embeddings of the cache."""
     context_frames: int = 1
     """T, frames that the policy sees, the newest included."""
     chunk_size: int = 8
@@ -113,7 +115,13 @@ class TrainConfig:
                 )
 
     def policy_config(
-        self, *, embedding_dim: int, state_dim: int, action_dim: int, num_world_tokens: int
+        self,
+        *,
+        embedding_dim: int,
+        state_dim: int,
+        action_dim: int,
+        num_world_tokens: int,
+        instruction_dim: int,
     ) -> PolicyConfig:
         """Combine the flags with the dimensions that the cache gives."""
         return PolicyConfig(
@@ -122,6 +130,7 @@ class TrainConfig:
             state_dim=state_dim,
             action_dim=action_dim,
             num_world_tokens=num_world_tokens,
+            instruction_dim=instruction_dim,
             context_frames=self.context_frames,
             chunk_size=self.chunk_size,
             future_offset=self.future_offset,

@@ -79,7 +79,9 @@ class Trainer:
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         with autocast(self.config.precision, self.tensors.device):
-            output = self.policy(batch.embeddings, batch.states, batch.world_tokens)
+            output = self.policy(
+                batch.embeddings, batch.states, batch.world_tokens, batch.instructions
+            )
         losses = policy_losses(self.policy, output, batch, self.config.world_loss_weight)
         self._optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
@@ -124,11 +126,14 @@ def fit_standardizers(
     policy: WorldPolicy, tensors: FrameTensors, frames: Int[np.ndarray, " M"]
 ) -> None:
     """Set the policy's input and output statistics from these (training) frames."""
-    for standardizer, values in (
+    fitted = [
         (policy.embedding_norm, tensors.embeddings),
         (policy.state_norm, tensors.states),
         (policy.action_norm, tensors.actions),
-    ):
+    ]
+    if tensors.instructions is not None:
+        fitted.append((policy.instruction_norm, tensors.instructions))
+    for standardizer, values in fitted:
         _set_statistics(standardizer, *mean_and_std(values, frames))
 
 
@@ -145,8 +150,9 @@ def _set_statistics(standardizer: Standardizer, mean: Tensor, std: Tensor) -> No
 
 
 def _parameter_groups(policy: WorldPolicy, weight_decay: float) -> list[dict[str, Any]]:
-    # Decay belongs on matrices; biases, norms and the learned query tokens keep their scale.
-    decayed = [p for n, p in policy.named_parameters() if p.dim() > 1 and "quer" not in n]
+    # Decay belongs on matrices; biases, norms and learned tokens keep their scale.
+    tokens = ("queries", "position")
+    decayed = [p for n, p in policy.named_parameters() if p.dim() > 1 and not n.endswith(tokens)]
     chosen = {id(p) for p in decayed}
     kept = [p for p in policy.parameters() if id(p) not in chosen]
     return [

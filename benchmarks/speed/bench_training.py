@@ -110,7 +110,7 @@ def measure_throughput(config: BenchTrainingConfig, cache: Cache) -> dict[str, f
     tensors = FrameTensors.from_cache(cache, device)
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
     dims = {"embedding_dim": config.embedding_dim, "state_dim": 8, "action_dim": 7}
-    policy_config = train_config.policy_config(**dims, num_world_tokens=1024)
+    policy_config = train_config.policy_config(**dims, num_world_tokens=1024, instruction_dim=0)
     trainer = Trainer(WorldPolicy(policy_config).to(device), tensors, frames, train_config)
     bare = WorldPolicy(policy_config).to(device).train()
     optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-4, fused=device.type == "cuda")
