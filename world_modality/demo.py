@@ -138,36 +138,45 @@ def _table(reports: dict[str, dict[str, Any]]) -> str:
     """Return the summary as Markdown: per arm, then the paired differences that test the claim."""
     first = reports["A"]["eval_offline"]
     lines = [
-        f"encoder {first['run']['encoder']}: {first['run']['encoder_note']}",
         f"{first['run']['num_val_episodes']} held-out episodes, {first['run']['num_val_frames']} "
-        "frames; 95 % intervals by bootstrap over episodes; one seed",
+        "frames; 95 % intervals by bootstrap over episodes; one seed.",
+        f"Encoder: {first['run']['encoder_note']}.",
         "",
         "| arm | action MSE (training std²) | top-1 at k = 1 | top-5 at k = 1 "
-        "| top-1 where it changes | corrupted / clean |",
+        "| top-1 where the token changes | corrupted / clean |",
         "|---|---|---|---|---|---|",
     ]
     for arm, report in reports.items():
-        cells = [_text(report["eval_offline"]["actions"]["model"]["mse"])]
-        world = report["eval_offline"]["world"]
-        if world is None:
-            cells += ["–"] * 3
-        else:
-            first_row = world["all"][0]["accuracy"]
-            cells += [_text(first_row["model_top1"]), _text(first_row["model_top5"])]
-            cells.append(_text(world["changed"][0]["accuracy"]["model_top1"]))
-        cells.append(_text(report["corrupt_world"]["corruptions"]["task_shuffle"]["ratio"]))
-        lines.append(f"| {arm} | " + " | ".join(cells) + " |")
-    for name, label in (("task_mean", "training mean of the task"), ("last_action", "last action")):
-        lines.append(f"| {label} | {_text(first['actions'][name]['mse'])} | – | – | – | – |")
+        error = _interval(report["eval_offline"]["actions"]["model"]["mse"])
+        ratio = _interval(report["corrupt_world"]["corruptions"]["task_shuffle"]["ratio"])
+        accuracies = _accuracies(report["eval_offline"]["world"], "model")
+        lines.append(f"| {arm} | {error} | {accuracies} | {ratio} |")
+    for name, label in (
+        ("task_mean", "training mean of the task"),
+        ("last_action", "last action held"),
+    ):
+        lines.append(f"| {label} | {_interval(first['actions'][name]['mse'])} | – | – | – | – |")
     world = reports["B"]["eval_offline"]["world"]
-    everywhere, changed = world["all"][0]["accuracy"], world["changed"][0]["accuracy"]
-    for name in ("copy", "bigram"):
-        cells = [_text(everywhere[f"{name}_top1"])]
-        cells.append(_text(everywhere["bigram_top5"]) if name == "bigram" else "–")
-        cells.append(_text(changed[f"{name}_top1"]))
-        lines.append(f"| {name} | – | " + " | ".join(cells) + " | – |")
+    for name, label in (
+        ("copy", "copy of `w_t`"),
+        ("bigram", "bigram"),
+        ("change_bigram", "bigram told that the token changes"),
+    ):
+        lines.append(f"| {label} | – | {_accuracies(world, name)} | – |")
     lines += ["", *_comparisons(reports)]
     return "\n".join(lines)
+
+
+def _accuracies(world: dict[str, Any] | None, predictor: str) -> str:
+    """Return three cells: top-1 and top-5 on all frames, top-1 where the token changes."""
+    if world is None:
+        return "– | – | –"
+    everywhere, changed = (world[subset][0]["accuracy"] for subset in ("all", "changed"))
+    cells = [everywhere.get(f"{predictor}_{top}") for top in ("top1", "top5")]
+    if predictor == "change_bigram":
+        cells = [None, None]  # on frames where the token stays it has been told a falsehood
+    cells.append(changed[f"{predictor}_top1"])
+    return " | ".join("–" if cell is None else _interval(cell).percent for cell in cells)
 
 
 def _comparisons(reports: dict[str, dict[str, Any]]) -> list[str]:
@@ -182,8 +191,13 @@ def _comparisons(reports: dict[str, dict[str, Any]]) -> list[str]:
         if difference.high is not None and difference.high < 0:
             verdict = f"{arm} is better"
         lines.append(f"- {arm} minus {reference}: {difference} ({verdict}, for this one seed)")
-    gain = reports["C"]["eval_offline"]["world"]["all"][0]["model_minus_bigram"]
-    lines.append(f"- top-1 at k = 1, C's world head minus bigram: {_text(gain)}")
+    gain = _interval(reports["C"]["eval_offline"]["world"]["all"][0]["model_minus_bigram"])
+    lines.append(f"- top-1 at k = 1, C's world head minus bigram: {gain.percent}")
+    ratio = reports["C"]["corrupt_world"]["corruptions"]["task_shuffle"]["ratio"]
+    lines.append(
+        f"- C's action MSE with another frame's token of the same task, over its own: "
+        f"{_interval(ratio)}"
+    )
     return lines
 
 
@@ -192,8 +206,8 @@ def _paired_difference(first: dict[str, Any], second: dict[str, Any]) -> Interva
     return ratio_interval(sums, np.array(first["num_steps"]))
 
 
-def _text(interval: dict[str, Any]) -> str:
-    return str(Interval(**interval))
+def _interval(stored: dict[str, Any]) -> Interval:
+    return Interval(**stored)
 
 
 def main() -> None:

@@ -157,7 +157,9 @@ def hub_finding(result: ProbeResult) -> Finding:
         "work from local files: --dataset_root <folder> for a dataset on this disk, "
         "--vision_model_name pixel-pca for an encoder without weights"
     )
-    return Finding("hub", "warn", result.failure or "no answer", advice)
+    # The client's own message is a paragraph; what kind of failure it was is enough to act on.
+    reason = (result.failure or "no answer").partition(":")[0]
+    return Finding("hub", "warn", f"not reachable ({reason})", advice)
 
 
 def video_finding(result: ProbeResult) -> Finding:

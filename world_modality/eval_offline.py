@@ -7,7 +7,6 @@ from typing import Any
 from world_modality.action_metrics import action_metrics, trivial_errors
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli, write_config
-from world_modality.intervals import Interval
 from world_modality.offline_plots import plot_eval
 from world_modality.offline_predictions import predict
 from world_modality.offline_run import OfflineConfig, OfflineRun, print_header
@@ -95,24 +94,16 @@ def _print(result: EvalOfflineResult) -> None:
         columns = _COLUMNS[subset]
         print(f"  {'k':>3}{'frames':>8}" + "".join(f"{c:>24}" for c in columns) + f"{'n':>9}")
         for row in result.world[subset]:
-            cells = "".join(f"{_percent(row.accuracy[c]):>24}" for c in columns)
+            cells = "".join(f"{row.accuracy[c].percent:>24}" for c in columns)
             print(f"  {row.horizon:>3}{row.frames_ahead:>8}{cells}{row.num_frames:>9}")
     first = result.world["all"][0].model_minus_bigram
-    print(f"\n  top-1 at k = 1, model minus bigram: {_percent(first)} (in points, paired)")
+    print(f"\n  top-1 at k = 1, model minus bigram: {first.percent} (in points, paired)")
 
 
 _COLUMNS = {
     "all": ("model_top1", "model_top5", "copy_top1", "bigram_top1", "bigram_top5"),
     "changed": ("model_top1", "model_top5", "change_bigram_top1", "bigram_top1", "bigram_top5"),
 }
-
-
-def _percent(interval: Interval) -> str:
-    if interval.value is None:
-        return "n/a"
-    if interval.low is None or interval.high is None:
-        return f"{100 * interval.value:.1f} %"
-    return f"{100 * interval.value:.1f} % [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
 
 
 def main() -> None:

@@ -20,11 +20,20 @@ class Interval:
     num_episodes: int
 
     def __str__(self) -> str:
+        return self._text(1, ".3g", "")
+
+    @property
+    def percent(self) -> str:
+        """The estimate and its interval in percent, for shares."""
+        return self._text(100, ".1f", " %")
+
+    def _text(self, factor: float, number: str, unit: str) -> str:
         if self.value is None:
             return "n/a"
-        if self.low is None:
-            return f"{self.value:.4g} [no interval: {self.num_episodes} episode]"
-        return f"{self.value:.4g} [{self.low:.4g}, {self.high:.4g}]"
+        estimate = f"{factor * self.value:{number}}{unit}"
+        if self.low is None or self.high is None:
+            return f"{estimate} [no interval: {self.num_episodes} episode]"
+        return f"{estimate} [{factor * self.low:{number}}, {factor * self.high:{number}}]"
 
 
 def sum_by_episode(
