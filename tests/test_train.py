@@ -316,6 +316,32 @@ def test_an_unwritable_log_dir_is_one_message(cache, tmp_path):
     assert "Traceback" not in done.stderr
 
 
+def test_a_disk_that_takes_no_checkpoint_is_one_message_and_leaves_nothing_half_written(
+    cache, tmp_path
+):
+    limit_bytes = 20_000
+    command = [
+        *(sys.executable, "-c"),
+        "import resource, runpy, signal, sys\n"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
+        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({limit_bytes}, {limit_bytes}))\n"
+        "sys.argv = sys.argv[1:]\n"
+        "runpy.run_path(sys.argv[0], run_name='__main__')\n",
+        *(str(ROOT / "train_baseline_a.py"), "--dataset_name", cache.dataset_name),
+        *("--cache_dir", str(cache.cache_dir), "--log_dir", str(tmp_path / "logs")),
+        *("--num_epochs", "1", "--device", "cpu"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert done.returncode == 1, done.stderr
+    assert "error: File too large" in done.stderr
+    assert "model_A_epoch0.pt" in done.stderr
+    assert "Traceback" not in done.stderr
+    left = [path.name for path in (tmp_path / "logs").iterdir()]
+    assert "config.json" in left
+    assert not [name for name in left if name.startswith("model_")]
+
+
 def test_context_and_sizes_of_a_long_episode_cache_train_too(tmp_path):
     spec = SyntheticSpec(num_episodes=3, min_length=3, max_length=3, num_tasks=3)
     cache = write_synthetic_cache(tmp_path / "cache", spec)

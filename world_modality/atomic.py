@@ -26,7 +26,9 @@ def replacing(path: Path) -> Iterator[Path]:
     try:
         yield partial
         publish(partial, path)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a failed write does not know which file it was for
         partial.unlink(missing_ok=True)
         raise
 

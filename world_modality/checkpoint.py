@@ -107,8 +107,14 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "cache_fingerprint": checkpoint.cache_fingerprint,
         "cache_arrays": checkpoint.cache_arrays,
     }
-    with replacing(path) as partial:
-        torch.save(content, partial)
+    with replacing(path) as partial, partial.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch covers a failed write ("no space left") with its own "unexpected pos 64 vs 0".
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from None
+            raise
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
