@@ -8,6 +8,7 @@ import torch
 
 from tests.cache_fixtures import SyntheticSpec, write_synthetic_cache
 from world_modality.cache import Cache
+from world_modality.checkpoint import load_checkpoint
 from world_modality.frame_tensors import FrameTensors
 from world_modality.policy import ModelType, PolicyConfig
 from world_modality.train_config import TrainConfig
@@ -68,3 +69,14 @@ def synthetic_tensors(cache_dir: Path, spec: SyntheticSpec | None = None) -> Fra
     """Return a synthetic cache's frames on the CPU."""
     cache = write_synthetic_cache(cache_dir, spec)
     return FrameTensors.from_cache(cache, torch.device("cpu"))
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    """Return the weights and statistics that a checkpoint holds."""
+    return load_checkpoint(path, torch.device("cpu")).model
+
+
+def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    """Check that two policies are equal to the last bit."""
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[name], second[name]) for name in first)

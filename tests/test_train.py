@@ -1,10 +1,7 @@
-import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,9 +12,11 @@ import torch
 from tests.cache_fixtures import SyntheticSpec, replace_arrays, write_synthetic_cache
 from tests.policy_fixtures import (
     MODEL_TYPES,
+    assert_same_weights,
     synthetic_tensors,
     tiny_policy_config,
     tiny_train_config,
+    weights,
 )
 from world_modality.checkpoint import load_checkpoint
 from world_modality.errors import InvalidInputError, MissingFileError
@@ -33,15 +32,6 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def cache(tmp_path):
     return write_synthetic_cache(tmp_path / "cache")
-
-
-def weights(path):
-    return load_checkpoint(path, CPU).model
-
-
-def assert_same_weights(first, second):
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
@@ -108,82 +98,6 @@ def test_the_same_command_twice_gives_the_same_weights_and_another_seed_does_not
     )
     assert_same_weights(first, again)
     assert not torch.equal(first["action_head.weight"], other["action_head.weight"])
-
-
-@pytest.mark.parametrize("model_type", ["A", "C"])
-def test_a_resumed_run_ends_bit_identical_to_an_undisturbed_one(cache, tmp_path, model_type):
-    knobs = {"dropout": 0.1, "num_epochs": 4}
-    if model_type == "C":
-        knobs["world_input_dropout"] = 0.3
-    whole = run(tiny_train_config(cache, tmp_path / "whole", model_type, **knobs))
-    config = tiny_train_config(cache, tmp_path / "halved", model_type, **knobs)
-    run(config)
-    for epoch in (2, 3):
-        (config.log_dir / f"model_{model_type}_epoch{epoch}.pt").unlink()
-    torch.manual_seed(999)
-    resumed = run(dataclasses.replace(config, resume=True))
-    assert_same_weights(weights(whole.checkpoint), weights(resumed.checkpoint))
-    logs = [
-        (folder / "metrics.jsonl").read_text() for folder in (tmp_path / "whole", config.log_dir)
-    ]
-    assert logs[0] == logs[1]
-    assert logs[0].count('"kind": "epoch"') == 4
-
-
-def test_a_killed_training_process_resumes_bit_identical(cache, tmp_path):
-    arguments = [
-        *(sys.executable, str(ROOT / "train_model_c.py")),
-        *("--dataset_name", cache.dataset_name, "--cache_dir", str(cache.cache_dir)),
-        *("--d_model", "32", "--n_layers", "1", "--num_epochs", "6", "--batch_size", "16"),
-        *("--device", "cpu", "--resume"),
-    ]
-
-    def command(name):
-        return [*arguments, "--log_dir", str(tmp_path / name)]
-
-    subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True)
-    process = subprocess.Popen(command("killed"), cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list((tmp_path / "killed").glob("model_C_epoch1.pt")) and time.time() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
-    assert not list((tmp_path / "killed").glob("model_C_epoch5.pt"))
-    subprocess.run(command("killed"), cwd=ROOT, check=True, capture_output=True)
-    name = "model_C_epoch5.pt"
-    assert_same_weights(weights(tmp_path / "whole" / name), weights(tmp_path / "killed" / name))
-
-
-def test_resuming_a_finished_run_changes_nothing(cache, tmp_path):
-    config = tiny_train_config(cache, tmp_path / "logs", "B")
-    first = run(config)
-    content = first.checkpoint.read_bytes()
-    again = run(dataclasses.replace(config, resume=True))
-    assert again == first
-    assert again.checkpoint.read_bytes() == content
-
-
-def test_an_existing_run_is_neither_overwritten_nor_mixed_by_accident(cache, tmp_path):
-    config = tiny_train_config(cache, tmp_path / "logs", "B")
-    run(config)
-    with pytest.raises(InvalidInputError, match=r"already holds a run.*--resume"):
-        run(config)
-    with pytest.raises(InvalidInputError, match=r"--seed 0 then, 7 now"):
-        run(dataclasses.replace(config, resume=True, seed=7))
-    other_arm = dataclasses.replace(config, model_type="A", resume=True)
-    with pytest.raises(InvalidInputError, match="already holds a run"):
-        run(other_arm)
-    replaced = run(dataclasses.replace(config, overwrite=True, seed=7))
-    assert load_checkpoint(replaced.checkpoint, CPU).train_config["seed"] == 7
-
-
-def test_resuming_on_a_changed_cache_is_refused(cache, tmp_path):
-    config = tiny_train_config(cache, tmp_path / "logs", "B")
-    run(config)
-    states = np.array(cache.load("states")) + 1
-    replace_arrays(cache, {"states": states})
-    with pytest.raises(InvalidInputError, match=r"trained on another cache.*arrays differ"):
-        run(dataclasses.replace(config, resume=True))
 
 
 def test_outputs_hold_config_metrics_events_and_a_checkpoint_per_epoch(cache, tmp_path):
