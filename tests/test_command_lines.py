@@ -11,6 +11,7 @@ STAGES = [
     "world_modality.eval_offline",
     "world_modality.inspect_token_images",
     "world_modality.intervention_corrupt_world",
+    "world_modality.precompute_instruction_embeddings",
     "world_modality.precompute_world_tokens",
     "train_baseline_a",
     "train_baseline_b",

