@@ -153,6 +153,31 @@ def test_the_record_rebuilds_the_encoder(folders, images):
     assert (record["is_stand_in"], record["note"]) == (False, None)
 
 
+def test_the_record_names_the_hub_revision_that_was_loaded(folders, tmp_path):
+    import os
+    import shutil
+    import subprocess
+    import sys
+
+    revision = "0123456789" * 4
+    repository = tmp_path / "models--someone--tiny-dinov2"
+    shutil.copytree(folders["dinov2"], repository / "snapshots" / revision)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(revision)
+    code = (
+        "import torch\n"
+        "from world_modality.vision_encoders import EncoderRequest, build_encoder\n"
+        "request = EncoderRequest('someone/tiny-dinov2')\n"
+        "print(build_encoder(request, torch.device('cpu')).record()['revision'])\n"
+    )
+    # The hub's client reads the folder's name when it is imported.
+    environment = {**os.environ, "HF_HUB_CACHE": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == [revision]
+
+
 def test_other_weights_or_preprocessing_than_the_records_are_refused(folders, tmp_path):
     import shutil
 

