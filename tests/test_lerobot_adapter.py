@@ -4,6 +4,9 @@
 
 import json
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +17,8 @@ from tests.lerobot_fixtures import ACTION_DIM, STATE_DIM, TASKS, make_dataset
 from world_modality.dataset_columns import ColumnKeys, scan_columns
 from world_modality.errors import InvalidInputError, MissingFileError, MissingKeyError
 from world_modality.frame_decoding import frame_blocks, frames_at
-from world_modality.lerobot_adapter import lerobot_home, open_dataset
+from world_modality.lerobot_adapter import open_dataset
+from world_modality.lerobot_home import lerobot_home
 
 CAMERA = "observation.image"
 
@@ -93,10 +97,19 @@ def test_frames_across_row_groups_and_files_keep_the_global_order(roots, copy):
     )
 
 
-def test_the_home_of_local_datasets_is_lerobots(monkeypatch, roots):
-    from lerobot.utils.constants import HF_LEROBOT_HOME
+@pytest.mark.parametrize("variable", [None, "XDG_CACHE_HOME", "HF_HOME", "HF_LEROBOT_HOME"])
+def test_the_home_of_local_datasets_is_lerobots(variable, monkeypatch, tmp_path):
+    for name in ("XDG_CACHE_HOME", "HF_HOME", "HF_LEROBOT_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    if variable is not None:
+        monkeypatch.setenv(variable, str(tmp_path))
+    # A new process: lerobot reads the variables when it is imported.
+    code = "from lerobot.utils.constants import HF_LEROBOT_HOME; print(HF_LEROBOT_HOME)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert lerobot_home() == Path(done.stdout.strip())
 
-    assert lerobot_home() == HF_LEROBOT_HOME
+
+def test_a_dataset_is_found_in_the_home(monkeypatch, roots):
     monkeypatch.setenv("HF_LEROBOT_HOME", str(roots["image"].parent))
     assert open_dataset("image").root == roots["image"]
 

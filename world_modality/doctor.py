@@ -24,6 +24,7 @@ from world_modality.doctor_findings import (
 )
 from world_modality.doctor_probes import run_probe
 from world_modality.errors import UserError
+from world_modality.lerobot_home import lerobot_home
 
 CheckName = Literal["dependencies", "rendering", "device", "hub", "video", "disk", "machine"]
 PUBLIC_DATASET = "HuggingFaceVLA/libero"
@@ -102,12 +103,10 @@ def check_video(config: DoctorConfig) -> list[Finding]:
 
 def check_disk(config: DoctorConfig) -> list[Finding]:
     """Look at the disks that the stages' cache and lerobot's datasets are on."""
-    hub_home = Path(os.environ.get("HF_HOME") or "~/.cache/huggingface")
-    lerobot_home = Path(os.environ.get("HF_LEROBOT_HOME") or hub_home / "lerobot")
     findings = []
     for name, folder in (
         ("disk of --cache_dir", config.cache_dir),
-        ("HF_LEROBOT_HOME", lerobot_home),
+        ("HF_LEROBOT_HOME", lerobot_home()),
     ):
         folder = folder.expanduser().absolute()
         existing = next(path for path in (folder, *folder.parents) if path.exists())

@@ -5,18 +5,12 @@ download.
 """
 
 import importlib.util
-import os
 from pathlib import Path
 
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.lerobot_format import INFO_PATH
+from world_modality.lerobot_home import lerobot_home
 from world_modality.lerobot_source import LeRobotSource
-
-
-def lerobot_home() -> Path:
-    """Return the folder of local datasets, by lerobot's rule for HF_LEROBOT_HOME and HF_HOME."""
-    hugging_face = os.environ.get("HF_HOME", "~/.cache/huggingface")
-    return Path(os.environ.get("HF_LEROBOT_HOME", f"{hugging_face}/lerobot")).expanduser()
 
 
 def open_dataset(
