@@ -1,7 +1,5 @@
 """k-means and token assignment, by property and against brute force."""
 
-# mypy: no-check-untyped-defs
-
 import inspect
 import itertools
 

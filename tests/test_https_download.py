@@ -1,7 +1,5 @@
 """Downloads from a real https server on this machine, which is bounded in all it can do."""
 
-# mypy: no-check-untyped-defs
-
 import time
 
 import pytest

@@ -1,7 +1,5 @@
 """The pictures of world tokens: which frames they show, and what they are made of."""
 
-# mypy: no-check-untyped-defs
-
 import dataclasses
 import json
 import sys

@@ -1,7 +1,5 @@
 """What the stage that embeds instructions refuses."""
 
-# mypy: no-check-untyped-defs
-
 import shutil
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """The dataset as it is read in blocks, against what LeRobot itself gives."""
 
-# mypy: no-check-untyped-defs
-
 import json
 import shutil
 import subprocess

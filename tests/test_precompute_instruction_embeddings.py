@@ -1,7 +1,5 @@
 """The stage that embeds instructions: its sources of texts, its command lines, reuse."""
 
-# mypy: no-check-untyped-defs
-
 import json
 import os
 import shlex

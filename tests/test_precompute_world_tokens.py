@@ -1,7 +1,5 @@
 """The stage that writes the cache: its arrays, reuse, resumption, leakage, and what it refuses."""
 
-# mypy: no-check-untyped-defs
-
 import dataclasses
 import io
 import json

@@ -1,7 +1,5 @@
 """Task texts from JSON lines: what is read, and what is wrong with which line."""
 
-# mypy: no-check-untyped-defs
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Text encoders against the models applied by hand, and what a record refuses."""
 
-# mypy: no-check-untyped-defs
-
 import shutil
 
 import numpy as np

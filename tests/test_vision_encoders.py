@@ -1,7 +1,5 @@
 """Encoders against the models applied by hand."""
 
-# mypy: no-check-untyped-defs
-
 import json
 
 import numpy as np

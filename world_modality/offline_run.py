@@ -1,6 +1,7 @@
 """A checkpoint opened on the cache it was trained on, at its validation frames."""
 
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -86,15 +87,20 @@ class OfflineRun:
             val_ids=split["val"],
         )
 
-    @property
+    @cached_property
     def val_frames(self) -> Int[np.ndarray, " M"]:
         """All frames of the validation episodes."""
         return self.tensors.episodes.frames_of(self.val_ids)
 
-    @property
+    @cached_property
     def tokens(self) -> Int[np.ndarray, " N"]:
         """The recorded world tokens."""
         return self.tensors.world_tokens.cpu().numpy()
+
+    @cached_property
+    def _episode_of_frame(self) -> Int[np.ndarray, " N"]:
+        # Every metric of every horizon adds up over it.
+        return self.tensors.episodes.of_frame
 
     @property
     def num_world_tokens(self) -> int:
@@ -124,7 +130,7 @@ class OfflineRun:
         seed: int,
     ) -> Interval:
         """Return sum(values) / sum(counts) with an interval over episodes."""
-        position = self.tensors.episodes.of_frame[frames]
+        position = self._episode_of_frame[frames]
         num_episodes = len(self.tensors.episodes)
         return ratio_interval(
             sum_by_episode(values, position, num_episodes),
@@ -144,7 +150,7 @@ class OfflineRun:
 
     def episode_sums(self, errors: FrameErrors) -> Float[np.ndarray, " E"]:
         """Return each validation episode's summed squared action error (standardised)."""
-        position = self.tensors.episodes.of_frame[errors.frames]
+        position = self._episode_of_frame[errors.frames]
         sums = sum_by_episode(
             errors.squared_error.sum(axis=1), position, len(self.tensors.episodes)
         )
