@@ -2,6 +2,7 @@
 
 import io
 import zipfile
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from world_modality.atomic import replacing
 from world_modality.errors import InvalidInputError
 
 _ENDS_SUFFIX = "/png_ends"
+_SIGNAL_PREFIX = "signal/"
 
 
 @dataclass(frozen=True)
@@ -22,9 +24,11 @@ class DemoEpisode:
     """The task in words, the same for every frame."""
     columns: dict[str, np.ndarray]
     """By LeRobot feature name: float32 [N, dim], or uint8 [N, height, width, 3] for images."""
+    signals: dict[str, np.ndarray]
+    """What the recorder knows beside the features: float32 [N, dim] by name, see `demo_signals`."""
 
     def __post_init__(self) -> None:
-        lengths = {name: len(column) for name, column in self.columns.items()}
+        lengths = {name: len(column) for name, column in {**self.columns, **self.signals}.items()}
         assert len(set(lengths.values())) == 1, f"columns differ in length: {lengths}"
 
     @property
@@ -40,6 +44,8 @@ class DemoEpisode:
                 arrays[name], arrays[name + _ENDS_SUFFIX] = _encode_images(column)
             else:
                 arrays[name] = column
+        for name, signal in self.signals.items():
+            arrays[_SIGNAL_PREFIX + name] = signal
         with replacing(path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
 
@@ -62,7 +68,17 @@ class DemoEpisode:
         for name, image_ends in ends.items():
             image_name = name.removesuffix(_ENDS_SUFFIX)
             arrays[image_name] = _decode_images(arrays[image_name], image_ends)
-        return cls(instruction=instruction, columns=arrays)
+        signals = {
+            name.removeprefix(_SIGNAL_PREFIX): arrays.pop(name)
+            for name in list(arrays)
+            if name.startswith(_SIGNAL_PREFIX)
+        }
+        return cls(instruction=instruction, columns=arrays, signals=signals)
+
+
+def stack_frames(frames: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    """Turn frames (name to value) into columns (name to [N, …])."""
+    return {name: np.stack([frame[name] for frame in frames]) for name in frames[0]}
 
 
 def _encode_images(images: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

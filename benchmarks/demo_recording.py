@@ -4,9 +4,10 @@ config       the flags that decide the data
 rendering    how images were made; a policy trained on the data is rolled out the same way
 software     versions of the simulator
 writer       version of LeRobot that wrote the dataset
+suite        name of the benchmark suite
 layouts      how layout seeds are drawn, and the stream used
 tasks        per task: instruction, episodes kept, attempts discarded, frames, mean length
-episodes     per episode: index, task, attempt, layout seed, frames
+episodes     per episode: index, task, attempt, initial state (MetaWorld: the layout's seed), frames
 """
 
 import json
@@ -27,7 +28,7 @@ class RecordedEpisode:
     episode_index: int
     task: str
     attempt: int
-    layout_seed: int
+    initial_state: int
     num_frames: int
 
 

@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.demo_destination import DemoDestination
+from benchmarks.demo_signals import EXECUTED_ACTION, SUCCESS, read_signal
 from benchmarks.demo_staging import DemoStaging
 from benchmarks.metaworld.collect_demos import CollectDemosConfig, run
 from benchmarks.metaworld.demo_recorder import DemoSettings, MetaworldDemoRecorder
@@ -139,7 +140,7 @@ def test_stored_actions_replay_to_the_stored_observations(recorded, dataset):
     simulator = MetaworldSimulator("reach-v3", rendering)
     columns = dataset.hf_dataset.with_format("numpy")
     for episode in recording(recorded[0])["episodes"]:
-        observation = simulator.reset(episode["layout_seed"])
+        simulator.reset(episode["initial_state"])
         rows = [
             index
             for index, number in enumerate(columns["episode_index"])
@@ -148,23 +149,36 @@ def test_stored_actions_replay_to_the_stored_observations(recorded, dataset):
         assert len(rows) == episode["num_frames"]
         successes = []
         for row in rows:
-            stored = columns[row]
+            stored, observation = columns[row], simulator.observe()
             for key in ("observation.state", "observation.environment_state"):
                 np.testing.assert_array_equal(stored[key], observation[key])
             image = np.asarray(stored["observation.image"])
             np.testing.assert_array_equal(image, observation["observation.image"])
             assert np.abs(stored["action"]).max() <= 1
-            observation, success = simulator.step(stored["action"])
-            successes.append(success)
+            successes.append(simulator.step(stored["action"]))
         num_held = CONFIG.success_hold
         assert len(rows) == min(successes.index(True) + 1 + num_held, CONFIG.max_steps)
     simulator.close()
 
 
+def test_signals_say_what_was_executed_and_when_the_task_was_solved(recorded):
+    root = recorded[0]
+    episodes = recording(root)["episodes"]
+    num_frames = sum(episode["num_frames"] for episode in episodes)
+    stored = frames(root)["action"]
+    executed = read_signal(root, EXECUTED_ACTION, num_frames)
+    np.testing.assert_array_equal(executed, np.stack(list(stored)))
+    success = read_signal(root, SUCCESS, num_frames)[:, 0]
+    ends = np.cumsum([episode["num_frames"] for episode in episodes]) - 1
+    assert success[ends].all()
+    assert not success[0]
+
+
 def test_lerobot_gives_the_pixels_that_the_simulator_rendered(recorded, dataset):
     record = recording(recorded[0])
     simulator = MetaworldSimulator("reach-v3", Rendering.from_record(record["rendering"]))
-    rendered = simulator.reset(record["episodes"][0]["layout_seed"])["observation.image"]
+    simulator.reset(record["episodes"][0]["initial_state"])
+    rendered = simulator.render()
     simulator.close()
     loaded = dataset[0]["observation.image"].permute(1, 2, 0).numpy()
     np.testing.assert_allclose(loaded, rendered / 255, atol=1e-6)

@@ -16,18 +16,20 @@ def test_staged_episode_comes_back_exactly(tmp_path):
         "observation.image": random.integers(0, 256, (3, 8, 10, 3)).astype(np.uint8),
         "action": random.standard_normal((3, 4)).astype(np.float32),
     }
-    DemoEpisode("Push", columns).save(tmp_path / "episode.npz")
+    signals = {"contact": random.random((3, 1)).astype(np.float32)}
+    DemoEpisode("Push", columns, signals).save(tmp_path / "episode.npz")
     loaded = DemoEpisode.load(tmp_path / "episode.npz")
     assert loaded.instruction == "Push"
-    assert loaded.columns.keys() == columns.keys()
-    for key, column in columns.items():
-        np.testing.assert_array_equal(loaded.columns[key], column)
-        assert loaded.columns[key].dtype == column.dtype
+    for stored, given in ((loaded.columns, columns), (loaded.signals, signals)):
+        assert stored.keys() == given.keys()
+        for key, column in given.items():
+            np.testing.assert_array_equal(stored[key], column)
+            assert stored[key].dtype == column.dtype
 
 
 def test_damaged_staged_episode_is_named(tmp_path):
     path = tmp_path / "episode.npz"
-    DemoEpisode("Push", {"action": np.zeros((3, 4), np.float32)}).save(path)
+    DemoEpisode("Push", {"action": np.zeros((3, 4), np.float32)}, {}).save(path)
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(UserError, match=r"episode\.npz is damaged"):
         DemoEpisode.load(path)

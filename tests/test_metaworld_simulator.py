@@ -36,8 +36,13 @@ def reach():
     simulator.close()
 
 
+def first_observation(simulator, layout_seed):
+    simulator.reset(layout_seed)
+    return simulator.observe()
+
+
 def test_observation_has_the_documented_keys_shapes_and_types(reach):
-    observation = reach.reset(1)
+    observation = first_observation(reach, 1)
     described = {key: (value.shape, value.dtype.name) for key, value in observation.items()}
     assert described == {
         IMAGE_KEY: ((64, 64, 3), "uint8"),
@@ -47,7 +52,7 @@ def test_observation_has_the_documented_keys_shapes_and_types(reach):
 
 
 def test_environment_state_holds_what_its_names_say(reach):
-    observation = reach.reset(1)
+    observation = first_observation(reach, 1)
     named = dict(zip(ENVIRONMENT_STATE_NAMES, observation[ENVIRONMENT_STATE_KEY], strict=True))
     puck = reach._env.data.body("obj").xpos
     np.testing.assert_allclose([named[f"object_1_{axis}"] for axis in "xyz"], puck, atol=1e-6)
@@ -79,7 +84,7 @@ def assert_same_view_as(reference: np.ndarray) -> None:
     simulator = MetaworldSimulator(
         "drawer-open-v3", Rendering(image_size=480, gl_backend=gl_backend())
     )
-    image = thumbnail(simulator.reset(0)[IMAGE_KEY])
+    image = thumbnail(first_observation(simulator, 0)[IMAGE_KEY])
     simulator.close()
 
     def distance(turned: np.ndarray) -> float:
@@ -124,10 +129,11 @@ def test_renders_without_shadows_reflections_and_multisampling(reach):
 def test_same_seed_gives_the_same_episode_whatever_was_played_before(reach):
     def play(simulator: MetaworldSimulator, seed: int) -> list[np.ndarray]:
         expert = scripted_expert("reach-v3")
-        observations = [simulator.reset(seed)]
+        observations = [first_observation(simulator, seed)]
         for _ in range(10):
             action = np.clip(expert(simulator.raw_observation), -1, 1).astype(np.float32)
-            observations.append(simulator.step(action)[0])
+            simulator.step(action)
+            observations.append(simulator.observe())
         return [value for observation in observations for value in observation.values()]
 
     play(reach, 5)
@@ -140,7 +146,7 @@ def test_same_seed_gives_the_same_episode_whatever_was_played_before(reach):
 
 
 def test_layouts_differ_between_seeds(reach):
-    layouts = {tuple(reach.reset(seed)[ENVIRONMENT_STATE_KEY]) for seed in range(5)}
+    layouts = {tuple(first_observation(reach, seed)[ENVIRONMENT_STATE_KEY]) for seed in range(5)}
     assert len(layouts) == 5
 
 
@@ -149,8 +155,9 @@ def test_first_observation_shows_this_layout_and_not_the_one_before():
     drawer_x = ENVIRONMENT_STATE_NAMES.index("object_1_x")
     seen = []
     for seed in range(3):
-        first = simulator.reset(seed)
-        second, _ = simulator.step(STILL)
+        first = first_observation(simulator, seed)
+        simulator.step(STILL)
+        second = simulator.observe()
         seen.append(first[ENVIRONMENT_STATE_KEY][drawer_x])
         np.testing.assert_allclose(
             first[ENVIRONMENT_STATE_KEY][drawer_x],
@@ -170,9 +177,11 @@ def test_refuses_an_action_that_is_not_four_finite_numbers(reach, action):
 
 def test_clips_actions_to_the_unit_range(reach):
     reach.reset(3)
-    beyond, _ = reach.step(np.full(4, 5, np.float32))
+    reach.step(np.full(4, 5, np.float32))
+    beyond = reach.observe()
     reach.reset(3)
-    at_limit, _ = reach.step(np.ones(4, np.float32))
+    reach.step(np.ones(4, np.float32))
+    at_limit = reach.observe()
     np.testing.assert_array_equal(beyond[STATE_KEY], at_limit[STATE_KEY])
 
 

@@ -17,6 +17,7 @@ from benchmarks.demo_dataset import (
 from benchmarks.demo_destination import DemoDestination
 from benchmarks.demo_recipe import CONFIG_SECTION, Recipe
 from benchmarks.demo_recording import RecordedEpisode, RecordedTask, write_recording
+from benchmarks.demo_signals import Signals, write_signals
 from benchmarks.metaworld import simulator
 from benchmarks.metaworld.demo_recorder import ACTION_KEY
 from benchmarks.metaworld.layouts import DEMONSTRATION_STREAM, SCHEME, layout_seed
@@ -40,6 +41,7 @@ def assemble_dataset(
     config = recipe[CONFIG_SECTION]
     destination.remove_partial()
     episodes: list[RecordedEpisode] = []
+    signals: list[Signals] = []
     recorded: dict[str, RecordedTask] = {}
     kept = [(task, attempt) for task in tasks for attempt in task.kept]
     with DemoDatasetWriter(
@@ -53,6 +55,7 @@ def assemble_dataset(
         for task, attempt in tqdm(kept, desc="assembling", unit="episode"):
             episode = destination.staging.load(task.task, attempt)
             writer.add_episode(episode)
+            signals.append(episode.signals)
             seed = layout_seed(config["seed"], DEMONSTRATION_STREAM, task.task, attempt)
             episodes.append(
                 RecordedEpisode(len(episodes), task.task, attempt, seed, episode.num_frames)
@@ -66,9 +69,11 @@ def assemble_dataset(
                 num_frames=sofar.num_frames + episode.num_frames,
             )
     sections: dict[str, dict[str, Any]] = {
+        "suite": {"name": simulator.SUITE_NAME},
         "writer": {"lerobot": lerobot_version()},
         "layouts": SCHEME,
     }
+    write_signals(destination.partial, signals)
     write_recording(destination.partial, recipe, sections, recorded, episodes)
     destination.publish()
     return recorded

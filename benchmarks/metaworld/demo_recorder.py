@@ -5,7 +5,8 @@ from typing import Literal
 
 import numpy as np
 
-from benchmarks.demo_episode import DemoEpisode
+from benchmarks.demo_episode import DemoEpisode, stack_frames
+from benchmarks.demo_signals import CONTACT, EXECUTED_ACTION, SUCCESS
 from benchmarks.metaworld.layouts import DEMONSTRATION_STREAM, layout_seed, noise_generator
 from benchmarks.metaworld.simulator import (
     ACTION_DIM,
@@ -49,24 +50,29 @@ class MetaworldDemoRecorder:
         simulator = self._open(task)
         expert = scripted_expert(task)
         noise = noise_generator(settings.seed, DEMONSTRATION_STREAM, task, attempt)
-        observation = simulator.reset(
-            layout_seed(settings.seed, DEMONSTRATION_STREAM, task, attempt)
-        )
+        simulator.reset(layout_seed(settings.seed, DEMONSTRATION_STREAM, task, attempt))
         frames: list[dict[str, np.ndarray]] = []
+        signals: list[dict[str, np.ndarray]] = []
         num_remaining = settings.max_steps
         solved = False
         while num_remaining > 0:
             executed, label = self._act(simulator, expert, noise)
-            frames.append({**observation, ACTION_KEY: label})
-            observation, success = simulator.step(executed)
+            frames.append({**simulator.observe(), ACTION_KEY: label})
+            success = simulator.step(executed)
+            signals.append(
+                {
+                    EXECUTED_ACTION: executed,
+                    CONTACT: np.array([simulator.in_contact()], np.float32),
+                    SUCCESS: np.array([success], np.float32),
+                }
+            )
             num_remaining -= 1
             if success and not solved:
                 solved = True
                 num_remaining = min(num_remaining, settings.success_hold)
         if not solved:
             return None
-        columns = {key: np.stack([frame[key] for frame in frames]) for key in frames[0]}
-        return DemoEpisode(instruction=self.instructions[task], columns=columns)
+        return DemoEpisode(self.instructions[task], stack_frames(frames), stack_frames(signals))
 
     def _act(
         self, simulator: MetaworldSimulator, expert: Expert, noise: np.random.Generator

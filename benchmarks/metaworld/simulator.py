@@ -24,8 +24,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from benchmarks.rollouts.suite import Observation
 from world_modality.errors import InvalidInputError, UserError, missing_key
 
+SUITE_NAME = "metaworld"
 FPS = 80
 ACTION_DIM = 4
 STATE_DIM = 4
@@ -44,7 +46,6 @@ ENVIRONMENT_STATE_NAMES = (
     *(f"goal_{part}" for part in "xyz"),
 )
 
-Observation = dict[str, np.ndarray]
 Expert = Callable[[Float64[np.ndarray, "39"]], Float64[np.ndarray, " A"]]
 
 
@@ -150,26 +151,31 @@ class MetaworldSimulator:
         assert self._raw_observation is not None, "reset() comes first"
         return self._raw_observation
 
-    def reset(self, layout_seed: int) -> Observation:
-        """Start an episode in the layout that the seed determines."""
+    def reset(self, initial_state: int) -> None:
+        """Start an episode in the layout that the seed `initial_state` determines."""
         import mujoco
 
-        self._env.seed(layout_seed)
+        self._env.seed(initial_state)
         self._env.reset()
         mujoco.mj_forward(self._env.model, self._env.data)
         current = self._env._get_curr_obs_combined_no_goal()
         self._env._prev_obs = current
         self._raw_observation = np.hstack((current, current, self._env._get_pos_goal()))
-        return self._observe()
 
-    def step(self, action: Float32[np.ndarray, " A"]) -> tuple[Observation, bool]:
-        """Execute one action (1/80 s).
+    def observe(self) -> Observation:
+        """Return what is seen now; this renders."""
+        raw = self.raw_observation
+        return {
+            IMAGE_KEY: self.render(),
+            STATE_KEY: raw[:STATE_DIM].astype(np.float32),
+            ENVIRONMENT_STATE_KEY: np.hstack((raw[4:18], raw[36:39])).astype(np.float32),
+        }
+
+    def step(self, action: Float32[np.ndarray, " A"]) -> bool:
+        """Execute one action (1/80 s) and tell whether the task is solved now.
 
         Args:
             action: hand displacement and gripper effort; clipped to [-1, 1].
-
-        Returns:
-            The observation after the action, and whether the task is solved in it.
 
         Raises:
             ValueError: the action is not four finite numbers.
@@ -178,7 +184,15 @@ class MetaworldSimulator:
             raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {action}")
         raw, _, _, _, info = self._env.step(np.clip(action, -1, 1))
         self._raw_observation = raw
-        return self._observe(), bool(info["success"])
+        return bool(info["success"])
+
+    def in_contact(self) -> bool:
+        """Tell whether the robot touches anything but the table and the floor."""
+        model, data = self._env.model, self._env.data
+        roots = model.body_rootid[model.geom_bodyid[data.contact.geom]]
+        robot = model.body_rootid[model.body("hand").id]
+        others = roots[(roots == robot).any(axis=1)].ravel()
+        return bool(np.isin(others, (0, robot, model.body("tablelink").id), invert=True).any())
 
     def render(self) -> UInt8[np.ndarray, "height width 3"]:
         """Return the current image, turned as `rendering.flip_axes` says."""
@@ -189,14 +203,6 @@ class MetaworldSimulator:
     def close(self) -> None:
         """Free the rendering context."""
         self._renderer.close()
-
-    def _observe(self) -> Observation:
-        raw = self.raw_observation
-        return {
-            IMAGE_KEY: self.render(),
-            STATE_KEY: raw[:STATE_DIM].astype(np.float32),
-            ENVIRONMENT_STATE_KEY: np.hstack((raw[4:18], raw[36:39])).astype(np.float32),
-        }
 
 
 def _import_simulator() -> Any:

@@ -1,0 +1,1 @@
+"""Closed-loop evaluation: one loop and one policy for every benchmark suite."""

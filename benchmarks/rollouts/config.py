@@ -1,0 +1,78 @@
+"""The flags that closed-loop evaluation has in every suite."""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from world_modality.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class RolloutConfig:
+    """Roll policies out in the simulator and report their success rates."""
+
+    checkpoint: tuple[Path, ...]
+    """Checkpoints to roll out; several share initial states and seeds, and are compared in pairs."""
+    out_dir: Path | None = None
+    """Receives results.jsonl, summary.json, summary.md and videos. Default: beside the first
+    checkpoint."""
+    n_trials: int = 50
+    """Episodes of each task."""
+    env_num: int = len(os.sched_getaffinity(0))
+    """Environments that run at once, each in a process of its own. Results do not depend on it."""
+    max_steps: int | None = None
+    """Steps after which an episode has failed. Default: the suite's standard limit."""
+    camera_key: str | None = None
+    """Camera that the policy sees. Default: the one that it was trained on."""
+    state_key: str | None = None
+    """Robot state that the policy sees. Default: the one that it was trained on."""
+    seed: int = 0
+    """Of the initial states, where the suite draws them, and of what a policy draws at random."""
+    device: str = "auto"
+    """Where encoder and policy run: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    policy_batch_size: int | None = None
+    """Observations that go through encoder and policy at a time, filled up to this number; results
+    depend on it in the last digits only, but never on env_num. Default: 1 on a CPU, 16 on a GPU."""
+
+    n_action_steps: int | None = None
+    """Actions of each predicted chunk that are executed. Default: the whole chunk."""
+    temporal_ensemble_coeff: float | None = None
+    """Predict at every step and average what the chunks say about it, weighted by exp(-m i), i = 0
+    the oldest (ACT; Zhao et al., 2023); ACT's m is 0.01. Needs --n_action_steps 1."""
+    corrupt_world: str = "none"
+    """World token that arm C reads: none (its own), random (a used code), task (a token of another
+    frame of the same task in the training episodes), stale:<k> (the token of k frames before)."""
+    wrong_instruction: bool = False
+    """Control: tell the policy another selected task's instruction."""
+    text_model_name: str | None = None
+    """Where the text model is now, if it has moved since training."""
+    vision_model_name: str | None = None
+    """Where the vision model is now, if it has moved since training."""
+    trust_remote_code: bool = False
+    """Run code that the vision model's repository brings along."""
+
+    check_parity: bool = True
+    """First replay recorded demonstrations here and compare; --no_check_parity waives it."""
+    dataset_root: Path | None = None
+    """The recording that the policy was trained on, for the parity check. Default: where it was."""
+    num_parity_episodes: int = 3
+    """Recorded episodes to replay, spread over the tasks."""
+    save_videos: bool = False
+    """Write an MP4 of every episode."""
+    resume: bool = False
+    """Go on with the results that are there; episodes that ended in an error are run again."""
+    overwrite: bool = False
+    """Start anew although out_dir holds results."""
+
+    def __post_init__(self) -> None:
+        for name in ("n_trials", "env_num", "max_steps", "policy_batch_size", "n_action_steps"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidInputError(f"--{name} must be at least 1, not {value}")
+        if self.resume and self.overwrite:
+            raise InvalidInputError("--resume and --overwrite contradict each other")
+        if self.temporal_ensemble_coeff is not None and self.n_action_steps not in (None, 1):
+            raise InvalidInputError(
+                "--temporal_ensemble_coeff predicts at every step; leave out --n_action_steps "
+                f"{self.n_action_steps} or make it 1"
+            )
