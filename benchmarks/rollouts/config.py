@@ -12,7 +12,7 @@ class RolloutConfig:
     """Roll policies out in the simulator and report their success rates."""
 
     checkpoint: tuple[Path, ...]
-    """Checkpoints to roll out; several share initial states and seeds, and are compared in pairs."""
+    """Checkpoints to roll out; several share initial states and seeds and are compared in pairs."""
     out_dir: Path | None = None
     """Receives results.jsonl, summary.json, summary.md and videos. Default: beside the first
     checkpoint."""
@@ -54,7 +54,8 @@ class RolloutConfig:
     check_parity: bool = True
     """First replay recorded demonstrations here and compare; --no_check_parity waives it."""
     dataset_root: Path | None = None
-    """The recording that the policy was trained on, for the parity check. Default: where it was."""
+    """The recording that the policy was trained on, for the parity check. Default: where
+    LeRobot looks for a dataset of its name."""
     num_parity_episodes: int = 3
     """Recorded episodes to replay, spread over the tasks."""
     save_videos: bool = False
