@@ -368,3 +368,24 @@ def test_decoding_runs_ahead_but_not_far_and_its_errors_arrive():
     ahead.close()
     with pytest.raises(InvalidInputError, match="damaged"):
         list(prefetch(blocks(), depth=3))
+
+
+def test_joined_state_columns_stand_one_behind_the_other(config):
+    own, simulator = "observation.state", "observation.environment_state"
+    run(changed(config, proprio_key=f"{own}+{simulator}"))
+    cache = Cache(config.cache_dir, NAME, "train")
+    columns = pq.read_table(sorted(config.dataset_root.glob("data/*/*.parquet"))).to_pydict()
+    expected = np.hstack([np.array(columns[own]), np.array(columns[simulator])])
+    np.testing.assert_array_equal(cache.load("states"), expected.astype(np.float32))
+    section = cache.manifest["dataset"]
+    assert section["state_key"] == f"{own}+{simulator}"
+    assert len(section["state_names"] or expected[0]) == expected.shape[1]
+
+
+def test_a_joined_column_that_does_not_exist_is_named(config):
+    refused(
+        config,
+        "no column 'observation.stat'",
+        MissingKeyError,
+        proprio_key="observation.state+observation.stat",
+    )

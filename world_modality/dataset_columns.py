@@ -11,11 +11,16 @@ from world_modality.errors import InvalidInputError
 from world_modality.lerobot_source import LeRobotSource
 
 ENVIRONMENT_STATE_KEY = "observation.environment_state"
+_JOIN = "+"
 
 
 @dataclass(frozen=True)
 class ColumnKeys:
-    """Which columns of the dataset become which arrays of the cache."""
+    """Which columns of the dataset become which arrays of the cache.
+
+    A key such as `observation.state+observation.environment_state` stands for several columns, one
+    behind the other.
+    """
 
     state: str = "observation.state"
     action: str = "action"
@@ -34,9 +39,14 @@ class ColumnKeys:
         if "environment_state" not in given and ENVIRONMENT_STATE_KEY in source.features:
             given["environment_state"] = ENVIRONMENT_STATE_KEY
         chosen = cls(**given)
-        for key in chosen.arrays.values():
+        for key in chosen.columns:
             source.require(key)
         return chosen
+
+    @property
+    def columns(self) -> list[str]:
+        """Every column of the dataset that is read."""
+        return [part for key in self.arrays.values() for part in joined_columns(key)]
 
     @property
     def arrays(self) -> dict[str, str]:
@@ -80,11 +90,17 @@ class ColumnScan:
     task_index: Int[np.ndarray, " N"] = field(repr=False)
 
 
-def _as_array(name: str, column: np.ndarray) -> np.ndarray:
-    """Bring a column into the dtype and rank of its cache array."""
+def joined_columns(key: str) -> list[str]:
+    """Return the columns that a key stands for."""
+    return key.split(_JOIN)
+
+
+def _as_array(name: str, key: str, block: dict[str, np.ndarray]) -> np.ndarray:
+    """Bring a block's columns into the dtype and rank of their cache array."""
     if name in ("episode_index", "task_index"):
-        return column.astype(np.int32).reshape(len(column))
-    return column.astype(np.float32).reshape(len(column), -1)
+        return block[key].astype(np.int32).reshape(len(block[key]))
+    parts = [block[column].astype(np.float32) for column in joined_columns(key)]
+    return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
 
 def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
@@ -100,10 +116,10 @@ def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
     bad: dict[str, int] = {}
     first: dict[str, tuple[int, int]] = {}
     start = 0
-    for block in source.columns(list(keys.arrays.values())):
-        episodes = _as_array("episode_index", block[keys.episode])
+    for block in source.columns(keys.columns):
+        episodes = _as_array("episode_index", keys.episode, block)
         for name, key in keys.arrays.items():
-            array = _as_array(name, block[key])
+            array = _as_array(name, key, block)
             digest.update(f"{name} {array.shape[1:]}".encode())
             digest.update(array.tobytes())
             if name in indices:
@@ -155,8 +171,8 @@ def write_columns(
     shapes = column_shapes(source, keys, scan)
     done = min(writer.open(name, shape) for name, shape in shapes.items())
     start = 0
-    for block in source.columns(list(keys.arrays.values())):
-        arrays = {name: _as_array(name, block[key]) for name, key in keys.arrays.items()}
+    for block in source.columns(keys.columns):
+        arrays = {name: _as_array(name, key, block) for name, key in keys.arrays.items()}
         end = start + len(arrays["states"])
         if end > done:
             writer.write(start, arrays)

@@ -1,5 +1,6 @@
 """The dataset as the precompute stage sees it: columns checked, validation episodes drawn."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from world_modality.dataset_columns import ColumnKeys, ColumnScan, scan_columns
+from world_modality.dataset_columns import (
+    ColumnKeys,
+    ColumnScan,
+    joined_columns,
+    scan_columns,
+)
 from world_modality.episodes import Episodes, Split, split_episodes
 from world_modality.lerobot_adapter import open_dataset
 from world_modality.lerobot_source import LeRobotSource
@@ -63,7 +69,7 @@ class PrecomputeInputs:
         """The manifest's `dataset`."""
         keys = self.keys.arrays
         names = {
-            f"{name}_names": self.source.dim_names(keys[array], self.scan.dims[array])
+            f"{name}_names": self._dim_names(keys[array], self.scan.dims[array])
             for name, array in (("state", "states"), ("environment_state", "environment_states"))
             if array in keys
         }
@@ -73,6 +79,18 @@ class PrecomputeInputs:
             **names,
             "columns_sha256": self.scan.sha256,
         }
+
+    def _dim_names(self, key: str, num_dims: int) -> list[str] | None:
+        columns = joined_columns(key)
+        if len(columns) == 1:
+            return self.source.dim_names(key, num_dims)
+        shapes = [self.source.features[column]["shape"] for column in columns]
+        named = [
+            self.source.dim_names(column, math.prod(shape))
+            for column, shape in zip(columns, shapes, strict=True)
+        ]
+        names = [name for part in named for name in part or []]
+        return names if len(set(names)) == len(names) == num_dims else None
 
     def training_sample(self, num_frames: int, seed: int) -> Int[np.ndarray, " N"]:
         """Draw frames of training episodes, in ascending order; all where they are fewer."""

@@ -37,7 +37,7 @@ class PrecomputeConfig:
     image_key: str | None = None
     """Camera to embed; may be left out where there is only one."""
     proprio_key: str = "observation.state"
-    """Column of the robot's state."""
+    """Column of the robot's state; several joined by + are put one behind the other."""
     action_key: str = "action"
     """Column of the action."""
     episode_id_key: str = "episode_index"
