@@ -1,12 +1,19 @@
 import os
 import pickle
 
+import numpy as np
 import pytest
 import torch
 
-from tests.cache_fixtures import write_synthetic_cache
+from tests.cache_fixtures import SyntheticSpec, write_synthetic_cache
 from tests.policy_fixtures import tiny_train_config
-from world_modality.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from world_modality.cache import update_manifest
+from world_modality.checkpoint import (
+    checkpoint_arrays,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.train import run
 
@@ -27,6 +34,40 @@ def test_round_trip(trained, tmp_path):
     assert again.manifest == stored.manifest
     assert again.epoch == stored.epoch == 2
     assert all(torch.equal(stored.model[name], again.model[name]) for name in stored.model)
+
+
+def test_it_counts_the_tokens_of_each_tasks_training_episodes(tmp_path):
+    cache = write_synthetic_cache(tmp_path / "cache", SyntheticSpec(num_tasks=3, num_episodes=12))
+    counts = checkpoint_arrays(cache)["train_token_counts"]
+    episode, task, token = (
+        cache.load(name) for name in ("episode_index", "task_index", "world_tokens")
+    )
+    expected = np.zeros((3, 8), np.int32)
+    for frame in range(len(token)):
+        if episode[frame] in cache.manifest["split"]["train"]:
+            expected[task[frame], token[frame]] += 1
+    assert counts.dtype == torch.int32
+    np.testing.assert_array_equal(counts.numpy(), expected)
+    assert 0 < counts.sum() < len(token)
+
+
+def test_rows_of_the_token_counts_follow_the_manifests_tasks(tmp_path):
+    cache = write_synthetic_cache(tmp_path / "cache")
+    before = checkpoint_arrays(cache)["train_token_counts"]
+    tasks = cache.manifest["dataset"]["tasks"]
+    turned = {**cache.manifest["dataset"], "tasks": dict(reversed(tasks.items()))}
+    update_manifest(cache, {"dataset": turned}, {})
+    after = checkpoint_arrays(cache)["train_token_counts"]
+    assert torch.equal(after, before.flip(0))
+    assert not torch.equal(after, before)
+
+
+def test_a_checkpoint_that_lacks_a_part_says_which(trained, tmp_path):
+    content = torch.load(trained.checkpoint, weights_only=True)
+    del content["cache_fingerprint"]
+    torch.save(content, tmp_path / "model_C_epoch0.pt")
+    with pytest.raises(InvalidInputError, match=r"model_C_epoch0\.pt lacks cache_fingerprint"):
+        load_checkpoint(tmp_path / "model_C_epoch0.pt", CPU)
 
 
 def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):

@@ -3,16 +3,18 @@
 import json
 import pickle
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int32
 from torch import Tensor
 
 from world_modality.atomic import replacing
-from world_modality.cache import Cache
+from world_modality.cache import Cache, require_arrays
+from world_modality.episodes import Episodes
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.policy import PolicyConfig, WorldPolicy, policy_config_from_dict
 
@@ -32,7 +34,9 @@ class Checkpoint:
         training_state: optimiser and random states, for resuming.
         manifest: the cache's manifest at training time (encoder, codebook, split, rendering).
         cache_fingerprint: of the cache that it was trained on.
-        cache_arrays: codebook centroids, and the encoder itself where it was fitted on the data.
+        cache_arrays: codebook centroids, the encoder itself where it was fitted on the data, and
+            `train_token_counts`, see `train_token_counts()`; older checkpoints lack these.
+        auxiliary_head: a further head's name, record and weights; None without one.
     """
 
     policy_config: PolicyConfig
@@ -44,6 +48,7 @@ class Checkpoint:
     manifest: dict[str, Any]
     cache_fingerprint: str
     cache_arrays: dict[str, Tensor]
+    auxiliary_head: dict[str, Any] | None = None
 
     def build_policy(self, device: torch.device) -> WorldPolicy:
         """Rebuild the trained policy in evaluation mode."""
@@ -75,7 +80,26 @@ class Checkpoint:
 def checkpoint_arrays(cache: Cache) -> dict[str, Tensor]:
     """Return the arrays of the cache that a rollout needs besides the weights."""
     names = ["codebook_centroids", "pixel_pca_components", "pixel_pca_mean"]
-    return {name: torch.from_numpy(np.array(cache.load(name))) for name in names if cache.has(name)}
+    arrays = {name: np.array(cache.load(name)) for name in names if cache.has(name)}
+    arrays["train_token_counts"] = train_token_counts(cache)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
+    """Count how often training episodes have each world token, per task.
+
+    Rows are in the order of the manifest's `dataset.tasks`. Validation frames are left out, so that
+    a rollout that draws tokens from these counts knows no more than the policy does.
+    """
+    names = ("world_tokens", "codebook_centroids", "episode_index", "task_index")
+    arrays = require_arrays(cache, names)
+    episodes = Episodes.from_frames(arrays["episode_index"], arrays["task_index"])
+    frames = episodes.frames_of(cache.manifest["split"]["train"])
+    rows = {int(task): row for row, task in enumerate(cache.manifest["dataset"]["tasks"])}
+    counts = np.zeros((len(rows), len(arrays["codebook_centroids"])), dtype=np.int32)
+    tasks = [rows[task] for task in arrays["task_index"][frames].tolist()]
+    np.add.at(counts, (tasks, arrays["world_tokens"][frames]), 1)
+    return counts
 
 
 def checkpoint_path(log_dir: Path, model_type: str, epoch: int) -> Path:
@@ -106,6 +130,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "manifest": json.dumps(checkpoint.manifest),
         "cache_fingerprint": checkpoint.cache_fingerprint,
         "cache_arrays": checkpoint.cache_arrays,
+        "auxiliary_head": checkpoint.auxiliary_head,
     }
     with replacing(path) as partial, partial.open("wb") as file:
         try:
@@ -142,6 +167,10 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InvalidInputError(f"{path} has format {found!r}, expected {FORMAT!r}")
     del content["format"]
+    content.setdefault("auxiliary_head", None)  # older checkpoints
+    lacking = [field.name for field in fields(Checkpoint) if field.name not in content]
+    if lacking:
+        raise InvalidInputError(f"{path} lacks {', '.join(lacking)}; train again")
     content["policy_config"] = policy_config_from_dict(content["policy_config"])
     content["manifest"] = json.loads(content["manifest"])
     return Checkpoint(**content)
