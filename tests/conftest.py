@@ -14,4 +14,6 @@ from jaxtyping import install_import_hook
 from tests import signature_check
 
 # Before the first import of a module that it is to check.
-install_import_hook(["world_modality", "benchmarks"], f"{signature_check.__name__}.check_signature")
+install_import_hook(
+    ["world_modality", "benchmarks", "coc_vla"], f"{signature_check.__name__}.check_signature"
+)

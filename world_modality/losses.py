@@ -1,6 +1,6 @@
-"""`L = L_action + λ·L_world`."""
+"""`L = L_action + λ·L_world`, and the loss of a further head where there is one."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from world_modality.frame_tensors import IGNORED_TOKEN, Batch
-from world_modality.policy import PolicyOutput, WorldPolicy
+from world_modality.policy import WorldPolicy
+from world_modality.policy_output import PolicyOutput
 
 
 def action_loss(
@@ -40,6 +41,15 @@ class Losses:
     total: Float[Tensor, ""]
     action: Float[Tensor, ""]
     world: Float[Tensor, ""]
+    auxiliary: Float[Tensor, ""]
+
+    def with_auxiliary(self, loss: Float[Tensor, ""], weight: float) -> "Losses":
+        """Add the weighted loss of a further head."""
+        return replace(self, total=self.total + weight * loss, auxiliary=loss)
+
+    def detach(self) -> "Losses":
+        """Return the same values without their graph."""
+        return Losses(*(getattr(self, field.name).detach() for field in fields(self)))
 
 
 def policy_losses(
@@ -48,7 +58,9 @@ def policy_losses(
     """Compare a prediction with its batch."""
     target = policy.action_norm(batch.actions)
     action = action_loss(output.actions.float(), target, batch.action_is_pad)
+    zero = torch.zeros_like(action)
     if output.world_logits is None:
-        return Losses(total=action, action=action, world=torch.zeros_like(action))
+        return Losses(total=action, action=action, world=zero, auxiliary=zero)
     world = world_loss(output.world_logits, batch.future_tokens)
-    return Losses(total=action + world_loss_weight * world, action=action, world=world)
+    total = action + world_loss_weight * world
+    return Losses(total=total, action=action, world=world, auxiliary=zero)

@@ -1,5 +1,6 @@
 """A policy's errors on recorded frames, frame by frame, so that any average over them is exact."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from tqdm import tqdm
 
 from world_modality.frame_tensors import IGNORED_TOKEN, Batch, FrameTensors, WindowShape
 from world_modality.policy import WorldPolicy
+from world_modality.policy_output import PolicyOutput, TrunkHidden
 
 EVAL_BATCH_SIZE = 1024
 
@@ -63,23 +65,12 @@ def predict(
         world_tokens: given to the policy in the place of the recorded `w_t`; the targets stay.
         progress: label of a progress bar, or None for no bar.
     """
-    was_training = policy.training
-    policy.eval()
-    shape = window_shape(policy)
-    index = torch.from_numpy(frames)
-    replaced = None if world_tokens is None else torch.from_numpy(world_tokens).to(tensors.device)
     parts: list[list[Tensor]] = []
-    starts = range(0, len(frames), EVAL_BATCH_SIZE)
-    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch"):
-        chosen = slice(start, start + EVAL_BATCH_SIZE)
-        batch = tensors.gather(index[chosen], shape)
-        tokens = batch.world_tokens if replaced is None else replaced[chosen].long()
-        output = policy(batch.embeddings, batch.states, tokens, batch.instructions)
+    for batch, output in _outputs(policy, tensors, frames, world_tokens, progress):
         errors = list(action_errors(policy, output.actions, batch))
         if output.world_logits is not None:
             errors.append(token_rank(output.world_logits, batch.future_tokens))
         parts.append([error.cpu() for error in errors])
-    policy.train(was_training)
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
     return FrameErrors(
         frames=frames,
@@ -88,6 +79,43 @@ def predict(
         valid=columns[2],
         token_rank=columns[3] if policy.config.predicts_world else None,
     )
+
+
+@torch.inference_mode()
+def hidden_states(
+    policy: WorldPolicy,
+    tensors: FrameTensors,
+    frames: Int[np.ndarray, " M"],
+    world_tokens: Int[np.ndarray, " M"] | None = None,
+) -> TrunkHidden:
+    """Return the trunk's states that further heads read, at every one of these frames.
+
+    Arguments as for `predict`; the policy is left in the mode it was in.
+    """
+    outputs = _outputs(policy, tensors, frames, world_tokens, None)
+    return TrunkHidden.concatenate([output.hidden for _, output in outputs])
+
+
+def _outputs(
+    policy: WorldPolicy,
+    tensors: FrameTensors,
+    frames: Int[np.ndarray, " M"],
+    world_tokens: Int[np.ndarray, " M"] | None,
+    progress: str | None,
+) -> Iterator[tuple[Batch, PolicyOutput]]:
+    """Yield batches and what the policy makes of them; its mode is restored at the end."""
+    was_training = policy.training
+    policy.eval()
+    shape = window_shape(policy)
+    index = torch.from_numpy(frames)
+    replaced = None if world_tokens is None else torch.from_numpy(world_tokens).to(tensors.device)
+    starts = range(0, len(frames), EVAL_BATCH_SIZE)
+    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch"):
+        chosen = slice(start, start + EVAL_BATCH_SIZE)
+        batch = tensors.gather(index[chosen], shape)
+        tokens = batch.world_tokens if replaced is None else replaced[chosen].long()
+        yield batch, policy(batch.embeddings, batch.states, tokens, batch.instructions)
+    policy.train(was_training)
 
 
 def action_errors(

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from world_modality.errors import InvalidInputError
+from world_modality.policy_output import PolicyOutput, TrunkHidden
 
 ModelType = Literal["A", "B", "C", "C_no_world_input"]
 
@@ -82,14 +83,6 @@ class Standardizer(nn.Module):
     def inverse(self, values: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
         """Return standardised values to raw units."""
         return values * self.std + self.mean
-
-
-@dataclass(frozen=True)
-class PolicyOutput:
-    """What the policy predicts: standardised actions, and token logits unless the arm is A."""
-
-    actions: Float[Tensor, "B H A"]
-    world_logits: Float[Tensor, "B K V"] | None
 
 
 class WorldPolicy(nn.Module):
@@ -205,12 +198,23 @@ class WorldPolicy(nn.Module):
             tokens.append(self.fut_queries.expand(batch, -1, -1))
         tokens.append(self.act_queries.expand(batch, -1, -1))
         hidden = self.trunk(torch.cat(tokens, dim=1), mask=self._blocked, is_causal=False)
-        actions = self.action_head(hidden[:, -config.chunk_size :])
-        if not config.predicts_world:
-            return PolicyOutput(actions, None)
-        last = -config.chunk_size
-        futures = hidden[:, last - config.future_offset : last]
-        return PolicyOutput(actions, self.world_head(futures))
+        by_kind = self._by_kind(hidden)
+        return PolicyOutput(
+            actions=self.action_head(hidden[:, -config.chunk_size :]),
+            world_logits=None if by_kind.future is None else self.world_head(by_kind.future),
+            hidden=by_kind,
+        )
+
+    def _by_kind(self, hidden: Float[Tensor, "B tokens d"]) -> TrunkHidden:
+        config = self.config
+        obs_end = config.reads_language + config.context_frames
+        fut_start = obs_end + config.reads_world
+        fut_end = fut_start + config.future_offset
+        return TrunkHidden(
+            lang=hidden[:, :1] if config.reads_language else None,
+            world=hidden[:, obs_end:fut_start] if config.reads_world else None,
+            future=hidden[:, fut_start:fut_end] if config.predicts_world else None,
+        )
 
     def _world_input(self, world_tokens: Int[Tensor, " B"]) -> Float[Tensor, "B 1 d"]:
         config = self.config

@@ -28,9 +28,9 @@ class RunLog:
         self._tensorboard_dir = log_dir
         self._tensorboard: Any = None
 
-    def step(self, global_step: int, action: float, world: float, learning_rate: float) -> None:
-        """Log the losses of one training step."""
-        values = {"action_loss": action, "world_loss": world, "learning_rate": learning_rate}
+    def step(self, global_step: int, losses: dict[str, float], learning_rate: float) -> None:
+        """Log the losses of one training step, by name."""
+        values = {**losses, "learning_rate": learning_rate}
         self._write({"kind": "step", "global_step": global_step, **values})
         self._scalars("train", values, global_step)
 

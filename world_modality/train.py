@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from tqdm import tqdm
 
+from world_modality.auxiliary_head import HeadBuilder, HeadSite
 from world_modality.cache import Cache
 from world_modality.checkpoint import (
     Checkpoint,
@@ -39,8 +40,12 @@ class TrainResult:
     metrics: dict[str, Any]
 
 
-def run(config: TrainConfig) -> TrainResult:
+def run(config: TrainConfig, build_head: HeadBuilder | None = None) -> TrainResult:
     """Train, or go on training, the arm that `config` names.
+
+    Args:
+        config: all flags.
+        build_head: makes a further head for the trunk; None trains the policy alone.
 
     Raises:
         InvalidInputError: the cache, the flags or an existing run in `log_dir` do not fit.
@@ -51,22 +56,19 @@ def run(config: TrainConfig) -> TrainResult:
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     tensors = FrameTensors.from_cache(cache, device, with_language=config.use_language)
     tensors.episodes.require_context(config.context_frames)
-    split = cache.manifest["split"]
-    train_frames = tensors.episodes.frames_of(split["train"])
-    val_frames = tensors.episodes.frames_of(split["val"])
-    trainer = _build_trainer(config, cache, tensors, train_frames)
-    first_epoch = 0
+    val_frames = tensors.episodes.frames_of(cache.manifest["split"]["val"])
     if stored is not None:
         stored.require_cache(cache)
-        trainer.policy.load_state_dict(stored.model)
-        trainer.restore(stored.training_state, stored.global_step)
-        first_epoch = stored.epoch
+    trainer = _build_trainer(config, cache, tensors, build_head, stored)
+    first_epoch = 0 if stored is None else stored.epoch
     write_config(config, config.log_dir / "config.json")
     _print_header(config, cache, trainer, val_frames)
     log = RunLog(config.log_dir, num_epochs=first_epoch, num_steps=trainer.global_step)
     metrics = log.last_epoch_metrics
     for epoch in range(first_epoch, config.num_epochs):
         metrics = _train_epoch(trainer, epoch, log) | validate(trainer.policy, tensors, val_frames)
+        if trainer.head is not None:
+            metrics |= trainer.head.validate(trainer.policy, tensors)
         log.epoch(epoch, trainer.global_step, metrics)
         # The checkpoint goes last: what it says is done has been logged.
         save_checkpoint(
@@ -95,12 +97,16 @@ def _existing_checkpoint(config: TrainConfig) -> Checkpoint | None:
     if path is None:
         return None
     stored = load_checkpoint(path, torch.device("cpu"))
-    require_same_run(stored.train_config, config_dict(config), config.log_dir)
+    require_same_run(stored.train_config, config)
     return stored
 
 
 def _build_trainer(
-    config: TrainConfig, cache: Cache, tensors: FrameTensors, frames: Int[np.ndarray, " M"]
+    config: TrainConfig,
+    cache: Cache,
+    tensors: FrameTensors,
+    build_head: HeadBuilder | None,
+    stored: Checkpoint | None,
 ) -> Trainer:
     policy_config = config.policy_config(
         embedding_dim=tensors.embeddings.shape[1],
@@ -111,27 +117,42 @@ def _build_trainer(
     )
     torch.manual_seed(config.seed)
     policy = WorldPolicy(policy_config).to(tensors.device)
+    frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
     fit_standardizers(policy, tensors, frames)
+    head = None
+    if build_head is not None:
+        kept = None if stored is None else stored.auxiliary_head
+        record = None if kept is None else kept["record"]
+        head = build_head(HeadSite(cache, tensors, policy_config, record)).to(tensors.device)
+        if kept is not None:
+            head.load_state_dict(kept["weights"])
     # Dropout draws the same numbers however many the arm's own layers drew at their creation.
     torch.manual_seed(config.seed)
-    return Trainer(policy, tensors, frames, config)
+    trainer = Trainer(policy, tensors, frames, config, head)
+    if stored is not None:
+        policy.load_state_dict(stored.model)
+        trainer.restore(stored.training_state, stored.global_step)
+    return trainer
 
 
 def _train_epoch(trainer: Trainer, epoch: int, log: RunLog) -> dict[str, float]:
-    totals = torch.zeros(3, device=trainer.tensors.device)
+    names = ["loss", "action_loss", "world_loss"]
+    names += [] if trainer.head is None else [f"{trainer.head.name}_loss"]
+    totals = torch.zeros(len(names), device=trainer.tensors.device)
     every = trainer.config.log_every
     bar = tqdm(trainer.epoch(epoch), total=trainer.steps_per_epoch, desc=f"epoch {epoch}")
     for record in bar:
-        losses = torch.stack(dataclasses.astuple(record.losses))
+        losses = torch.stack(dataclasses.astuple(record.losses)[: len(names)])
         totals += losses
         if record.global_step % every == 0:
-            total, action, world = losses.tolist()
+            total, *parts = losses.tolist()
             _require_finite_loss(total, record.global_step)
-            log.step(record.global_step, action, world, record.learning_rate)
+            named = dict(zip(names[1:], parts, strict=True))
+            log.step(record.global_step, named, record.learning_rate)
             bar.set_postfix(loss=f"{total:.4f}")
     mean = (totals / trainer.steps_per_epoch).tolist()
     _require_finite_loss(mean[0], trainer.global_step)
-    return dict(zip(("train_loss", "train_action_loss", "train_world_loss"), mean, strict=True))
+    return {f"train_{name}": value for name, value in zip(names, mean, strict=True)}
 
 
 def _require_finite_loss(loss: float, step: int) -> None:
@@ -170,6 +191,7 @@ def _checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer, epoch: int)
         manifest=cache.manifest,
         cache_fingerprint=cache.fingerprint(with_language=config.use_language),
         cache_arrays=checkpoint_arrays(cache),
+        auxiliary_head=None if trainer.head is None else trainer.head.content(),
     )
 
 
@@ -185,5 +207,8 @@ def _print_header(
     )
     if config.use_language:
         print(f"language: {cache.manifest['text']['name']}")
+    if trainer.head is not None:
+        num_own = sum(p.numel() for p in trainer.head.parameters())
+        print(f"{trainer.head.name} head: {num_own / 1e6:.2f} M parameters")
     if encoder.get("note"):
         print(f"note: {encoder['note']}")

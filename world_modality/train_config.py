@@ -2,18 +2,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
+from world_modality.cli import config_dict
 from world_modality.errors import InvalidInputError
 from world_modality.policy import ModelType, PolicyConfig
-
-# What may differ between a run and its resumption without changing its result.
-_MAY_CHANGE = frozenset({"resume", "overwrite", "device", "log_every", "cache_dir", "log_dir"})
 
 
 @dataclass(frozen=True)
 class TrainConfig:
     """Train one arm on a precomputed cache; images and datasets are never opened."""
+
+    # What may differ between a run and its resumption without changing its result.
+    may_change: ClassVar[frozenset[str]] = frozenset(
+        {"resume", "overwrite", "device", "log_every", "cache_dir", "log_dir"}
+    )
 
     dataset_name: str
     """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
@@ -146,17 +149,22 @@ class TrainConfig:
         )
 
 
-def require_same_run(stored: dict[str, object], resumed: dict[str, object], log_dir: Path) -> None:
+def require_same_run(stored: dict[str, object], config: TrainConfig) -> None:
     """Check that a resumption asks for the run that the checkpoint belongs to.
+
+    Args:
+        stored: the resolved flags that the checkpoint keeps.
+        config: of the resumption.
 
     Raises:
         InvalidInputError: names the flags that differ, with both values.
     """
-    names = (set(stored) | set(resumed)) - _MAY_CHANGE
+    resumed = config_dict(config)
+    names = (set(stored) | set(resumed)) - config.may_change
     differing = sorted(n for n in names if stored.get(n) != resumed.get(n))
     if differing:
         shown = ", ".join(f"--{n} {stored.get(n)} then, {resumed.get(n)} now" for n in differing)
         raise InvalidInputError(
-            f"cannot resume {log_dir}: {shown}; give the same flags, another --log_dir, "
+            f"cannot resume {config.log_dir}: {shown}; give the same flags, another --log_dir, "
             "or --overwrite"
         )

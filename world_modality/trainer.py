@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int
 from torch import Tensor, nn
 
+from world_modality.auxiliary_head import AuxiliaryHead
 from world_modality.errors import InvalidInputError
 from world_modality.frame_tensors import FrameTensors, mean_and_std
 from world_modality.losses import Losses, policy_losses
@@ -36,6 +37,8 @@ class Trainer:
         tensors: the recorded frames.
         frames: training frames t; each is visited once an epoch.
         config: optimiser, schedule and seed.
+        head: a further head on the trunk, on the same device; with a loss weight of 0 it stays as
+            it is.
     """
 
     def __init__(
@@ -44,17 +47,20 @@ class Trainer:
         tensors: FrameTensors,
         frames: Int[np.ndarray, " M"],
         config: TrainConfig,
+        head: AuxiliaryHead | None = None,
     ) -> None:
         if len(frames) == 0:
             raise InvalidInputError("the training split has no frames")
         self.policy = policy
+        self.head = head
         self.tensors = tensors
         self.config = config
         self.global_step = 0
         self._frames = torch.from_numpy(frames).to(tensors.device)
         self.window_shape = window_shape(policy)
+        modules = [policy] if head is None else [policy, head]
         self._optimizer = torch.optim.AdamW(
-            _parameter_groups(policy, config.weight_decay),
+            [group for m in modules for group in _parameter_groups(m, config.weight_decay)],
             lr=config.learning_rate,
             fused=tensors.device.type == "cuda",
         )
@@ -67,6 +73,8 @@ class Trainer:
     def epoch(self, epoch: int) -> Iterator[StepRecord]:
         """Train one epoch. The order depends on seed and epoch alone, whatever the arm."""
         self.policy.train()
+        if self.head is not None:
+            self.head.train()
         rng = np.random.default_rng([self.config.seed, epoch])
         order = torch.from_numpy(rng.permutation(len(self._frames))).to(self.tensors.device)
         for chosen in self._frames[order].split(self.config.batch_size):
@@ -83,13 +91,19 @@ class Trainer:
                 batch.embeddings, batch.states, batch.world_tokens, batch.instructions
             )
         losses = policy_losses(self.policy, output, batch, self.config.world_loss_weight)
+        if self.head is not None and self.head.loss_weight > 0:
+            with autocast(self.config.precision, self.tensors.device):
+                auxiliary = self.head.loss(frames, output.hidden, self.global_step)
+            losses = losses.with_auxiliary(auxiliary, self.head.loss_weight)
         self._optimizer.zero_grad(set_to_none=True)
         losses.total.backward()
+        # Each module by its own norm, so that a head's gradient does not scale the policy's.
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
+        if self.head is not None:
+            nn.utils.clip_grad_norm_(self.head.parameters(), self.config.max_grad_norm)
         self._optimizer.step()
         self.global_step += 1
-        detached = Losses(*(getattr(losses, n).detach() for n in ("total", "action", "world")))
-        return StepRecord(self.global_step, detached, learning_rate)
+        return StepRecord(self.global_step, losses.detach(), learning_rate)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine to zero (Loshchilov and Hutter, 2017) or constant."""
@@ -149,12 +163,12 @@ def _set_statistics(standardizer: Standardizer, mean: Tensor, std: Tensor) -> No
     standardizer.std.copy_(std)
 
 
-def _parameter_groups(policy: WorldPolicy, weight_decay: float) -> list[dict[str, Any]]:
+def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
     # Decay belongs on matrices; biases, norms and learned tokens keep their scale.
     tokens = ("queries", "position")
-    decayed = [p for n, p in policy.named_parameters() if p.dim() > 1 and not n.endswith(tokens)]
+    decayed = [p for n, p in module.named_parameters() if p.dim() > 1 and not n.endswith(tokens)]
     chosen = {id(p) for p in decayed}
-    kept = [p for p in policy.parameters() if id(p) not in chosen]
+    kept = [p for p in module.parameters() if id(p) not in chosen]
     return [
         {"params": decayed, "weight_decay": weight_decay},
         {"params": kept, "weight_decay": 0.0},

@@ -1,0 +1,242 @@
+"""Evaluate a two-head checkpoint on held-out episodes: actions, world tokens and explanations."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coc_vla.coc_events import EVENT_TYPES, EventKeys, EventType, recorded_events
+from coc_vla.text_claims import claimed_events
+from coc_vla.text_conditions import Condition, ConditionReport, evaluate_conditions
+from coc_vla.text_evaluation import EvaluatedEpisodes, ExplainedRun
+from coc_vla.text_head import EVAL_SHARES, Explainer
+from coc_vla.text_plots import plot_explanations
+from coc_vla.text_report import markdown_report
+from coc_vla.text_scores import event_groups
+from coc_vla.text_targets import EpisodeTraces, read_traces
+from world_modality.action_metrics import action_metrics, trivial_errors
+from world_modality.atomic import replacing, write_json
+from world_modality.cache import sha256_of_file
+from world_modality.cli import run_cli, write_config
+from world_modality.errors import InvalidInputError
+from world_modality.lerobot_adapter import open_dataset
+from world_modality.offline_predictions import predict
+from world_modality.offline_run import OfflineConfig, OfflineRun
+from world_modality.world_corruption import task_shuffled_tokens, uniform_tokens
+from world_modality.world_metrics import HorizonAccuracy, world_metrics
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalCocConfig(OfflineConfig):
+    """Action error, world accuracy and explanations on held-out episodes, beside controls."""
+
+    labels_jsonl: Path
+    """Labels of `python -m coc_vla.coc_generation`; those of held-out episodes are used."""
+    control: Path | None = None
+    """The instruction-only control: a checkpoint of `coc_vla.train --text_context lang`."""
+    dataset_root: Path | None = None
+    """The recording's folder: written events are then scored against the recorder's. Without it,
+    against those that the labels claim."""
+    num_episodes: int = 200
+    """Explain at most so many held-out episodes, drawn with the seed."""
+    temperature: float = 1.0
+    """Of the sampled explanations; the others are greedy."""
+
+    def __post_init__(self) -> None:
+        if self.num_episodes < 1:
+            raise InvalidInputError(f"--num_episodes must be at least 1, not {self.num_episodes}")
+        if self.temperature <= 0:
+            raise InvalidInputError(f"--temperature must be above 0, not {self.temperature}")
+
+
+@dataclass(frozen=True)
+class EvalCocResult:
+    """The report.
+
+    Attributes:
+        run: what was evaluated.
+        labels: which labels, and how many held-out episodes have one.
+        truth: `recorder` or `labels`: what written events are compared with.
+        eval_shares: the frames that episodes are explained from, as shares of their length.
+        actions: as in `eval_offline`.
+        world: as in `eval_offline`.
+        conditions: by name; `model` is the checkpoint as it is.
+        examples: a few episodes with label and explanations.
+    """
+
+    run: dict[str, Any]
+    labels: dict[str, Any]
+    truth: str
+    eval_shares: tuple[float, ...]
+    actions: dict[str, dict[str, Any]]
+    world: dict[str, list[HorizonAccuracy]] | None
+    conditions: dict[str, ConditionReport]
+    examples: list[dict[str, Any]]
+
+
+def run(config: EvalCocConfig) -> EvalCocResult:
+    """Evaluate, print, and write JSON, Markdown and picture.
+
+    Raises:
+        MissingFileError, InvalidInputError: checkpoint, control, cache, labels or recording are
+            missing, damaged, or do not belong together.
+    """
+    opened = OfflineRun.open(config)
+    explainer = Explainer.of(opened.checkpoint, opened.tensors.device)
+    traces = read_traces(config.labels_jsonl, opened.cache, opened.tensors.episodes)
+    episodes = _episodes(config, opened, traces)
+    explained = ExplainedRun(opened, explainer, episodes)
+    truth, known = _truth(config, episodes)
+    conditions = evaluate_conditions(
+        _conditions(config, explained), truth, event_groups(known), config.seed
+    )
+    errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="actions")
+    predictors = {"model": errors, **trivial_errors(opened)}
+    result = EvalCocResult(
+        run=opened.describe(),
+        labels={
+            "path": str(config.labels_jsonl),
+            "num_val_labels": len(traces.among(opened.val_ids)),
+            "num_explained": len(episodes.ids),
+            "num_errors": traces.num_errors,
+            "is_training_file": sha256_of_file(config.labels_jsonl)
+            == explainer.record.labels_sha256,
+        },
+        truth="labels" if config.dataset_root is None else "recorder",
+        eval_shares=EVAL_SHARES,
+        actions={
+            name: action_metrics(opened, predicted, config.seed)
+            for name, predicted in predictors.items()
+        },
+        world=None if errors.token_rank is None else world_metrics(opened, errors, config.seed),
+        conditions=conditions,
+        examples=_examples(episodes, conditions),
+    )
+    _write(config, result)
+    return result
+
+
+def _episodes(
+    config: EvalCocConfig, opened: OfflineRun, traces: EpisodeTraces
+) -> EvaluatedEpisodes:
+    held_out = traces.among(opened.val_ids)
+    if not held_out:
+        raise InvalidInputError(
+            f"{traces.path} has no label of a held-out episode; label more of {opened.val_ids[:5]}"
+        )
+    ids = sorted(held_out)
+    chosen = np.random.default_rng(config.seed).permutation(ids)[: config.num_episodes]
+    kept = {i: held_out[i] for i in sorted(chosen.tolist())}
+    return EvaluatedEpisodes.of(opened, kept, traces.instructions)
+
+
+def _truth(
+    config: EvalCocConfig, episodes: EvaluatedEpisodes
+) -> tuple[list[list[EventType]], tuple[EventType, ...]]:
+    if config.dataset_root is None:
+        pairs = zip(episodes.traces, episodes.instructions, strict=True)
+        return [claimed_events(trace, told) for trace, told in pairs], EVENT_TYPES
+    source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
+    recorded = recorded_events(source, EventKeys())
+    strangers = [i for i in episodes.ids.tolist() if i not in recorded.by_episode]
+    if strangers:
+        raise InvalidInputError(
+            f"{config.dataset_root} lacks episodes {strangers[:5]}: another recording than the "
+            "cache was made from?"
+        )
+    return [recorded.kinds(i) for i in episodes.ids.tolist()], recorded.known
+
+
+def _conditions(config: EvalCocConfig, explained: ExplainedRun) -> dict[str, Condition]:
+    opened, episodes = explained.run, explained.episodes
+    conditions = {
+        "model": Condition(explained),
+        "model, sampled": Condition(explained, temperature=config.temperature),
+    }
+    if config.control is not None:
+        control = _control(config, explained)
+        conditions["instruction only"] = Condition(control)
+        conditions["instruction only, sampled"] = Condition(control, temperature=config.temperature)
+    rng = np.random.default_rng([config.seed, 1])
+    if opened.policy.config.reads_world:
+        frames, tokens = opened.val_frames, opened.tokens
+        train_tokens = tokens[opened.tensors.episodes.frames_of(opened.train_ids)]
+        draws = {
+            "world token of another frame of the task": task_shuffled_tokens(
+                tokens, opened.tensors.episodes, frames
+            ),
+            "world token drawn uniformly": uniform_tokens(train_tokens, len(frames)),
+        }
+        for name, draw in draws.items():
+            replaced = tokens.copy()
+            replaced[frames] = draw(rng)
+            conditions[name] = Condition(explained, world_tokens=replaced)
+    conditions["all input of another episode of the task"] = Condition(
+        explained, frames=episodes.frames_of_partners(rng)
+    )
+    return conditions
+
+
+def _control(config: EvalCocConfig, explained: ExplainedRun) -> ExplainedRun:
+    assert config.control is not None
+    opened = OfflineRun.open(dataclasses.replace(config, checkpoint=config.control))
+    control = Explainer.of(opened.checkpoint, opened.tensors.device)
+    if control.record.context != "lang":
+        raise InvalidInputError(
+            f"--control {config.control} reads more than the instruction; train one with python -m "
+            "coc_vla.train --text_context lang and otherwise the flags of --checkpoint"
+        )
+    for name in ("tokenizer", "labels_sha256"):
+        if getattr(control.record, name) != getattr(explained.explainer.record, name):
+            raise InvalidInputError(
+                f"--control {config.control} was trained with another {name.split('_')[0]} than "
+                f"{config.checkpoint}, so that their perplexities per token are not comparable"
+            )
+    return ExplainedRun(opened, control, explained.episodes)
+
+
+def _examples(
+    episodes: EvaluatedEpisodes, conditions: dict[str, ConditionReport]
+) -> list[dict[str, Any]]:
+    """Return the first episode of each task, explained from its middle frame."""
+    middle = len(EVAL_SHARES) // 2 * len(episodes.ids)
+    first = sorted(np.unique(episodes.tasks, return_index=True)[1].tolist())
+    return [
+        {
+            "episode_index": int(episodes.ids[i]),
+            "instruction": episodes.instructions[i],
+            "label": [dataclasses.asdict(step) for step in episodes.traces[i]],
+            **{
+                name: [dataclasses.asdict(step) for step in conditions[name].written[middle + i]]
+                for name in ("model", "instruction only")
+                if name in conditions
+            },
+        }
+        for i in first
+    ]
+
+
+def _write(config: EvalCocConfig, result: EvalCocResult) -> None:
+    out_dir = config.report_dir("eval_coc")
+    report = dataclasses.asdict(result)
+    for condition in report["conditions"].values():
+        del condition["written"]  # thousands of texts; the examples show what they look like
+    write_config(config, out_dir / "config.json")
+    write_json(out_dir / "eval_coc.json", report)
+    text = markdown_report(report)
+    with replacing(out_dir / "eval_coc.md") as partial:
+        partial.write_text(text)
+    plot_explanations(report, out_dir / "eval_coc.png")
+    print(text)
+    print(f"report: {out_dir / 'eval_coc.md'} and .json\nplot: {out_dir / 'eval_coc.png'}")
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_cli(EvalCocConfig, run)
+
+
+if __name__ == "__main__":
+    main()

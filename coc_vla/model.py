@@ -1,0 +1,222 @@
+"""The explaining head: a causal text decoder that reads the trunk's own hidden states."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from world_modality.errors import InvalidInputError
+from world_modality.policy import PolicyConfig
+from world_modality.policy_output import TrunkHidden
+
+TextContext = Literal["trunk", "lang"]
+
+
+@dataclass(frozen=True)
+class TrunkView:
+    """Which of a trunk's hidden states a decoder reads.
+
+    Attributes:
+        dim: their width.
+        reads_lang: LANG.
+        reads_world: WORLD_CUR.
+        num_future: K for FUT×K, or 0.
+    """
+
+    dim: int
+    reads_lang: bool
+    reads_world: bool
+    num_future: int
+
+    def __post_init__(self) -> None:
+        if self.num_states == 0:
+            raise InvalidInputError(
+                "the explaining head has nothing to read: arm A without language has neither LANG "
+                "nor WORLD_CUR nor FUT; give --use_language, or another --model_type"
+            )
+
+    @property
+    def num_states(self) -> int:
+        """Hidden states that the decoder attends to."""
+        return self.reads_lang + self.reads_world + self.num_future
+
+    @classmethod
+    def of(cls, policy: PolicyConfig, context: TextContext) -> "TrunkView":
+        """Choose what is read of a policy's trunk.
+
+        Args:
+            policy: whose trunk.
+            context: `trunk` for LANG, WORLD_CUR and FUT, whichever the arm has; `lang` for LANG
+                alone, which makes the instruction-only control.
+
+        Raises:
+            InvalidInputError: the control of a policy without language, or nothing to read.
+        """
+        if context == "lang" and not policy.reads_language:
+            raise InvalidInputError(
+                "--text_context lang reads the instruction, which this policy does not: give "
+                "--use_language"
+            )
+        sees_world = context == "trunk"
+        return cls(
+            dim=policy.d_model,
+            reads_lang=policy.reads_language,
+            reads_world=sees_world and policy.reads_world,
+            num_future=policy.future_offset if sees_world and policy.predicts_world else 0,
+        )
+
+
+@dataclass(frozen=True)
+class DecoderConfig:
+    """All that determines the decoder's shape; a checkpoint stores it whole.
+
+    Attributes:
+        view: what it reads of the trunk.
+        vocabulary_size: of the tokenizer, marks included.
+        max_tokens: longest sequence, its begin and end marks included.
+        d_model: its width.
+        n_layers: its depth.
+        n_heads: its attention heads.
+        dropout: inside it.
+    """
+
+    view: TrunkView
+    vocabulary_size: int
+    max_tokens: int
+    d_model: int
+    n_layers: int
+    n_heads: int
+    dropout: float
+
+    def __post_init__(self) -> None:
+        if self.n_layers < 1:
+            raise InvalidInputError(f"--text_layers must be at least 1, not {self.n_layers}")
+        if self.n_heads < 1 or self.d_model % self.n_heads:
+            raise InvalidInputError(
+                f"--text_width {self.d_model} must be a multiple of --text_heads {self.n_heads}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise InvalidInputError(f"--text_dropout must lie in [0, 1), not {self.dropout}")
+
+
+class TextDecoder(nn.Module):
+    """Pre-norm transformer decoder over text tokens (Vaswani et al., 2017), tied to its embedding.
+
+    Token t attends to tokens up to t and to the memory: the trunk's hidden states, projected, each
+    with a learned position of its own. Output weights are the token embedding's (Press and Wolf,
+    2017).
+    """
+
+    _causal: Tensor
+
+    def __init__(self, config: DecoderConfig) -> None:
+        super().__init__()
+        self.config = config
+        dim = config.d_model
+        self.memory_in = nn.Linear(config.view.dim, dim)
+        self.memory_position = nn.Parameter(torch.randn(config.view.num_states, dim) * 0.02)
+        self.token_embedding = nn.Embedding(config.vocabulary_size, dim)
+        nn.init.normal_(self.token_embedding.weight, std=dim**-0.5)
+        self.text_position = nn.Parameter(torch.randn(config.max_tokens, dim) * 0.02)
+        self.dropout = nn.Dropout(config.dropout)
+        self.layers = nn.ModuleList(
+            nn.TransformerDecoderLayer(
+                d_model=dim,
+                nhead=config.n_heads,
+                dim_feedforward=4 * dim,
+                dropout=config.dropout,
+                activation="gelu",
+                batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(config.n_layers)
+        )
+        self.norm = nn.LayerNorm(dim)
+        causal = torch.ones(config.max_tokens, config.max_tokens, dtype=torch.bool).triu(1)
+        self.register_buffer("_causal", causal, persistent=False)
+
+    def memory(self, hidden: TrunkHidden) -> Float[Tensor, "B M d"]:
+        """Project the trunk's states that this decoder reads.
+
+        Raises:
+            ValueError: the trunk gave none where the config says that it has them.
+        """
+        view = self.config.view
+        chosen = [
+            (hidden.lang, view.reads_lang),
+            (hidden.world, view.reads_world),
+            (hidden.future, view.num_future > 0),
+        ]
+        states = [state for state, is_read in chosen if is_read and state is not None]
+        joined = torch.cat(states, dim=1) if states else None
+        if joined is None or joined.shape[1] != view.num_states:
+            raise ValueError(f"the decoder reads {view.num_states} hidden states of the trunk")
+        memory: Tensor = self.memory_in(joined) + self.memory_position
+        return memory
+
+    def forward(
+        self, tokens: Int[Tensor, "B L"], memory: Float[Tensor, "B M d"]
+    ) -> Float[Tensor, "B L V"]:
+        """Return the logits of each next token.
+
+        Args:
+            tokens: from the begin mark on, at most `max_tokens`.
+            memory: from `memory`.
+        """
+        length = tokens.shape[1]
+        x = self.dropout(self.token_embedding(tokens) + self.text_position[:length])
+        for layer in self.layers:
+            x = layer(x, memory, tgt_mask=self._causal[:length, :length])
+        return self._logits(x)
+
+    def step(
+        self,
+        token: Int[Tensor, " B"],
+        memory: Float[Tensor, "B M d"],
+        past: list[Float[Tensor, "B _t d"]],
+    ) -> tuple[Float[Tensor, "B V"], list[Float[Tensor, "B _t2 d"]]]:
+        """Return the logits of the next token, as `forward` does without dropout, one token on.
+
+        Args:
+            token: the newest token.
+            memory: from `memory`.
+            past: what the call before returned; at the begin mark, one [B, 0, d] for each layer.
+        """
+        position = past[0].shape[1]
+        x = (self.token_embedding(token) + self.text_position[position])[:, None]
+        seen = []
+        for layer, before in zip(self._typed_layers, past, strict=True):
+            y = layer.norm1(x)
+            seen.append(torch.cat([before, y], dim=1))
+            x = x + layer.self_attn(y, seen[-1], seen[-1], need_weights=False)[0]
+            y = layer.norm2(x)
+            x = x + layer.multihead_attn(y, memory, memory, need_weights=False)[0]
+            y = layer.norm3(x)
+            x = x + layer.linear2(layer.activation(layer.linear1(y)))
+        return self._logits(x[:, 0]), seen
+
+    @property
+    def _typed_layers(self) -> list[nn.TransformerDecoderLayer]:
+        return list(self.layers)  # type: ignore[arg-type]
+
+    def _logits(self, x: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch V"]:
+        logits: Tensor = self.norm(x) @ self.token_embedding.weight.T
+        return logits
+
+
+def decoder_config_from_dict(values: dict[str, Any]) -> DecoderConfig:
+    """Rebuild the config that a checkpoint stores.
+
+    Raises:
+        InvalidInputError: a field is missing or unknown.
+    """
+    expected = {field.name for field in dataclasses.fields(DecoderConfig)}
+    if set(values) != expected:
+        raise InvalidInputError(
+            f"the checkpoint's decoder has fields {sorted(set(values) ^ expected)} that this "
+            "version lacks or adds; use the version that wrote it, or train again"
+        )
+    return DecoderConfig(**{**values, "view": TrunkView(**values["view"])})

@@ -1,0 +1,171 @@
+"""A causal trace: numbered steps, each with what the robot does and why; parsed and checked.
+
+The checks keep out what is no explanation. They do not say that a trace is true.
+"""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coc_vla.instruction_objects import instruction_objects, words_of
+
+MIN_STEPS, MAX_STEPS = 4, 7
+MIN_HALF_WORDS, MAX_HALF_WORDS = 2, 40
+
+_STEP_START = re.compile(
+    r"^[ \t]*(?:#+[ \t]*)?(?:step[ \t]+)?(\d{1,2})[ \t]*[.):][ \t]*", re.IGNORECASE | re.MULTILINE
+)
+_LABELLED = re.compile(
+    r"^(?:what\s*:\s*)?(?P<what>.*?)[\s|;,.(–—-]*\bwhy\s*:\s*(?P<why>.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+_CONNECTED = re.compile(
+    r"^(?:what\s*:\s*)?(?P<what>.*?)[,;]?\s+"
+    r"(?:because\s+|(?=(?:so that|in order to|so as to)\s))(?P<why>.*)$",
+    re.IGNORECASE | re.DOTALL,
+)
+_COORDINATES = re.compile(
+    r"-?\d+\.\d+"
+    r"|[\[(<]\s*-?\d+\s*[,;]\s*-?\d+"
+    r"|\b[xyz]\s*[=:]\s*-?\d+"
+    r"|\b[xyz][- ](?:axis|coordinate|direction)\b"
+    r"|\bpixels?\b|\bcoordinates?\b"
+    r"|-?\d+\s*(?:px|[cm]?m|met(?:er|re)s?|centimet\w+|millimet\w+|inch(?:es)?|degrees?)\b"
+    r"|-?\d+\s*°",
+    re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True)
+class TraceStep:
+    """One step.
+
+    Attributes:
+        what: what the robot does.
+        why: why this brings the goal nearer.
+    """
+
+    what: str
+    why: str
+
+
+@dataclass(frozen=True)
+class ParsedTrace:
+    """What an answer holds.
+
+    Attributes:
+        numbers: the steps' numbers as written.
+        steps: in the order written; a missing half is an empty text.
+    """
+
+    numbers: tuple[int, ...]
+    steps: tuple[TraceStep, ...]
+
+
+def format_trace(steps: Sequence[TraceStep]) -> str:
+    """Write steps in the form that prompts ask for and `parse_trace` reads."""
+    return "\n".join(
+        f"{number}. What: {step.what}. Why: {step.why}." for number, step in enumerate(steps, 1)
+    )
+
+
+def parse_trace(answer: str) -> ParsedTrace:
+    """Read the numbered steps of an answer.
+
+    A line that begins with `1.`, `1)`, `1:` or `Step 1:` begins a step. Its halves are marked by
+    `What:` and `Why:`, or joined by `because`, `so that`, `in order to` or `so as to`. What a model
+    thought before (`<think>`), emphasis, code fences, a preamble and a paragraph after the last
+    step are left out.
+    """
+    text = answer.rpartition("</think>")[2]
+    text = re.sub(r"^\s*```.*$", "", text, flags=re.MULTILINE).replace("**", "").replace("__", "")
+    starts = list(_STEP_START.finditer(text))
+    numbers, steps = [], []
+    ends = [*(start.start() for start in starts[1:]), len(text)]
+    for match, end in zip(starts, ends, strict=False):
+        body = text[match.end() : end].strip()
+        if end == len(text):
+            body = re.split(r"\n\s*\n", body)[0]
+        numbers.append(int(match.group(1)))
+        steps.append(_split(body))
+    return ParsedTrace(tuple(numbers), tuple(steps))
+
+
+def trace_faults(trace: ParsedTrace, instruction: str) -> list[str]:
+    """Say what keeps a trace from being a label; each sentence can be told to a model.
+
+    Args:
+        trace: what an answer holds.
+        instruction: what the robot was told; its objects have to be named: the first, and one of
+            the others where there are any.
+    """
+    if not trace.steps:
+        return ["there are no numbered steps; write lines like '1. What: ... Why: ...'"]
+    faults = []
+    count = len(trace.steps)
+    if not MIN_STEPS <= count <= MAX_STEPS:
+        faults.append(f"there are {count} steps; write {MIN_STEPS} to {MAX_STEPS}")
+    if trace.numbers != tuple(range(1, count + 1)):
+        written = ", ".join(map(str, trace.numbers))
+        faults.append(f"the steps are numbered {written}; number them 1 to {count} in order")
+    for number, step in enumerate(trace.steps, 1):
+        for name, half in (("What", step.what), ("Why", step.why)):
+            faults += [f"step {number} {fault}" for fault in _half_faults(name, half)]
+    whats = [" ".join(words_of(step.what)) for step in trace.steps]
+    for number, what in enumerate(whats, 1):
+        if what and what in whats[: number - 1]:
+            faults.append(f"step {number} says the same as step {whats.index(what) + 1}")
+    return faults + _coordinate_faults(trace, instruction) + _object_faults(trace, instruction)
+
+
+def _split(body: str) -> TraceStep:
+    match = _LABELLED.match(body) or _CONNECTED.match(body)
+    if match is None:
+        return TraceStep(_clean(re.sub(r"^what\s*:", "", body, flags=re.IGNORECASE)), "")
+    return TraceStep(_clean(match["what"]), _clean(match["why"]))
+
+
+def _clean(half: str) -> str:
+    return " ".join(half.split()).strip(" .;,|-–—)").strip()
+
+
+def _half_faults(name: str, half: str) -> list[str]:
+    num_words = len(half.split())
+    if num_words == 0:
+        return [f"has no '{name}:'"]
+    if not MIN_HALF_WORDS <= num_words <= MAX_HALF_WORDS:
+        return [
+            f"has {num_words} words after '{name}:'; write {MIN_HALF_WORDS} to {MAX_HALF_WORDS}"
+        ]
+    if re.search(r"<[^<>]*>|\.\.\.|…", half):
+        return [f"has a placeholder after '{name}:'; write what happens"]
+    return []
+
+
+def _coordinate_faults(trace: ParsedTrace, instruction: str) -> list[str]:
+    allowed = set(re.findall(r"\d+", instruction))
+    faults = []
+    for number, step in enumerate(trace.steps, 1):
+        for match in _COORDINATES.finditer(f"{step.what} | {step.why}"):
+            figures = re.findall(r"\d+", match.group())
+            # `90 degrees` of the instruction itself is no coordinate.
+            if not figures or not set(figures) <= allowed:
+                faults.append(
+                    f"step {number} has '{match.group().strip()}'; use no coordinates or "
+                    "measurements"
+                )
+                break
+    return faults
+
+
+def _object_faults(trace: ParsedTrace, instruction: str) -> list[str]:
+    objects = instruction_objects(instruction)
+    text = " ".join(f"{step.what} {step.why}" for step in trace.steps)
+    faults = []
+    if objects and not objects[0].is_named_in(text):
+        faults.append(f"no step names the instruction's '{objects[0].phrase}'")
+    others = objects[1:]
+    if others and not any(thing.is_named_in(text) for thing in others):
+        listed = " or ".join(f"'{thing.phrase}'" for thing in others)
+        faults.append(f"no step names the instruction's {listed}")
+    return faults

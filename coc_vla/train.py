@@ -1,0 +1,160 @@
+"""Train a policy with a second head that explains: actions, world tokens and a causal trace.
+
+`L = L_action + λ·L_world + α·L_coc`, by the trainer of the other arms.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from coc_vla.labels import GENERATION_COMMAND
+from coc_vla.model import DecoderConfig, TextContext, TrunkView
+from coc_vla.text_head import ExplainingHead, HeadRecord, HeadTraining
+from coc_vla.text_targets import EpisodeTraces, read_traces, text_targets
+from coc_vla.text_tokenizer import TRAINED, TextTokenizer
+from coc_vla.trace import TraceStep
+from world_modality.auxiliary_head import HeadSite
+from world_modality.cache import sha256_of_file
+from world_modality.cli import run_cli
+from world_modality.errors import InvalidInputError
+from world_modality.policy import ModelType
+from world_modality.train import TrainResult
+from world_modality.train import run as train_policy
+from world_modality.train_config import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocTrainConfig(TrainConfig):
+    """Train one arm with an explaining head on a precomputed cache and a file of labels."""
+
+    may_change: ClassVar[frozenset[str]] = TrainConfig.may_change | {"labels_jsonl"}
+
+    model_type: ModelType = "C"
+    """The arm."""
+    labels_jsonl: Path
+    """Labels of `python -m coc_vla.coc_generation` for this dataset."""
+    coc_loss_weight: float = 0.2
+    """α of the text loss; 0 trains the policy alone, to the bit."""
+    coc_samples_per_batch: int = 32
+    """Frames of each batch whose text loss is computed; the decoder costs more than the policy."""
+    text_context: TextContext = "trunk"
+    """What the decoder reads: LANG, WORLD_CUR and FUT, or LANG alone (instruction-only control)."""
+    text_tokenizer: str = TRAINED
+    """`trained`: byte-pair encoding of the training labels; else a hub name or a local folder."""
+    text_vocabulary: int = 1024
+    """Largest vocabulary of a trained tokenizer."""
+    max_text_tokens: int = 256
+    """Longest trace, in tokens."""
+    text_width: int = 128
+    """Width of the decoder."""
+    text_layers: int = 2
+    """Depth of the decoder."""
+    text_heads: int = 4
+    """Attention heads of the decoder."""
+    text_dropout: float = 0.1
+    """Dropout inside the decoder."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.coc_loss_weight < 0:
+            raise InvalidInputError(
+                f"--coc_loss_weight must not be negative: {self.coc_loss_weight}"
+            )
+        for name in ("coc_samples_per_batch", "text_vocabulary", "max_text_tokens", "text_width"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+
+
+def run(config: CocTrainConfig) -> TrainResult:
+    """Train, or go on training, the two-head model.
+
+    Raises:
+        InvalidInputError: labels, cache, flags or an existing run do not fit.
+        MissingFileError: the labels or the cache are missing.
+    """
+    return train_policy(config, lambda site: _build_head(config, site))
+
+
+def _build_head(config: CocTrainConfig, site: HeadSite) -> ExplainingHead:
+    split, episodes = site.cache.manifest["split"], site.tensors.episodes
+    view = TrunkView.of(site.policy_config, config.text_context)
+    traces = read_traces(config.labels_jsonl, site.cache, episodes)
+    train, held_out = traces.among(split["train"]), traces.among(split["val"])
+    if not train:
+        raise InvalidInputError(
+            f"{traces.path} has no label of a training episode ({len(traces.steps)} labels, "
+            f"{traces.num_errors} errors); label more episodes with {GENERATION_COMMAND} "
+            "--resume …"
+        )
+    tokenizer = _tokenizer(config, train, site.stored)
+    decoder = DecoderConfig(
+        view=view,
+        vocabulary_size=tokenizer.vocabulary_size,
+        max_tokens=config.max_text_tokens,
+        d_model=config.text_width,
+        n_layers=config.text_layers,
+        n_heads=config.text_heads,
+        dropout=config.text_dropout,
+    )
+    labels_sha256 = sha256_of_file(config.labels_jsonl)
+    _require_same_labels(config, site.stored, labels_sha256)
+    _print_header(config, traces, split, tokenizer)
+    longest, device = config.max_text_tokens, site.tensors.device
+    return ExplainingHead(
+        HeadRecord(decoder, config.text_context, tokenizer.to_json(), labels_sha256),
+        HeadTraining(config.coc_loss_weight, config.coc_samples_per_batch, config.seed),
+        text_targets(train, episodes, tokenizer, longest, device),
+        text_targets(held_out, episodes, tokenizer, longest, device),
+    )
+
+
+def _tokenizer(
+    config: CocTrainConfig, train: dict[int, tuple[TraceStep, ...]], stored: dict[str, Any] | None
+) -> TextTokenizer:
+    if stored is not None:
+        return TextTokenizer(HeadRecord.from_dict(stored).tokenizer)
+    if config.text_tokenizer == TRAINED:
+        return TextTokenizer.train(list(train.values()), config.text_vocabulary)
+    return TextTokenizer.pretrained(config.text_tokenizer)
+
+
+def _require_same_labels(
+    config: CocTrainConfig, stored: dict[str, Any] | None, labels_sha256: str
+) -> None:
+    if stored is not None and HeadRecord.from_dict(stored).labels_sha256 != labels_sha256:
+        raise InvalidInputError(
+            f"cannot resume {config.log_dir}: {config.labels_jsonl} is not the label file that the "
+            "run was started with (its SHA-256 differs); give that one, another --log_dir, or "
+            "--overwrite"
+        )
+
+
+def _print_header(
+    config: CocTrainConfig,
+    traces: EpisodeTraces,
+    split: dict[str, Any],
+    tokenizer: TextTokenizer,
+) -> None:
+    counts = {name: len(traces.among(split[name])) for name in ("train", "val")}
+    print(
+        f"labels: {counts['train']} of {len(split['train'])} training episodes, {counts['val']} of "
+        f"{len(split['val'])} held-out ones ({traces.num_errors} errors, the others not labelled); "
+        f"episodes without a label give no text loss; tokenizer {config.text_tokenizer}, "
+        f"{tokenizer.vocabulary_size} tokens"
+    )
+    if config.coc_loss_weight == 0:
+        print("--coc_loss_weight 0: the policy is trained alone, the decoder stays untrained")
+    else:
+        print(
+            f"text loss on {config.coc_samples_per_batch} of {config.batch_size} frames of each "
+            f"batch, decoder reads {config.text_context}"
+        )
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_cli(CocTrainConfig, run)
+
+
+if __name__ == "__main__":
+    main()

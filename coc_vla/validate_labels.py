@@ -1,0 +1,192 @@
+"""Report what a file of labels holds, and show it beside the pictures for a person to judge."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from coc_vla.contact_sheet import SheetEntry, write_contact_sheet
+from coc_vla.keyframe_images import keyframe_images
+from coc_vla.label_statistics import label_report
+from coc_vla.labels import CocLabel, LabelScan, scan_labels
+from world_modality.atomic import write_json
+from world_modality.cli import run_cli
+from world_modality.episodes import Episodes
+from world_modality.errors import InvalidInputError
+from world_modality.lerobot_adapter import open_dataset
+from world_modality.lerobot_source import LeRobotSource
+
+
+@dataclass(frozen=True)
+class ValidateLabelsConfig:
+    """Count, check and show the labels of a file; a run may be writing it meanwhile."""
+
+    labels: Path
+    """The file that coc_generation wrote, or several of them one after the other."""
+    dataset_name: str | None = None
+    """The dataset, for coverage and pictures; left out, only the file is looked at."""
+    dataset_root: Path | None = None
+    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
+    revision: str | None = None
+    """Hub revision of the dataset."""
+    image_key: str | None = None
+    """Camera of the contact sheet; may be left out where there is only one."""
+    episode_id_key: str = "episode_index"
+    """Column that numbers the episodes."""
+    num_samples: int = 5
+    """Labels printed for reading."""
+    contact_sheet: Path | None = None
+    """Receives one HTML file with keyframes and steps side by side."""
+    sheet_episodes: int = 24
+    """Episodes on the sheet; errors come first, at most a quarter of it."""
+    sheet_image_side: int = 256
+    """Larger keyframes are made smaller on the sheet."""
+    output_json: Path | None = None
+    """Receives the report; by default beside the labels, as <name>.report.json."""
+    seed: int = 0
+    """Of the choice of samples."""
+
+
+def run(config: ValidateLabelsConfig) -> dict[str, Any]:
+    """Print and write the report."""
+    if config.contact_sheet is not None and config.dataset_name is None:
+        raise InvalidInputError("--contact_sheet needs the pictures of --dataset_name")
+    if config.num_samples < 0 or config.sheet_episodes < 1 or config.sheet_image_side < 1:
+        raise InvalidInputError(
+            "--num_samples must be at least 0, --sheet_episodes and --sheet_image_side at least 1"
+        )
+    scan = scan_labels(config.labels)
+    source = None
+    episodes = None
+    if config.dataset_name is not None:
+        source = open_dataset(
+            config.dataset_name, dataset_root=config.dataset_root, revision=config.revision
+        )
+        episodes = _episodes(source, config.episode_id_key)
+    report = label_report(scan, None if episodes is None else episodes.ids.tolist())
+    report_path = config.output_json or config.labels.with_suffix(".report.json")
+    write_json(report_path, report)
+    print_report(report, config.labels)
+    _print_samples(scan, config.num_samples, config.seed)
+    print(f"\nreport {report_path}")
+    if config.contact_sheet is not None and source is not None and episodes is not None:
+        _write_sheet(config, scan, source, episodes)
+    return report
+
+
+def print_report(report: dict[str, Any], path: Path) -> None:
+    """Print what a reader needs to decide whether the labels are usable."""
+    lines, coverage = report["lines"], report["coverage"]
+    share = "" if coverage["share"] is None else f", {coverage['share']:.1%} of the dataset"
+    print(f"\nlabels {path}")
+    print(f"  labels            {coverage['num_labels']}{share}")
+    print(f"  errors            {coverage['num_errors']}")
+    for kind, entry in report["errors"].items():
+        print(f"    {entry['count']} × {kind} (episode {entry['episode']})")
+    if coverage["num_without_line"]:
+        print(
+            f"  no line           {coverage['num_without_line']} episodes, the first "
+            f"{coverage['without_line'][:5]}"
+        )
+    if coverage["not_in_dataset"]:
+        print(f"  not in dataset    {coverage['not_in_dataset']}")
+    print(
+        f"  lines             {lines['num_lines']}: {lines['num_superseded']} superseded, "
+        f"{lines['num_damaged']} damaged"
+    )
+    for line in lines["damaged"][:5]:
+        print(f"    line {line['line']} {line['reason']}")
+    invalid, same = report["invalid"], report["duplicates"]
+    print(f"  invalid           {invalid['num_labels']} labels fail the checks of today")
+    for episode, faults in list(invalid["episodes"].items())[:5]:
+        print(f"    episode {episode}: {'; '.join(faults)}")
+    print(
+        f"  duplicates        {same['num_labels_with_shared_text']} labels share their text with "
+        f"another; {same['num_distinct_texts']} distinct texts; episodes with several labels: "
+        f"{same['episodes_with_several_labels'] or 'none'}"
+    )
+    for origin in report["origins"]:
+        prompt = (origin["prompt_sha256"] or "none")[:12]
+        print(
+            f"  made by           {origin['model_name']} through {origin['backend']}, prompt "
+            f"{prompt}: {origin['num_labels']}"
+        )
+    if len(report["origins"]) > 1:
+        print("  note: the labels are a mixture of several origins")
+    _print_texts(report)
+
+
+def _print_texts(report: dict[str, Any]) -> None:
+    for name, values in report["lengths"].items():
+        if name != "num_labels_by_steps" and values is not None:
+            print(
+                f"  {name:<17} median {values['median']:.3g}, {values['p5']:.3g} to "
+                f"{values['p95']:.3g} (5 to 95 %), at most {values['max']:.3g}"
+            )
+    words = report["words"]
+    print(f"  words             {words['num_words']}, {words['num_distinct']} distinct")
+    print(f"    most frequent   {', '.join(list(words['most_frequent'])[:12])}")
+    print(f"    steps begin     {', '.join(list(words['first_words_of_steps'])[:12])}")
+
+
+def _print_samples(scan: LabelScan, num_samples: int, seed: int) -> None:
+    labels = [record for record in scan.records.values() if record.is_label]
+    for label in _drawn(labels, num_samples, seed):
+        print(f"\nepisode {label.episode_id}: {label.instruction}\n{label.text}")
+
+
+def _drawn(records: Sequence[CocLabel], count: int, seed: int) -> list[CocLabel]:
+    """Draw some records, in the order of their episodes."""
+    rng = np.random.default_rng(seed)
+    chosen = rng.permutation(len(records))[:count]
+    return sorted((records[int(i)] for i in chosen), key=lambda record: record.episode_id)
+
+
+def _episodes(source: LeRobotSource, episode_key: str) -> Episodes:
+    blocks = [block[episode_key] for block in source.columns([episode_key])]
+    index = np.concatenate(blocks).reshape(-1).astype(np.int64)
+    return Episodes.from_frames(index, np.zeros_like(index))
+
+
+def _write_sheet(
+    config: ValidateLabelsConfig, scan: LabelScan, source: LeRobotSource, episodes: Episodes
+) -> None:
+    assert config.contact_sheet is not None
+    camera = source.camera(config.image_key)
+    lengths = dict(zip(episodes.ids.tolist(), episodes.lengths.tolist(), strict=True))
+    starts = dict(zip(episodes.ids.tolist(), episodes.starts.tolist(), strict=True))
+    records = [
+        record
+        for record in scan.records.values()
+        if max(record.keyframe_indices, default=-1) < lengths.get(record.episode_id, 0)
+    ]
+    errors = [record for record in records if not record.is_label]
+    labels = [record for record in records if record.is_label]
+    shown_errors = _drawn(errors, max(config.sheet_episodes // 4, 1), config.seed)
+    shown = shown_errors + _drawn(labels, config.sheet_episodes - len(shown_errors), config.seed)
+    in_order = sorted(shown, key=lambda record: starts[record.episode_id])
+    frames = [
+        [starts[record.episode_id] + index for index in record.keyframe_indices]
+        for record in in_order
+    ]
+    decoded = keyframe_images(source, camera, frames, config.sheet_image_side)
+    images = {record.episode_id: found for record, found in zip(in_order, decoded, strict=True)}
+    entries = [SheetEntry(record, images[record.episode_id], source.fps) for record in shown]
+    note = (
+        f"{len(shown)} of {len(scan.records)} episodes, {camera}; errors first. Does each step "
+        "happen, in this order, and does its reason hold?"
+    )
+    title = f"Chain-of-Causality labels of {source.name}"
+    write_contact_sheet(config.contact_sheet, title, note, entries)
+    print(f"contact sheet {config.contact_sheet}")
+
+
+def main() -> None:
+    """Run the stage from the command line."""
+    run_cli(ValidateLabelsConfig, run)
+
+
+if __name__ == "__main__":
+    main()

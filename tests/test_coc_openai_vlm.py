@@ -1,0 +1,196 @@
+import base64
+import io
+import json
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from coc_vla.openai_vlm import OpenAiSettings, OpenAiVlm
+from coc_vla.vlm import VlmRequest, VlmUnavailableError
+from tests.chat_server import GOOD_ANSWER, ChatServer, Misbehaviour, completion, serving
+from tests.tiny_vlm import images_for
+from world_modality.errors import InvalidInputError
+
+REQUEST = VlmRequest(3, "push the block", images_for(0), "What happens?", seed=11)
+
+
+@pytest.fixture(autouse=True)
+def short_waits(monkeypatch):
+    monkeypatch.setattr("coc_vla.openai_vlm.FIRST_WAIT_S", 0.01)
+
+
+def connected(url, **changes):
+    settings = {
+        "base_url": url,
+        "model_name": None,
+        "max_tokens": 99,
+        "temperature": 0.5,
+        "timeout_s": 30.0,
+        "max_request_retries": 2,
+        "concurrency": 4,
+    }
+    return OpenAiVlm(OpenAiSettings(**{**settings, **changes}))
+
+
+def asked(server, **changes):
+    """Return the one answer, or what was raised."""
+    with serving(server) as url:
+        vlm = connected(url, **changes)
+        try:
+            return vlm.answer([REQUEST])[0]
+        finally:
+            vlm.close()
+
+
+def test_a_request_holds_pictures_question_and_seed():
+    server = ChatServer()
+    answer = asked(server)
+    (body,) = server.bodies
+    assert (body["model"], body["seed"], body["max_tokens"]) == ("tiny-vl", 11, 99)
+    assert body["temperature"] == 0.5
+    *images, text = body["messages"][0]["content"]
+    assert text == {"type": "text", "text": "What happens?"}
+    for sent, image in zip(images, REQUEST.images, strict=True):
+        header, _, content = sent["image_url"]["url"].partition(",")
+        assert header == "data:image/jpeg;base64"
+        decoded = np.asarray(Image.open(io.BytesIO(base64.b64decode(content))))
+        assert decoded.shape == image.shape
+        assert np.abs(decoded.astype(int) - image).mean() < 12  # of noise, as JPEG keeps it
+    assert answer.error is None
+    assert answer.num_tokens == len(answer.text.split())
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [
+        Misbehaviour(500, "broken"),
+        Misbehaviour(503),
+        Misbehaviour(429, headers={"Retry-After": "0.01"}),
+        Misbehaviour(200, "<html>proxy error</html>"),
+        Misbehaviour(200, "[]"),
+        Misbehaviour(200, '{"choices": []}'),
+        Misbehaviour(200, json.dumps({"choices": [{"message": {"content": None}}]})),
+    ],
+)
+def test_passing_trouble_is_tried_again_and_lasting_trouble_is_an_error(trouble):
+    passing = ChatServer(lambda body, count: trouble if count < 2 else GOOD_ANSWER)
+    assert asked(passing).text == GOOD_ANSWER
+    lasting = ChatServer(lambda body, count: trouble)
+    answer = asked(lasting)
+    assert answer.error
+    assert answer.text == ""
+    assert len(lasting.bodies) == 3
+
+
+def test_a_silent_server_is_given_up_after_the_time_limit():
+    slow = Misbehaviour(200, completion("late"), wait_s=6.0)
+    server = ChatServer(lambda body, count: slow)
+    began = time.monotonic()
+    answer = asked(server, timeout_s=0.7, max_request_retries=1)
+    assert "silent for 0.7 s" in answer.error
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_server_that_says_when_to_come_back_is_obeyed():
+    busy = Misbehaviour(429, headers={"Retry-After": "0.4"})
+    server = ChatServer(lambda body, count: busy if count == 0 else GOOD_ANSWER)
+    asked(server)
+    assert server.times[1] - server.times[0] >= 0.4
+
+
+def test_waits_between_tries_grow(monkeypatch):
+    monkeypatch.setattr("coc_vla.openai_vlm.FIRST_WAIT_S", 0.1)
+    server = ChatServer(lambda body, count: Misbehaviour(500))
+    asked(server, max_request_retries=3)
+    waits = np.diff(server.times)
+    assert waits[0] >= 0.05
+    assert waits[2] >= 0.2
+
+
+def test_a_wrong_request_is_not_tried_again():
+    server = ChatServer(lambda body, count: Misbehaviour(400, "tiny-vl is not a multimodal model"))
+    answer = asked(server)
+    assert "not a multimodal model" in answer.error
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(("status", "told"), [(401, "OPENAI_API_KEY"), (404, "--model_name")])
+def test_what_fails_for_every_episode_ends_the_run(status, told):
+    with pytest.raises(VlmUnavailableError, match=told):
+        asked(ChatServer(lambda body, count: Misbehaviour(status, "no")))
+
+
+def test_a_server_that_is_not_there_is_an_error_at_once():
+    with serving(ChatServer()) as url:
+        pass
+    with pytest.raises(VlmUnavailableError, match=r"no connection.*vllm serve.*--base_url"):
+        connected(url)
+
+
+def test_a_server_that_goes_away_ends_the_run():
+    with serving(ChatServer()) as url:
+        vlm = connected(url, max_request_retries=1)
+    with pytest.raises(VlmUnavailableError, match="no connection"):
+        vlm.answer([REQUEST])
+    vlm.close()
+
+
+def test_the_key_comes_from_the_environment_and_shows_nowhere(monkeypatch, capsys):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    server = ChatServer(lambda body, count: Misbehaviour(401, "no"))
+    with pytest.raises(VlmUnavailableError) as caught:
+        asked(server)
+    assert server.keys == ["Bearer sk-secret"]
+    assert "sk-secret" not in str(caught.value) + "".join(capsys.readouterr())
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("localhost:8000/v1", "expected http"),
+        ("ftp://host/v1", "expected http"),
+        ("http://me:secret@host/v1", "OPENAI_API_KEY"),
+        ("", "expected http"),
+    ],
+)
+def test_an_address_that_is_none_is_refused(url, told):
+    with pytest.raises(InvalidInputError, match=told) as caught:
+        connected(url)
+    assert "secret@" not in str(caught.value)
+
+
+def test_of_several_models_one_has_to_be_named():
+    server = ChatServer()
+    server.models = ["a-vl", "b-vl"]
+    with pytest.raises(InvalidInputError, match=r"2 models \(a-vl, b-vl\).*--model_name"):
+        asked(server)
+    assert asked(server, model_name="b-vl").error is None
+    assert server.bodies[0]["model"] == "b-vl"
+
+
+def test_a_cut_off_answer_says_so():
+    cut_off = Misbehaviour(200, completion("1. What: Move", "length"))
+    assert asked(ChatServer(lambda body, count: cut_off)).is_cut_off
+
+
+def test_a_stream_that_nobody_asked_for_is_put_together():
+    deltas = [{"role": "assistant"}, {"content": "1. What:"}, {"content": " Push"}]
+    events = [{"choices": [{"delta": delta}]} for delta in deltas]
+    end = {"choices": [{"delta": {}, "finish_reason": "length"}], "usage": {"completion_tokens": 5}}
+    body = "".join(f"data: {json.dumps(event)}\n\n" for event in [*events, end])
+    whole = asked(ChatServer(lambda b, count: Misbehaviour(200, body + "data: [DONE]\n\n")))
+    assert (whole.text, whole.num_tokens, whole.is_cut_off) == ("1. What: Push", 5, True)
+    cut = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
+    assert asked(ChatServer(lambda b, count: Misbehaviour(200, cut))).error
+
+
+def test_closing_ends_the_waits_between_tries(monkeypatch):
+    monkeypatch.setattr("coc_vla.openai_vlm.FIRST_WAIT_S", 30.0)
+    with serving(ChatServer(lambda body, count: Misbehaviour(500))) as url:
+        vlm = connected(url)
+        vlm._closed.set()
+        began = time.monotonic()
+        assert vlm.answer([REQUEST])[0].error
+        assert time.monotonic() - began < 5
