@@ -34,13 +34,17 @@ class AttemptCrashError(RuntimeError):
 
 @dataclass
 class TaskAttempts:
-    """What is known of a task's attempts."""
+    """What is known of a task's attempts.
+
+    With `makes_every_attempt` all `max_attempts` are made, and every solved one is kept.
+    """
 
     task: str
     num_wanted: int
     max_attempts: int
     outcomes: dict[int, bool]
     running: set[int] = field(default_factory=set)
+    makes_every_attempt: bool = False
 
     @property
     def kept(self) -> list[int]:
@@ -51,9 +55,14 @@ class TaskAttempts:
 
     @property
     def num_discarded(self) -> int:
-        """Failed attempts before the last kept one."""
-        last = max(self.kept, default=-1)
+        """Failed attempts before the last kept one, or all of them where every attempt is made."""
+        last = self.max_attempts if self.makes_every_attempt else max(self.kept, default=-1)
         return sum(not solved and attempt < last for attempt, solved in self.outcomes.items())
+
+    @property
+    def num_done(self) -> int:
+        """How many of the `num_wanted` episodes need no further attempt."""
+        return len(self.outcomes) if self.makes_every_attempt else len(self.kept)
 
     def next_attempt(self) -> int | None:
         """Return the lowest attempt that is certainly needed, or None while there is none.
@@ -70,7 +79,8 @@ class TaskAttempts:
             if attempt not in self.outcomes and attempt not in self.running:
                 return attempt
             num_solved += self.outcomes.get(attempt, True)
-        if num_solved == self.num_wanted or self.running:
+        enough = 1 if self.makes_every_attempt else self.num_wanted
+        if num_solved >= enough or self.running:
             return None
         raise InvalidInputError(
             f"the expert solved {self.task} in {num_solved} of {self.max_attempts} attempts, "

@@ -6,8 +6,10 @@ software     versions of the simulator
 writer       version of LeRobot that wrote the dataset
 suite        name of the benchmark suite
 layouts      how layout seeds are drawn, and the stream used
-tasks        per task: instruction, episodes kept, attempts discarded, frames, mean length
-episodes     per episode: index, task, attempt, initial state (MetaWorld: the layout's seed), frames
+tasks        per task: instruction, episodes kept, attempts discarded, frames, mean length, and the
+             share of the attempts that the expert solved
+episodes     per episode: index, task, attempt, initial state (a layout's seed, or in LIBERO
+             with `layouts.reset` stored the number of a stored state), frames
 """
 
 import json
@@ -46,6 +48,11 @@ class RecordedTask:
         """Frames per episode."""
         return self.num_frames / self.num_episodes
 
+    @property
+    def success_rate(self) -> float:
+        """Share of the attempts that the expert solved."""
+        return self.num_episodes / (self.num_episodes + self.num_discarded)
+
 
 def recording_path(root: Path) -> Path:
     """Return the record's path in a dataset's folder."""
@@ -72,7 +79,11 @@ def write_recording(
         **recipe,
         **sections,
         "tasks": {
-            name: {**asdict(task), "mean_length": round(task.mean_length, 2)}
+            name: {
+                **asdict(task),
+                "mean_length": round(task.mean_length, 2),
+                "success_rate": round(task.success_rate, 4),
+            }
             for name, task in tasks.items()
         },
         "episodes": [asdict(episode) for episode in episodes],
@@ -113,10 +124,11 @@ def summary(tasks: Mapping[str, RecordedTask]) -> str:
     width = max(map(len, [*tasks, "total"]))
     return "\n".join(
         [
-            f"{'task':{width}}  episodes  frames  discarded  mean length",
+            f"{'task':{width}}  episodes  frames  discarded  mean length  expert solves",
             *(
                 f"{name:{width}}  {task.num_episodes:8d}  {task.num_frames:6d}  "
-                f"{task.num_discarded:9d}  {task.mean_length:11.1f}"
+                f"{task.num_discarded:9d}  {task.mean_length:11.1f}  "
+                f"{task.num_episodes:6d}/{task.num_episodes + task.num_discarded}"
                 for name, task in {**tasks, "total": total}.items()
             ),
         ]

@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from world_modality.demo import _command, _paired_difference
+from world_modality.demo import _command
+from world_modality.demo_table import paired_difference
 from world_modality.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -18,10 +19,10 @@ def test_paired_difference_is_the_difference_of_the_exact_means():
     first = {"squared_error_sum": rng.random(12).tolist(), "num_steps": counts}
     second = {"squared_error_sum": rng.random(12).tolist(), "num_steps": counts}
     expected = (sum(first["squared_error_sum"]) - sum(second["squared_error_sum"])) / sum(counts)
-    difference = _paired_difference(first, second)
+    difference = paired_difference(first, second)
     assert difference.value == pytest.approx(expected)
     assert difference.num_episodes == 12
-    same = _paired_difference(first, first)
+    same = paired_difference(first, first)
     assert (same.value, same.low, same.high) == (0, 0, 0)
 
 
@@ -34,20 +35,29 @@ def test_a_failing_stage_stops_the_demo():
 def test_the_demo_runs_every_stage_and_reuses_all_of_it(tmp_path):
     command = [sys.executable, "-m", "world_modality.demo", "--out_dir", str(tmp_path / "demo")]
     command += ["--tasks", "reach-v3", "button-press-topdown-v3"]
-    command += ["--episodes_per_task", "6", "--num_epochs", "1"]
+    command += ["--episodes_per_task", "6", "--num_epochs", "1", "--n_trials", "2"]
+    command += ["--num_coc_epochs", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     for arm in ("A", "B", "C", "C_no_world_input"):
         assert f"| {arm} |" in done.stdout
     assert "never a DINOv2 result" in done.stdout
+    assert "| success in closed loop | A | B | C | C_no_world_input |" in done.stdout
+    assert "- C minus B:" in done.stdout.split("success rate, paired")[1]
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     ablation = summary["C_no_world_input"]["corrupt_world"]["corruptions"]
     assert all(effect["ratio"]["value"] == 1 for effect in ablation.values())
+    assert "| instruction only |" in done.stdout
+    assert "the model says:" in done.stdout
+    assert [arm["overall"]["num_episodes"] for arm in summary["rollouts"]["checkpoints"]] == [4] * 4
     for line in (tmp_path / "demo" / "summary.md").read_text().split("pictures:")[1].split():
         assert Path(line).stat().st_size > 1000
     kept = {
         path: path.stat().st_mtime_ns
-        for pattern in ("logs_*/*.pt", "cache/**/*.npy", "dataset/**/*.parquet", "logs_*/*/*.json")
+        for pattern in (
+            *("logs_*/*.pt", "cache/**/*.npy", "dataset/**/*.parquet", "logs_*/*/*.json"),
+            *("rollouts*/*.jsonl", "coc/**/*.pt", "coc/*.jsonl"),
+        )
         for path in (tmp_path / "demo").glob(pattern)
     }
     assert len(kept) > 20

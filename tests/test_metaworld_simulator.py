@@ -5,13 +5,13 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.metaworld.instructions import ALL_TASKS, instructions, select_tasks
-from benchmarks.metaworld.layouts import (
+from benchmarks.layouts import (
     DEMONSTRATION_STREAM,
     EVALUATION_STREAM,
     layout_seed,
     noise_generator,
 )
+from benchmarks.metaworld.instructions import ALL_TASKS, instructions, select_tasks
 from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_KEY,
     ENVIRONMENT_STATE_NAMES,

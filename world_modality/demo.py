@@ -16,7 +16,7 @@ from typing import Any
 
 from world_modality.atomic import replacing, write_json
 from world_modality.cli import run_cli
-from world_modality.demo_table import closed_loop_table, offline_table
+from world_modality.demo_table import closed_loop_table, explanation_table, offline_table
 from world_modality.errors import UserError
 
 DATASET_NAME = "local/metaworld_demo"
@@ -43,6 +43,8 @@ class DemoConfig:
     """Training epochs of each arm."""
     n_trials: int = 20
     """Closed-loop episodes of each task and arm."""
+    num_coc_epochs: int = 4
+    """Training epochs of the model that explains itself, and of its instruction-only control."""
     seed: int = 0
     """Of the recording, the split, the codebook and the training."""
 
@@ -86,16 +88,27 @@ def run(config: DemoConfig) -> dict[str, Any]:
     reports = {arm: _evaluate(config, arm, cache_flags) for arm in ARMS}
     rollouts = _roll_out(config, "rollouts", ARMS)
     corrupted = _roll_out(config, "rollouts_corrupted", ("C",), "--corrupt_world", "task")
-    table = f"{offline_table(reports)}\n\n{closed_loop_table(rollouts, corrupted)}"
+    explained = _explain(config, cache_flags, dataset_root)
+    table = "\n\n".join(
+        [
+            offline_table(reports),
+            closed_loop_table(rollouts, corrupted),
+            explanation_table(explained),
+        ]
+    )
     pictures = sorted(
         [*analysis_dir.glob("*.png"), tokens_dir / "contact_sheet.jpg"]
         + [path for arm in ARMS for path in _log_dir(config, arm).glob("*/*.png")]
-        + list(config.out_dir.glob("rollouts*/*.png"))
+        + [*config.out_dir.glob("rollouts*/*.png"), *config.out_dir.glob("coc/report/*.png")]
     )
     text = "\n".join([table, "", "pictures:", *(f"  {path}" for path in pictures)])
     with replacing(config.out_dir / "summary.md") as partial:
         partial.write_text(text + "\n")
-    reports |= {"rollouts": rollouts, "rollouts_corrupted": corrupted}
+    reports |= {
+        "rollouts": rollouts,
+        "rollouts_corrupted": corrupted,
+        "explanations": explained,
+    }
     write_json(config.out_dir / "summary.json", reports)
     print(f"\n{text}\n\nalso in {config.out_dir / 'summary.md'}")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
@@ -145,6 +158,39 @@ def _roll_out(config: DemoConfig, name: str, arms: Sequence[str], *flags: str) -
     )
     summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
     return summary
+
+
+def _explain(config: DemoConfig, cache_flags: list[str], dataset_root: str) -> dict[str, Any]:
+    """Label the recording by rules, train the explaining model and its control, compare them."""
+    folder = config.out_dir / "coc"
+    labels = str(folder / "rules.jsonl")
+    _stage(
+        "coc_vla.coc_generation",
+        *("--dataset_name", DATASET_NAME, "--dataset_root", dataset_root, "--backend", "rules"),
+        *("--output_jsonl", labels, "--resume"),
+    )
+    checkpoints = {}
+    for name, context in (("two_heads", "trunk"), ("instruction_only", "lang")):
+        _stage(
+            "coc_vla.train",
+            *(*cache_flags, "--log_dir", str(folder / name), "--labels_jsonl", labels),
+            *("--text_context", context, "--num_epochs", str(config.num_coc_epochs)),
+            *("--d_model", "128", "--n_layers", "3", "--learning_rate", "1e-3"),
+            *("--coc_loss_weight", "1", "--seed", str(config.seed), "--use_language", "--resume"),
+        )
+        checkpoints[name] = folder / name / f"model_C_epoch{config.num_coc_epochs - 1}.pt"
+    report = folder / "report" / "eval_coc.json"
+    newest = max(path.stat().st_mtime for path in checkpoints.values())
+    if not report.exists() or report.stat().st_mtime < newest:
+        _stage(
+            "coc_vla.eval_coc",
+            *("--checkpoint", str(checkpoints["two_heads"]), *cache_flags),
+            *("--control", str(checkpoints["instruction_only"]), "--labels_jsonl", labels),
+            *("--dataset_root", dataset_root, "--out_dir", str(report.parent)),
+            *("--seed", str(config.seed)),
+        )
+    content: dict[str, Any] = json.loads(report.read_text())
+    return content
 
 
 def _stage(module: str, *arguments: str) -> None:

@@ -107,6 +107,34 @@ def closed_loop_table(rollouts: dict[str, Any], corrupted: dict[str, Any]) -> st
     return "\n".join(lines)
 
 
+def explanation_table(report: dict[str, Any]) -> str:
+    """Return how well held-out episodes are explained, beside the controls, and one of them."""
+    lines = [
+        f"Explanations of {report['labels']['num_explained']} held-out episodes, labels by rules; "
+        "against the same decoder that reads the instruction only; intervals by episode.",
+        "",
+        "| decoder reads | perplexity per token | nats a token minus the model's | event recall |",
+        "|---|---|---|---|",
+    ]
+    for name, condition in report["conditions"].items():
+        if condition["perplexity"] is None:
+            continue
+        perplexity = _interval(condition["perplexity"])
+        change = "–" if name == "model" else str(_interval(condition["nats_minus_model"]))
+        recall = _interval(condition["scores"]["all"]["recall"]).percent
+        lines.append(f"| {name} | {perplexity} | {change} | {recall} |")
+    example = report["examples"][0]
+    lines += [
+        "",
+        f"Episode {example['episode_index']}, {example['instruction']!r}, the model says:",
+    ]
+    lines += [
+        f"{number}. {step['what']}. {step['why']}."
+        for number, step in enumerate(example["model"], 1)
+    ] or ["(nothing)"]
+    return "\n".join(lines)
+
+
 def paired_difference(first: dict[str, Any], second: dict[str, Any]) -> Interval:
     """Return the difference of two arms' action MSE, from their episodes' sums."""
     sums = np.array(first["squared_error_sum"]) - np.array(second["squared_error_sum"])

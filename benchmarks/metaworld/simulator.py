@@ -62,6 +62,11 @@ class Rendering:
     reflections: bool = False
     gl_backend: str = "egl"
 
+    @classmethod
+    def lerobot(cls) -> "Rendering":
+        """Return the rendering of LeRobot's public data: MuJoCo's own settings, 480x480."""
+        return cls(image_size=480, offsamples=4, shadows=True, reflections=True)
+
     def record(self) -> dict[str, Any]:
         """Return the settings as JSON holds them (tuples as lists)."""
         return {

@@ -1,0 +1,165 @@
+"""The rollout loop: many environments, one policy, no suite.
+
+The policy is asked about episodes that wait for actions right now, at most half of them at a time:
+the others go on with physics and rendering meanwhile, and once out of step they stay so. What
+happens in an episode depends neither on the number of environments nor on timing, as long as the
+policy and the simulator keep what `RolloutPolicy` and `Simulator` promise.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from multiprocessing.connection import wait
+
+from benchmarks.rollouts.policy import Query, RolloutPolicy, is_observed
+from benchmarks.rollouts.slot import EnvironmentSlot
+from benchmarks.rollouts.suite import EpisodeSpec
+from benchmarks.rollouts.videos import VideoFolder
+from benchmarks.rollouts.worker import Crashed, Ended, Refused, Waiting
+from world_modality.errors import UserError
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How an episode ended.
+
+    Attributes:
+        episode: which one.
+        success: whether it was solved; None if it ended in an error.
+        num_steps: executed actions; for an error, as far as is known.
+        seconds: since the episode's reset; for an error, since it was sent to its environment.
+        error: what went wrong, if something did.
+    """
+
+    episode: EpisodeSpec
+    success: bool | None
+    num_steps: int
+    seconds: float
+    error: str | None
+
+
+def roll_out(
+    policy: RolloutPolicy,
+    episodes: Iterable[EpisodeSpec],
+    slots: Sequence[EnvironmentSlot],
+    on_outcome: Callable[[Outcome], None],
+    videos: VideoFolder | None = None,
+    batch_size: int = 1,
+) -> None:
+    """Run every episode once; an episode whose environment crashes, dies or hangs is an error.
+
+    Args:
+        policy: acts in all of them.
+        episodes: in any order; an environment stays on a task as long as there are episodes of it.
+        slots: idle environments, which are idle again afterwards.
+        on_outcome: called in this process as episodes end, in no particular order.
+        videos: where to film every episode, if anywhere.
+        batch_size: observations that the policy computes at a time, filled up or not; asking about
+            fewer than that saves nothing.
+
+    Raises:
+        UserError: an environment cannot run before the user has mended something.
+        ValueError: the policy's answer has the wrong shape.
+    """
+    queue = EpisodeQueue(episodes)
+    max_queries = max(batch_size, (len(slots) + 1) // 2)
+    waiting: deque[tuple[EnvironmentSlot, Query]] = deque()
+    _begin_episodes(queue, policy, slots, videos)
+    while any(slot.episode is not None for slot in slots):
+        unanswered = [slot for slot, _ in waiting]
+        playing = [s for s in slots if s.episode is not None and s not in unanswered]
+        for slot, answer in _answers(playing, wait_for_one=not waiting):
+            if isinstance(answer, Waiting):
+                waiting.append((slot, Query(slot.memory, answer.step, answer.frames)))
+            else:
+                on_outcome(_outcome(slot, answer))
+        _begin_episodes(queue, policy, slots, videos)
+        asked = [waiting.popleft() for _ in range(min(max_queries, len(waiting)))]
+        if asked:
+            _act(policy, asked)
+
+
+class EpisodeQueue:
+    """Episodes by task, handed out so that simulators are seldom built anew."""
+
+    def __init__(self, episodes: Iterable[EpisodeSpec]) -> None:
+        self._by_task: dict[str, deque[EpisodeSpec]] = {}
+        for episode in episodes:
+            self._by_task.setdefault(episode.task, deque()).append(episode)
+
+    def take(
+        self, open_task: str | None, tasks_elsewhere: Sequence[str | None]
+    ) -> EpisodeSpec | None:
+        """Return the next episode for an environment, or None when there is none.
+
+        Args:
+            open_task: whose simulator it has open; an episode of this task comes first.
+            tasks_elsewhere: what the other environments have open; of other tasks the one comes
+                first that has most episodes for each environment that would share it.
+        """
+        left = {task: episodes for task, episodes in self._by_task.items() if episodes}
+        if not left:
+            return None
+        if open_task is not None and open_task in left:
+            return left[open_task].popleft()
+        task = max(left, key=lambda name: len(left[name]) / (1 + tasks_elsewhere.count(name)))
+        return left[task].popleft()
+
+
+def _begin_episodes(
+    queue: EpisodeQueue,
+    policy: RolloutPolicy,
+    slots: Sequence[EnvironmentSlot],
+    videos: VideoFolder | None,
+) -> None:
+    for slot in slots:
+        if slot.episode is not None:
+            continue
+        elsewhere = [other.open_task for other in slots if other is not slot]
+        episode = queue.take(slot.open_task, elsewhere)
+        if episode is None:
+            return
+        plan = None if videos is None else videos.plan(episode)
+        slot.begin(episode, policy.begin(episode), plan)
+
+
+def _answers(
+    playing: Sequence[EnvironmentSlot], wait_for_one: bool
+) -> list[tuple[EnvironmentSlot, Waiting | Ended | Crashed]]:
+    if not playing:
+        return []
+    time_left = max(0.0, min(slot.seconds_left for slot in playing)) if wait_for_one else 0.0
+    ready = wait([slot.connection for slot in playing], time_left)
+    answers: list[tuple[EnvironmentSlot, Waiting | Ended | Crashed]] = []
+    for slot in playing:
+        if slot.connection in ready:
+            answer = slot.receive()
+            if isinstance(answer, Refused):
+                raise UserError(answer.message)
+            answers.append((slot, answer))
+        elif slot.seconds_left <= 0:
+            answers.append((slot, slot.hung()))
+    return answers
+
+
+def _outcome(slot: EnvironmentSlot, answer: Ended | Crashed) -> Outcome:
+    assert slot.episode is not None
+    if isinstance(answer, Ended):
+        outcome = Outcome(slot.episode, answer.success, answer.num_steps, answer.seconds, None)
+        slot.release()
+    else:
+        outcome = Outcome(slot.episode, None, slot.step, slot.seconds_since_begin, answer.error)
+        slot.close()  # the next episode gets a new process
+    return outcome
+
+
+def _act(policy: RolloutPolicy, waiting: Sequence[tuple[EnvironmentSlot, Query]]) -> None:
+    answers = policy.act([query for _, query in waiting])
+    for (slot, query), actions in zip(waiting, answers, strict=True):
+        if actions.ndim != 2 or len(actions) != policy.n_action_steps:
+            raise ValueError(
+                f"the policy answers with {policy.n_action_steps} actions, got an array of shape "
+                f"{actions.shape}"
+            )
+        ahead = range(query.step + 1, query.step + policy.n_action_steps + 1)
+        slot.act(actions, frozenset(frame for frame in ahead if is_observed(frame, policy)))

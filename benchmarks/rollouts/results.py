@@ -1,0 +1,239 @@
+"""`results.jsonl`: one line per finished episode, whole or not there."""
+
+import errno
+import fcntl
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from benchmarks.rollouts.loop import Outcome
+from benchmarks.rollouts.suite import EpisodeSpec
+from world_modality.errors import InvalidInputError
+
+EpisodeKey = tuple[str, str, int]
+"""SHA-256 of the checkpoint, task, number of the episode."""
+
+
+@dataclass(frozen=True)
+class RolloutOrigin:
+    """What all episodes of a checkpoint share.
+
+    Attributes:
+        checkpoint: its path as it was given.
+        checkpoint_sha256: of its file; identifies it wherever it lies.
+        model_type: the arm.
+        policy: the policy's record, which decides its actions.
+        suite: name of the benchmark suite.
+        versions: package to version.
+        gl_backend: what renders.
+        rendering: settings of the images.
+        world_corruption: what was done to the world token.
+    """
+
+    checkpoint: str
+    checkpoint_sha256: str
+    model_type: str
+    policy: dict[str, Any]
+    suite: str
+    versions: dict[str, str]
+    gl_backend: str
+    rendering: dict[str, Any]
+    world_corruption: str
+
+
+@dataclass(frozen=True)
+class RolloutResult(RolloutOrigin):
+    """How one episode went, and all that it depends on.
+
+    Attributes:
+        success: None if the episode ended in an error.
+        num_steps: executed actions; for an error, as far as is known.
+        seconds: since the episode's reset, waiting for the policy included.
+        error: type, message and last lines of the traceback; None where there was none.
+    """
+
+    task: str
+    instruction: str
+    episode: int
+    initial_state: int
+    seed: int
+    max_steps: int
+    success: bool | None
+    num_steps: int
+    seconds: float
+    error: str | None
+
+    @classmethod
+    def of(cls, origin: RolloutOrigin, outcome: Outcome) -> "RolloutResult":
+        """Put together what a checkpoint's episodes share and how one of them ended."""
+        return cls(
+            **asdict(origin),
+            **asdict(outcome.episode),
+            success=outcome.success,
+            num_steps=outcome.num_steps,
+            seconds=round(outcome.seconds, 3),
+            error=outcome.error,
+        )
+
+    @property
+    def key(self) -> EpisodeKey:
+        """What tells it from other episodes; of several lines with one key the last counts."""
+        return self.checkpoint_sha256, self.task, self.episode
+
+
+class ResultsFile:
+    """A results file that belongs to this process until it is closed or the process ends."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the file, or create an empty one, and claim it.
+
+        Raises:
+            InvalidInputError: another process is writing to it.
+        """
+        self.path = path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            self.close()
+            raise InvalidInputError(
+                f"another process is writing to {path}; wait for it, end it, or give another "
+                "--out_dir"
+            ) from error
+
+    def __enter__(self) -> "ResultsFile":
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it holds nothing yet."""
+        return os.fstat(self._descriptor).st_size == 0
+
+    def read(self) -> list[RolloutResult]:
+        """Return the newest result of each episode, after mending a last line that was cut off.
+
+        Raises:
+            InvalidInputError: a line is no result.
+        """
+        self._mend_last_line()
+        newest: dict[EpisodeKey, RolloutResult] = {}
+        for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
+            result = _parse(line, f"{self.path} line {number}")
+            newest[result.key] = result
+        return list(newest.values())
+
+    def append(self, result: RolloutResult) -> None:
+        """Write a line and bring it to the disk.
+
+        Raises:
+            OSError: the disk is full; the file is as it was.
+        """
+        line = json.dumps(asdict(result), allow_nan=False).encode() + b"\n"
+        size = os.fstat(self._descriptor).st_size
+        if os.write(self._descriptor, line) < len(line):
+            os.ftruncate(self._descriptor, size)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
+        os.fsync(self._descriptor)
+
+    def clear(self) -> None:
+        """Delete all results."""
+        os.ftruncate(self._descriptor, 0)
+
+    def close(self) -> None:
+        """Give the file free."""
+        os.close(self._descriptor)
+
+    def _mend_last_line(self) -> None:
+        # A kill in the middle of a write leaves a line without its end; that episode runs again.
+        content = self.path.read_bytes()
+        os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
+
+
+def refuse_other_settings(
+    earlier: Iterable[RolloutResult],
+    origins: Sequence[RolloutOrigin],
+    episodes: Iterable[EpisodeSpec],
+    path: Path,
+) -> None:
+    """Check that results were made with the settings that are wanted now.
+
+    Episodes and checkpoints that are not wanted now may be among them.
+
+    Args:
+        earlier: the results that are there.
+        origins: one for each checkpoint that is rolled out now.
+        episodes: what each checkpoint is rolled out in now.
+        path: the file they are in.
+
+    Raises:
+        InvalidInputError: they were not; the message names what differs.
+    """
+    by_sha256 = {origin.checkpoint_sha256: origin for origin in origins}
+    by_path = {origin.checkpoint: origin for origin in origins}
+    by_episode = {(episode.task, episode.episode): episode for episode in episodes}
+    differences: dict[str, str] = {}
+    for result in earlier:
+        origin = by_sha256.get(result.checkpoint_sha256)
+        others = {"checkpoint"}  # the same file may lie elsewhere now
+        if origin is None:
+            origin, others = by_path.get(result.checkpoint, origins[0]), set()
+            if origin.checkpoint != result.checkpoint:
+                others = {"checkpoint", "checkpoint_sha256", "model_type", "policy"}
+        wanted = {k: v for k, v in asdict(origin).items() if k not in others}
+        episode = by_episode.get((result.task, result.episode))
+        if episode is not None:
+            wanted |= asdict(episode)
+        now, before = _flat(wanted), _flat({k: getattr(result, k) for k in wanted})
+        for name in sorted(now.keys() | before.keys()):
+            if now.get(name) != before.get(name):
+                text = f"{name} is {_text(now, name)} now and was {_text(before, name)}"
+                differences.setdefault(name, text)
+    if differences:
+        raise InvalidInputError(
+            f"{path} holds results made with other settings: {'; '.join(differences.values())}. "
+            "Give those again, another --out_dir, or --overwrite to delete them and start anew"
+        )
+
+
+def _parse(line: bytes, where: str) -> RolloutResult:
+    try:
+        content = json.loads(line)
+    except ValueError as error:
+        raise InvalidInputError(
+            f"{where} is no JSON ({error}); delete that line, or start anew with --overwrite"
+        ) from error
+    names = {field.name for field in fields(RolloutResult)}
+    if not isinstance(content, dict) or set(content) != names:
+        found = sorted(content) if isinstance(content, dict) else content
+        raise InvalidInputError(
+            f"{where} is no result of a rollout, which has the fields {sorted(names)}; found "
+            f"{found}. Give another --out_dir, or start anew with --overwrite"
+        )
+    return RolloutResult(**content)
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = list(value) if isinstance(value, tuple) else value
+    return flat
+
+
+def _text(values: Mapping[str, Any], name: str) -> str:
+    return json.dumps(values[name]) if name in values else "absent"

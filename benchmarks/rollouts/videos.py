@@ -1,0 +1,111 @@
+"""MP4s of episodes: `<folder>/<task>/episode_003_success.mp4`, in H.264, which browsers play."""
+
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import UInt8
+
+from benchmarks.rollouts.suite import EpisodeSpec, Observation
+from world_modality.atomic import partial_path, publish
+from world_modality.errors import UserError, missing_key
+
+_ENCODERS = ("libx264", "libopenh264")
+
+
+@dataclass(frozen=True)
+class VideoFolder:
+    """Where a checkpoint's videos go, and what they show."""
+
+    folder: Path
+    image_key: str
+    fps: int
+
+    def plan(self, episode: EpisodeSpec) -> "VideoPlan":
+        """Return what a worker needs to know to film an episode."""
+        stem = self.folder / episode.task / f"episode_{episode.episode:03d}"
+        return VideoPlan(stem, self.image_key, self.fps)
+
+
+@dataclass(frozen=True)
+class VideoPlan:
+    """One episode's video: its path without the outcome and suffix, the camera, the speed."""
+
+    stem: Path
+    image_key: str
+    fps: int
+
+
+class EpisodeVideo:
+    """A video that is written while its episode runs, and gets its name when it is whole."""
+
+    def __init__(self, plan: VideoPlan) -> None:
+        self._plan = plan
+        self._partial = partial_path(plan.stem.with_name(f"{plan.stem.name}.mp4"))
+        self._container: Any = None
+        self._stream: Any = None
+
+    def add(self, observation: Observation) -> None:
+        """Append what the camera saw.
+
+        Raises:
+            MissingKeyError: there is no such camera in the observation.
+            UserError: no H.264 encoder is installed.
+        """
+        import av
+
+        if self._plan.image_key not in observation:
+            raise missing_key("image", self._plan.image_key, observation, "the observation")
+        image = _even(observation[self._plan.image_key])
+        if self._container is None:
+            self._open(*image.shape[:2])
+        frame = av.VideoFrame.from_ndarray(image, format="rgb24")
+        self._container.mux(self._stream.encode(frame))
+
+    def finish(self, success: bool) -> Path:
+        """Write what is left, and name the video after the outcome."""
+        self._container.mux(self._stream.encode())
+        self._container.close()
+        outcome = "success" if success else "failure"
+        path = self._plan.stem.with_name(f"{self._plan.stem.name}_{outcome}.mp4")
+        publish(self._partial, path)
+        return path
+
+    def discard(self) -> None:
+        """Remove the unfinished video."""
+        if self._container is not None:
+            self._container.close()
+        self._partial.unlink(missing_ok=True)
+
+    def _open(self, height: int, width: int) -> None:
+        import av
+
+        encoder = next((name for name in _ENCODERS if name in av.codecs_available), None)
+        if encoder is None:
+            raise UserError(
+                f"videos need an H.264 encoder, and av {av.__version__} has none of "
+                f"{', '.join(_ENCODERS)}; pip install --force-reinstall av, or leave out "
+                "--save_videos"
+            )
+        self._partial.parent.mkdir(parents=True, exist_ok=True)
+        self._container = av.open(
+            str(self._partial), "w", format="mp4", options={"movflags": "faststart"}
+        )
+        self._stream = self._container.add_stream(encoder, rate=Fraction(self._plan.fps))
+        self._stream.height, self._stream.width = height, width
+        self._stream.pix_fmt = "yuv420p"  # the one that every browser decodes
+        self._stream.codec_context.thread_count = 1  # each environment has one core
+
+
+def remove_videos(folder: Path) -> None:
+    """Delete the videos of earlier rollouts, and nothing else that may lie there."""
+    for path in folder.rglob("episode_*.mp4*"):
+        path.unlink()
+
+
+def _even(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "even_h even_w 3"]:
+    # H.264 with halved colour has even sizes only.
+    height, width = image.shape[:2]
+    return np.ascontiguousarray(image[: height - height % 2, : width - width % 2])
