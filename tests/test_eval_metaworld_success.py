@@ -76,8 +76,8 @@ def test_command_line_writes_results_and_summary_after_the_parity_check(config):
         )
         assert line["rendering"]["image_size"] == 48
         assert set(line["versions"]) >= {"metaworld", "mujoco"}
-    assert "over tasks" in done.stdout
-    assert "difficulty" in done.stdout
+    assert "average over 2 tasks" in done.stdout
+    assert "| group easy |" in done.stdout
     assert "McNemar" in done.stdout
     assert "parity" in done.stdout
     assert (config.out_dir / "summary.md").exists()
