@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Float32
 
 from benchmarks.demo_episode import DemoEpisode, stack_frames
-from benchmarks.demo_signals import CONTACT, EXECUTED_ACTION, SUCCESS
+from benchmarks.demo_signals import CONTACT, EXECUTED_ACTION, OBJECT_HEIGHT, SUCCESS
 
 ACTION_KEY = "action"
 ActionLabel = Literal["executed", "expert"]
@@ -26,6 +26,9 @@ class DemoSimulator(Protocol):
 
     def in_contact(self) -> bool:
         """Tell whether the robot touches something."""
+
+    def object_height(self) -> float:
+        """Return the height of the object that the task is about, in m."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +77,7 @@ def play_expert(
                 EXECUTED_ACTION: executed,
                 CONTACT: np.array([simulator.in_contact()], np.float32),
                 SUCCESS: np.array([success], np.float32),
+                OBJECT_HEIGHT: np.array([simulator.object_height()], np.float32),
             }
         )
         num_remaining -= 1

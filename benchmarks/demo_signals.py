@@ -7,6 +7,7 @@ executed_action   the action that was executed (noise included), which a replay 
                   `action` is what a policy learns
 contact           1 where the robot touches something, after the action
 success           1 where the task is solved, after the action
+object_height     height of the object that the task is about, in m, after the action
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,6 +21,7 @@ from world_modality.errors import InvalidInputError, MissingFileError
 EXECUTED_ACTION = "executed_action"
 CONTACT = "contact"
 SUCCESS = "success"
+OBJECT_HEIGHT = "object_height"
 
 Signals = Mapping[str, np.ndarray]
 """By name, float32 [N, dim] of one episode."""

@@ -18,7 +18,13 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool
 
-from benchmarks.demo_signals import CONTACT, EXECUTED_ACTION, SUCCESS, read_signal
+from benchmarks.demo_signals import (
+    CONTACT,
+    EXECUTED_ACTION,
+    OBJECT_HEIGHT,
+    SUCCESS,
+    read_signal,
+)
 from coc_vla.gripper import GripperChannel, find_gripper_dim
 from coc_vla.motion import EpisodeMotion, find_position_dims, motion_phases
 from world_modality.dataset_columns import ENVIRONMENT_STATE_KEY
@@ -48,7 +54,7 @@ EVENT_TYPES = SIMULATOR_EVENTS + MOTION_EVENTS
 ONCE: frozenset[EventType] = frozenset({"contact", "lifted", "goal"})
 LIFT_HEIGHT_M = 0.02
 MIN_FRAMES = 3
-_OBJECT_HEIGHT = "object_1_z"
+_HEIGHT_NAME = "object_1_z"
 
 
 @dataclass(frozen=True)
@@ -196,11 +202,14 @@ def _level(signal: np.ndarray | None) -> np.ndarray | None:
 
 
 def _object_height(source: LeRobotSource, columns: dict[str, np.ndarray]) -> np.ndarray | None:
+    signal = _signal(source, OBJECT_HEIGHT)
+    if signal is not None:
+        return signal[:, 0]
     values = columns.get(ENVIRONMENT_STATE_KEY)
     if values is None:
         return None
     names = source.dim_names(ENVIRONMENT_STATE_KEY, values.shape[1]) or []
-    if _OBJECT_HEIGHT not in names:
+    if _HEIGHT_NAME not in names:
         return None
-    heights: np.ndarray = values[:, names.index(_OBJECT_HEIGHT)]
+    heights: np.ndarray = values[:, names.index(_HEIGHT_NAME)]
     return heights

@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.demo_destination import DemoDestination
-from benchmarks.demo_signals import EXECUTED_ACTION, SUCCESS, read_signal
+from benchmarks.demo_signals import EXECUTED_ACTION, OBJECT_HEIGHT, SUCCESS, read_signal
 from benchmarks.demo_staging import DemoStaging
 from benchmarks.metaworld.collect_demos import CollectDemosConfig, run
 from benchmarks.metaworld.demo_recorder import DemoSettings, MetaworldDemoRecorder
@@ -172,6 +172,11 @@ def test_signals_say_what_was_executed_and_when_the_task_was_solved(recorded):
     ends = np.cumsum([episode["num_frames"] for episode in episodes]) - 1
     assert success[ends].all()
     assert not success[0]
+    height = read_signal(root, OBJECT_HEIGHT, num_frames)[:, 0]
+    seen = np.stack(frames(root)["observation.environment_state"])
+    after = seen[:, ENVIRONMENT_STATE_NAMES.index("object_1_z")][1:]
+    inside = np.delete(np.arange(num_frames - 1), ends[:-1])
+    np.testing.assert_array_equal(height[:-1][inside], after[inside])
 
 
 def test_lerobot_gives_the_pixels_that_the_simulator_rendered(recorded, dataset):

@@ -29,6 +29,10 @@ class Scene:
         """Return the regions there are, such as `basket_1_contain_region`."""
         return tuple(self._env.object_sites_dict)
 
+    def object_height(self) -> float:
+        """Return the height of the first object of interest in m."""
+        return float(self.object_position(self.objects_of_interest()[0])[2])
+
     def object_position(self, name: str) -> Float64[np.ndarray, "3"]:
         """Return where the origin of an object's or fixture's body is."""
         return self._env.sim.data.body_xpos[self._env.obj_body_id[name]].copy()

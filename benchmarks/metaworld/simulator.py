@@ -199,6 +199,10 @@ class MetaworldSimulator:
         others = roots[(roots == robot).any(axis=1)].ravel()
         return bool(np.isin(others, (0, robot, model.body("tablelink").id), invert=True).any())
 
+    def object_height(self) -> float:
+        """Return the height of the task's first object in m."""
+        return float(self.raw_observation[6])
+
     def render(self) -> UInt8[np.ndarray, "height width 3"]:
         """Return the current image, turned as `rendering.flip_axes` says."""
         self._renderer.update_scene(self._env.data, camera=self.rendering.camera)
