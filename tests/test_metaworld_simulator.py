@@ -145,6 +145,16 @@ def test_same_seed_gives_the_same_episode_whatever_was_played_before(reach):
         np.testing.assert_array_equal(one, other)
 
 
+def test_an_expert_that_writes_into_its_observation_changes_nothing_that_is_recorded():
+    simulator = MetaworldSimulator("door-open-v3", SMALL)
+    before = first_observation(simulator, 0)
+    scripted_expert("door-open-v3")(simulator.raw_observation)
+    np.testing.assert_array_equal(
+        simulator.observe()[ENVIRONMENT_STATE_KEY], before[ENVIRONMENT_STATE_KEY]
+    )
+    simulator.close()
+
+
 def test_layouts_differ_between_seeds(reach):
     layouts = {tuple(first_observation(reach, seed)[ENVIRONMENT_STATE_KEY]) for seed in range(5)}
     assert len(layouts) == 5

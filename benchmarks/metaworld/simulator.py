@@ -152,9 +152,12 @@ class MetaworldSimulator:
 
     @property
     def raw_observation(self) -> Float64[np.ndarray, "39"]:
-        """MetaWorld's own observation, which the scripted experts read; goal included."""
+        """A copy of MetaWorld's own observation, which the scripted experts read; goal included.
+
+        A copy, since some experts write into what they are given: door-open's moves the door.
+        """
         assert self._raw_observation is not None, "reset() comes first"
-        return self._raw_observation
+        return self._raw_observation.copy()
 
     def reset(self, initial_state: int) -> None:
         """Start an episode in the layout that the seed `initial_state` determines."""
