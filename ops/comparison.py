@@ -1,0 +1,135 @@
+"""Whether two folders hold the same results, file by file."""
+
+import io
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ops.errors import OpsError
+
+_SHOWN = 3
+
+
+@dataclass(frozen=True)
+class ComparisonSpec:
+    """What is compared, as patterns relative to the folder.
+
+    Attributes:
+        exact: byte by byte.
+        jsonl: line by line as JSON, without `ignored`.
+        npy: arrays by dtype, shape and bytes, never unpickled.
+        pt: torch files by their tensors' bytes and their other values, without `ignored`; they
+            are loaded without executing anything.
+        ignored: names of fields that may differ (seconds, folders).
+    """
+
+    exact: tuple[str, ...] = ()
+    jsonl: tuple[str, ...] = ()
+    npy: tuple[str, ...] = ()
+    pt: tuple[str, ...] = ()
+    ignored: tuple[str, ...] = ()
+
+    @property
+    def patterns(self) -> tuple[str, ...]:
+        """All patterns."""
+        return self.exact + self.jsonl + self.npy + self.pt
+
+
+def compare_folders(reference: Path, other: Path, spec: ComparisonSpec) -> list[str]:
+    """Return what differs, a line per file; none if the folders agree.
+
+    Raises:
+        OpsError: a pattern matches nothing in the reference, so it would compare nothing.
+    """
+    readers: list[tuple[tuple[str, ...], Callable[[Path], Any]]] = [
+        (spec.exact, Path.read_bytes),
+        (spec.jsonl, lambda path: _without(_json_lines(path), spec.ignored)),
+        (spec.npy, _array),
+        (spec.pt, lambda path: _without(_torch_content(path), spec.ignored)),
+    ]
+    differences = []
+    for patterns, read in readers:
+        for pattern in patterns:
+            differences += _compare_pattern(reference, other, pattern, read)
+    return differences
+
+
+def _compare_pattern(
+    reference: Path, other: Path, pattern: str, read: Callable[[Path], Any]
+) -> list[str]:
+    expected = {path.relative_to(reference) for path in reference.glob(pattern) if path.is_file()}
+    found = {path.relative_to(other) for path in other.glob(pattern) if path.is_file()}
+    if not expected:
+        raise OpsError(f"{pattern!r} matches no file in {reference}")
+    differences = [f"{path} is missing" for path in sorted(expected - found)]
+    differences += [f"{path} should not be there" for path in sorted(found - expected)]
+    for path in sorted(expected & found):
+        try:
+            difference = _difference(read(reference / path), read(other / path), "")
+        except (ValueError, OSError, RuntimeError, EOFError) as error:
+            difference = f" cannot be read: {error}"
+        if difference is not None:
+            differences.append(f"{path}{difference}")
+    return differences
+
+
+def _difference(one: Any, two: Any, where: str) -> str | None:
+    """Return where two values first differ, or None."""
+    if type(one) is not type(two):
+        return f"{where} is a {type(two).__name__}, not a {type(one).__name__}"
+    if isinstance(one, dict):
+        if one.keys() != two.keys():
+            return f"{where} has other fields: {sorted(map(str, one.keys() ^ two.keys()))[:_SHOWN]}"
+        pairs = [(one[key], two[key], f"{where}[{key!r}]") for key in one]
+    elif isinstance(one, list | tuple):
+        if len(one) != len(two):
+            return f"{where} has {len(two)} items, not {len(one)}"
+        pairs = [(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(one, two, strict=True))]
+    elif isinstance(one, np.ndarray):
+        same = (one.dtype, one.shape) == (two.dtype, two.shape) and one.tobytes() == two.tobytes()
+        return None if same else f"{where} differs as an array"
+    else:
+        same = one == two or (one != one and two != two)  # NaN is NaN here
+        return None if same else f"{where} differs"
+    for a, b, inner in pairs:
+        difference = _difference(a, b, inner)
+        if difference is not None:
+            return difference
+    return None
+
+
+def _without(value: Any, ignored: tuple[str, ...]) -> Any:
+    if isinstance(value, dict):
+        return {key: _without(item, ignored) for key, item in value.items() if key not in ignored}
+    if isinstance(value, list | tuple):
+        return [_without(item, ignored) for item in value]
+    return value
+
+
+def _json_lines(path: Path) -> list[Any]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def _array(path: Path) -> Any:
+    return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+
+
+def _torch_content(path: Path) -> Any:
+    import torch
+
+    def to_numpy(value: Any) -> Any:
+        if isinstance(value, torch.Tensor):
+            flat = value.detach().cpu().contiguous().reshape(-1)
+            # bfloat16 is nothing that numpy knows; bytes compare as well.
+            return [str(value.dtype), list(value.shape), flat.view(torch.uint8).numpy()]
+        if isinstance(value, dict):
+            return {key: to_numpy(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [to_numpy(item) for item in value]
+        return value
+
+    return to_numpy(torch.load(path, map_location="cpu", weights_only=True))

@@ -1,0 +1,102 @@
+"""A stand-in for the rclone binary that fails on purpose, with the real one behind it.
+
+It is put first in PATH under the name `rclone`. A plan file beside it says what happens to the
+next calls; without a line there, the call goes through. What it does with a fault:
+
+- `fail`: ends with an error at once, as a remote that is down or misconfigured.
+- `hang`: sleeps, as a remote that never answers.
+- `cut`: lets the real rclone begin a copy at a low rate and kills it in the middle of a file.
+- `torn`: as a backend without atomic uploads: a cut-off file is left under its final name.
+- `late`: does the whole call and reports failure, as a connection lost before the answer.
+- `full`: copies what is smaller than half of the largest file and fails, as a full remote.
+"""
+
+import os
+import stat
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Literal, get_args
+
+RemoteFault = Literal["fail", "hang", "cut", "torn", "late", "full"]
+FAULTS: tuple[RemoteFault, ...] = get_args(RemoteFault)
+_HANG_S = 3600.0
+_LOCAL = ":local:"
+
+
+def install(folder: Path, rclone: Path) -> Path:
+    """Write the stand-in into a folder, to be put first in PATH; returns its plan file."""
+    folder.mkdir(parents=True, exist_ok=True)
+    program = folder / "rclone"
+    plan = folder / "plan"
+    program.write_text(
+        "#!/bin/sh\n"
+        f"exec '{sys.executable}' -S '{Path(__file__).resolve()}' '{rclone}' '{plan}' \"$@\"\n"
+    )
+    program.chmod(program.stat().st_mode | stat.S_IXUSR)
+    return plan
+
+
+def next_fault(plan: Path) -> str:
+    """Take the first line off the plan."""
+    try:
+        lines = plan.read_text().splitlines()
+    except FileNotFoundError:
+        return ""
+    if not lines:
+        return ""
+    plan.write_text("".join(f"{line}\n" for line in lines[1:]))
+    return lines[0].strip()
+
+
+def main(arguments: list[str]) -> int:
+    """Do a call of rclone, or fail at it."""
+    rclone, plan, *words = arguments
+    fault = next_fault(Path(plan))
+    if not fault:
+        os.execv(rclone, [rclone, *words])
+    if fault == "hang":
+        time.sleep(_HANG_S)
+    if fault == "cut" and words and words[0] == "copy":
+        return _cut([rclone, *words])
+    if fault == "torn" and words and words[0] == "copy":
+        _tear(words)
+    if fault == "late":
+        subprocess.run([rclone, *words], check=False)
+    if fault == "full" and words and words[0] == "copy":
+        subprocess.run([rclone, *words, "--max-size", f"{_largest(words) // 2}B"], check=False)
+    print(f'{{"level":"error","msg":"injected fault: {fault}"}}', file=sys.stderr)
+    return 5
+
+
+def _cut(command: list[str]) -> int:
+    process = subprocess.Popen([*command, "--bwlimit", "2k", "--inplace"])
+    time.sleep(0.4)
+    process.kill()
+    process.wait()
+    return 5
+
+
+def _tear(words: list[str]) -> None:
+    """Leave the first half of one file under its final name."""
+    source, target = Path(words[1]), words[2]
+    if not target.startswith(_LOCAL) or not source.is_dir():
+        return
+    folder = Path(target.removeprefix(_LOCAL))
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in sorted(source.iterdir())[:1]:
+        if not (folder / file.name).exists():
+            content = file.read_bytes()
+            (folder / file.name).write_bytes(content[: len(content) // 2])
+
+
+def _largest(words: list[str]) -> int:
+    source = Path(words[1])
+    if not source.is_dir():
+        return 0
+    return max((path.stat().st_size for path in source.iterdir()), default=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,219 @@
+"""Keep a copy of a run on a remote (Google Drive, S3, a mounted disk), and bring it back.
+
+    python -m ops.sync dir logs_c gdrive:runs/logs_c --interval 60
+    python -m ops.sync file coc_outputs/labels.jsonl gdrive:runs/labels
+    python -m ops.sync run --local logs_c --remote gdrive:runs/logs_c -- python train_model_c.py …
+    python -m ops.sync restore gdrive:runs/logs_c logs_c
+    python -m ops.sync states gdrive:runs/logs_c
+
+Exit codes: 0 done, 1 an error that the message says how to mend, 2 a wrong command line, 130
+interrupted. `run` has the exit code of its command.
+"""
+
+import signal
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import FrameType
+from typing import Annotated
+
+from tyro.conf import Positional, subcommand
+
+from ops.atomic import private_folder
+from ops.command_line import run_cli
+from ops.errors import OpsError, UsageError
+from ops.folder_lock import FolderLock
+from ops.manifest import STATE_FOLDER_PREFIX, newest_first
+from ops.rclone_store import CallLimits, RcloneStore
+from ops.remote_name import RemoteName, parse_remote
+from ops.restore import RestoreOptions, Restorer
+from ops.save_options import SaveOptions
+from ops.snapshot import SnapshotOptions
+from ops.supervised_run import run_with_sync
+from ops.sync_session import SyncSession
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dir(SaveOptions):
+    """Save a folder at an interval until SIGTERM or SIGINT, and a last time then."""
+
+    source: Positional[Path]
+    """The folder."""
+    remote: Positional[str]
+    """Where to, such as gdrive:runs/logs_c or :local:/mnt/disk/logs_c."""
+    once: bool = False
+    """Save once, and end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class File(SaveOptions):
+    """Save one file at an interval until SIGTERM or SIGINT, and a last time then."""
+
+    source: Positional[Path]
+    """The file."""
+    remote: Positional[str]
+    """Where to; a remote folder of its own."""
+    once: bool = False
+    """Save once, and end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(SaveOptions):
+    """Run the command after `--`, save its folder beside it, and a last time when it ends."""
+
+    local: Path
+    """The folder that the command writes."""
+    remote: str
+    """Where to, such as gdrive:runs/logs_c."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restore:
+    """Bring a folder back from a remote and verify each file."""
+
+    remote: Positional[str]
+    """Where it is."""
+    local: Positional[Path]
+    """Where it goes; files of something else are never overwritten unasked."""
+    state: int | None = None
+    """Number of an older state; see `states`."""
+    overwrite: bool = False
+    """Move what is in the way to <local>/.sync/replaced-…."""
+    keep_local: bool = False
+    """Leave a folder that is as new as the remote as it is (a machine that kept its disk)."""
+    allow_empty: bool = False
+    """A remote that holds nothing yet is no error (the first start of a run)."""
+    retries: int = 4
+    """How often a remote that fails is asked again."""
+    call_timeout: float = 120.0
+    """Seconds for one call of rclone, besides those for its bytes."""
+
+
+@dataclass(frozen=True)
+class States:
+    """List the states that a remote holds, the newest first."""
+
+    remote: Positional[str]
+    """Where they are."""
+    call_timeout: float = field(default=120.0, kw_only=True)
+    """Seconds for the call of rclone."""
+
+
+Command = (
+    Annotated[Dir, subcommand("dir")]
+    | Annotated[File, subcommand("file")]
+    | Annotated[Run, subcommand("run")]
+    | Annotated[Restore, subcommand("restore")]
+    | Annotated[States, subcommand("states")]
+)
+
+
+def run(config: Command, command: list[str]) -> int:
+    """Do what the subcommand says; returns the exit code.
+
+    Raises:
+        OpsError: an argument, a folder or the remote is not what is needed.
+    """
+    if isinstance(config, Run) != bool(command):
+        raise UsageError("`run` needs the command to run after --; the other subcommands take none")
+    remote = parse_remote(config.remote)
+    if isinstance(config, Run):
+        return _run_command(config, remote, command)
+    if isinstance(config, Dir | File):
+        return _save(config, remote)
+    if isinstance(config, Restore):
+        return _restore(config, remote)
+    return _list_states(config, remote)
+
+
+def _run_command(config: Run, remote: RemoteName, command: list[str]) -> int:
+    config.local.mkdir(parents=True, exist_ok=True)
+    state_dir = private_folder(config.local / STATE_FOLDER_PREFIX)
+    with FolderLock(state_dir / "lock", str(config.local)):
+        session = _session(config, config.local, state_dir, remote)
+        return run_with_sync(command, session, config.nice)
+
+
+def _save(config: Dir | File, remote: RemoteName) -> int:
+    folder, only = config.source, None
+    if isinstance(config, File):
+        folder, only = config.source.parent, config.source.name
+        if config.source.is_dir():
+            raise OpsError(f"{config.source} is a folder; use `dir`")
+    elif not folder.is_dir():
+        raise OpsError(f"there is no folder {folder}")
+    state_dir = folder / (STATE_FOLDER_PREFIX + (f"-{only}" if only else ""))
+    private_folder(state_dir)
+    with FolderLock(state_dir / "lock", str(config.source)):
+        session = _session(config, folder, state_dir, remote, only)
+        stopped: list[int] = [0] if config.once else []
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if number in stopped:
+                session.abort()
+            stopped.append(number)
+
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            signal.signal(number, handle)
+        saved = session.drive(lambda: bool(stopped))
+        if not saved:
+            return 1
+        return 130 if signal.SIGINT in stopped else 0
+
+
+def _session(
+    config: SaveOptions, folder: Path, state_dir: Path, remote: RemoteName, only: str | None = None
+) -> SyncSession:
+    snapshot = SnapshotOptions(only, config.exclude, config.quiet_s)
+    session = SyncSession(folder, state_dir, remote, snapshot, config.session)
+    if config.new_run:
+        session.accept_another_run()
+    else:
+        session.preflight()
+    return session
+
+
+def _restore(config: Restore, remote: RemoteName) -> int:
+    state_dir = config.local / STATE_FOLDER_PREFIX
+    private_folder(state_dir)
+    store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
+    options = RestoreOptions(config.state, config.overwrite, config.keep_local, config.retries)
+    with FolderLock(state_dir / "lock", str(config.local)):
+        manifest = Restorer(store, config.local, state_dir, options, _say).restore()
+    if manifest is not None:
+        _say(
+            f"restored state {manifest.number} of {manifest.created}: {len(manifest.files)} files, "
+            f"{manifest.num_bytes / 1e6:.1f} MB, verified"
+        )
+        return 0
+    kept = config.keep_local and any(p.name != STATE_FOLDER_PREFIX for p in config.local.iterdir())
+    if kept or config.allow_empty:
+        if not kept:
+            _say(f"{remote} holds nothing yet")
+        return 0
+    raise OpsError(
+        f"{remote} holds no state; check its name with `rclone lsd`, or give --allow_empty if "
+        "nothing was saved yet"
+    )
+
+
+def _list_states(config: States, remote: RemoteName) -> int:
+    store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
+    names = newest_first(store.list_files("manifests"))
+    for name in names:
+        print(f"state {name.number}, written by {name.writer}")
+    print(f"{len(names)} states on {remote}")
+    return 0
+
+
+def _say(message: str) -> None:
+    print(f"[restore] {message}", file=sys.stderr, flush=True)
+
+
+def main() -> None:
+    """Run the subcommand from the command line."""
+    run_cli(Command, run)
+
+
+if __name__ == "__main__":
+    main()
