@@ -23,7 +23,7 @@ from world_modality.lerobot_source import LeRobotSource
 class ValidateLabelsConfig:
     """Count, check and show the labels of a file; a run may be writing it meanwhile."""
 
-    labels: Path
+    labels_jsonl: Path
     """The file that coc_generation wrote, or several of them one after the other."""
     dataset_name: str | None = None
     """The dataset, for coverage and pictures; left out, only the file is looked at."""
@@ -57,7 +57,7 @@ def run(config: ValidateLabelsConfig) -> dict[str, Any]:
         raise InvalidInputError(
             "--num_samples must be at least 0, --sheet_episodes and --sheet_image_side at least 1"
         )
-    scan = scan_labels(config.labels)
+    scan = scan_labels(config.labels_jsonl)
     source = None
     episodes = None
     if config.dataset_name is not None:
@@ -66,9 +66,9 @@ def run(config: ValidateLabelsConfig) -> dict[str, Any]:
         )
         episodes = _episodes(source, config.episode_id_key)
     report = label_report(scan, None if episodes is None else episodes.ids.tolist())
-    report_path = config.output_json or config.labels.with_suffix(".report.json")
+    report_path = config.output_json or config.labels_jsonl.with_suffix(".report.json")
     write_json(report_path, report)
-    print_report(report, config.labels)
+    print_report(report, config.labels_jsonl)
     _print_samples(scan, config.num_samples, config.seed)
     print(f"\nreport {report_path}")
     if config.contact_sheet is not None and source is not None and episodes is not None:

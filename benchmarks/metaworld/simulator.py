@@ -17,15 +17,16 @@ import importlib.util
 import os
 import pickle
 import warnings
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
+from benchmarks.rendering_record import RenderingRecord
 from benchmarks.rollouts.suite import Observation
-from world_modality.errors import InvalidInputError, UserError, missing_key
+from world_modality.errors import UserError, missing_key
 
 SUITE_NAME = "metaworld"
 FPS = 80
@@ -50,7 +51,7 @@ Expert = Callable[[Float64[np.ndarray, "39"]], Float64[np.ndarray, " A"]]
 
 
 @dataclass(frozen=True)
-class Rendering:
+class Rendering(RenderingRecord):
     """How images are made. A policy must be rolled out with the rendering it was trained on."""
 
     camera: str = "corner2"
@@ -66,31 +67,6 @@ class Rendering:
     def lerobot(cls) -> "Rendering":
         """Return the rendering of LeRobot's public data: MuJoCo's own settings, 480x480."""
         return cls(image_size=480, offsamples=4, shadows=True, reflections=True)
-
-    def record(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them (tuples as lists)."""
-        return {
-            name: list(value) if isinstance(value, tuple) else value
-            for name, value in asdict(self).items()
-        }
-
-    @classmethod
-    def from_record(cls, record: Mapping[str, Any]) -> "Rendering":
-        """Rebuild the settings that `record` wrote.
-
-        Raises:
-            InvalidInputError: a setting is missing or unknown.
-        """
-        known = set(cls.__dataclass_fields__)
-        if set(record) != known:
-            raise InvalidInputError(
-                f"a rendering has the settings {sorted(known)}, the record has {sorted(record)}"
-            )
-        settings: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in record.items()
-        }
-        return cls(**settings)
 
 
 def simulator_versions() -> dict[str, str]:
