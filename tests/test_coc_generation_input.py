@@ -9,10 +9,13 @@ import pytest
 import tyro
 
 from coc_vla.coc_generation import run
+from coc_vla.eval_coc import EvalCocConfig
 from coc_vla.generation_config import CocGenerationConfig
 from coc_vla.gripper import GripperChannel
 from coc_vla.labels import read_labels, read_records
 from coc_vla.recorded_episodes import MotionColumns, RecordedEpisodes
+from coc_vla.score_labels import ScoreConfig
+from coc_vla.train import CocTrainConfig
 from coc_vla.validate_labels import ValidateLabelsConfig
 from tests.chat_server import ChatServer, serving
 from tests.instruction_fixtures import add_column
@@ -62,6 +65,9 @@ def test_every_command_of_the_readme_parses(command):
     stages = {
         "coc_vla.coc_generation": CocGenerationConfig,
         "coc_vla.validate_labels": ValidateLabelsConfig,
+        "coc_vla.score_labels": ScoreConfig,
+        "coc_vla.train": CocTrainConfig,
+        "coc_vla.eval_coc": EvalCocConfig,
     }
     tyro.cli(stages[module], args=arguments, use_underscores=True)
 

@@ -38,7 +38,13 @@ def start_command(config, n_trials):
     command = [sys.executable, "-c", script, "--no_check_parity"]
     command += [text for name, value in flags.items() for text in (f"--{name}", str(value))]
     process = subprocess.Popen(
-        command, cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True
+        command,
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        # A test run in a shell's background inherits an ignored SIGINT, and would pass it on.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     results = config.out_dir / "results.jsonl"
     while process.poll() is None and not (results.exists() and results.stat().st_size > 1000):
