@@ -23,7 +23,7 @@ python: env ## Print the path of its interpreter, for "$(make -s python)" -m wor
 	@ops/environment.sh python
 
 test: env ## Run the default tests: no GPU, no network, minutes
-	$(RUN) pytest -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(RUN) pytest -n auto --dist loadfile -m "not slow and not gpu" $(PYTEST_ARGS)
 
 test-slow: env ## Run the slow tests, and on a GPU the GPU tests
 	$(RUN) pytest -m "slow or gpu" $(PYTEST_ARGS)

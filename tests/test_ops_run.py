@@ -2,6 +2,7 @@
 
 import json
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -13,7 +14,8 @@ import pytest
 from ops.sync import main
 
 ROOT = Path(__file__).parents[1]
-QUICK = ["--interval", "0.2", "--quiet_s", "0", "--nice", "0"]
+# A call of rclone that hangs for a reason of the machine is killed and made again.
+QUICK = ["--interval", "0.2", "--quiet_s", "0", "--nice", "0", "--call_timeout", "20"]
 
 TRAINING = """
 import pathlib, signal, sys, time
@@ -37,6 +39,7 @@ class Machine:
         self.remote = path / "remote"
         (path / "training.py").write_text(TRAINING)
         self.environment = os.environ | {"PYTHONPATH": str(ROOT)}
+        self._started = []
 
     def rclone(self, script):
         """Put a stand-in for rclone in front of the real one."""
@@ -61,7 +64,7 @@ class Machine:
         )
 
     def start(self, words):
-        return subprocess.Popen(
+        process = subprocess.Popen(
             words,
             env=self.environment,
             stdout=subprocess.PIPE,
@@ -69,6 +72,20 @@ class Machine:
             text=True,
             start_new_session=True,
         )
+        self._started.append(process)
+        return process
+
+    def wait_until_training(self, process):
+        said, _, _ = select.select([process.stdout], [], [], 90)
+        assert said, "the command was not started"
+        assert process.stdout.readline() == "training\n"
+
+    def end(self):
+        """Kill what a failed test left running."""
+        for process in self._started:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
 
     def restored(self):
         back = self.path / "back"
@@ -79,7 +96,9 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path):
-    return Machine(tmp_path)
+    machine = Machine(tmp_path)
+    yield machine
+    machine.end()
 
 
 def wait_for(condition, seconds=60):
@@ -91,7 +110,7 @@ def wait_for(condition, seconds=60):
 
 def test_a_signal_reaches_the_command_and_what_it_then_saves_is_uploaded(machine):
     process = machine.start(machine.run_words(seconds=60))
-    assert process.stdout.readline() == "training\n"
+    machine.wait_until_training(process)
     os.kill(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 7, said
@@ -130,7 +149,7 @@ def test_a_remote_that_hangs_neither_stops_the_command_nor_outlasts_the_final_ti
 
 def test_a_second_run_is_refused_until_the_first_one_is_dead(machine):
     process = machine.start(machine.run_words(seconds=60))
-    assert process.stdout.readline() == "training\n"
+    machine.wait_until_training(process)
     second = machine.call(machine.run_words())
     assert second.returncode == 1
     assert f"in use by another ops.sync (process {process.pid})" in second.stderr

@@ -1,5 +1,6 @@
 import dataclasses
 import time
+from multiprocessing.connection import wait
 
 import numpy as np
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from benchmarks.layouts import EVALUATION_STREAM, layout_seed
 from benchmarks.metaworld.simulator import IMAGE_KEY, STATE_KEY, MetaworldSimulator, Rendering
 from benchmarks.metaworld.suite import MetaworldSuite
+from benchmarks.rollouts import loop
 from benchmarks.rollouts.loop import EpisodeQueue, Outcome, roll_out
 from benchmarks.rollouts.policy import is_observed
 from benchmarks.rollouts.slot import environment_slots
@@ -48,19 +50,16 @@ def test_outcomes_do_not_depend_on_the_number_of_environments(slots):
             np.testing.assert_array_equal(observation["observation.state"], other)
 
 
-class SlowPolicy(PointPolicy):
-    """Leaves the environments the time to come to their next query."""
+def test_waiting_episodes_are_asked_about_together(slots, monkeypatch):
+    def wait_for_all(connections, timeout):
+        time.sleep(0.1)  # all environments that are playing come to their next query
+        return wait(connections, timeout)
 
-    def act(self, queries):
-        time.sleep(0.05)
-        return super().act(queries)
-
-
-def test_waiting_episodes_are_asked_about_together(slots):
-    policy = SlowPolicy(gain=0.3)
+    monkeypatch.setattr(loop, "wait", wait_for_all)
+    policy = PointPolicy(gain=0.3)
     played(policy, point_episodes(num_episodes=3), slots)
     assert max(policy.batch_sizes) == 2, "never all three: one of them has to be playing"
-    filled_up = SlowPolicy(gain=0.3)
+    filled_up = PointPolicy(gain=0.3)
     roll_out(filled_up, point_episodes(num_episodes=3), slots, lambda _: None, batch_size=4)
     assert max(filled_up.batch_sizes) == 3
 
