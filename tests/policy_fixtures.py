@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from tests.cache_fixtures import SyntheticSpec, write_synthetic_cache
+from world_modality.archive_seal import SealedWriter
 from world_modality.cache import Cache
 from world_modality.checkpoint import load_checkpoint
 from world_modality.frame_tensors import FrameTensors
@@ -74,6 +75,14 @@ def synthetic_tensors(cache_dir: Path, spec: SyntheticSpec | None = None) -> Fra
 def weights(path: Path) -> dict[str, torch.Tensor]:
     """Return the weights and statistics that a checkpoint holds."""
     return load_checkpoint(path, torch.device("cpu")).model
+
+
+def save_sealed(content: Any, path: Path) -> None:
+    """Write what a checkpoint could hold as its file, whatever it is."""
+    with path.open("wb") as file:
+        writer = SealedWriter(file)
+        torch.save(content, writer)
+        writer.seal()
 
 
 def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

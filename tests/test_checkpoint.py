@@ -6,14 +6,10 @@ import pytest
 import torch
 
 from tests.cache_fixtures import SyntheticSpec, write_synthetic_cache
-from tests.policy_fixtures import tiny_train_config
+from tests.policy_fixtures import save_sealed, tiny_train_config
 from world_modality.cache import update_manifest
-from world_modality.checkpoint import (
-    checkpoint_arrays,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from world_modality.checkpoint import checkpoint_arrays, load_checkpoint, save_checkpoint
+from world_modality.checkpoint_files import RunPosition, newest_first
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.train import run
 
@@ -65,7 +61,7 @@ def test_rows_of_the_token_counts_follow_the_manifests_tasks(tmp_path):
 def test_a_checkpoint_that_lacks_a_part_says_which(trained, tmp_path):
     content = torch.load(trained.checkpoint, weights_only=True)
     del content["cache_fingerprint"]
-    torch.save(content, tmp_path / "model_C_epoch0.pt")
+    save_sealed(content, tmp_path / "model_C_epoch0.pt")
     with pytest.raises(InvalidInputError, match=r"model_C_epoch0\.pt lacks cache_fingerprint"):
         load_checkpoint(tmp_path / "model_C_epoch0.pt", CPU)
 
@@ -75,8 +71,8 @@ def test_a_pickle_that_would_run_code_is_refused_and_not_run(tmp_path):
         def __reduce__(self):
             return os.mkdir, (str(tmp_path / "executed"),)
 
-    torch.save({"format": Hostile()}, tmp_path / "model_C_epoch0.pt")
-    with pytest.raises(InvalidInputError, match="not a checkpoint"):
+    save_sealed({"format": Hostile()}, tmp_path / "model_C_epoch0.pt")
+    with pytest.raises(InvalidInputError, match="not a checkpoint of tensors and plain values"):
         load_checkpoint(tmp_path / "model_C_epoch0.pt", CPU)
     (tmp_path / "plain.pt").write_bytes(pickle.dumps(Hostile()))
     with pytest.raises(InvalidInputError, match="not a checkpoint"):
@@ -94,8 +90,28 @@ def test_a_truncated_checkpoint_is_refused(trained, tmp_path, share):
 
 def test_another_programs_checkpoint_is_refused(tmp_path):
     torch.save({"state_dict": {}}, tmp_path / "other.pt")
+    with pytest.raises(InvalidInputError, match="does not end with its SHA-256"):
+        load_checkpoint(tmp_path / "other.pt", CPU)
+    save_sealed({"state_dict": {}}, tmp_path / "other.pt")
     with pytest.raises(InvalidInputError, match="has format None, expected"):
         load_checkpoint(tmp_path / "other.pt", CPU)
+
+
+def test_each_flipped_bit_of_a_checkpoint_is_noticed(trained, tmp_path):
+    whole = trained.checkpoint.read_bytes()
+    rng = np.random.default_rng(0)
+    tail = np.arange(len(whole) - 120, len(whole))  # the archive's end, and the digest itself
+    for position in [0, *rng.integers(0, len(whole), 100), *tail]:
+        damaged = bytearray(whole)
+        damaged[position] ^= 1 << rng.integers(0, 8)
+        (tmp_path / "flipped.pt").write_bytes(damaged)
+        with pytest.raises(InvalidInputError, match=r"flipped\.pt is damaged"):
+            load_checkpoint(tmp_path / "flipped.pt", CPU)
+
+
+def test_other_programs_read_a_sealed_checkpoint(trained):
+    content = torch.load(trained.checkpoint, weights_only=True)
+    assert content["model"].keys() == load_checkpoint(trained.checkpoint, CPU).model.keys()
 
 
 def test_a_missing_checkpoint_lists_its_neighbours(trained):
@@ -103,9 +119,13 @@ def test_a_missing_checkpoint_lists_its_neighbours(trained):
         load_checkpoint(trained.checkpoint.with_name("model_C_epoch9.pt"), CPU)
 
 
-def test_the_latest_checkpoint_is_the_one_of_the_highest_epoch(tmp_path):
-    assert latest_checkpoint(tmp_path, "C") is None
-    for name in ("model_C_epoch9.pt", "model_C_epoch10.pt", "model_C_epoch11.pt.partial"):
+def test_the_newest_checkpoint_is_the_one_that_has_come_farthest(tmp_path):
+    assert newest_first(tmp_path, "C") == []
+    positions = [(10, 0), (11, 5), (11, 40), (11, 0), (9, 100)]
+    names = [RunPosition(*position).file_name("C") for position in positions]
+    assert names[:2] == ["model_C_epoch9.pt", "model_C_epoch11_step5.pt"]
+    others = ["model_C_epoch11.pt.partial", "model_C_no_world_input_epoch12.pt", "model_C_epoch.pt"]
+    for name in names + others:
         (tmp_path / name).touch()
-    (tmp_path / "model_C_no_world_input_epoch12.pt").touch()
-    assert latest_checkpoint(tmp_path, "C") == tmp_path / "model_C_epoch10.pt"
+    found = [path.name for path in newest_first(tmp_path, "C")]
+    assert found == [RunPosition(*position).file_name("C") for position in sorted(positions)[::-1]]

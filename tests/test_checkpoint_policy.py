@@ -14,7 +14,7 @@ from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
 from benchmarks.rollouts.suite_fit import PolicyInputs
 from tests.instruction_fixtures import NAME, build_home
 from tests.lerobot_fixtures import TASKS
-from tests.policy_fixtures import tiny_train_config
+from tests.policy_fixtures import save_sealed, tiny_train_config
 from tests.text_fixtures import save_text_model
 from world_modality.cache import Cache, sha256_of_file
 from world_modality.checkpoint import load_checkpoint, save_checkpoint
@@ -320,7 +320,7 @@ def test_a_checkpoint_without_fingerprint_is_refused(home, tmp_path):
         opened(path)
     content = torch.load(home.reads_all, weights_only=True)
     del content["cache_fingerprint"]
-    torch.save(content, path)
+    save_sealed(content, path)
     with pytest.raises(InvalidInputError, match="lacks cache_fingerprint"):
         opened(path)
 

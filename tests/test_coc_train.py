@@ -170,7 +170,7 @@ def test_labels_that_do_not_fit_are_refused(cache, tmp_path):
             run(coc_train_config(cache, path, tmp_path / "logs"))
     with pytest.raises(MissingFileError, match="coc_generation"):
         run(coc_train_config(cache, tmp_path / "none.jsonl", tmp_path / "logs"))
-    assert not (tmp_path / "logs").exists()
+    assert list((tmp_path / "logs").glob("*")) == [tmp_path / "logs" / ".lock"]
 
 
 def test_flags_that_do_not_fit_are_refused(cache, labels, tmp_path):
@@ -183,7 +183,7 @@ def test_flags_that_do_not_fit_are_refused(cache, labels, tmp_path):
             run(coc_train_config(cache, labels, tmp_path / "logs", **changes))
     with pytest.raises(InvalidInputError, match="--coc_loss_weight must not be negative"):
         coc_train_config(cache, labels, tmp_path / "logs", coc_loss_weight=-1.0)
-    assert not (tmp_path / "logs").exists()
+    assert list((tmp_path / "logs").glob("*")) == [tmp_path / "logs" / ".lock"]
 
 
 def test_a_one_head_checkpoint_has_no_explainer(cache, labels, tmp_path):

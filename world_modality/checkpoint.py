@@ -2,23 +2,24 @@
 
 import json
 import pickle
-import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
 from jaxtyping import Int32
 from torch import Tensor
 
+from world_modality.archive_seal import SealedWriter, require_intact
 from world_modality.atomic import replacing
 from world_modality.cache import Cache, require_arrays
 from world_modality.episodes import Episodes
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.policy import PolicyConfig, WorldPolicy, policy_config_from_dict
 
-FORMAT = "world-modality-checkpoint/1"
+# 2: the file ends with its SHA-256, and may have been made within an epoch.
+FORMAT = "world-modality-checkpoint/2"
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,13 @@ class Checkpoint:
         policy_config: the policy's whole configuration.
         train_config: the resolved flags of the training run.
         epoch: how many epochs are done.
-        global_step: how many optimiser steps are done.
+        global_step: how many optimiser steps are done, those of an unfinished epoch included.
         model: the policy's weights and statistics.
-        training_state: optimiser and random states, for resuming.
+        training_state: optimiser, random states, losses of an unfinished epoch; for resuming.
         manifest: the cache's manifest at training time (encoder, codebook, split, rendering).
         cache_fingerprint: of the cache that it was trained on.
         cache_arrays: codebook centroids, the encoder itself where it was fitted on the data, and
-            `train_token_counts`, see `train_token_counts()`; older checkpoints lack these.
+            `train_token_counts`, see `train_token_counts()`.
         auxiliary_head: a further head's name, record and weights; None without one.
     """
 
@@ -102,23 +103,8 @@ def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
     return counts
 
 
-def checkpoint_path(log_dir: Path, model_type: str, epoch: int) -> Path:
-    """Return where the checkpoint after `epoch` (counted from 0) is kept."""
-    return log_dir / f"model_{model_type}_epoch{epoch}.pt"
-
-
-def latest_checkpoint(log_dir: Path, model_type: str) -> Path | None:
-    """Return the checkpoint of the last finished epoch, or None."""
-    found = {
-        int(match[1]): path
-        for path in log_dir.glob(f"model_{model_type}_epoch*.pt")
-        if (match := re.fullmatch(rf"model_{model_type}_epoch(\d+)\.pt", path.name))
-    }
-    return found[max(found)] if found else None
-
-
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
-    """Write a checkpoint atomically; it holds tensors, numbers and text only."""
+    """Write a checkpoint atomically, with its SHA-256; it holds tensors, numbers and text only."""
     content = {
         "format": FORMAT,
         "policy_config": asdict(checkpoint.policy_config),
@@ -134,7 +120,9 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     }
     with replacing(path) as partial, partial.open("wb") as file:
         try:
-            torch.save(content, file)
+            writer = SealedWriter(file)
+            torch.save(content, cast("IO[bytes]", writer))  # of which torch uses two methods
+            writer.seal()
         except RuntimeError as error:
             # torch covers a failed write ("no space left") with its own "unexpected pos 64 vs 0".
             if isinstance(error.__context__, OSError):
@@ -155,19 +143,19 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
             f"no checkpoint {path}; in {path.parent} there are: {', '.join(beside) or 'none'}"
         )
     with path.open("rb") as file:
+        require_intact(file, path)
         try:
             content = torch.load(file, map_location=device, weights_only=True)
         except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
             reason = next(iter(str(error).splitlines()), "empty file")
             raise InvalidInputError(
-                f"{path} is damaged or not a checkpoint of tensors and plain values ({reason}); "
-                "use an earlier checkpoint, or train again"
+                f"{path} is not a checkpoint of tensors and plain values ({reason}); use an "
+                "earlier checkpoint, or train again"
             ) from error
     if not isinstance(content, dict) or content.get("format") != FORMAT:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InvalidInputError(f"{path} has format {found!r}, expected {FORMAT!r}")
     del content["format"]
-    content.setdefault("auxiliary_head", None)  # older checkpoints
     lacking = [field.name for field in fields(Checkpoint) if field.name not in content]
     if lacking:
         raise InvalidInputError(f"{path} lacks {', '.join(lacking)}; train again")

@@ -1,7 +1,7 @@
 """Train one arm: `train_baseline_a.py`, `train_baseline_b.py` and `train_model_c.py` start here."""
 
 import dataclasses
-import math
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -9,27 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from tqdm import tqdm
 
 from world_modality.auxiliary_head import HeadBuilder, HeadSite
 from world_modality.cache import Cache
-from world_modality.checkpoint import (
-    Checkpoint,
-    checkpoint_arrays,
-    checkpoint_path,
-    latest_checkpoint,
-    load_checkpoint,
-    save_checkpoint,
-)
+from world_modality.checkpoint import Checkpoint, checkpoint_arrays, load_checkpoint
+from world_modality.checkpoint_files import newest_first
 from world_modality.cli import config_dict, write_config
 from world_modality.device import resolve_device
 from world_modality.errors import InvalidInputError
 from world_modality.frame_tensors import FrameTensors
-from world_modality.offline_predictions import predict
+from world_modality.output_lock import OutputLock
 from world_modality.policy import WorldPolicy
-from world_modality.run_log import RunLog
 from world_modality.train_config import TrainConfig, require_same_run
 from world_modality.trainer import Trainer, fit_standardizers
+from world_modality.training_run import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -48,9 +41,18 @@ def run(config: TrainConfig, build_head: HeadBuilder | None = None) -> TrainResu
         build_head: makes a further head for the trunk; None trains the policy alone.
 
     Raises:
-        InvalidInputError: the cache, the flags or an existing run in `log_dir` do not fit.
+        InvalidInputError: the cache, the flags or an existing run in `log_dir` do not fit, or
+            another process trains there.
         MissingFileError: the cache is incomplete.
     """
+    with OutputLock(config.log_dir, "--log_dir"):
+        training = _open_run(config, build_head)
+        metrics = training.to_the_end()
+    print(f"checkpoint: {training.checkpoint}")
+    return TrainResult(training.checkpoint, metrics)
+
+
+def _open_run(config: TrainConfig, build_head: HeadBuilder | None) -> TrainingRun:
     stored = _existing_checkpoint(config)
     device = resolve_device(config.device)
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
@@ -60,45 +62,51 @@ def run(config: TrainConfig, build_head: HeadBuilder | None = None) -> TrainResu
     if stored is not None:
         stored.require_cache(cache)
     trainer = _build_trainer(config, cache, tensors, build_head, stored)
-    first_epoch = 0 if stored is None else stored.epoch
     write_config(config, config.log_dir / "config.json")
     _print_header(config, cache, trainer, val_frames)
-    log = RunLog(config.log_dir, num_epochs=first_epoch, num_steps=trainer.global_step)
-    metrics = log.last_epoch_metrics
-    for epoch in range(first_epoch, config.num_epochs):
-        metrics = _train_epoch(trainer, epoch, log) | validate(trainer.policy, tensors, val_frames)
-        if trainer.head is not None:
-            metrics |= trainer.head.validate(trainer.policy, tensors)
-        log.epoch(epoch, trainer.global_step, metrics)
-        # The checkpoint goes last: what it says is done has been logged.
-        save_checkpoint(
-            checkpoint_path(config.log_dir, config.model_type, epoch),
-            _checkpoint(config, cache, trainer, epoch + 1),
-        )
-        print(f"epoch {epoch}: " + ", ".join(f"{k} {v:.4f}" for k, v in metrics.items()))
-    log.close()
-    path = checkpoint_path(config.log_dir, config.model_type, config.num_epochs - 1)
-    print(f"checkpoint: {path}")
-    return TrainResult(path, metrics)
+    start = _blank_checkpoint(config, cache, trainer)
+    if stored is not None:
+        state = stored.training_state
+        start = dataclasses.replace(start, epoch=stored.epoch, training_state=state)
+    return TrainingRun(config, trainer, val_frames, start)
 
 
 def _existing_checkpoint(config: TrainConfig) -> Checkpoint | None:
-    path = latest_checkpoint(config.log_dir, config.model_type)
-    others = [p for p in config.log_dir.glob("model_*.pt") if path is None]
     if config.overwrite:
         for old in config.log_dir.glob("model_*.pt"):
             old.unlink()
         return None
-    if others or (path is not None and not config.resume):
+    found = newest_first(config.log_dir, config.model_type)
+    others = [] if found else list(config.log_dir.glob("model_*.pt"))
+    if others or (found and not config.resume):
         raise InvalidInputError(
-            f"{config.log_dir} already holds a run ({(path or others[0]).name}); give --resume to "
+            f"{config.log_dir} already holds a run ({(found or others)[0].name}); give --resume to "
             "go on with it, --overwrite to replace it, or another --log_dir"
         )
-    if path is None:
+    if not found:
         return None
-    stored = load_checkpoint(path, torch.device("cpu"))
+    stored = _newest_whole(found)
     require_same_run(stored.train_config, config)
     return stored
+
+
+def _newest_whole(paths: list[Path]) -> Checkpoint:
+    """Load the first checkpoint that is not damaged, and tell of those that are.
+
+    Raises:
+        InvalidInputError: all are damaged.
+    """
+    for number, path in enumerate(paths):
+        try:
+            stored = load_checkpoint(path, torch.device("cpu"))
+        except InvalidInputError as error:
+            if number == len(paths) - 1:
+                raise
+            print(f"warning: {error}", file=sys.stderr)
+        else:
+            print(f"going on from {path}, step {stored.global_step}")
+            return stored
+    raise AssertionError("there are no paths")
 
 
 def _build_trainer(
@@ -135,63 +143,18 @@ def _build_trainer(
     return trainer
 
 
-def _train_epoch(trainer: Trainer, epoch: int, log: RunLog) -> dict[str, float]:
-    names = ["loss", "action_loss", "world_loss"]
-    names += [] if trainer.head is None else [f"{trainer.head.name}_loss"]
-    totals = torch.zeros(len(names), device=trainer.tensors.device)
-    every = trainer.config.log_every
-    bar = tqdm(trainer.epoch(epoch), total=trainer.steps_per_epoch, desc=f"epoch {epoch}")
-    for record in bar:
-        losses = torch.stack(dataclasses.astuple(record.losses)[: len(names)])
-        totals += losses
-        if record.global_step % every == 0:
-            total, *parts = losses.tolist()
-            _require_finite_loss(total, record.global_step)
-            named = dict(zip(names[1:], parts, strict=True))
-            log.step(record.global_step, named, record.learning_rate)
-            bar.set_postfix(loss=f"{total:.4f}")
-    mean = (totals / trainer.steps_per_epoch).tolist()
-    _require_finite_loss(mean[0], trainer.global_step)
-    return {f"train_{name}": value for name, value in zip(names, mean, strict=True)}
-
-
-def _require_finite_loss(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise InvalidInputError(
-            f"the loss is {loss} at step {step}; lower --learning_rate, or look for outliers "
-            "in the cache's actions, states and embeddings"
-        )
-
-
-def validate(
-    policy: WorldPolicy, tensors: FrameTensors, frames: Int[np.ndarray, " M"]
-) -> dict[str, float]:
-    """Return exact means over the validation frames.
-
-    `val_action_mse` is in units of the training standard deviation; `val_world_top1` and
-    `val_world_top5` are over all horizons.
-    """
-    errors = predict(policy, tensors, frames)
-    metrics = {"val_action_mse": float(errors.squared_error.sum() / errors.valid.sum())}
-    if errors.token_rank is not None:
-        ranks = errors.token_rank[errors.token_rank >= 0]
-        metrics["val_world_top1"] = float((ranks == 0).mean())
-        metrics["val_world_top5"] = float((ranks < 5).mean())
-    return metrics
-
-
-def _checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer, epoch: int) -> Checkpoint:
+def _blank_checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer) -> Checkpoint:
+    """Return what all checkpoints of the run have in common."""
     return Checkpoint(
         policy_config=trainer.policy.config,
         train_config=config_dict(config),
-        epoch=epoch,
-        global_step=trainer.global_step,
-        model=trainer.policy.state_dict(),
-        training_state=trainer.state(),
+        epoch=0,
+        global_step=0,
+        model={},
+        training_state={},
         manifest=cache.manifest,
         cache_fingerprint=cache.fingerprint(with_language=config.use_language),
         cache_arrays=checkpoint_arrays(cache),
-        auxiliary_head=None if trainer.head is None else trainer.head.content(),
     )
 
 

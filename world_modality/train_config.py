@@ -16,6 +16,7 @@ class TrainConfig:
     # What may differ between a run and its resumption without changing its result.
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"resume", "overwrite", "device", "log_every", "cache_dir", "log_dir"}
+        | {"save_every_steps", "keep_last"}
     )
 
     dataset_name: str
@@ -85,8 +86,12 @@ class TrainConfig:
     """0 by design: the arrays live on the device and batches are gathered by index."""
     log_every: int = 50
     """Steps between the training lines of metrics.jsonl."""
+    save_every_steps: int | None = None
+    """Save within epochs too, at every so many optimiser steps; without it after each epoch."""
+    keep_last: int | None = None
+    """Keep only so many of the newest checkpoints; without it all are kept."""
     resume: bool = False
-    """Go on from the last checkpoint in log_dir; without one, start."""
+    """Go on from the last whole checkpoint in log_dir; without one, start."""
     overwrite: bool = False
     """Start anew although log_dir holds a run; its files are replaced."""
 
@@ -98,6 +103,10 @@ class TrainConfig:
         for name in ("world_loss_weight", "weight_decay", "warmup_steps"):
             if getattr(self, name) < 0:
                 raise InvalidInputError(f"--{name} must not be negative: {getattr(self, name)}")
+        for name in ("save_every_steps", "keep_last"):
+            number = getattr(self, name)
+            if number is not None and number < 1:
+                raise InvalidInputError(f"--{name} must be at least 1, not {number}")
         if self.resume and self.overwrite:
             raise InvalidInputError("--resume and --overwrite contradict each other")
         if self.model_type in ("A", "B"):

@@ -70,14 +70,19 @@ class Trainer:
         """Optimiser steps in one pass over the training frames."""
         return math.ceil(len(self._frames) / self.config.batch_size)
 
-    def epoch(self, epoch: int) -> Iterator[StepRecord]:
-        """Train one epoch. The order depends on seed and epoch alone, whatever the arm."""
+    def epoch(self, epoch: int, num_done: int = 0) -> Iterator[StepRecord]:
+        """Train one epoch. The order depends on seed and epoch alone, whatever the arm.
+
+        Args:
+            epoch: counted from 0.
+            num_done: steps of it that have been made already.
+        """
         self.policy.train()
         if self.head is not None:
             self.head.train()
         rng = np.random.default_rng([self.config.seed, epoch])
         order = torch.from_numpy(rng.permutation(len(self._frames))).to(self.tensors.device)
-        for chosen in self._frames[order].split(self.config.batch_size):
+        for chosen in self._frames[order].split(self.config.batch_size)[num_done:]:
             yield self.step(chosen)
 
     def step(self, frames: Int[Tensor, " B"]) -> StepRecord:
