@@ -7,7 +7,7 @@ from typing import Any
 import torch
 
 from tests.cache_fixtures import SyntheticSpec, write_synthetic_cache
-from world_modality.archive_seal import SealedWriter
+from world_modality import archive_seal
 from world_modality.cache import Cache
 from world_modality.checkpoint import load_checkpoint
 from world_modality.frame_tensors import FrameTensors
@@ -80,9 +80,7 @@ def weights(path: Path) -> dict[str, torch.Tensor]:
 def save_sealed(content: Any, path: Path) -> None:
     """Write what a checkpoint could hold as its file, whatever it is."""
     with path.open("wb") as file:
-        writer = SealedWriter(file)
-        torch.save(content, writer)
-        writer.seal()
+        archive_seal.save_sealed(content, file)
 
 
 def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:

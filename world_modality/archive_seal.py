@@ -10,7 +10,9 @@ import hashlib
 import os
 import re
 from pathlib import Path
-from typing import IO
+from typing import IO, Any, cast
+
+import torch
 
 from world_modality.errors import InvalidInputError
 
@@ -21,7 +23,7 @@ _COMMENT_BYTES = len("sha256:") + 64
 _BLOCK_BYTES = 2**20
 
 
-class SealedWriter:
+class _SealedWriter:
     """A file that `torch.save` writes to; `seal` then adds the digest of what was written.
 
     Args:
@@ -61,6 +63,27 @@ class SealedWriter:
         self._file.seek(-_LENGTH_BYTES, os.SEEK_END)
         comment = f"sha256:{self._digest.hexdigest()}".encode()
         self._file.write(len(comment).to_bytes(_LENGTH_BYTES, "little") + comment)
+
+
+def save_sealed(content: Any, file: IO[bytes]) -> None:
+    """Do what `torch.save` does, and add the digest.
+
+    Args:
+        content: tensors and plain values.
+        file: open for writing, at its beginning.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    writer = _SealedWriter(file)
+    try:
+        torch.save(content, cast("IO[bytes]", writer))  # of which torch uses two methods
+        writer.seal()
+    except RuntimeError as error:
+        # torch covers a failed write ("no space left") with its own "unexpected pos 64 vs 0".
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
 
 
 def require_intact(file: IO[bytes], path: Path) -> None:

@@ -4,14 +4,14 @@ import json
 import pickle
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-from world_modality.archive_seal import SealedWriter, require_intact
+from world_modality.archive_seal import require_intact, save_sealed
 from world_modality.atomic import replacing
 from world_modality.cache import Cache, require_arrays
 from world_modality.episodes import Episodes
@@ -119,15 +119,7 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
         "auxiliary_head": checkpoint.auxiliary_head,
     }
     with replacing(path) as partial, partial.open("wb") as file:
-        try:
-            writer = SealedWriter(file)
-            torch.save(content, cast("IO[bytes]", writer))  # of which torch uses two methods
-            writer.seal()
-        except RuntimeError as error:
-            # torch covers a failed write ("no space left") with its own "unexpected pos 64 vs 0".
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise
+        save_sealed(content, file)
 
 
 def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:

@@ -20,13 +20,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed import first_step
+from benchmarks.speed.synthetic_training import DATASET_NAME, open_trainer, write_synthetic_cache
 from world_modality.atomic import write_json
 from world_modality.cache import Cache
-from world_modality.cache_writer import CacheWriter
 from world_modality.cli import run_cli
-from world_modality.episodes import Episodes, split_episodes
-
-DATASET_NAME = "synthetic/libero_sized"
 
 
 @dataclass(frozen=True)
@@ -55,49 +52,15 @@ class BenchTrainingConfig:
     """Where to write the figures, if anywhere."""
 
 
-def write_synthetic_cache(cache_dir: Path, num_frames: int, embedding_dim: int) -> Cache:
-    """Write a complete cache of random arrays; S 8 and A 7 are LIBERO's, V is 1,024."""
-    cache = Cache(cache_dir, DATASET_NAME)
-    if cache.manifest_path.exists():
-        return cache
-    rng = np.random.default_rng(0)
-    episode_index = np.arange(num_frames, dtype=np.int32) // 160
-    task_index = episode_index % 40
-    writer = CacheWriter(cache, "precompute", {"num_frames": num_frames, "dim": embedding_dim})
-    writer.open("embeddings", (num_frames, embedding_dim))
-    for start in range(0, num_frames, 16_384):
-        rows = min(16_384, num_frames - start)
-        block = rng.standard_normal((rows, embedding_dim), dtype=np.float32)
-        writer.write(start, {"embeddings": block.astype(np.float16)})
-    writer.put("world_tokens", rng.integers(0, 1024, num_frames, dtype=np.int32))
-    centroids = rng.standard_normal((1024, embedding_dim), dtype=np.float32)
-    writer.put("codebook_centroids", centroids)
-    writer.put("states", rng.standard_normal((num_frames, 8), dtype=np.float32))
-    writer.put("actions", rng.standard_normal((num_frames, 7), dtype=np.float32))
-    writer.put("episode_index", episode_index)
-    writer.put("task_index", task_index.astype(np.int32))
-    split = split_episodes(Episodes.from_frames(episode_index, task_index), 0.1, 0)
-    writer.publish(
-        {
-            "dataset": {"name": DATASET_NAME, "num_frames": num_frames},
-            "encoder": {"name": "random numbers", "note": None},
-            "codebook": {"num_tokens": 1024},
-            "split": {"train": split.train, "val": split.val},
-        }
-    )
-    return cache
-
-
 def measure_throughput(config: BenchTrainingConfig, cache: Cache) -> dict[str, float]:
     """Return samples a second of the trainer and of a bare loop, taking turns, and their ratio."""
     import torch
 
     from world_modality.device import resolve_device
-    from world_modality.frame_tensors import FrameTensors
     from world_modality.losses import policy_losses
     from world_modality.policy import WorldPolicy
     from world_modality.train_config import TrainConfig
-    from world_modality.trainer import Trainer, autocast
+    from world_modality.trainer import autocast
 
     device = resolve_device(config.device)
     train_config = TrainConfig(
@@ -107,11 +70,9 @@ def measure_throughput(config: BenchTrainingConfig, cache: Cache) -> dict[str, f
         n_layers=config.n_layers,
         batch_size=config.batch_size,
     )
-    tensors = FrameTensors.from_cache(cache, device)
+    trainer = open_trainer(cache, train_config, device)
+    policy_config, tensors = trainer.policy.config, trainer.tensors
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
-    dims = {"embedding_dim": config.embedding_dim, "state_dim": 8, "action_dim": 7}
-    policy_config = train_config.policy_config(**dims, num_world_tokens=1024, instruction_dim=0)
-    trainer = Trainer(WorldPolicy(policy_config).to(device), tensors, frames, train_config)
     bare = WorldPolicy(policy_config).to(device).train()
     optimizer = torch.optim.AdamW(bare.parameters(), lr=1e-4, fused=device.type == "cuda")
     batch = tensors.gather(torch.from_numpy(frames[: config.batch_size]), trainer.window_shape)

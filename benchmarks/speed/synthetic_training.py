@@ -1,0 +1,74 @@
+"""A trainer on a cache of random arrays, for measuring."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from world_modality.cache import Cache
+from world_modality.cache_writer import CacheWriter
+from world_modality.episodes import Episodes, split_episodes
+
+if TYPE_CHECKING:
+    import torch
+
+    from world_modality.train_config import TrainConfig
+    from world_modality.trainer import Trainer
+
+DATASET_NAME = "synthetic/libero_sized"
+NUM_TASKS = 40
+
+
+def write_synthetic_cache(cache_dir: Path, num_frames: int, embedding_dim: int) -> Cache:
+    """Write a complete cache of random arrays; S 8 and A 7 are LIBERO's, V is 1,024."""
+    cache = Cache(cache_dir, DATASET_NAME)
+    if cache.manifest_path.exists():
+        return cache
+    rng = np.random.default_rng(0)
+    episode_index = np.arange(num_frames, dtype=np.int32) // 160
+    task_index = episode_index % NUM_TASKS
+    writer = CacheWriter(cache, "precompute", {"num_frames": num_frames, "dim": embedding_dim})
+    writer.open("embeddings", (num_frames, embedding_dim))
+    for start in range(0, num_frames, 16_384):
+        rows = min(16_384, num_frames - start)
+        block = rng.standard_normal((rows, embedding_dim), dtype=np.float32)
+        writer.write(start, {"embeddings": block.astype(np.float16)})
+    writer.put("world_tokens", rng.integers(0, 1024, num_frames, dtype=np.int32))
+    centroids = rng.standard_normal((1024, embedding_dim), dtype=np.float32)
+    writer.put("codebook_centroids", centroids)
+    writer.put("states", rng.standard_normal((num_frames, 8), dtype=np.float32))
+    writer.put("actions", rng.standard_normal((num_frames, 7), dtype=np.float32))
+    writer.put("episode_index", episode_index)
+    writer.put("task_index", task_index.astype(np.int32))
+    split = split_episodes(Episodes.from_frames(episode_index, task_index), 0.1, 0)
+    writer.publish(
+        {
+            "dataset": {
+                "name": DATASET_NAME,
+                "num_frames": num_frames,
+                "tasks": {str(task): f"task {task}" for task in range(NUM_TASKS)},
+            },
+            "encoder": {"name": "random numbers", "note": None},
+            "codebook": {"num_tokens": 1024},
+            "split": {"train": split.train, "val": split.val},
+        }
+    )
+    return cache
+
+
+def open_trainer(cache: Cache, config: "TrainConfig", device: "torch.device") -> "Trainer":
+    """Return a trainer at its beginning, on the training episodes of such a cache."""
+    from world_modality.frame_tensors import FrameTensors
+    from world_modality.policy import WorldPolicy
+    from world_modality.trainer import Trainer
+
+    tensors = FrameTensors.from_cache(cache, device)
+    frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
+    policy_config = config.policy_config(
+        embedding_dim=tensors.embeddings.shape[1],
+        state_dim=tensors.states.shape[1],
+        action_dim=tensors.actions.shape[1],
+        num_world_tokens=cache.manifest["arrays"]["codebook_centroids"]["shape"][0],
+        instruction_dim=0,
+    )
+    return Trainer(WorldPolicy(policy_config).to(device), tensors, frames, config)
