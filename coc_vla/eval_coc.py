@@ -84,6 +84,13 @@ def run(config: EvalCocConfig) -> EvalCocResult:
             missing, damaged, or do not belong together.
     """
     opened = OfflineRun.open(config)
+    with config.report_lock("eval_coc"):
+        result = _evaluated(config, opened)
+        _write(config, result)
+    return result
+
+
+def _evaluated(config: EvalCocConfig, opened: OfflineRun) -> EvalCocResult:
     explainer = Explainer.of(opened.checkpoint, opened.tensors.device)
     traces = read_traces(config.labels_jsonl, opened.cache, opened.tensors.episodes)
     episodes = _episodes(config, opened, traces)
@@ -94,7 +101,7 @@ def run(config: EvalCocConfig) -> EvalCocResult:
     )
     errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="actions")
     predictors = {"model": errors, **trivial_errors(opened)}
-    result = EvalCocResult(
+    return EvalCocResult(
         run=opened.describe(),
         labels={
             "path": str(config.labels_jsonl),
@@ -114,8 +121,6 @@ def run(config: EvalCocConfig) -> EvalCocResult:
         conditions=conditions,
         examples=_examples(episodes, conditions),
     )
-    _write(config, result)
-    return result
 
 
 def _episodes(

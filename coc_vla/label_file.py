@@ -1,8 +1,6 @@
 """The one writer of a file of labels: a kill costs at most the lines being written."""
 
-import fcntl
 import os
-import socket
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -10,13 +8,14 @@ from types import TracebackType
 from coc_vla.labels import CocLabel, LabelScan, scan_labels
 from world_modality.atomic import replacing, sync_file
 from world_modality.errors import InvalidInputError
+from world_modality.output_lock import OutputLock
 
 
 class LabelFile:
     """An open file of labels, which no other process can open for writing.
 
-    The lock is `flock` on `<file>.lock`, which the kernel gives back when the process ends,
-    however it ends. Lines are appended whole and are on the disk when `append` returns.
+    The lock is on `<file>.lock`. Lines are appended whole and are on the disk when `append`
+    returns.
     """
 
     def __init__(self, path: Path) -> None:
@@ -32,30 +31,8 @@ class LabelFile:
         self._descriptor: int | None = None
         if path.is_dir():
             raise InvalidInputError(f"--output_jsonl {path} is a folder; name a file in it")
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = os.open(lock_path(path), os.O_RDWR | os.O_CREAT, 0o666)
-        except OSError as error:
-            raise InvalidInputError(
-                f"--output_jsonl {path}: its folder cannot be written ({error.strerror}); name "
-                "another file, or give yourself the right to write there"
-            ) from error
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(self._lock, 200).decode(errors="replace").strip()
-            os.close(self._lock)
-            if not isinstance(error, BlockingIOError):
-                raise InvalidInputError(
-                    f"{lock_path(path)} cannot be locked ({error.strerror}): this file system has "
-                    "no flock, so that two writers could not be told apart; write to a local disk"
-                ) from error
-            raise InvalidInputError(
-                f"{path} is being written by {holder or 'another process'}; one file has one "
-                "writer: wait for it, or give this run another --output_jsonl"
-            ) from error
-        os.ftruncate(self._lock, 0)
-        os.write(self._lock, f"process {os.getpid()} on {socket.gethostname()}\n".encode())
+        self._lock = OutputLock.of_file(path, "--output_jsonl")
+        self._lock.acquire()
 
     @property
     def has_lines(self) -> bool:
@@ -121,7 +98,7 @@ class LabelFile:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
-        os.close(self._lock)
+        self._lock.release()
 
     def __enter__(self) -> "LabelFile":
         return self
@@ -150,8 +127,3 @@ class LabelFile:
             if keep < end:
                 file.truncate(keep)
                 os.fsync(file.fileno())
-
-
-def lock_path(path: Path) -> Path:
-    """Return the file that a writer locks."""
-    return path.with_name(path.name + ".lock")

@@ -146,6 +146,11 @@ def test_a_stale_manifest_is_refused(cache):
         reopened(cache).load("world_tokens")
 
 
+def manifest_with(steps=None, **arrays):
+    content = {"format": "world-modality-cache/1", "steps": steps, "arrays": arrays}
+    return json.dumps(content).encode()
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -154,6 +159,12 @@ def test_a_stale_manifest_is_refused(cache):
         (b"[]", "has format 'list'"),
         (b'{"format": "other/9", "arrays": {}}', "has format 'other/9'"),
         (b'{"format": "world-modality-cache/1"}', "lists no arrays"),
+        (b"[" * 100_000, "is not JSON"),
+        (manifest_with(states={"file": "../../../etc/passwd"}), r"expected the file train_states"),
+        (manifest_with(states={"file": "/etc/passwd"}), r"expected the file train_states"),
+        (manifest_with(states=7), r"describes 'states' by 7"),
+        (manifest_with(**{"../x": {"file": "../x"}}), r"describes '\.\./x'"),
+        (manifest_with(steps=[], states=None), r"has steps \[\], expected an object"),
     ],
 )
 def test_an_unreadable_manifest_is_refused_and_the_named_stage_mends_it(cache, content, message):
@@ -251,6 +262,33 @@ def test_a_stage_keeps_what_another_wrote_to_the_manifest_meanwhile(cache):
     assert manifest["encoder"] == {"name": "newer"}
     assert "environment_states" not in manifest["arrays"]
     assert "actions" in manifest["arrays"]
+
+
+def test_stages_that_finish_side_by_side_both_count_as_done(cache):
+    slow, quick = reopened(cache), reopened(cache)
+    assert slow.manifest == quick.manifest
+    update_manifest(quick, {"steps": {"text": "1"}}, {})
+    update_manifest(slow, {"steps": {"columns": "2", "codebook": "3"}}, {})
+    update_manifest(slow, {"steps": {"codebook": None}}, {})
+    assert reopened(cache).manifest["steps"] == {"text": "1", "columns": "2"}
+
+
+def test_a_manifest_that_is_being_written_is_waited_for(cache, monkeypatch):
+    monkeypatch.setattr("world_modality.cache.MANIFEST_WAIT_S", 0.1)
+    with (
+        cache.lock("manifest"),
+        pytest.raises(InvalidInputError, match=r"--cache_dir: .* is being written by"),
+    ):
+        update_manifest(cache, {"text": {"name": "new"}}, {})
+    update_manifest(cache, {"text": {"name": "new"}}, {})
+
+
+def test_an_array_that_is_a_link_out_of_the_cache_folder_is_refused(cache, tmp_path):
+    path = cache.array_path("states")
+    path.rename(tmp_path / "elsewhere.npy")
+    path.symlink_to(tmp_path / "elsewhere.npy")
+    with pytest.raises(InvalidInputError, match="symbolic link out of --cache_dir"):
+        reopened(cache).load("states")
 
 
 def test_a_write_that_raises_leaves_the_old_file_and_no_partial_one(tmp_path):

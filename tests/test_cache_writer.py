@@ -192,6 +192,71 @@ def test_a_damaged_progress_file_starts_anew(monkeypatch, tmp_path, content):
     assert write_all(tmp_path) == NUM_FRAMES
 
 
+def flip(path, place):
+    content = bytearray(path.read_bytes())
+    content[place] ^= 4
+    path.write_bytes(content)
+
+
+def partial_of(cache_dir, name):
+    return atomic.partial_path(Cache(cache_dir, "demo").array_path(name))
+
+
+@pytest.mark.parametrize("place", [3, 40, 130, 128 + 8 * BLOCK])
+def test_a_byte_flipped_in_the_safe_rows_is_noticed_and_they_are_written_anew(
+    monkeypatch, tmp_path, uninterrupted, capsys, place
+):
+    assert kill_after(monkeypatch, 2 + 3, tmp_path)
+    flip(partial_of(tmp_path, "states"), place)
+    write_all(tmp_path)
+    assert "states.f32.npy.partial was changed since it was written" in capsys.readouterr().out
+    assert files_of(tmp_path / "demo") == uninterrupted
+
+
+def test_a_byte_flipped_while_the_rest_is_written_is_refused_and_mended_by_the_next_run(tmp_path):
+    cache = Cache(tmp_path, "demo")
+    writer = CacheWriter(cache, "encode", {"id": "a"})
+    writer.put("embeddings", SOURCE["embeddings"])
+    writer.open("states", SOURCE["states"].shape)
+    writer.write(0, {"states": SOURCE["states"][:BLOCK]})
+    flip(partial_of(tmp_path, "states"), 200)
+    writer.write(BLOCK, {"states": SOURCE["states"][BLOCK:]})
+    with pytest.raises(InvalidInputError, match="is not what was written into it"):
+        writer.publish({})
+    assert not cache.manifest_path.exists()
+    assert write_all(tmp_path) == NUM_FRAMES
+    np.testing.assert_array_equal(cache.load("states"), SOURCE["states"])
+
+
+def test_a_byte_flipped_between_the_record_and_the_rename_is_noticed(monkeypatch, tmp_path):
+    blocks = -(-NUM_FRAMES // BLOCK)
+    assert kill_after(monkeypatch, 2 + blocks + 1, tmp_path)  # the records are written
+    flip(partial_of(tmp_path, "embeddings"), -1)
+    write_all(tmp_path)
+    for name in NAMES:
+        np.testing.assert_array_equal(Cache(tmp_path, "demo").load(name), SOURCE[name])
+
+
+def test_a_changed_progress_file_vouches_for_nothing(monkeypatch, tmp_path, uninterrupted):
+    assert kill_after(monkeypatch, 2 + 3, tmp_path)
+    path = tmp_path / "demo" / "train_encode_progress.json"
+    path.write_text(path.read_text().replace(f'"states": {BLOCK}', f'"states": {BLOCK + 1}'))
+    assert write_all(tmp_path) == NUM_FRAMES
+    assert files_of(tmp_path / "demo") == uninterrupted
+
+
+def test_links_under_temporary_names_are_not_written_through(tmp_path):
+    precious = tmp_path / "precious"
+    precious.write_text("kept")
+    cache = Cache(tmp_path, "demo")
+    cache.folder.mkdir()
+    for path in (cache.array_path("states"), cache.manifest_path):
+        atomic.partial_path(path).symlink_to(precious)
+    write_all(tmp_path)
+    assert precious.read_text() == "kept"
+    np.testing.assert_array_equal(cache.load("states"), SOURCE["states"])
+
+
 def test_a_block_that_cannot_be_written_leaves_no_final_file(tmp_path):
     cache = Cache(tmp_path, "demo")
     writer = CacheWriter(cache, "encode", {})

@@ -2,6 +2,7 @@ import errno
 import fcntl
 import multiprocessing
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -68,6 +69,23 @@ def _refused(folder):
     except InvalidInputError:
         return True
     return False
+
+
+def test_a_lock_file_that_its_holder_removes_keeps_nobody_out_afterwards(tmp_path, monkeypatch):
+    folder = tmp_path / "staging"
+    OutputLock(folder, "--out_dir").acquire()
+    monkeypatch.setattr("world_modality.output_lock._held", {})  # as in another process
+    opened = OutputLock._open
+
+    def open_what_is_removed_then(lock):
+        monkeypatch.setattr(OutputLock, "_open", opened)
+        descriptor = opened(lock)
+        shutil.rmtree(folder)
+        return descriptor
+
+    monkeypatch.setattr(OutputLock, "_open", open_what_is_removed_then)
+    with OutputLock(folder, "--out_dir", wait_s=5):
+        assert (folder / ".lock").exists()
 
 
 def test_outputs_with_names_of_their_own_do_not_disturb_each_other(tmp_path):

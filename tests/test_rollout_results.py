@@ -120,7 +120,9 @@ def test_second_process_is_kept_out_until_the_first_ends(path):
     command = [sys.executable, "-c", claim, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout.readline() == b"claimed\n"
-        with pytest.raises(InvalidInputError, match=r"another process is writing to .*results"):
+        with pytest.raises(
+            InvalidInputError, match=rf"run is being written by process {other.pid} "
+        ):
             ResultsFile(path)
         other.kill()
     write(path, result(0))

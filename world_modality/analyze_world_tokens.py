@@ -12,6 +12,7 @@ from world_modality.atomic import write_json
 from world_modality.cache import Cache
 from world_modality.cli import run_cli, write_config
 from world_modality.errors import InvalidInputError
+from world_modality.output_lock import OutputLock
 from world_modality.token_advice import advice
 from world_modality.token_analysis import Analysis, analyze_cache
 
@@ -57,19 +58,23 @@ def run(config: AnalyzeConfig) -> AnalyzeResult:
         if value < 1:
             raise InvalidInputError(f"--{flag} must be at least 1, not {value}")
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    analysis = analyze_cache(cache, config.max_k, config.max_probe_frames, config.seed)
-    sentences = advice(analysis)
-    print(report_text(analysis, sentences))
-
     out_dir = config.out_dir or cache.folder / "analysis"
-    result = AnalyzeResult(analysis, sentences, out_dir / "analysis.json", out_dir / "analysis.png")
-    write_config(config, out_dir / "config.json")
-    write_json(result.json_path, report_json(analysis, sentences))
-    from world_modality.analysis_plot import save_plot  # matplotlib: a second that errors save
+    _ = cache.manifest  # before the folder is made: a mistyped name makes none
+    with OutputLock(out_dir, "--out_dir"):
+        analysis = analyze_cache(cache, config.max_k, config.max_probe_frames, config.seed)
+        sentences = advice(analysis)
+        print(report_text(analysis, sentences))
 
-    save_plot(analysis, result.plot_path)
-    print(f"\nwrote {result.json_path} and {result.plot_path}")
-    return result
+        result = AnalyzeResult(
+            analysis, sentences, out_dir / "analysis.json", out_dir / "analysis.png"
+        )
+        write_config(config, out_dir / "config.json")
+        write_json(result.json_path, report_json(analysis, sentences))
+        from world_modality.analysis_plot import save_plot  # matplotlib: a second that errors save
+
+        save_plot(analysis, result.plot_path)
+        print(f"\nwrote {result.json_path} and {result.plot_path}")
+        return result
 
 
 def main() -> None:

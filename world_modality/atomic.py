@@ -23,6 +23,7 @@ def replacing(path: Path) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = partial_path(path)
+    partial.unlink(missing_ok=True)  # a link left there would be written through
     try:
         yield partial
         publish(partial, path)

@@ -21,9 +21,13 @@ import numpy as np
 
 from world_modality.atomic import write_json
 from world_modality.errors import InvalidInputError, MissingFileError, missing_key
+from world_modality.output_lock import OutputLock
 
 FORMAT = "world-modality-cache/1"
 PRECOMPUTE_COMMAND = "python -m world_modality.precompute_world_tokens"
+SECTIONS = ("dataset", "encoder", "codebook", "split", "text", "steps")
+# A manifest is written in milliseconds.
+MANIFEST_WAIT_S = 60.0
 INSTRUCTION_COMMAND = "python -m world_modality.precompute_instruction_embeddings"
 
 
@@ -115,6 +119,11 @@ class Cache:
             raise missing_key("cache array", name, ARRAYS, "the cache contract")
         return self.folder / f"{self.split}_{ARRAYS[name].file_stem}.npy"
 
+    def lock(self, stage: str, *, wait_s: float = 0.0) -> OutputLock:
+        """Return a stage's lock on this cache; stages with different names run side by side."""
+        name = f".{self.split}_{stage}.lock"
+        return OutputLock(self.folder, "--cache_dir", name=name, wait_s=wait_s)
+
     def mend(self, name: str = "embeddings") -> str:
         """Return the command that writes the array again."""
         return (
@@ -142,7 +151,7 @@ class Cache:
             )
         try:
             manifest = json.loads(path.read_text())
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{path} is not JSON ({error}); {self.mend()}") from error
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
         if found != FORMAT:
@@ -151,6 +160,18 @@ class Cache:
             )
         if not isinstance(manifest.get("arrays"), dict):
             raise InvalidInputError(f"{path} lists no arrays; {self.mend()}")
+        for section in SECTIONS:
+            if not isinstance(manifest.get(section, {}), dict | None):
+                raise InvalidInputError(
+                    f"{path} has {section} {manifest[section]!r}, expected an object; {self.mend()}"
+                )
+        for name, record in manifest["arrays"].items():
+            expected = self.array_path(name).name if name in ARRAYS else None
+            if not isinstance(record, dict) or record.get("file", expected) != expected:
+                raise InvalidInputError(
+                    f"{path} describes {name!r} by {record!r}, expected the file {expected}; "
+                    f"{self.mend()}"
+                )
         return dict(manifest)
 
     def has(self, name: str) -> bool:
@@ -168,6 +189,10 @@ class Cache:
         record = self.manifest["arrays"].get(name)
         if record is None or not path.exists():
             raise MissingFileError(f"{name} is missing: expected {path}; {self.mend(name)}")
+        if self.cache_dir.resolve() not in path.resolve().parents:
+            raise InvalidInputError(
+                f"{path} is a symbolic link out of --cache_dir {self.cache_dir}; {self.mend(name)}"
+            )
         try:
             array = np.lib.format.open_memmap(path, mode="r")
         except (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError) as error:
@@ -209,11 +234,19 @@ class Cache:
 def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, Any]) -> None:
     """Write `sections` and `arrays` into the manifest, keeping what other stages wrote.
 
+    Stages that run side by side wait here for each other.
+
     Args:
         cache: whose manifest is written, atomically.
-        sections: top-level entries to set (`dataset`, `encoder`, `codebook`, `split`, `text`).
+        sections: top-level entries to set (`dataset`, `encoder`, `codebook`, `split`, `text`);
+            those of `steps` are set one by one, and None forgets a step.
         arrays: per-array record `{file, shape, dtype, sha256}`; None removes the array's entry.
     """
+    with cache.lock("manifest", wait_s=MANIFEST_WAIT_S):
+        _update_manifest(cache, sections, arrays)
+
+
+def _update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, Any]) -> None:
     cache._manifest = None  # another stage may have written meanwhile
     try:
         manifest = cache.manifest
@@ -221,7 +254,10 @@ def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, An
         # Nothing in an unreadable manifest can be kept, and this very write is what mends it.
         manifest = {"format": FORMAT, "arrays": {}}
     records: dict[str, Any] = {**manifest["arrays"], **arrays}
+    steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
     manifest = {**manifest, **sections}
+    if steps:
+        manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
     manifest["arrays"] = {name: record for name, record in records.items() if record is not None}
     write_json(cache.manifest_path, manifest)
     cache._manifest = manifest

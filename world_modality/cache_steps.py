@@ -41,10 +41,9 @@ def is_done(cache: Cache, step: str, identity: dict[str, Any], names: tuple[str,
     return True
 
 
-def recorded_steps(cache: Cache, step: str, identity: dict[str, Any]) -> dict[str, str]:
-    """Return the manifest's `steps` with this one done."""
-    recorded = cache.manifest.get("steps", {}) if cache.manifest_path.exists() else {}
-    return {**recorded, step: sha256_of_json(identity)}
+def done_step(step: str, identity: dict[str, Any]) -> dict[str, str]:
+    """Return what the manifest's `steps` say of a step that is done."""
+    return {step: sha256_of_json(identity)}
 
 
 def require_space(cache: Cache, shapes: Mapping[str, tuple[int, ...]]) -> None:

@@ -1,6 +1,7 @@
 """What every stage's command line shares: parsing, errors as one message, the resolved config.
 
-Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted.
+Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted by Ctrl-C
+(SIGINT) or SIGTERM: what is finished stays, what was being written is not there.
 """
 
 import dataclasses
@@ -14,6 +15,7 @@ import tyro
 
 from world_modality.atomic import write_json
 from world_modality.errors import UserError
+from world_modality.interruption import termination_as_interrupt
 
 ConfigT = TypeVar("ConfigT")
 
@@ -23,19 +25,27 @@ def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> Non
 
     Args:
         config_type: the stage's frozen dataclass; its fields are the flags, with underscores.
-        run: does the work; what it returns is ignored here.
+        run: does the work; what it returns is ignored here. Interrupted, it gets a
+            KeyboardInterrupt in the main thread.
     """
     try:
-        run(tyro.cli(config_type, use_underscores=True))
+        with termination_as_interrupt():
+            run(tyro.cli(config_type, use_underscores=True))
     except UserError as error:
         _fail(str(error))
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        print(_how_to_go_on(config_type), file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         # The machine refused a read or write: a full disk, a read-only folder, a missing
         # permission.
         _fail(f"{error.strerror or error}: {error.filename or 'unnamed file'}")
+
+
+def _how_to_go_on(config_type: type[Any]) -> str:
+    has_resume = any(field.name == "resume" for field in dataclasses.fields(config_type))
+    flag = " with --resume" if has_resume else ""
+    return f"interrupted; give the same command again{flag} to go on with what is finished"
 
 
 def _fail(message: str) -> None:

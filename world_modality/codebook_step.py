@@ -8,9 +8,9 @@ from jaxtyping import Float, Int
 
 from world_modality.cache import Cache
 from world_modality.cache_steps import (
+    done_step,
     installed_versions,
     is_done,
-    recorded_steps,
     require_space,
 )
 from world_modality.cache_writer import CacheWriter
@@ -101,7 +101,7 @@ def codebook_step(cache: Cache, inputs: PrecomputeInputs, request: CodebookReque
     sections = {
         "codebook": _section(request, codebook, num_used, rounding_to_spread(sample)),
         "split": inputs.split_section,
-        "steps": recorded_steps(cache, "codebook", identity),
+        "steps": done_step("codebook", identity),
         "versions": installed_versions(),
     }
     writer.publish(sections)

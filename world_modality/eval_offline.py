@@ -49,28 +49,31 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
     opened = OfflineRun.open(config)
-    errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="evaluate")
-    predictors = {"model": errors, **trivial_errors(opened)}
-    result = EvalOfflineResult(
-        run=opened.describe(),
-        actions={
-            name: action_metrics(opened, predicted, config.seed)
-            for name, predicted in predictors.items()
-        },
-        episodes={
-            "episode_index": opened.val_ids,
-            "squared_error_sum": opened.episode_sums(errors).tolist(),
-            "num_steps": opened.episode_counts.tolist(),
-        },
-        world=(None if errors.token_rank is None else world_metrics(opened, errors, config.seed)),
-    )
-    _print(result)
-    out_dir = config.report_dir("eval_offline")
-    write_config(config, out_dir / "config.json")
-    write_json(out_dir / "eval_offline.json", dataclasses.asdict(result))
-    plot_eval(dataclasses.asdict(result), out_dir / "eval_offline.png")
-    print(f"report: {out_dir / 'eval_offline.json'}\nplot: {out_dir / 'eval_offline.png'}")
-    return result
+    with config.report_lock("eval_offline"):
+        errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="evaluate")
+        predictors = {"model": errors, **trivial_errors(opened)}
+        result = EvalOfflineResult(
+            run=opened.describe(),
+            actions={
+                name: action_metrics(opened, predicted, config.seed)
+                for name, predicted in predictors.items()
+            },
+            episodes={
+                "episode_index": opened.val_ids,
+                "squared_error_sum": opened.episode_sums(errors).tolist(),
+                "num_steps": opened.episode_counts.tolist(),
+            },
+            world=(
+                None if errors.token_rank is None else world_metrics(opened, errors, config.seed)
+            ),
+        )
+        _print(result)
+        out_dir = config.report_dir("eval_offline")
+        write_config(config, out_dir / "config.json")
+        write_json(out_dir / "eval_offline.json", dataclasses.asdict(result))
+        plot_eval(dataclasses.asdict(result), out_dir / "eval_offline.png")
+        print(f"report: {out_dir / 'eval_offline.json'}\nplot: {out_dir / 'eval_offline.png'}")
+        return result
 
 
 def _print(result: EvalOfflineResult) -> None:

@@ -1,6 +1,7 @@
 """Show which frames share a world token: one grid a token, and all of them on one sheet."""
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,12 @@ from world_modality.errors import InvalidInputError
 from world_modality.frame_decoding import frame_blocks
 from world_modality.lerobot_adapter import open_dataset
 from world_modality.lerobot_source import LeRobotSource
+from world_modality.output_lock import OutputLock
 from world_modality.token_grid import Tile, draw_contact_sheet, draw_grid, save_jpeg, thumbnail
 from world_modality.token_samples import TokenSample, choose_tokens, sample_frames
 
 FRAMES_FILE = "token_frames.json"
+GRID_NAME = re.compile(r"token_\d+\.jpg")
 SHEET_FILE = "contact_sheet.jpg"
 DECODE_BATCH = 64
 
@@ -71,9 +74,10 @@ def run(config: InspectConfig) -> list[TokenSample]:
     ]
     source = _source_of(cache, config)
     image_key = source.camera(config.image_key or cache.manifest["dataset"]["image_key"])
-    thumbnails = _thumbnails(source, image_key, samples)
-    report = _report(cache, image_key, samples, episodes, arrays["task_index"])
-    _write(config, samples, report, thumbnails)
+    with OutputLock(config.out_dir, "--out_dir"):
+        thumbnails = _thumbnails(source, image_key, samples)
+        report = _report(cache, image_key, samples, episodes, arrays["task_index"])
+        _write(config, samples, report, thumbnails)
     print(f"{len(samples)} grids, {SHEET_FILE} and {FRAMES_FILE} are in {config.out_dir}")
     for token in report["tokens"]:
         print(
@@ -198,11 +202,12 @@ def _remove_earlier_grids(out_dir: Path) -> None:
     if not earlier.exists():
         return
     try:
-        names = [token["file"] for token in json.loads(earlier.read_text())["tokens"]]
-    except (json.JSONDecodeError, KeyError, TypeError):
+        names = [str(token["file"]) for token in json.loads(earlier.read_text())["tokens"]]
+    except (ValueError, KeyError, TypeError, RecursionError):
         return
     for name in names:
-        (out_dir / Path(name).name).unlink(missing_ok=True)
+        if GRID_NAME.fullmatch(name):  # nothing else is removed, whatever the list says
+            (out_dir / name).unlink(missing_ok=True)
 
 
 def main() -> None:

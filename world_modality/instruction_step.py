@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Float
 
 from world_modality.cache import Cache, sha256_of_json
-from world_modality.cache_steps import is_done, recorded_steps, require_space
+from world_modality.cache_steps import done_step, is_done, require_space
 from world_modality.cache_writer import CacheWriter
 from world_modality.errors import InvalidInputError
 from world_modality.instruction_texts import InstructionTexts, dataset_section
@@ -65,8 +65,7 @@ def embed_instructions(
         "cosines": text_cosines(table),
         "advice": text_advice(texts.distinct, table),
     }
-    steps = recorded_steps(cache, ARRAY, identity)
-    writer.publish({"text": section, "steps": steps})
+    writer.publish({"text": section, "steps": done_step(ARRAY, identity)})
     return True
 
 

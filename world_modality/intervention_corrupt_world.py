@@ -72,39 +72,42 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
     opened = OfflineRun.open(config)
-    clean = predict(opened.policy, opened.tensors, opened.val_frames, progress="clean")
-    counts = opened.episode_counts
-    clean_sums = opened.episode_sums(clean)
-    effects = {}
-    for name, draws in _corruptions(opened, config).items():
-        corrupted = np.stack(
-            [
-                opened.episode_sums(
-                    predict(opened.policy, opened.tensors, opened.val_frames, tokens, progress=name)
-                )
-                for tokens in draws
-            ]
+    with config.report_lock("corrupt_world"):
+        clean = predict(opened.policy, opened.tensors, opened.val_frames, progress="clean")
+        counts = opened.episode_counts
+        clean_sums = opened.episode_sums(clean)
+        effects = {}
+        for name, draws in _corruptions(opened, config).items():
+            corrupted = np.stack(
+                [
+                    opened.episode_sums(
+                        predict(
+                            opened.policy, opened.tensors, opened.val_frames, tokens, progress=name
+                        )
+                    )
+                    for tokens in draws
+                ]
+            )
+            recorded = opened.tokens[opened.val_frames]
+            effects[name] = _effect(
+                clean_sums,
+                corrupted,
+                mse_per_sum=1 / counts.sum(),
+                changed=float(np.mean([tokens != recorded for tokens in draws])),
+                seed=config.seed,
+            )
+        result = CorruptWorldResult(
+            run=opened.describe(),
+            clean_mse=ratio_interval(clean_sums, counts, config.seed),
+            corruptions=effects,
         )
-        recorded = opened.tokens[opened.val_frames]
-        effects[name] = _effect(
-            clean_sums,
-            corrupted,
-            mse_per_sum=1 / counts.sum(),
-            changed=float(np.mean([tokens != recorded for tokens in draws])),
-            seed=config.seed,
-        )
-    result = CorruptWorldResult(
-        run=opened.describe(),
-        clean_mse=ratio_interval(clean_sums, counts, config.seed),
-        corruptions=effects,
-    )
-    _print(result)
-    out_dir = config.report_dir("corrupt_world")
-    write_config(config, out_dir / "config.json")
-    write_json(out_dir / "corrupt_world.json", dataclasses.asdict(result))
-    plot_corruption(dataclasses.asdict(result), out_dir / "corrupt_world.png")
-    print(f"report: {out_dir / 'corrupt_world.json'}\nplot: {out_dir / 'corrupt_world.png'}")
-    return result
+        _print(result)
+        out_dir = config.report_dir("corrupt_world")
+        write_config(config, out_dir / "config.json")
+        write_json(out_dir / "corrupt_world.json", dataclasses.asdict(result))
+        plot_corruption(dataclasses.asdict(result), out_dir / "corrupt_world.png")
+        print(f"report: {out_dir / 'corrupt_world.json'}\nplot: {out_dir / 'corrupt_world.png'}")
+        return result
 
 
 def _corruptions(opened: OfflineRun, config: CorruptWorldConfig) -> dict[str, list[np.ndarray]]:

@@ -13,6 +13,7 @@ from world_modality.device import resolve_device
 from world_modality.frame_tensors import FrameTensors
 from world_modality.intervals import Interval, ratio_interval, sum_by_episode
 from world_modality.offline_predictions import FrameErrors
+from world_modality.output_lock import OutputLock
 from world_modality.policy import WorldPolicy
 
 
@@ -38,6 +39,10 @@ class OfflineConfig:
     def report_dir(self, report: str) -> Path:
         """Return the folder for this report."""
         return self.out_dir or self.checkpoint.parent / f"{report}_{self.checkpoint.stem}"
+
+    def report_lock(self, report: str) -> OutputLock:
+        """Return the lock of the folder for this report."""
+        return OutputLock(self.report_dir(report), "--out_dir")
 
 
 @dataclass(frozen=True)

@@ -98,6 +98,9 @@ class OutputLock:
             descriptor = self._open()
             try:
                 fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if not self._is_in_place(descriptor):
+                    os.close(descriptor)
+                    return False
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, _this_process().encode(), 0)
             except OSError as error:
@@ -117,10 +120,21 @@ class OutputLock:
         except OSError as error:
             raise self._unusable(error) from error
 
+    def _is_in_place(self, descriptor: int) -> bool:
+        # The last holder may have removed the folder: a lock on its old file would keep nobody out.
+        try:
+            return os.path.samestat(os.fstat(descriptor), self.path.lstat())
+        except FileNotFoundError:
+            return False
+
     def _holder(self) -> str:
         if _held.get(self._key) == os.getpid():
             return "this very process"
-        return self.path.read_text(errors="replace").strip()[:200] or "another process"
+        try:
+            holder = self.path.read_text(errors="replace").strip()[:200]
+        except FileNotFoundError:
+            holder = ""  # it has ended since, with its folder
+        return holder or "another process"
 
     def _unusable(self, error: OSError) -> InvalidInputError:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):

@@ -115,8 +115,9 @@ def run(config: InstructionConfig) -> InstructionResult:
     from world_modality.device import resolve_device
 
     encoder = build_text_encoder(config.encoder_request, resolve_device(config.device))
-    write_config(config, cache.folder / f"{cache.split}_{STAGE}_config.json")
-    reused = not embed_instructions(cache, texts, encoder, config.batch_size)
+    with cache.lock(STAGE):
+        write_config(config, cache.folder / f"{cache.split}_{STAGE}_config.json")
+        reused = not embed_instructions(cache, texts, encoder, config.batch_size)
     result = InstructionResult(cache, reused)
     print_summary(result)
     return result

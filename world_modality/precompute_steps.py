@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from world_modality.cache import ARRAYS, Cache
-from world_modality.cache_steps import is_done, recorded_steps, require_space
+from world_modality.cache_steps import done_step, is_done, require_space
 from world_modality.cache_writer import CacheWriter
 from world_modality.codebook_step import CODEBOOK_ARRAYS
 from world_modality.dataset_columns import column_shapes, write_columns
@@ -62,14 +62,14 @@ def columns_step(cache: Cache, inputs: PrecomputeInputs) -> bool:
     writer = CacheWriter(cache, "columns", identity)
     write_columns(writer, inputs.source, inputs.keys, inputs.scan)
     sections: dict[str, Any] = {"dataset": inputs.dataset_section}
-    steps = recorded_steps(cache, "columns", identity)
+    steps: dict[str, str | None] = {**done_step("columns", identity)}
     recorded = cache.manifest if cache.manifest_path.exists() else {}
     stale: tuple[str, ...] = ()
     if recorded.get("dataset") != inputs.dataset_section:
         # Another dataset under this name: nothing that was made from the old one may stay.
         stale = tuple(name for name in ARRAYS if name not in names)
         sections |= {"encoder": None, "codebook": None, "split": None, "text": None}
-        steps = {"columns": steps["columns"]}
+        steps = {**dict.fromkeys(recorded.get("steps", {})), **steps}
     writer.publish({**sections, "steps": steps}, stale)
     return False
 
@@ -114,7 +114,7 @@ def embeddings_step(
     sections = {
         "encoder": encoder.record(),
         "codebook": None,
-        "steps": recorded_steps(cache, "embeddings", identity),
+        "steps": done_step("embeddings", identity),
         "compute": {**encoder.compute, "frames_per_s": round(speed.frames_per_s, 1)},
     }
     unused = tuple(name for name in PIXEL_PCA_ARRAYS if name not in encoder.arrays)

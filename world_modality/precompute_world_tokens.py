@@ -18,6 +18,8 @@ from world_modality.precompute_steps import (
 )
 from world_modality.vision_encoders import EncoderRequest, Pooling, Precision, RandomVitSize
 
+STAGE = "precompute_world_tokens"
+
 
 @dataclass(frozen=True)
 class PrecomputeConfig:
@@ -177,15 +179,22 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         keys=config.column_keys,
         split=(config.val_fraction, config.split_seed),
     )
-    codebook = config.codebook_request
-    codebook.require_enough(inputs)
+    config.codebook_request.require_enough(inputs)
     print(
         f"{inputs.source.name}: {inputs.source.num_frames} frames of {inputs.image_key}, "
         f"{len(inputs.split.train)} training and {len(inputs.split.val)} validation episodes, "
         f"{len(inputs.source.tasks)} tasks"
     )
-    cache.folder.mkdir(parents=True, exist_ok=True)
-    write_config(config, cache.folder / f"{cache.split}_precompute_world_tokens_config.json")
+    with cache.lock(STAGE):
+        result = _write_cache(config, cache, inputs)
+    print_summary(result)
+    return result
+
+
+def _write_cache(
+    config: PrecomputeConfig, cache: Cache, inputs: PrecomputeInputs
+) -> PrecomputeResult:
+    write_config(config, cache.folder / f"{cache.split}_{STAGE}_config.json")
     reused = []
     if columns_step(cache, inputs):
         reused.append("columns")
@@ -194,11 +203,9 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     )
     if speed is None:
         reused.append("embeddings")
-    if codebook_step(cache, inputs, codebook):
+    if codebook_step(cache, inputs, config.codebook_request):
         reused.append("codebook")
-    result = PrecomputeResult(cache, tuple(reused), speed)
-    print_summary(result)
-    return result
+    return PrecomputeResult(cache, tuple(reused), speed)
 
 
 def print_summary(result: PrecomputeResult) -> None:

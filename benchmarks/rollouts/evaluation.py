@@ -19,7 +19,6 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.rollouts.comparison import compare
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.instructions import with_wrong_instructions
-from benchmarks.rollouts.interruption import termination_as_interrupt
 from benchmarks.rollouts.labels import checkpoint_labels, default_out_dir
 from benchmarks.rollouts.loop import Outcome, roll_out
 from benchmarks.rollouts.progress import Progress
@@ -61,12 +60,12 @@ def evaluate(
     Raises:
         UserError: a checkpoint does not fit or fails the parity check, out_dir holds other results,
             the simulator cannot run, or every episode ended in an error.
-        KeyboardInterrupt: on Ctrl-C or SIGTERM; the results so far are on the disk.
+        KeyboardInterrupt: interrupted; the results so far are on the disk.
     """
     if config.wrong_instruction:
         episodes = with_wrong_instructions(episodes)
     run = _Evaluation(suite, episodes, config)
-    with termination_as_interrupt(), ResultsFile(run.out_dir / "results.jsonl") as file:
+    with ResultsFile(run.out_dir / "results.jsonl") as file:
         earlier = run.earlier_results(file)
         run.check_parity(earlier)
         run.clear_if_unwanted(file)

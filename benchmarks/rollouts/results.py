@@ -1,7 +1,6 @@
 """`results.jsonl`: one line per finished episode, whole or not there."""
 
 import errno
-import fcntl
 import json
 import os
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any
 from benchmarks.rollouts.loop import Outcome
 from benchmarks.rollouts.suite import EpisodeSpec
 from world_modality.errors import InvalidInputError
+from world_modality.output_lock import OutputLock
 
 EpisodeKey = tuple[str, str, int]
 """SHA-256 of the checkpoint, task, number of the episode."""
@@ -92,19 +92,16 @@ class ResultsFile:
         """Open the file, or create an empty one, and claim it.
 
         Raises:
-            InvalidInputError: another process is writing to it.
+            InvalidInputError: another process is writing to its folder.
         """
         self.path = path
-        path.parent.mkdir(parents=True, exist_ok=True)
-        self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o644)
+        self._lock = OutputLock(path.parent, "--out_dir")
+        self._lock.acquire()
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            self.close()
-            raise InvalidInputError(
-                f"another process is writing to {path}; wait for it, end it, or give another "
-                "--out_dir"
-            ) from error
+            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+        except OSError:
+            self._lock.release()
+            raise
 
     def __enter__(self) -> "ResultsFile":
         return self
@@ -155,6 +152,7 @@ class ResultsFile:
     def close(self) -> None:
         """Give the file free."""
         os.close(self._descriptor)
+        self._lock.release()
 
     def _mend_last_line(self) -> None:
         # A kill in the middle of a write leaves a line without its end; that episode runs again.

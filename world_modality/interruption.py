@@ -8,9 +8,14 @@ from types import FrameType
 
 @contextmanager
 def termination_as_interrupt() -> Iterator[None]:
-    """Let SIGTERM end the run as Ctrl-C does: environments ended, results whole."""
+    """Let SIGTERM raise KeyboardInterrupt in the main thread, once.
+
+    Further ones are ignored: whoever ends a process group and each of its members (a scheduler, a
+    script that passes signals on) would otherwise interrupt the cleaning up after the first.
+    """
 
     def interrupt(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
         raise KeyboardInterrupt
 
     before = signal.signal(signal.SIGTERM, interrupt)
