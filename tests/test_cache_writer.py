@@ -240,7 +240,9 @@ def test_a_byte_flipped_between_the_record_and_the_rename_is_noticed(monkeypatch
 def test_a_changed_progress_file_vouches_for_nothing(monkeypatch, tmp_path, uninterrupted):
     assert kill_after(monkeypatch, 2 + 3, tmp_path)
     path = tmp_path / "demo" / "train_encode_progress.json"
-    path.write_text(path.read_text().replace(f'"states": {BLOCK}', f'"states": {BLOCK + 1}'))
+    progress = path.read_text()
+    path.write_text(progress.replace(f'"states": {3 * BLOCK}', f'"states": {2 * BLOCK}'))
+    assert path.read_text() != progress
     assert write_all(tmp_path) == NUM_FRAMES
     assert files_of(tmp_path / "demo") == uninterrupted
 
