@@ -12,7 +12,9 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
 from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
 from typing import Protocol, runtime_checkable
 
 from benchmarks.demo_episode import DemoEpisode
@@ -93,13 +95,13 @@ class _Worker:
     """One process in an executor of its own, so that a process that dies names its attempt."""
 
     def __init__(self, recorder: DemoRecorder, staging: DemoStaging) -> None:
+        context = multiprocessing.get_context("spawn")  # rendering contexts do not survive a fork
+        theirs, self._lifeline = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(
             max_workers=1,
-            mp_context=multiprocessing.get_context(
-                "spawn"
-            ),  # rendering contexts do not survive a fork
+            mp_context=context,
             initializer=_start_worker,
-            initargs=(recorder, staging),
+            initargs=(recorder, staging, theirs),
         )
         self.task: TaskAttempts | None = None
         self.attempt = -1
@@ -127,8 +129,13 @@ class _Worker:
         self.task.outcomes[self.attempt] = solved
         self.future = None
 
+    def abandon(self) -> None:
+        """End the process in the middle of its attempt, which is made again another time."""
+        self._lifeline.close()
+
     def close(self) -> None:
         self._executor.shutdown(wait=True, cancel_futures=True)
+        self._lifeline.close()
 
 
 def record_attempts(
@@ -165,6 +172,10 @@ def record_attempts(
             for future in wait(pending, return_when=FIRST_COMPLETED).done:
                 pending[future].collect()
                 on_progress()
+    except KeyboardInterrupt:
+        for worker in workers:  # an attempt may take minutes
+            worker.abandon()
+        raise
     finally:
         for worker in workers:
             worker.close()
@@ -184,20 +195,19 @@ _recorder: DemoRecorder
 _staging: DemoStaging
 
 
-def _start_worker(recorder: DemoRecorder, staging: DemoStaging) -> None:
+def _start_worker(recorder: DemoRecorder, staging: DemoStaging, lifeline: Connection) -> None:
     global _recorder, _staging
     _recorder, _staging = recorder, staging
     signal.signal(
         signal.SIGINT, signal.SIG_IGN
     )  # Ctrl-C reaches the parent, which ends the workers
-    threading.Thread(target=_exit_with_parent, daemon=True).start()
+    threading.Thread(target=_exit_with_lifeline, args=(lifeline,), daemon=True).start()
 
 
-def _exit_with_parent() -> None:
-    # An executor's process waits for ever when its parent is killed.
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
+def _exit_with_lifeline(lifeline: Connection) -> None:
+    # It ends when the parent closes its side or dies; an executor's process would wait for ever.
+    with suppress(EOFError):
+        lifeline.recv()
     os._exit(1)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from benchmarks.demo_episode import DemoEpisode
 from world_modality.errors import UserError
+from world_modality.lerobot_home import local_dataset_folder
 
 Feature = dict[str, Any]
 _IMAGE_WRITER_THREADS = 4
@@ -45,9 +46,7 @@ def lerobot_version() -> str:
 def default_dataset_root(repo_id: str) -> Path:
     """Return where LeRobot looks for a dataset of that name: HF_LEROBOT_HOME/<repo id>."""
     lerobot_version()
-    from lerobot.utils.constants import HF_LEROBOT_HOME
-
-    return Path(HF_LEROBOT_HOME) / repo_id
+    return local_dataset_folder(repo_id)
 
 
 class DemoDatasetWriter:

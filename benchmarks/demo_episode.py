@@ -1,7 +1,7 @@
 """A recorded episode, and the one file it is staged in."""
 
+import hashlib
 import io
-import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +13,7 @@ from world_modality.atomic import replacing
 from world_modality.errors import InvalidInputError
 
 _ENDS_SUFFIX = "/png_ends"
+_DIGEST_BYTES = hashlib.sha256().digest_size
 _SIGNAL_PREFIX = "signal/"
 
 
@@ -37,7 +38,11 @@ class DemoEpisode:
         return len(next(iter(self.columns.values())))
 
     def save(self, path: Path) -> None:
-        """Write the episode atomically as npz without pickle; images become (lossless) PNG."""
+        """Write the episode atomically as npz without pickle; images become (lossless) PNG.
+
+        The SHA-256 of the archive follows it: a zip's own checksums do not cover its directory, in
+        which a flipped bit can hide a column.
+        """
         arrays: dict[str, Any] = {"instruction": np.array(self.instruction)}
         for name, column in self.columns.items():
             if column.dtype == np.uint8 and column.ndim == 4:
@@ -46,8 +51,11 @@ class DemoEpisode:
                 arrays[name] = column
         for name, signal in self.signals.items():
             arrays[_SIGNAL_PREFIX + name] = signal
-        with replacing(path) as partial, partial.open("wb") as file:
-            np.savez(file, **arrays)
+        archive = io.BytesIO()
+        np.savez(archive, **arrays)
+        content = archive.getvalue()
+        with replacing(path) as partial:
+            partial.write_bytes(content + hashlib.sha256(content).digest())
 
     @classmethod
     def load(cls, path: Path) -> "DemoEpisode":
@@ -56,13 +64,14 @@ class DemoEpisode:
         Raises:
             InvalidInputError: the file is damaged.
         """
-        try:
-            with np.load(path, allow_pickle=False) as archive:
-                arrays = {name: archive[name] for name in archive.files}
-        except (zipfile.BadZipFile, ValueError, EOFError) as error:
+        content = path.read_bytes()
+        content, digest = content[:-_DIGEST_BYTES], content[-_DIGEST_BYTES:]
+        if hashlib.sha256(content).digest() != digest:
             raise InvalidInputError(
-                f"{path} is damaged ({error}); delete it and run the same command again"
-            ) from error
+                f"{path} is damaged (its SHA-256 differs); delete it and run the same command again"
+            )
+        with np.load(io.BytesIO(content), allow_pickle=False) as archive:
+            arrays = {name: archive[name] for name in archive.files}
         instruction = str(arrays.pop("instruction"))
         ends = {name: arrays.pop(name) for name in list(arrays) if name.endswith(_ENDS_SUFFIX)}
         for name, image_ends in ends.items():

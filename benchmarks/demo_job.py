@@ -52,22 +52,29 @@ class DemoJob:
         config = self.config
         root = config.dataset_root or default_dataset_root(config.dataset_name)
         destination = DemoDestination(root)
-        if not config.overwrite and destination.holds_dataset_of(self.recipe):
-            destination.staging.remove()
-            print(f"{destination.root} is already recorded with these settings; nothing to do")
+        if not destination.staging.folder.exists() and self._is_done(destination):
             return destination.root
-        destination.staging.lock()
-        if config.overwrite:
-            destination.remove_dataset()
-            destination.staging.clear()
-        destination.staging.begin(self.recipe)
-        tasks = self._record(destination.staging)
-        print(f"recorded in {time.monotonic() - started:.0f} s; assembling")
-        recorded = assemble_dataset(destination, self.recipe, self.form, tasks)
-        destination.staging.remove()
+        with destination.staging.lock():
+            if self._is_done(destination):  # by another process, or by one killed after publishing
+                destination.staging.remove()
+                return destination.root
+            if config.overwrite:
+                destination.remove_dataset()
+                destination.staging.clear()
+            destination.staging.begin(self.recipe)
+            tasks = self._record(destination.staging)
+            print(f"recorded in {time.monotonic() - started:.0f} s; assembling")
+            recorded = assemble_dataset(destination, self.recipe, self.form, tasks)
+            destination.staging.remove()
         print(summary(recorded))
         print(f"{destination.root} written in {time.monotonic() - started:.0f} s")
         return destination.root
+
+    def _is_done(self, destination: DemoDestination) -> bool:
+        if self.config.overwrite or not destination.holds_dataset_of(self.recipe):
+            return False
+        print(f"{destination.root} is already recorded with these settings; nothing to do")
+        return True
 
     def _record(self, staging: DemoStaging) -> list[TaskAttempts]:
         tasks = [self._attempts(task, staging.outcomes(task)) for task in self.tasks]

@@ -14,6 +14,29 @@ CONFIG_SECTION = "config"
 RECIPE_SECTIONS = (CONFIG_SECTION, "rendering", "software")
 
 
+def read_sections(path: Path) -> dict[str, Any]:
+    """Read a file that holds a recipe, among other things.
+
+    Raises:
+        InvalidInputError: it does not.
+    """
+    try:
+        content = json.loads(path.read_text())
+    except (ValueError, RecursionError) as error:
+        raise _no_recipe(path, f"is no JSON ({str(error)[:100]})") from error
+    for section in RECIPE_SECTIONS:
+        if not isinstance(content, dict) or not isinstance(content.get(section), dict):
+            raise _no_recipe(path, f"has no object {section!r}")
+    return dict(content)
+
+
+def _no_recipe(path: Path, fault: str) -> InvalidInputError:
+    return InvalidInputError(
+        f"{path} {fault}, so that it does not say how the recording was made: it is damaged, or "
+        "another program's; give another --dataset_root, or --overwrite to start anew"
+    )
+
+
 def refuse_other_recipe(recorded: Recipe, wanted: Recipe, folder: Path) -> None:
     """Check that a recording was made by the recipe that is wanted now.
 

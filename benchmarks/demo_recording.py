@@ -12,13 +12,12 @@ episodes     per episode: index, task, attempt, initial state (a layout's seed, 
              with `layouts.reset` stored the number of a stored state), frames
 """
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.demo_recipe import RECIPE_SECTIONS, Recipe
+from benchmarks.demo_recipe import RECIPE_SECTIONS, Recipe, read_sections
 from world_modality.atomic import write_json
 from world_modality.errors import MissingFileError
 
@@ -96,6 +95,7 @@ def read_recording(root: Path) -> dict[str, Any]:
 
     Raises:
         MissingFileError: the dataset has none; it was not recorded by this project.
+        InvalidInputError: it is damaged.
     """
     path = recording_path(root)
     if not path.exists():
@@ -103,8 +103,7 @@ def read_recording(root: Path) -> dict[str, Any]:
             f"{path} is not there: a `collect_demos` of this project writes it, so the dataset was "
             "not recorded by one"
         )
-    recording: dict[str, Any] = json.loads(path.read_text())
-    return recording
+    return read_sections(path)
 
 
 def read_recipe(root: Path) -> Recipe:

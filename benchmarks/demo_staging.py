@@ -8,16 +8,13 @@ A file is whole or not there, and its name depends on the task and the attempt's
 does not matter which process recorded it, nor when.
 """
 
-import fcntl
-import json
-import os
 import shutil
 from pathlib import Path
 
 from benchmarks.demo_episode import DemoEpisode
-from benchmarks.demo_recipe import Recipe, refuse_other_recipe
+from benchmarks.demo_recipe import Recipe, read_sections, refuse_other_recipe
 from world_modality.atomic import replacing, write_json
-from world_modality.errors import InvalidInputError
+from world_modality.output_lock import OutputLock
 
 
 class DemoStaging:
@@ -26,31 +23,20 @@ class DemoStaging:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def lock(self) -> None:
-        """Create the folder and claim it until this process ends, however it ends.
-
-        Raises:
-            InvalidInputError: another process is recording there.
-        """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            os.close(descriptor)
-            raise InvalidInputError(
-                f"another process is recording into {self.folder}; wait for it, or end it"
-            ) from error
+    def lock(self) -> OutputLock:
+        """Return the lock of the folder, which lies in it and goes with it."""
+        return OutputLock(self.folder, "--dataset_root")
 
     def begin(self, recipe: Recipe) -> None:
         """Begin a recording, or go on with one that the same recipe began.
 
         Raises:
-            InvalidInputError: another recipe began it; the message names what differs.
+            InvalidInputError: another recipe began it (the message names what differs), or its
+                file is damaged.
         """
         recipe_path = self.folder / "recipe.json"
         if recipe_path.exists():
-            refuse_other_recipe(json.loads(recipe_path.read_text()), recipe, self.folder)
+            refuse_other_recipe(read_sections(recipe_path), recipe, self.folder)
         else:
             write_json(recipe_path, dict(recipe))
 

@@ -294,7 +294,7 @@ def test_finished_dataset_of_other_settings_is_refused_by_flag(recorded):
 
 def test_unfinished_recording_of_other_settings_is_refused_by_flag(recorded, tmp_path):
     destination = DemoDestination(tmp_path / "demo")
-    destination.staging.lock()
+    destination.staging.folder.mkdir()
     record = recording(recorded[0])
     destination.staging.begin({key: record[key] for key in ("config", "rendering", "software")})
     with pytest.raises(InvalidInputError, match=r"--action_noise is 0\.1 now and was 0\.0"):
@@ -308,8 +308,10 @@ def test_unfinished_recording_of_other_settings_is_refused_by_flag(recorded, tmp
 
 def test_second_command_into_the_same_folder_is_refused(tmp_path):
     destination = DemoDestination(tmp_path / "demo")
-    destination.staging.lock()
-    with pytest.raises(InvalidInputError, match="another process is recording"):
+    with (
+        destination.staging.lock(),
+        pytest.raises(InvalidInputError, match=r"--dataset_root: .*demo\.staging is being written"),
+    ):
         run(at(destination.root))
 
 

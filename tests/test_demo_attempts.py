@@ -35,6 +35,27 @@ def test_damaged_staged_episode_is_named(tmp_path):
         DemoEpisode.load(path)
 
 
+def test_any_flipped_byte_of_a_staged_episode_is_noticed(tmp_path):
+    path = tmp_path / "episode.npz"
+    columns = {"action": np.zeros((3, 4), np.float32), "state": np.ones((3, 2), np.float32)}
+    DemoEpisode("Push", columns, {}).save(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        with pytest.raises(InvalidInputError, match=r"episode\.npz is damaged"):
+            DemoEpisode.load(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, "[]", '{"config": [], "rendering": {}, "software": {}}', "{}"]
+)
+def test_a_recipe_that_is_none_is_refused_with_the_file_and_the_flags(tmp_path, content):
+    (tmp_path / "recipe.json").write_text(content)
+    recipe = {"config": {"seed": 0}, "rendering": {}, "software": {}}
+    with pytest.raises(InvalidInputError, match=r"recipe\.json .*or --overwrite"):
+        DemoStaging(tmp_path).begin(recipe)
+
+
 def simulate(outcomes: list[bool], num_wanted: int, finish_order: int) -> TaskAttempts:
     """Play a task's attempts with three workers that finish in an order drawn from a seed."""
     random = np.random.default_rng(finish_order)

@@ -16,7 +16,7 @@ from world_modality.dataset_columns import ColumnKeys, scan_columns
 from world_modality.errors import InvalidInputError, MissingFileError, MissingKeyError
 from world_modality.frame_decoding import frame_blocks, frames_at
 from world_modality.lerobot_adapter import open_dataset
-from world_modality.lerobot_home import lerobot_home
+from world_modality.lerobot_home import lerobot_home, local_dataset_folder
 
 CAMERA = "observation.image"
 
@@ -266,3 +266,11 @@ def test_dimensions_are_named_only_where_there_is_one_name_for_each(copy, names,
     (copy / "meta" / "info.json").write_text(json.dumps(info))
     source = open_dataset("x", dataset_root=copy)
     assert source.dim_names("observation.state", STATE_DIM) == expected
+
+
+@pytest.mark.parametrize("name", ["", "..", "../x", "a/../../x", "/etc"])
+def test_a_name_that_leaves_the_folder_of_datasets_is_refused(name):
+    with pytest.raises(InvalidInputError, match="does not name a folder inside"):
+        local_dataset_folder(name)
+    with pytest.raises(InvalidInputError, match="does not name a folder inside"):
+        open_dataset(name)

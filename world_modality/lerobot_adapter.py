@@ -9,7 +9,7 @@ from pathlib import Path
 
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.lerobot_format import INFO_PATH
-from world_modality.lerobot_home import lerobot_home
+from world_modality.lerobot_home import lerobot_home, local_dataset_folder
 from world_modality.lerobot_source import LeRobotSource
 
 
@@ -50,7 +50,7 @@ def _locate(
                 f"{dataset_root / INFO_PATH}"
             )
         return dataset_root
-    local = lerobot_home() / name
+    local = local_dataset_folder(name)
     is_whole = (local / INFO_PATH).exists() and any(local.glob("data/*/*.parquet"))
     if revision is None and is_whole:
         return local
