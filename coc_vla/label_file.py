@@ -1,13 +1,13 @@
 """The one writer of a file of labels: a kill costs at most the lines being written."""
 
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 from coc_vla.labels import CocLabel, LabelScan, scan_labels
-from world_modality.atomic import replacing, sync_file
+from world_modality.atomic import replacing
 from world_modality.errors import InvalidInputError
+from world_modality.line_file import LineFile
 from world_modality.output_lock import OutputLock
 
 
@@ -28,7 +28,7 @@ class LabelFile:
             InvalidInputError: another process writes it, or the folder cannot be written.
         """
         self.path = path
-        self._descriptor: int | None = None
+        self._lines: LineFile | None = None
         if path.is_dir():
             raise InvalidInputError(f"--output_jsonl {path} is a folder; name a file in it")
         self._lock = OutputLock.of_file(path, "--output_jsonl")
@@ -42,8 +42,7 @@ class LabelFile:
     def empty(self) -> None:
         """Throw away what an earlier run wrote."""
         if self.path.exists():
-            os.truncate(self.path, 0)
-            sync_file(self.path)
+            self._opened().clear()
 
     def repair(self) -> LabelScan:
         """Take out what is no record, the torn last line of a kill above all.
@@ -55,7 +54,7 @@ class LabelFile:
             return LabelScan({}, (), 0, 0, ())
         scan = scan_labels(self.path)
         if all(line.is_torn for line in scan.damaged):
-            self._cut_torn_line()
+            self._opened().cut_torn_line()
             return scan
         damaged = {line.number for line in scan.damaged}
         with (
@@ -75,29 +74,13 @@ class LabelFile:
             OSError: the disk is full or gone; what was written of the lines is taken back where
                 that is possible, and is repaired by the next run where not.
         """
-        if self._descriptor is None:
-            is_new = not self.path.exists()
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            self._descriptor = os.open(self.path, flags, 0o666)
-            if is_new:
-                sync_file(self.path.parent)
-        lines = b"".join(label.to_json().encode("ascii") + b"\n" for label in labels)
-        before = os.fstat(self._descriptor).st_size
-        try:
-            written = 0
-            while written < len(lines):
-                written += os.write(self._descriptor, lines[written:])
-            os.fsync(self._descriptor)
-        except OSError as error:
-            os.ftruncate(self._descriptor, before)
-            error.filename = str(self.path)
-            raise
+        self._opened().append([label.to_json() for label in labels])
 
     def close(self) -> None:
         """Give the lock back."""
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        if self._lines is not None:
+            self._lines.close()
+            self._lines = None
         self._lock.release()
 
     def __enter__(self) -> "LabelFile":
@@ -111,19 +94,7 @@ class LabelFile:
     ) -> None:
         self.close()
 
-    def _cut_torn_line(self) -> None:
-        """Cut the file after its last line end."""
-        with self.path.open("rb+") as file:
-            end = file.seek(0, os.SEEK_END)
-            keep = end
-            while keep > 0:
-                start = max(keep - 65_536, 0)
-                file.seek(start)
-                found = file.read(keep - start).rfind(b"\n")
-                if found >= 0:
-                    keep = start + found + 1
-                    break
-                keep = start
-            if keep < end:
-                file.truncate(keep)
-                os.fsync(file.fileno())
+    def _opened(self) -> LineFile:
+        if self._lines is None:
+            self._lines = LineFile(self.path)
+        return self._lines

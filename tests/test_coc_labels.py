@@ -1,5 +1,4 @@
 import json
-import os
 import subprocess
 import sys
 from dataclasses import replace
@@ -149,41 +148,6 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
         LabelFile(tmp_path / "file" / "a.jsonl")
     with pytest.raises(InvalidInputError, match="is a folder"):
         LabelFile(tmp_path)
-
-
-def test_a_full_disk_leaves_whole_lines(tmp_path, monkeypatch):
-    path = written(tmp_path / "a.jsonl", LABEL)
-    write = os.write
-
-    def half(descriptor, content):
-        if len(content) < 100:  # the note in the lock file
-            return write(descriptor, content)
-        if not half.is_full:
-            half.is_full = True
-            return write(descriptor, content[:50])
-        raise OSError(28, "No space left on device")
-
-    half.is_full = False
-    with LabelFile(path) as file:
-        monkeypatch.setattr("coc_vla.label_file.os.write", half)
-        with pytest.raises(OSError, match="No space left"):
-            file.append([ERROR])
-    assert read_records(path) == [LABEL]
-    assert scan_labels(path).damaged == ()
-
-
-def test_each_append_is_on_the_disk_before_it_returns(tmp_path, monkeypatch):
-    synced = []
-    monkeypatch.setattr(
-        "coc_vla.label_file.os.fsync", lambda fd: synced.append(os.fstat(fd).st_size)
-    )
-    path = tmp_path / "a.jsonl"
-    with LabelFile(path) as file:
-        file.append([LABEL])
-        file.append([LABEL, ERROR])
-    size = len(LABEL.to_json()) + 1
-    assert size in synced
-    assert synced[-1] == path.stat().st_size
 
 
 def test_changed_settings_are_named(tmp_path):

@@ -89,26 +89,6 @@ def test_damage_within_the_file_is_named(path):
         read(path)
 
 
-def test_full_disk_leaves_the_file_as_it_was(path, monkeypatch):
-    with ResultsFile(path) as file:
-        file.append(result(0))
-        write_bytes = benchmarks_os().write
-        monkeypatch.setattr(
-            benchmarks_os(), "write", lambda descriptor, data: write_bytes(descriptor, data[:50])
-        )
-        with pytest.raises(OSError, match="No space left on device"):
-            file.append(result(1))
-        monkeypatch.undo()
-        assert path.read_bytes().endswith(b"}\n")
-        assert file.read() == [result(0)]
-
-
-def benchmarks_os():
-    from benchmarks.rollouts import results
-
-    return results.os
-
-
 def test_second_process_is_kept_out_until_the_first_ends(path):
     claim = (
         "import sys, pathlib\n"

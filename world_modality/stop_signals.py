@@ -1,15 +1,22 @@
 """SIGTERM and SIGINT as a wish to stop, which a run grants at its next whole step."""
 
+import math
 import signal
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType, TracebackType
 from typing import Any
 
+from world_modality.interruption import REPEAT_S
+
 
 class StopSignals:
     """Notes SIGTERM and SIGINT while it is entered; a second signal interrupts at once.
+
+    A signal that follows the first within `REPEAT_S` is its echo: a scheduler that ends all
+    processes of a job and a program that passes signals on both reach the training.
 
     Outside the main thread, where no signal arrives, it changes nothing.
 
@@ -19,6 +26,7 @@ class StopSignals:
 
     def __init__(self) -> None:
         self.requested: str | None = None
+        self._first_s = -math.inf
         self._at_once = False
         self._before: dict[int, Any] = {}
 
@@ -52,7 +60,11 @@ class StopSignals:
             self._at_once = False
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        is_second = self.requested is not None
-        self.requested = signal.Signals(number).name
-        if is_second or self._at_once:
+        is_first = self.requested is None
+        if not is_first and time.monotonic() - self._first_s <= REPEAT_S:
+            return
+        if is_first:
+            self.requested = signal.Signals(number).name
+            self._first_s = time.monotonic()
+        if not is_first or self._at_once:
             raise KeyboardInterrupt

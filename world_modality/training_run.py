@@ -162,7 +162,7 @@ class TrainingRun:
         self._saver.finish()
         print(
             f"stopped by {self._stop.requested} after step {self._trainer.global_step}, saved as "
-            f"{self.checkpoint}; the same command with --resume goes on there",
+            f"{self.checkpoint}",
             flush=True,
         )
         raise KeyboardInterrupt

@@ -1,8 +1,6 @@
 """`results.jsonl`: one line per finished episode, whole or not there."""
 
-import errno
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 from benchmarks.rollouts.loop import Outcome
 from benchmarks.rollouts.suite import EpisodeSpec
 from world_modality.errors import InvalidInputError
+from world_modality.line_file import LineFile
 from world_modality.output_lock import OutputLock
 
 EpisodeKey = tuple[str, str, int]
@@ -98,7 +97,7 @@ class ResultsFile:
         self._lock = OutputLock(path.parent, "--out_dir")
         self._lock.acquire()
         try:
-            self._descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT, 0o666)
+            self._file = LineFile(path)
         except OSError:
             self._lock.release()
             raise
@@ -117,7 +116,7 @@ class ResultsFile:
     @property
     def is_empty(self) -> bool:
         """Whether it holds nothing yet."""
-        return os.fstat(self._descriptor).st_size == 0
+        return self._file.num_bytes == 0
 
     def read(self) -> list[RolloutResult]:
         """Return the newest result of each episode, after mending a last line that was cut off.
@@ -125,7 +124,8 @@ class ResultsFile:
         Raises:
             InvalidInputError: a line is no result.
         """
-        self._mend_last_line()
+        # A kill in the middle of a write leaves a line without its end; that episode runs again.
+        self._file.cut_torn_line()
         newest: dict[EpisodeKey, RolloutResult] = {}
         for number, line in enumerate(self.path.read_bytes().splitlines(), start=1):
             result = _parse(line, f"{self.path} line {number}")
@@ -138,26 +138,16 @@ class ResultsFile:
         Raises:
             OSError: the disk is full; the file is as it was.
         """
-        line = json.dumps(asdict(result), allow_nan=False).encode() + b"\n"
-        size = os.fstat(self._descriptor).st_size
-        if os.write(self._descriptor, line) < len(line):
-            os.ftruncate(self._descriptor, size)
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.path))
-        os.fsync(self._descriptor)
+        self._file.append([json.dumps(asdict(result), allow_nan=False)])
 
     def clear(self) -> None:
         """Delete all results."""
-        os.ftruncate(self._descriptor, 0)
+        self._file.clear()
 
     def close(self) -> None:
         """Give the file free."""
-        os.close(self._descriptor)
+        self._file.close()
         self._lock.release()
-
-    def _mend_last_line(self) -> None:
-        # A kill in the middle of a write leaves a line without its end; that episode runs again.
-        content = self.path.read_bytes()
-        os.ftruncate(self._descriptor, content.rfind(b"\n") + 1)
 
 
 def refuse_other_settings(
