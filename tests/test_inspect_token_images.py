@@ -112,6 +112,17 @@ def test_a_second_run_leaves_no_grid_of_the_first(config):
     assert (config.out_dir / "mine.jpg").exists()
 
 
+@pytest.mark.parametrize("name", ["../precious.jpg", "config.json", "notes.jpg", ".lock", "", 7])
+def test_a_list_that_names_other_files_removes_none_of_them(config, name):
+    for path in (config.out_dir / "notes.jpg", config.out_dir.parent / "precious.jpg"):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("kept")
+    (config.out_dir / "token_frames.json").write_text(json.dumps({"tokens": [{"file": name}]}))
+    run(config)
+    assert (config.out_dir / "notes.jpg").read_text() == "kept"
+    assert (config.out_dir.parent / "precious.jpg").read_text() == "kept"
+
+
 def test_the_same_seed_shows_the_same_frames(config):
     drawn = [
         [s.frames.tolist() for s in run(dataclasses.replace(config, seed=seed))]

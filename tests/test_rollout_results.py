@@ -7,6 +7,7 @@ import pytest
 
 from benchmarks.rollouts.loop import Outcome
 from benchmarks.rollouts.results import (
+    _TYPES,
     ResultsFile,
     RolloutOrigin,
     RolloutResult,
@@ -87,6 +88,35 @@ def test_damage_within_the_file_is_named(path):
     path.write_text('{"success": true}\n')
     with pytest.raises(InvalidInputError, match=r"line 1 is no result of a rollout"):
         read(path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("success", "yes"),
+        ("num_steps", 1.5),
+        ("num_steps", True),
+        ("task", ["../../x"]),
+        ("policy", "none"),
+        ("episode", None),
+    ],
+)
+def test_a_line_with_values_of_other_types_is_refused(path, field, value):
+    write(path, result(0))
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}) + "\n")
+    with pytest.raises(InvalidInputError, match=rf"line 1 has {field} .*no rollout writes"):
+        read(path)
+
+
+def test_a_line_that_is_nested_too_deep_is_refused(path):
+    write(path, result(0))
+    path.write_text("[" * 100_000 + "\n")
+    with pytest.raises(InvalidInputError, match="line 1 is no JSON"):
+        read(path)
+
+
+def test_every_field_of_a_result_has_a_type():
+    assert set(_TYPES) == {field.name for field in dataclasses.fields(RolloutResult)}
 
 
 def test_second_process_is_kept_out_until_the_first_ends(path):

@@ -199,9 +199,10 @@ def refuse_other_settings(
 def _parse(line: bytes, where: str) -> RolloutResult:
     try:
         content = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InvalidInputError(
-            f"{where} is no JSON ({error}); delete that line, or start anew with --overwrite"
+            f"{where} is no JSON ({str(error)[:100]}); delete that line, or start anew with "
+            "--overwrite"
         ) from error
     names = {field.name for field in fields(RolloutResult)}
     if not isinstance(content, dict) or set(content) != names:
@@ -210,7 +211,24 @@ def _parse(line: bytes, where: str) -> RolloutResult:
             f"{where} is no result of a rollout, which has the fields {sorted(names)}; found "
             f"{found}. Give another --out_dir, or start anew with --overwrite"
         )
+    for name, types in _TYPES.items():
+        if type(content[name]) not in types:  # True is an int, too
+            raise InvalidInputError(
+                f"{where} has {name} {content[name]!r}, which no rollout writes; delete that line, "
+                "or start anew with --overwrite"
+            )
     return RolloutResult(**content)
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "model_type", "suite"), (str,)),
+    **dict.fromkeys(("gl_backend", "world_corruption", "task", "instruction"), (str,)),
+    **dict.fromkeys(("policy", "versions", "rendering"), (dict,)),
+    **dict.fromkeys(("episode", "initial_state", "seed", "max_steps", "num_steps"), (int,)),
+    "success": (bool, type(None)),
+    "seconds": (float, int),
+    "error": (str, type(None)),
+}
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
