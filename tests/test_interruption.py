@@ -92,3 +92,31 @@ def test_handlers_are_given_back_where_nothing_was_interrupted():
     with termination_as_interrupt():
         assert signal.getsignal(signal.SIGTERM) != before[0]
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+
+RUN_CHILD = """
+from world_modality import demo
+from world_modality.cli import run_cli
+
+def run(config):
+    demo._command("-c", "import time; print('child', flush=True); time.sleep(60)")
+
+run_cli(demo.DemoConfig, run)
+"""
+
+
+def test_the_demo_ends_its_stage_before_it_ends():
+    with subprocess.Popen(
+        [sys.executable, "-c", RUN_CHILD],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    ) as process:
+        while process.stdout.readline() != "child\n":
+            assert process.poll() is None
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 130, process.stderr.read()
+        with pytest.raises(ProcessLookupError):
+            os.killpg(process.pid, 0)

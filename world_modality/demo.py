@@ -20,6 +20,8 @@ from world_modality.demo_table import closed_loop_table, explanation_table, offl
 from world_modality.errors import UserError
 
 DATASET_NAME = "local/metaworld_demo"
+STAGE_END_S = 30.0
+"""What a stage that is told to end may take."""
 ARMS = ("A", "B", "C", "C_no_world_input")
 SCRIPTS = {
     "A": "train_baseline_a.py",
@@ -210,7 +212,16 @@ def _stage(module: str, *arguments: str) -> None:
 
 def _command(*arguments: str) -> None:
     print("\n$ python " + " ".join(arguments), flush=True)
-    code = subprocess.run([sys.executable, *arguments], check=False).returncode
+    process = subprocess.Popen([sys.executable, *arguments])
+    try:
+        code = process.wait()
+    except KeyboardInterrupt:
+        process.terminate()
+        try:
+            process.wait(STAGE_END_S)
+        except subprocess.TimeoutExpired:
+            process.kill()
+        raise
     if code != 0:
         raise UserError(
             f"the stage above failed with exit code {code}; run the same again after mending it"
