@@ -17,6 +17,9 @@ JPEG_QUALITY = 95
 class NonsenseError(Exception):
     """The server answered, but not with a completion."""
 
+    def __str__(self) -> str:
+        return f"the server's answer is no completion: {super().__str__()}"
+
 
 def message_content(request: VlmRequest) -> list[dict[str, Any]]:
     """Return an episode's pictures in order, then the question."""
@@ -81,5 +84,5 @@ def read_model_names(reply: bytes) -> list[str]:
     try:
         content: Mapping[str, Any] = json.loads(reply)
         return [str(model["id"]) for model in content["data"]]
-    except (ValueError, KeyError, TypeError):
+    except (ValueError, KeyError, TypeError, RecursionError):
         return []

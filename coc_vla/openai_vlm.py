@@ -3,14 +3,12 @@
 Requests may be made from many threads at once.
 """
 
-import os
+import math
 import random
 import threading
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-
-import httpx
 
 from coc_vla.chat_completion import (
     NonsenseError,
@@ -18,14 +16,21 @@ from coc_vla.chat_completion import (
     read_completion,
     read_model_names,
 )
+from coc_vla.server_connection import (
+    API_KEY_VARIABLE,
+    NoConnectionError,
+    Reply,
+    ServerConnection,
+    ServerError,
+)
 from coc_vla.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
 from world_modality.errors import InvalidInputError
 
-API_KEY_VARIABLE = "OPENAI_API_KEY"
-CONNECT_TIMEOUT_S = 10.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-# What a server that restarts, or has too much to do, answers with.
-_TRANSIENT_STATUS = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+# What a server that has too much to do answers with; one that restarts, with 500 or more.
+_BUSY_STATUS = frozenset({408, 409, 425, 429})
+_SERVER_ERRORS = 500
+_OK = 200
 _REFUSED_STATUS = {
     401: f"the key in {API_KEY_VARIABLE} is missing or wrong",
     403: f"the key in {API_KEY_VARIABLE} may not use this model",
@@ -43,7 +48,7 @@ class OpenAiSettings:
         model_name: what the server calls the model; None takes the only one it has.
         max_tokens: of an answer.
         temperature: 0 is greedy.
-        timeout_s: how long the server may be silent; one answer has to come in that time.
+        timeout_s: how long an answer may take, and how long the server may be silent on the way.
         max_request_retries: further tries of a request that failed.
         concurrency: connections at most.
     """
@@ -72,18 +77,13 @@ class OpenAiVlm:
         """Connect, and find out the model where none is named.
 
         Raises:
-            InvalidInputError: the address is none, holds a password, or the model is not clear.
+            InvalidInputError: the address is none, holds a password, the key cannot be sent, or
+                the model is not clear.
             VlmUnavailableError: nobody answers there, or the key is refused.
         """
         self._settings = settings
-        url = _checked_url(settings.base_url)
-        key = os.environ.get(API_KEY_VARIABLE) or "none"
-        limit = settings.concurrency
-        self._client = httpx.Client(
-            base_url=url,
-            headers={"Authorization": f"Bearer {key}"},
-            timeout=httpx.Timeout(settings.timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx.Limits(max_connections=limit, max_keepalive_connections=limit),
+        self._connection = ServerConnection(
+            settings.base_url, settings.timeout_s, settings.concurrency
         )
         self._closed = threading.Event()
         self._jitter = random.Random()
@@ -110,7 +110,7 @@ class OpenAiVlm:
         self._closed.set()
         with self._lock:
             if self._in_flight == 0:
-                self._client.close()
+                self._connection.close()
 
     def _answer(self, request: VlmRequest) -> VlmAnswer:
         with self._lock:
@@ -133,29 +133,30 @@ class OpenAiVlm:
             "stream": False,
         }
         began = time.monotonic()
-        error = "not tried"
+        error: str | ServerError | NonsenseError = "not tried"
         for tries in range(self._settings.max_request_retries + 1):
             retry_after: str | None = None
             try:
-                response = self._client.post("chat/completions", json=body)
-                retry_after = response.headers.get("Retry-After")
-                if response.status_code == 200:
-                    return read_completion(response.content, time.monotonic() - began)
-                error = _status_error(response)
-                if response.status_code in _REFUSED_STATUS:
-                    raise VlmUnavailableError(self._unavailable(response.status_code, error))
-                if response.status_code not in _TRANSIENT_STATUS:
+                reply = self._connection.post("chat/completions", body)
+                retry_after = reply.retry_after
+                if reply.status == _OK:
+                    return read_completion(reply.content, time.monotonic() - began)
+                error = self._status_error(reply)
+                if reply.status in _REFUSED_STATUS:
+                    raise VlmUnavailableError(self._unavailable(reply.status, str(error)))
+                if reply.status not in _BUSY_STATUS and reply.status < _SERVER_ERRORS:
                     break
-            except (httpx.TransportError, httpx.DecodingError, NonsenseError) as failure:
-                error = _transport_error(failure, self._settings)
+            except (ServerError, NonsenseError) as failure:
+                error = failure
             is_last = tries == self._settings.max_request_retries
             if is_last or self._closed.wait(self._wait_s(tries, retry_after)):
                 break
             with self._lock:
                 self.num_request_retries += 1
-        if error.startswith(_NO_CONNECTION):
+        if isinstance(error, NoConnectionError):
             raise VlmUnavailableError(f"{error}; {self._how_to_serve}")
-        return VlmAnswer("", None, time.monotonic() - began, error=error)
+        told = self._connection.without_key(str(error))
+        return VlmAnswer("", None, time.monotonic() - began, error=told)
 
     def _wait_s(self, tries: int, retry_after: str | None) -> float:
         """Return how long to wait; exponential back-off with full jitter above its half."""
@@ -163,25 +164,25 @@ class OpenAiVlm:
             told = float(retry_after) if retry_after else 0.0
         except ValueError:
             told = 0.0  # an HTTP date; no inference server sends one
+        told = 0.0 if math.isnan(told) else told
         wait = min(FIRST_WAIT_S * 2**tries, LONGEST_WAIT_S)
         return max(min(told, 4 * LONGEST_WAIT_S), wait * self._jitter.uniform(0.5, 1.0))
 
     def _find_model(self) -> str:
         """Ask for the server's models; where one is named, only to see whether it is there."""
         try:
-            response = self._client.get("models")
-        except httpx.TransportError as error:
-            reason = _transport_error(error, self._settings)
+            reply = self._connection.get("models")
+        except ServerError as error:
             self.close()
-            raise VlmUnavailableError(f"{reason}; {self._how_to_serve}") from error
-        if response.status_code in (401, 403):
+            raise VlmUnavailableError(f"{error}; {self._how_to_serve}") from error
+        # Not every server lists its models to everybody; one that is named is tried.
+        is_needed = self._settings.model_name is None
+        if reply.status in (401, 403) or (is_needed and reply.status != _OK):
             self.close()
-            raise VlmUnavailableError(
-                self._unavailable(response.status_code, _status_error(response))
-            )
+            raise VlmUnavailableError(self._unavailable(reply.status, self._status_error(reply)))
         if self._settings.model_name is not None:
             return self._settings.model_name
-        names = read_model_names(response.content)
+        names = read_model_names(reply.content)
         if len(names) != 1:
             self.close()
             raise InvalidInputError(
@@ -190,11 +191,15 @@ class OpenAiVlm:
             )
         return names[0]
 
+    def _status_error(self, reply: Reply) -> str:
+        text = self._connection.without_key(reply.content.decode(errors="replace"))
+        return f"status {reply.status} {' '.join(text.split())[:300]}".rstrip()
+
     def _unavailable(self, status: int, error: str) -> str:
-        return (
-            f"{self._settings.base_url} refuses model {self._settings.model_name}: {error}; "
-            f"{_REFUSED_STATUS[status]}"
-        )
+        model = self._settings.model_name
+        asked = "to list its models" if model is None else f"model {model}"
+        hint = _REFUSED_STATUS.get(status, "is it a server of chat completions, and ready?")
+        return f"{self._settings.base_url} refuses {asked}: {error}; {hint}"
 
     @property
     def _how_to_serve(self) -> str:
@@ -202,37 +207,3 @@ class OpenAiVlm:
             "start one with, for example, vllm serve Qwen/Qwen3-VL-8B-Instruct, and give its "
             "--base_url, as in http://localhost:8000/v1; with --resume a run goes on where it was"
         )
-
-
-_NO_CONNECTION = "no connection"
-
-
-def _checked_url(base_url: str) -> httpx.URL:
-    try:
-        url = httpx.URL(base_url.rstrip("/") + "/")
-    except httpx.InvalidURL as error:
-        raise InvalidInputError(f"--base_url {base_url!r} is no address: {error}") from error
-    if url.scheme not in ("http", "https") or not url.host:
-        raise InvalidInputError(
-            f"--base_url {base_url!r}: expected http:// or https://, as in http://localhost:8000/v1"
-        )
-    if url.userinfo:
-        raise InvalidInputError(
-            f"--base_url holds a password, which would be written down; give it in "
-            f"{API_KEY_VARIABLE}"
-        )
-    return url
-
-
-def _status_error(response: httpx.Response) -> str:
-    return f"status {response.status_code} {' '.join(response.text.split())[:300]}".rstrip()
-
-
-def _transport_error(failure: Exception, settings: OpenAiSettings) -> str:
-    if isinstance(failure, NonsenseError):
-        return f"the server's answer is no completion: {failure}"
-    if isinstance(failure, httpx.ConnectError | httpx.ConnectTimeout):
-        return f"{_NO_CONNECTION} to {settings.base_url} ({failure})"
-    if isinstance(failure, httpx.TimeoutException):
-        return f"the server was silent for {settings.timeout_s:g} s (--timeout_s)"
-    return f"{type(failure).__name__} {failure}".rstrip()

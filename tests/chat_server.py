@@ -5,7 +5,7 @@ import http.server
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -28,12 +28,23 @@ def good_reply(body: dict[str, Any], count: int) -> str:
 
 
 class Misbehaviour:
-    """A status, a body and headers instead of a completion."""
+    """A status, a body and headers instead of a completion.
+
+    Attributes:
+        wait_s: before the answer, or before each of its pieces.
+        pieces: sent one after another in the place of a body, until the client hangs up.
+    """
 
     def __init__(
-        self, status: int, body: str = "", headers: dict[str, str] | None = None, wait_s: float = 0
+        self,
+        status: int,
+        body: str = "",
+        headers: dict[str, str] | None = None,
+        wait_s: float = 0,
+        pieces: Sequence[bytes] = (),
     ):
         self.status, self.body, self.headers, self.wait_s = status, body, headers or {}, wait_s
+        self.pieces = pieces
 
 
 class ChatServer:
@@ -95,7 +106,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         with self.owner.counted():
             time.sleep(self.owner.latency_s)
             reply = self.owner.reply(body, count)
-            if isinstance(reply, Misbehaviour):
+            if isinstance(reply, Misbehaviour) and reply.pieces:
+                self._drip(reply)
+            elif isinstance(reply, Misbehaviour):
                 time.sleep(reply.wait_s)
                 self._send(reply.status, reply.body, reply.headers)
             else:
@@ -109,6 +122,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
+
+    def _drip(self, reply: Misbehaviour) -> None:
+        self.close_connection = True
+        self.send_response(reply.status)
+        self.end_headers()
+        for piece in reply.pieces:
+            time.sleep(reply.wait_s)
+            self.wfile.write(piece)
 
     def log_message(self, format: str, *args: Any) -> None:
         pass
@@ -127,7 +148,7 @@ def serving(server: ChatServer):
     """Yield the address of a server."""
     handler = type("Handler", (_Handler,), {"owner": server})
     http_server = _HttpServer(("127.0.0.1", 0), handler)
-    threading.Thread(target=http_server.serve_forever, daemon=True).start()
+    threading.Thread(target=http_server.serve_forever, args=(0.02,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{http_server.server_port}/v1"
     finally:

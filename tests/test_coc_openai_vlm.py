@@ -67,6 +67,7 @@ def test_a_request_holds_pictures_question_and_seed():
     [
         Misbehaviour(500, "broken"),
         Misbehaviour(503),
+        Misbehaviour(529, "overloaded"),
         Misbehaviour(429, headers={"Retry-After": "0.01"}),
         Misbehaviour(200, "<html>proxy error</html>"),
         Misbehaviour(200, "[]"),
@@ -89,8 +90,25 @@ def test_a_silent_server_is_given_up_after_the_time_limit():
     server = ChatServer(lambda body, count: slow)
     began = time.monotonic()
     answer = asked(server, timeout_s=0.7, max_request_retries=1)
-    assert "silent for 0.7 s" in answer.error
+    assert "no whole answer in 0.7 s" in answer.error
     assert time.monotonic() - began < 5.0
+
+
+@pytest.mark.parametrize(
+    ("pieces", "told"), [([b" "] * 200, "no whole answer"), ([b" " * 2**20] * 8, "bytes")]
+)
+def test_an_answer_that_never_ends_is_given_up(pieces, told):
+    server = ChatServer(lambda body, count: Misbehaviour(200, pieces=pieces, wait_s=0.05))
+    began = time.monotonic()
+    answer = asked(server, timeout_s=0.8, max_request_retries=0)
+    assert told in answer.error
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_wait_that_is_no_number_is_not_taken_for_one():
+    busy = Misbehaviour(429, headers={"Retry-After": "nan"})
+    server = ChatServer(lambda body, count: busy if count == 0 else GOOD_ANSWER)
+    assert asked(server).text == GOOD_ANSWER
 
 
 def test_a_server_that_says_when_to_come_back_is_obeyed():
@@ -146,12 +164,41 @@ def test_the_key_comes_from_the_environment_and_shows_nowhere(monkeypatch, capsy
     assert "sk-secret" not in str(caught.value) + "".join(capsys.readouterr())
 
 
+@pytest.mark.parametrize("status", [400, 401, 500])
+def test_a_server_that_repeats_the_key_does_not_bring_it_into_the_labels(monkeypatch, status):
+    monkeypatch.setenv("OPENAI_API_KEY", "sk-secret")
+    server = ChatServer(lambda body, count: Misbehaviour(status, "wrong key sk-secret!"))
+    try:
+        told = asked(server, max_request_retries=0).error
+    except VlmUnavailableError as error:
+        told = str(error)
+    assert "wrong key ***!" in told
+    assert "sk-secret" not in told
+
+
+@pytest.mark.parametrize("key", ["sk-se\ncret", "sk-sécret"])
+def test_a_key_that_no_header_can_hold_is_refused_untold(monkeypatch, key):
+    monkeypatch.setenv("OPENAI_API_KEY", key)
+    with pytest.raises(InvalidInputError, match="OPENAI_API_KEY") as caught:
+        asked(ChatServer())
+    assert "cret" not in str(caught.value)
+
+
+def test_a_server_that_cannot_list_its_models_is_used_where_one_is_named():
+    server = ChatServer()
+    server.models_status = 503
+    with pytest.raises(VlmUnavailableError, match="to list its models: status 503"):
+        asked(server)
+    assert asked(server, model_name="tiny-vl").error is None
+
+
 @pytest.mark.parametrize(
     ("url", "told"),
     [
         ("localhost:8000/v1", "expected http"),
         ("ftp://host/v1", "expected http"),
         ("http://me:secret@host/v1", "OPENAI_API_KEY"),
+        ("http://host/v1?api_key=secret@", "OPENAI_API_KEY"),
         ("", "expected http"),
     ],
 )
