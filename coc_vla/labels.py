@@ -7,6 +7,7 @@ or its newest error where it has no label.
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -87,8 +88,10 @@ class CocLabel:
         for name, types in _FIELDS.items():
             if not isinstance(content[name], types) or isinstance(content[name], bool):
                 raise ValueError(f"has {name} {content[name]!r}")
-        if not all(type(index) is int for index in content["keyframe_indices"]):
-            raise ValueError(f"has keyframe_indices {content['keyframe_indices']!r}")
+        indices = content["keyframe_indices"]
+        is_counted = all(type(index) is int and index >= 0 for index in indices)
+        if not indices or not is_counted or any(a >= b for a, b in pairwise(indices)):
+            raise ValueError(f"has keyframe_indices {indices!r}, expected frames in their order")
         values = {name: content[name] for name in _FIELDS}
         values["keyframe_indices"] = tuple(content["keyframe_indices"])
         values["coc_text"] = tuple(_step(step) for step in content["coc_text"])

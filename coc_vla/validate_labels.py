@@ -160,7 +160,7 @@ def _write_sheet(
     records = [
         record
         for record in scan.records.values()
-        if max(record.keyframe_indices, default=-1) < lengths.get(record.episode_id, 0)
+        if max(record.keyframe_indices) < lengths.get(record.episode_id, 0)
     ]
     errors = [record for record in records if not record.is_label]
     labels = [record for record in records if record.is_label]
@@ -174,9 +174,13 @@ def _write_sheet(
     decoded = keyframe_images(source, camera, frames, config.sheet_image_side)
     images = {record.episode_id: found for record, found in zip(in_order, decoded, strict=True)}
     entries = [SheetEntry(record, images[record.episode_id], source.fps) for record in shown]
+    left_out = len(scan.records) - len(records)
+    foreign = (
+        f" {left_out} whose frames the dataset does not have are left out." if left_out else ""
+    )
     note = (
         f"{len(shown)} of {len(scan.records)} episodes, {camera}; errors first. Does each step "
-        "happen, in this order, and does its reason hold?"
+        f"happen, in this order, and does its reason hold?{foreign}"
     )
     title = f"Chain-of-Causality labels of {source.name}"
     write_contact_sheet(config.contact_sheet, title, note, entries)

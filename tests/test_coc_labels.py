@@ -51,6 +51,13 @@ def test_a_line_has_exactly_the_documented_fields():
     assert content["coc_text"][0] == {"what": GOOD_STEPS[0][0], "why": GOOD_STEPS[0][1]}
 
 
+@pytest.mark.parametrize("indices", [[], [-1, 3], [0, 3, 3], [5, 0], [0.5], ["0"]])
+def test_keyframes_that_are_no_frames_in_their_order_are_damage(indices):
+    content = json.loads(LABEL.to_json())
+    with pytest.raises(ValueError, match="keyframe_indices"):
+        CocLabel.from_json(json.dumps({**content, "keyframe_indices": indices}))
+
+
 def test_a_record_is_either_a_label_or_an_error():
     with pytest.raises(ValueError, match="either"):
         replace(LABEL, error="x")

@@ -104,6 +104,7 @@ def test_the_contact_sheet_needs_nothing_beside_it_and_shows_every_keyframe(conf
     assert len(images) == 4 * 3
     assert Image.open(io.BytesIO(base64.b64decode(images[0]))).size == (40, 48)
     assert not re.search(r'(?:src|href)="(?!data:)', page)
+    assert "1 whose frames the dataset does not have" in page
     assert page.index("episode 1,") < page.index("episode 0,")  # errors first
     assert SCRIPT not in page
     assert "&lt;script&gt;" in page
