@@ -5,6 +5,8 @@ contact                         the robot touches something for the first time
 lifted                          the first object is 2 cm above where it lay
 goal                            the simulator's own predicate of success holds
 hand_up, hand_down, hand_across the hand's phases of motion (`coc_vla.motion`)
+hand_left, hand_right,          where a phase across leads; known where `--position_axes` says which
+hand_forward, hand_back         way the position's numbers point
 
 The first five are the simulator's; the hand's motion any recording has. Contact, lifting and the
 goal are taken when they first happen and last for three frames. The rules that write labels read
@@ -26,8 +28,10 @@ from benchmarks.demo_signals import (
     read_signal,
 )
 from coc_vla.gripper import GripperChannel, find_gripper_dim
+from coc_vla.hand_axes import HandAxes, Side, sides_of
 from coc_vla.motion import EpisodeMotion, find_position_dims, motion_phases
 from world_modality.dataset_columns import ENVIRONMENT_STATE_KEY
+from world_modality.episodes import Episodes
 from world_modality.errors import MissingFileError
 from world_modality.lerobot_source import LeRobotSource
 
@@ -40,6 +44,10 @@ EventType = Literal[
     "hand_up",
     "hand_down",
     "hand_across",
+    "hand_left",
+    "hand_right",
+    "hand_forward",
+    "hand_back",
 ]
 SIMULATOR_EVENTS: tuple[EventType, ...] = (
     "gripper_closes",
@@ -49,7 +57,15 @@ SIMULATOR_EVENTS: tuple[EventType, ...] = (
     "goal",
 )
 MOTION_EVENTS: tuple[EventType, ...] = ("hand_up", "hand_down", "hand_across")
-EVENT_TYPES = SIMULATOR_EVENTS + MOTION_EVENTS
+# In the order in which a slanting motion is said to lead to both.
+SIDE_EVENTS: tuple[EventType, ...] = ("hand_left", "hand_right", "hand_forward", "hand_back")
+EVENT_TYPES = SIMULATOR_EVENTS + MOTION_EVENTS + SIDE_EVENTS
+_SIDE_EVENTS: dict[Side, EventType] = {
+    "left": "hand_left",
+    "right": "hand_right",
+    "forward": "hand_forward",
+    "back": "hand_back",
+}
 # What happens once at most, when it first happens.
 ONCE: frozenset[EventType] = frozenset({"contact", "lifted", "goal"})
 LIFT_HEIGHT_M = 0.02
@@ -96,12 +112,14 @@ class EventKeys:
         action: the column of actions, for datasets without recorded executed actions.
         gripper_dim: of the action, None to find it by name.
         position_dims: of the state, None to find them by name.
+        axes: which way the position's numbers point, None where nobody knows.
     """
 
     state: str = "observation.state"
     action: str = "action"
     gripper_dim: int | None = None
     position_dims: tuple[int, int, int] | None = None
+    axes: HandAxes | None = None
 
 
 def recorded_events(source: LeRobotSource, keys: EventKeys) -> RecordedEvents:
@@ -117,7 +135,8 @@ def recorded_events(source: LeRobotSource, keys: EventKeys) -> RecordedEvents:
     for key in (keys.state, keys.action):
         source.require(key)
     columns = _columns(source, keys)
-    episode_index = columns["episode_index"].reshape(-1)
+    episode_index = columns["episode_index"].reshape(-1).astype(np.int64)
+    episodes = Episodes.from_frames(episode_index, np.zeros_like(episode_index))
     actions = _signal(source, EXECUTED_ACTION)
     gripper = GripperChannel(
         find_gripper_dim(source.features[keys.action], keys.action, keys.gripper_dim)
@@ -129,20 +148,23 @@ def recorded_events(source: LeRobotSource, keys: EventKeys) -> RecordedEvents:
         "lifted": _object_height(source, columns),
     }
     by_episode = {}
-    for episode in np.unique(episode_index):
-        chosen = np.flatnonzero(episode_index == episode)
+    for episode, start, end in zip(episodes.ids, episodes.starts, episodes.ends, strict=True):
+        chosen = slice(int(start), int(end))
         motion = EpisodeMotion(
             positions=columns[keys.state][chosen][:, list(dims)],
             gripper_events=gripper.events(
                 (columns[keys.action] if actions is None else actions)[chosen]
             ),
             fps=source.fps,
+            axes=keys.axes,
         )
         own = {name: level[chosen] for name, level in levels.items() if level is not None}
         by_episode[int(episode)] = episode_events(motion, own)
     unknown = {name for name, level in levels.items() if level is None}
     if gripper.dim is None:
         unknown |= {"gripper_closes", "gripper_opens"}
+    if keys.axes is None:
+        unknown |= set(SIDE_EVENTS)
     return RecordedEvents(by_episode, tuple(k for k in EVENT_TYPES if k not in unknown))
 
 
@@ -166,11 +188,11 @@ def episode_events(motion: EpisodeMotion, levels: dict[str, np.ndarray]) -> tupl
     # A movement that goes on while the fingers close is one movement.
     without_gripper = replace(motion, gripper_events=())
     moves: dict[str, EventType] = {"up": "hand_up", "down": "hand_down", "across": "hand_across"}
-    events += [
-        Event(phase.start, moves[phase.direction])
-        for phase in motion_phases(without_gripper)
-        if phase.direction in moves
-    ]
+    for phase in motion_phases(without_gripper):
+        if phase.direction in moves:
+            events.append(Event(phase.start, moves[phase.direction]))
+        if phase.direction == "across":
+            events += [Event(phase.start, _SIDE_EVENTS[side]) for side in sides_of(phase.shift)]
     return tuple(sorted(events, key=lambda event: (event.frame, EVENT_TYPES.index(event.kind))))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int
 
 from coc_vla.gripper import GripperChannel, find_gripper_dim
+from coc_vla.hand_axes import HandAxes, Side
 from coc_vla.keyframe_images import Images, keyframe_images
 from coc_vla.keyframes import (
     DEFAULT_NUM_KEYFRAMES,
@@ -39,6 +40,7 @@ class TaskRequest:
     state_key: str = "observation.state"
     action_key: str = "action"
     position_dims: tuple[int, int, int] | None = None
+    position_axes: tuple[Side, Side] | None = None
     gripper_dim: int | Literal["none"] | None = None
     gripper_commands: tuple[float, float] = (-1.0, 1.0)
     episodes: str | None = None
@@ -101,6 +103,9 @@ class TaskPlan:
             "state_key": columns and columns.state_key,
             "action_key": columns and columns.action_key,
             "position_dims": columns and list(columns.position_dims),
+            "position_axes": columns
+            and self.request.position_axes
+            and list(self.request.position_axes),
             "gripper_dim": columns and columns.gripper.dim,
             "gripper_commands": columns and list(self.request.gripper_commands),
         }
@@ -207,6 +212,7 @@ def _motion_columns(source: LeRobotSource, request: TaskRequest) -> MotionColumn
         action_key=request.action_key,
         position_dims=find_position_dims(state, request.state_key, request.position_dims),
         gripper=GripperChannel(gripper, *request.gripper_commands),
+        axes=request.position_axes and HandAxes(*request.position_axes),
     )
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from coc_vla.coc_events import EVENT_TYPES, EventKeys, EventType, recorded_events
+from coc_vla.hand_axes import HandAxes, Side
 from coc_vla.text_claims import claimed_events
 from coc_vla.text_conditions import Condition, ConditionReport, evaluate_conditions
 from coc_vla.text_evaluation import EvaluatedEpisodes, ExplainedRun
@@ -39,6 +40,9 @@ class EvalCocConfig(OfflineConfig):
     dataset_root: Path | None = None
     """The recording's folder: written events are then scored against the recorder's. Without it,
     against those that the labels claim."""
+    position_axes: tuple[Side, Side] | None = None
+    """Which way the hand's position points, as for coc_generation; without it the recorder does not
+    know left, right, forward and back."""
     num_episodes: int = 200
     """Explain at most so many held-out episodes, drawn with the seed."""
     temperature: float = 1.0
@@ -49,6 +53,11 @@ class EvalCocConfig(OfflineConfig):
             raise InvalidInputError(f"--num_episodes must be at least 1, not {self.num_episodes}")
         if self.temperature <= 0:
             raise InvalidInputError(f"--temperature must be above 0, not {self.temperature}")
+
+    @property
+    def axes(self) -> HandAxes | None:
+        """Which way the hand's position points."""
+        return self.position_axes and HandAxes(*self.position_axes)
 
 
 @dataclass(frozen=True)
@@ -144,7 +153,7 @@ def _truth(
         pairs = zip(episodes.traces, episodes.instructions, strict=True)
         return [claimed_events(trace, told) for trace, told in pairs], EVENT_TYPES
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
-    recorded = recorded_events(source, EventKeys())
+    recorded = recorded_events(source, EventKeys(axes=config.axes))
     strangers = [i for i in episodes.ids.tolist() if i not in recorded.by_episode]
     if strangers:
         raise InvalidInputError(

@@ -6,6 +6,7 @@ from typing import Literal
 
 from coc_vla.backends import Backend, BackendRequest, Precision
 from coc_vla.episode_tasks import TaskRequest
+from coc_vla.hand_axes import Side
 from coc_vla.keyframes import KeyframeChoice
 from coc_vla.prompt import DEFAULT_PROMPT_PATH
 from world_modality.errors import InvalidInputError
@@ -90,6 +91,9 @@ class CocGenerationConfig:
     position_dims: tuple[int, int, int] | None = None
     """Dimensions of the state with the hand's position, height last; by default those whose names
     end in x, y, z, else the first three."""
+    position_axes: tuple[Side, Side] | None = None
+    """Which way the first two of them grow, as the robot sees it: right forward in MetaWorld,
+    forward left in LIBERO. The rules then say where a movement leads, not only that it is one."""
     gripper_dim: int | Literal["none"] | None = None
     """Dimension of the action that commands the gripper; by default the one named gripper."""
     gripper_commands: tuple[float, float] = (-1.0, 1.0)
@@ -139,6 +143,7 @@ class CocGenerationConfig:
             state_key=self.state_key,
             action_key=self.action_key,
             position_dims=self.position_dims,
+            position_axes=self.position_axes,
             gripper_dim=self.gripper_dim,
             gripper_commands=self.gripper_commands,
             episodes=self.episodes,

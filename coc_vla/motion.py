@@ -1,7 +1,7 @@
 """What a recording says about the hand's motion: phases of one direction, and gripper events."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from coc_vla.gripper import GripperEvent, dimension_names
+from coc_vla.hand_axes import HandAxes
 from coc_vla.keyframes import hand_speed, smooth
 from world_modality.errors import InvalidInputError
 
@@ -29,11 +30,13 @@ class EpisodeMotion:
         positions: of the hand; the third number is its height.
         gripper_events: when the gripper closes and opens.
         fps: frames per second.
+        axes: which way the first two numbers point, None where nobody knows.
     """
 
     positions: Float[np.ndarray, "_T 3"] = field(repr=False)
     gripper_events: tuple[GripperEvent, ...]
     fps: float
+    axes: HandAxes | None = None
 
     @property
     def speed(self) -> Float[np.ndarray, " _T"]:
@@ -45,14 +48,32 @@ class EpisodeMotion:
         """The speed that the hand exceeds in 5 % of the frames."""
         return float(np.percentile(self.speed, 95))
 
+    def shift(self, start: int, end: int) -> tuple[float, float]:
+        """Return how far to the right and forward the hand gets in frames `[start, end)`.
+
+        Nothing where the axes are not known.
+        """
+        if self.axes is None:
+            return (0.0, 0.0)
+        last = min(end, len(self.positions) - 1)
+        return self.axes.shift(self.positions[last] - self.positions[start])
+
 
 @dataclass(frozen=True)
 class MotionPhase:
-    """A stretch of frames `[start, end)` in which the hand moves one way."""
+    """A stretch of frames `[start, end)` in which the hand moves one way.
+
+    Attributes:
+        direction: that way.
+        start: its first frame.
+        end: one past its last frame.
+        shift: to the right and forward, as in `EpisodeMotion.shift`.
+    """
 
     direction: Direction
     start: int
     end: int
+    shift: tuple[float, float] = (0.0, 0.0)
 
     @property
     def length(self) -> int:
@@ -72,7 +93,7 @@ def motion_phases(motion: EpisodeMotion) -> list[MotionPhase]:
     phases: list[MotionPhase] = []
     for start, end in pairwise(cuts):
         phases += _runs(frames[start:end], start, shortest)
-    return phases
+    return [replace(phase, shift=motion.shift(phase.start, phase.end)) for phase in phases]
 
 
 def find_position_dims(

@@ -5,6 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from coc_vla.gripper import GripperEvent
+from coc_vla.hand_axes import Side, sides_of
 from coc_vla.motion import Direction, EpisodeMotion, motion_phases
 
 Scene = Literal[
@@ -22,6 +23,7 @@ class Step:
         scene: what it is for.
         direction: of the hand.
         length: its frames, 0 for what happens at one moment.
+        shift: of the hand, to the right and forward; nothing where the axes are not known.
         gripper: what the gripper is at that time.
         grasp: how often it has closed on something before this step's thing.
         num_grasps: how often it closes on something in the whole episode.
@@ -31,10 +33,21 @@ class Step:
     scene: Scene
     direction: Direction = "still"
     length: int = 0
+    shift: tuple[float, float] = (0.0, 0.0)
     gripper: Literal["open", "closed"] = "open"
     grasp: int = 0
     num_grasps: int = 0
     occurrence: int = 1
+
+    @property
+    def sides(self) -> tuple[Side, ...]:
+        """Where it leads, of a movement across whose axes are known."""
+        return sides_of(self.shift) if self.direction == "across" else ()
+
+    def joined(self, other: "Step") -> "Step":
+        """Return both as one movement of this one's kind."""
+        shift = (self.shift[0] + other.shift[0], self.shift[1] + other.shift[1])
+        return replace(self, length=self.length + other.length, shift=shift)
 
 
 def narrative_steps(motion: EpisodeMotion, min_steps: int, max_steps: int) -> list[Step]:
@@ -74,7 +87,7 @@ def _scenes(motion: EpisodeMotion) -> list[Step]:
             num_closed += scene == "grasp"
         scene = "held" if is_held else "retreat" if num_closed else "approach"
         grasp = max(num_closed - (scene != "approach"), 0)
-        step = Step(scene, phase.direction, phase.length, gripper, grasp)
+        step = Step(scene, phase.direction, phase.length, phase.shift, gripper, grasp)
         steps.append(step)
     steps = [replace(step, num_grasps=num_closed) for step in _reaching_again(steps)]
     return _without_pauses(_without_settling(steps))
@@ -115,8 +128,12 @@ def _without_pauses(steps: list[Step]) -> list[Step]:
     joined: list[Step] = []
     for step in moving:
         last = joined[-1] if joined else None
-        if last is not None and step.length and replace(last, length=step.length) == step:
-            joined[-1] = replace(step, length=last.length + step.length)
+        if (
+            last is not None
+            and step.length
+            and replace(last, length=step.length, shift=step.shift) == step
+        ):
+            joined[-1] = step.joined(last)
         else:
             joined.append(step)
     return joined or steps
@@ -143,10 +160,9 @@ def _shortened(steps: list[Step]) -> list[Step]:
                 continue
             neighbour = steps[other]
             if (neighbour.scene, neighbour.grasp) == (step.scene, step.grasp):
-                longer = max(step, neighbour, key=lambda s: s.length)
-                joined = replace(longer, length=step.length + neighbour.length)
+                shorter, longer = sorted((step, neighbour), key=lambda s: s.length)
                 low = min(position, other)
-                return [*steps[:low], joined, *steps[low + 2 :]]
+                return [*steps[:low], longer.joined(shorter), *steps[low + 2 :]]
     return steps
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from coc_vla.gripper import GripperChannel
+from coc_vla.hand_axes import HandAxes
 from coc_vla.motion import EpisodeMotion
 from world_modality.episodes import Episodes
 from world_modality.errors import InvalidInputError, MissingKeyError, missing_key
@@ -19,12 +20,21 @@ TASK_ALIASES = ("task", "instruction")
 
 @dataclass(frozen=True)
 class MotionColumns:
-    """Which numbers of a frame are the hand's position and the gripper's command."""
+    """Which numbers of a frame are the hand's position and the gripper's command.
+
+    Attributes:
+        state_key: column with the position.
+        action_key: column with the command.
+        position_dims: of the state, height last.
+        gripper: of the action.
+        axes: which way the first two numbers of the position point, None where nobody knows.
+    """
 
     state_key: str
     action_key: str
     position_dims: tuple[int, int, int]
     gripper: GripperChannel
+    axes: HandAxes | None = None
 
 
 @dataclass(frozen=True)
@@ -142,6 +152,7 @@ class RecordedEpisodes:
             states[:, list(columns.position_dims)],
             columns.gripper.events(actions),
             self.source.fps,
+            columns.axes,
         )
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from coc_vla.coc_events import EVENT_TYPES, EventKeys, RecordedEvents, recorded_events
+from coc_vla.hand_axes import HandAxes, Side
 from coc_vla.labels import CocLabel, read_records
 from coc_vla.text_claims import claimed_events
 from coc_vla.text_judge import JudgeResult, judge_labels
@@ -39,6 +40,9 @@ class ScoreConfig:
     """Dimension of the action that commands the gripper; found by its name where it has one."""
     position_dims: tuple[int, int, int] | None = None
     """Dimensions of the state that are the hand's position; found by their names."""
+    position_axes: tuple[Side, Side] | None = None
+    """Which way the first two of them grow, as the robot sees it, as for coc_generation; without
+    it left, right, forward and back are not scored."""
     num_shuffles: int = 20
     """Draws of each control."""
     seed: int = 0
@@ -60,6 +64,17 @@ class ScoreConfig:
     def report_dir(self) -> Path:
         """Where the report goes."""
         return self.out_dir or self.labels_jsonl.with_suffix(".scores")
+
+    @property
+    def event_keys(self) -> EventKeys:
+        """Which columns hold what."""
+        return EventKeys(
+            self.state_key,
+            self.action_key,
+            self.gripper_dim,
+            self.position_dims,
+            self.position_axes and HandAxes(*self.position_axes),
+        )
 
 
 @dataclass(frozen=True)
@@ -84,8 +99,7 @@ def run(config: ScoreConfig) -> ScoreResult:
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
     records = read_records(config.labels_jsonl)
     labels = [record for record in records if record.is_label]
-    keys = EventKeys(config.state_key, config.action_key, config.gripper_dim, config.position_dims)
-    recorded = recorded_events(source, keys)
+    recorded = recorded_events(source, config.event_keys)
     _require_labels_of(source, labels, recorded, config)
     compared = ClaimedAndRecorded(
         claimed=[claimed_events(label.coc_text, label.instruction) for label in labels],

@@ -12,9 +12,13 @@ goal             complete, finish, achieve, succeed; place, put or set something
                  and the last step that repeats the instruction's verb and first thing
 hand_up          raise, lift, rise, ascend, up, upward
 hand_down        lower, descend, down, downward
-hand_across      across, sideways, level, left, right, forward, backward, horizontally
+hand_across      across, sideways, level, left, right, forward, back, horizontally
+hand_left        to the left, leftwards; hand_right likewise
+hand_forward     forward, ahead
+hand_back        back, backward
 
 `the closed gripper` and `the open gripper` claim nothing: they say how the gripper is.
+Nor do `to the left of the plate`, `the left plate` and `the back burner`: they say where it is.
 """
 
 import re
@@ -32,6 +36,8 @@ _GRASP = (
     r"grasp(?:s|ing)?|grabs?|grabbing|grips?|gripping|pinch(?:es|ing)?|seiz(?:es?|ing)"
     r"|clamp(?:s|ing)?"
 )
+# `to the left burner` and `to the left of the plate` say where something is.
+_NO_PLACE = r"(?=\s*$|[.,;:)]|\s(?:and|then|towards?|until|to|over|above|with|while)\b)"
 _LIFT = (
     r"lift(?:s|ing)?|hoist(?:s|ing)?|pick(?:s|ing)?(?: \w+){0,4} up"
     rf"|rais(?:es?|ing) (?!{_ITS}(?:open |closed )?(?:{_HAND}|arm))"
@@ -59,8 +65,13 @@ _PATTERNS: dict[EventType, str] = {
     "hand_up": r"rais(?:es?|ing)|lift(?:s|ing)?|ris(?:es?|ing)|ascend(?:s|ing)?|up|upwards?",
     "hand_down": r"lower(?:s|ing)?|descend(?:s|ing)?|down|downwards?",
     "hand_across": (
-        r"across|sideways|level|left|right|forwards?|backwards?|horizontal(?:ly)?|laterally"
+        r"across|sideways|level|left|right|forwards?|(?<!the )back|backwards?|horizontal(?:ly)?"
+        r"|laterally"
     ),
+    "hand_left": rf"to (?:the|its) left{_NO_PLACE}|leftwards?",
+    "hand_right": rf"to (?:the|its) right{_NO_PLACE}|rightwards?",
+    "hand_forward": r"forwards?|ahead",
+    "hand_back": r"(?<!the )back|backwards?",
 }
 _LEXICON = {
     kind: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for kind, pattern in _PATTERNS.items()

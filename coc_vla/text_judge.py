@@ -27,6 +27,10 @@ _WORDS: dict[EventType, str] = {
     "hand_up": "the hand moves up",
     "hand_down": "the hand moves down",
     "hand_across": "the hand moves sideways",
+    "hand_left": "it does so to the left",
+    "hand_right": "it does so to the right",
+    "hand_forward": "it does so forward",
+    "hand_back": "it does so backward",
 }
 _PROMPT = """A robot was told: {instruction}
 

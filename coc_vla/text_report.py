@@ -4,7 +4,7 @@ from typing import Any
 
 from world_modality.intervals import Interval
 
-_GROUPS = ("all", "simulator", "motion", "lifted")
+_GROUPS = ("all", "simulator", "motion", "sides", "lifted")
 
 
 def markdown_report(report: dict[str, Any]) -> str:

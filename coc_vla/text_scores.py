@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Int, Num
 
-from coc_vla.coc_events import MOTION_EVENTS, SIMULATOR_EVENTS, EventType
+from coc_vla.coc_events import MOTION_EVENTS, SIDE_EVENTS, SIMULATOR_EVENTS, EventType
 from world_modality.intervals import Interval, ratio_interval
 
 
@@ -117,7 +117,7 @@ class ClaimedAndRecorded:
 
 
 def event_groups(known: Sequence[EventType]) -> dict[str, tuple[EventType, ...]]:
-    """Return what is scored: all events, the simulator's, the hand's motion, and each type alone.
+    """Return what is scored: all events, the simulator's, the hand's motion, its sides, each type.
 
     Args:
         known: the types that the recording can tell.
@@ -126,6 +126,7 @@ def event_groups(known: Sequence[EventType]) -> dict[str, tuple[EventType, ...]]
         "all": tuple(known),
         "simulator": tuple(k for k in known if k in SIMULATOR_EVENTS),
         "motion": tuple(k for k in known if k in MOTION_EVENTS),
+        "sides": tuple(k for k in known if k in SIDE_EVENTS),
         **{kind: (kind,) for kind in known},
     }
     return {name: kinds for name, kinds in groups.items() if kinds}

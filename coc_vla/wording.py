@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from coc_vla.hand_axes import Side
 from coc_vla.instruction_objects import instruction_clauses, instruction_verb, object_mentions
 from coc_vla.motion import Direction
 from coc_vla.narrative import Step
@@ -24,6 +25,13 @@ _CARRYING_VERBS = frozenset(
     )
 )
 _PULLING_VERBS = frozenset(("pull", "open", "unplug"))
+# How a side is said after a verb of motion.
+_TO_SIDE: dict[Side, str] = {
+    "left": "to the left",
+    "right": "to the right",
+    "forward": "forward",
+    "back": "back",
+}
 # An instruction longer than this is not quoted whole in a step.
 MAX_QUOTED_WORDS = 22
 
@@ -102,9 +110,10 @@ class Wording:
 
     def _approach(self, step: Step, thing: str) -> tuple[str, str]:
         gripper = f"the {step.gripper} gripper"
+        across = _across(step)
         texts: dict[Direction, tuple[str, str]] = {
             "across": (
-                f"Move {gripper} across towards {thing}",
+                f"Move {gripper} {across} towards {thing}",
                 f"{thing} has to be within reach before anything can be done with it",
             ),
             "up": (
@@ -122,7 +131,7 @@ class Wording:
         }
         if step.occurrence == 2 and step.direction == "across":
             return (
-                f"Go on across until {gripper} is at {thing}",
+                f"Go on {across} until {gripper} is at {thing}",
                 f"from this height nothing stands between the gripper and {thing}",
             )
         return texts[step.direction]
@@ -134,17 +143,17 @@ class Wording:
         )
 
     def _held(self, step: Step, thing: str) -> tuple[str, str]:
-        goal = self._goal(step)
+        goal, across = self._goal(step), _across(step)
         carry = "Carry" if self.verb in _CARRYING_VERBS else "Push"
         carry = "Pull" if self.verb in _PULLING_VERBS else carry
         if step.occurrence == 2 and step.direction == "across":
             return (
-                f"{carry} {thing} on until it is at {goal}",
+                f"{carry} {thing} on {across} until it is at {goal}",
                 f"the rest of the way to {goal} is what is still missing",
             )
         texts: dict[Direction, tuple[str, str]] = {
             "across": (
-                f"{carry} {thing} across towards {goal}",
+                f"{carry} {thing} {across} towards {goal}",
                 f"every bit of the way brings {thing} nearer to {goal}",
             ),
             "up": (
@@ -170,14 +179,16 @@ class Wording:
         )
 
     def _retreat(self, step: Step, thing: str) -> tuple[str, str]:
-        way = {"up": "upwards", "down": "downwards", "across": "away", "still": "to rest"}
+        away = f"away {_across(step)}" if step.sides else "away"
+        way = {"up": "upwards", "down": "downwards", "across": away, "still": "to rest"}
         return (
             f"Take the empty hand {way[step.direction]}",
             f"the hand cannot disturb {thing} any more",
         )
 
     def _act(self, step: Step, thing: str) -> tuple[str, str]:
-        way = {"up": "upwards", "down": "downwards", "across": "on a level", "still": "a little"}
+        level = f"on a level {_across(step)}" if step.sides else "on a level"
+        way = {"up": "upwards", "down": "downwards", "across": level, "still": "a little"}
         task = self.instruction[:1].lower() + self.instruction[1:]
         if len(task.split()) > MAX_QUOTED_WORDS:
             task = f"do with {thing} what the instruction asks"
@@ -195,3 +206,11 @@ class Wording:
             f"Stop the hand and leave {left}",
             "nothing is left to do, and a further movement could undo the result",
         )
+
+
+def _across(step: Step) -> str:
+    """Say where a movement leads, as far as that is known: `to the left and forward`."""
+    if not step.sides:
+        return "across"
+    straight = "straight " if len(step.sides) == 1 else ""
+    return straight + " and ".join(_TO_SIDE[side] for side in step.sides)

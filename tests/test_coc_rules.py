@@ -2,13 +2,21 @@ import numpy as np
 import pytest
 
 from coc_vla.gripper import GripperChannel
+from coc_vla.hand_axes import HandAxes
 from coc_vla.motion import EpisodeMotion
 from coc_vla.rules import Rules
 from coc_vla.trace import parse_trace, trace_faults
 from coc_vla.vlm import VlmRequest
+from world_modality.errors import InvalidInputError
 
 FPS = 20.0
-WAYS = {"across": (1, 0, 0), "up": (0, 0, 1), "down": (0, 0, -1), "still": (0, 0, 0)}
+WAYS = {
+    "across": (1, 0, 0),
+    "slanting": (1, 1, 0),
+    "up": (0, 0, 1),
+    "down": (0, 0, -1),
+    "still": (0, 0, 0),
+}
 INSTRUCTIONS = [
     "Push the puck to a goal",
     "pick up the black bowl between the plate and the ramekin and place it on the plate",
@@ -22,7 +30,7 @@ INSTRUCTIONS = [
 ]
 
 
-def recorded(*moves):
+def recorded(*moves, axes=None):
     """Record moves of 20 frames each; `close` and `open` stand between them."""
     velocity, commands, command = [], [], -1.0
     for move in moves:
@@ -32,7 +40,7 @@ def recorded(*moves):
         velocity += [WAYS[move]] * 20
         commands += [command] * 20
     events = GripperChannel(0).events(np.array(commands)[:, None])
-    return EpisodeMotion(np.cumsum(velocity, axis=0).astype(float), events, FPS)
+    return EpisodeMotion(np.cumsum(velocity, axis=0).astype(float), events, FPS, axes)
 
 
 def steps_of(instruction, motion):
@@ -52,6 +60,38 @@ def test_a_pick_and_place_is_told_in_its_order():
         "Carry the soup across towards the basket",
         "Lower the soup towards the basket",
     ]
+
+
+@pytest.mark.parametrize(
+    ("axes", "straight", "slanting"),
+    [
+        (("right", "forward"), "straight to the right", "to the right and forward"),
+        (("left", "back"), "straight to the left", "to the left and back"),
+        (("forward", "left"), "straight forward", "to the left and forward"),
+    ],
+)
+def test_where_a_motion_leads_is_told_where_the_axes_are_known(axes, straight, slanting):
+    moves = ("across", "down", "close", "up", "slanting", "open", "across")
+    told = steps_of("put the soup in the basket", recorded(*moves, axes=HandAxes(*axes)))
+    assert told[0] == f"Move the open gripper {straight} towards the soup"
+    assert told[4] == f"Carry the soup {slanting} towards the basket"
+    assert told[-1] == f"Take the empty hand away {straight}"
+    act = steps_of("Press a button", recorded("down", "slanting", axes=HandAxes(*axes)))
+    assert f"Move the hand on a level {slanting} to press a button" in act
+
+
+def test_a_motion_that_a_pause_interrupts_leads_where_both_parts_do():
+    axes = HandAxes("right", "forward")
+    turned = ("slanting", "still", "slanting", "down", "close", "up")
+    assert steps_of("take the soup", recorded(*turned, axes=axes))[0] == (
+        "Move the open gripper to the right and forward towards the soup"
+    )
+
+
+@pytest.mark.parametrize("axes", [("left", "right"), ("back", "back"), ("forward", "back")])
+def test_axes_that_span_no_plane_are_refused(axes):
+    with pytest.raises(InvalidInputError, match="--position_axes"):
+        HandAxes(*axes)
 
 
 def test_the_recorded_motion_decides_not_the_instruction():
@@ -82,7 +122,8 @@ def test_whatever_is_recorded_the_narrative_passes_the_checks(instruction):
         moves = rng.choice([*WAYS, "close", "open"], int(rng.integers(1, 12)))
         if set(moves) <= {"close", "open"}:
             continue
-        assert 4 <= len(steps_of(instruction, recorded(*moves))) <= 7
+        for axes in (None, HandAxes("forward", "left")):
+            assert 4 <= len(steps_of(instruction, recorded(*moves, axes=axes))) <= 7
 
 
 @pytest.mark.parametrize("num_frames", [1, 2, 3])

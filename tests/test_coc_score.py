@@ -9,6 +9,7 @@ import pytest
 from benchmarks.demo_signals import write_signals
 from coc_vla.coc_events import EVENT_TYPES, EventKeys, episode_events, recorded_events
 from coc_vla.gripper import GripperChannel
+from coc_vla.hand_axes import HandAxes
 from coc_vla.motion import EpisodeMotion
 from coc_vla.score_labels import ScoreConfig, run
 from coc_vla.text_claims import claimed_events
@@ -26,6 +27,8 @@ from world_modality.errors import InvalidInputError
 from world_modality.lerobot_adapter import open_dataset
 
 NUM_FRAMES = 60
+RIGHT_FORWARD = ("right", "forward")
+RIGHT_WITH_CONTACT = ["contact", "hand_across", "hand_right"]
 
 
 def motion(commands):
@@ -66,6 +69,18 @@ def test_events_of_hand_made_signals_are_found_in_order():
     }
 
 
+def test_a_motion_across_is_also_one_to_the_sides_that_it_leads_to():
+    steps = np.repeat([[0.01, 0.01, 0], [0, 0, 0], [-0.01, 0.001, 0]], 20, axis=0)
+    positions = np.cumsum(steps, axis=0)
+    seen = EpisodeMotion(positions, (), 20.0, HandAxes(*RIGHT_FORWARD))
+    assert kinds(episode_events(seen, {})) == [
+        *("hand_across", "hand_right", "hand_forward"),
+        *("hand_across", "hand_left"),
+    ]
+    unknown = EpisodeMotion(positions, (), 20.0)
+    assert kinds(episode_events(unknown, {})) == ["hand_across", "hand_across"]
+
+
 def test_a_touch_of_two_frames_and_a_lift_of_a_centimetre_are_no_events():
     height = np.full(NUM_FRAMES, 0.5)
     height[45:] = 0.51
@@ -90,6 +105,15 @@ def test_a_touch_of_two_frames_and_a_lift_of_a_centimetre_are_no_events():
         ("Raise the bowl off the table", ["contact", "lifted", "hand_up"]),
         ("Wait near the table", []),
         ("Stop the hand and leave the puck as it is", ["goal"]),
+        (
+            "Move the open gripper to the left and forward towards the puck",
+            ["hand_across", "hand_left", "hand_forward"],
+        ),
+        ("Carry the mug straight to the right until it is there", RIGHT_WITH_CONTACT),
+        ("Move the hand on a level straight back to wait", ["hand_across", "hand_back"]),
+        ("Carry the mug to the right burner", ["contact", "hand_across"]),
+        ("Carry the mug to the left of the plate", ["contact", "hand_across"]),
+        ("Carry the book to the back compartment", ["contact"]),
     ],
 )
 def test_lexicon(what, claims):
@@ -194,7 +218,12 @@ def test_true_labels_score_full_marks_and_shuffled_ones_less(recording, tmp_path
 
 def test_what_the_recording_does_not_tell_is_not_scored(recording, tmp_path):
     result = score(recording, true_labels(tmp_path / "labels.jsonl"))
-    assert result.unknown_events == ["lifted"]
+    sides = {"hand_left", "hand_right", "hand_forward", "hand_back"}
+    assert set(result.unknown_events) == {"lifted", *sides}
+    assert "sides" not in result.groups
+    known = score(recording, true_labels(tmp_path / "labels.jsonl"), position_axes=RIGHT_FORWARD)
+    assert known.unknown_events == ["lifted"]
+    assert known.groups["sides"].labels.num_recorded > 0
     (recording / "meta" / "signals").rename(recording / "meta" / "away")
     try:
         events = recorded_events(
@@ -202,7 +231,7 @@ def test_what_the_recording_does_not_tell_is_not_scored(recording, tmp_path):
         )
     finally:
         (recording / "meta" / "away").rename(recording / "meta" / "signals")
-    assert set(EVENT_TYPES) - set(events.known) == {"contact", "lifted", "goal"}
+    assert set(EVENT_TYPES) - set(events.known) == {"contact", "lifted", "goal", *sides}
 
 
 def test_labels_of_another_recording_and_files_of_errors_alone_are_refused(recording, tmp_path):
