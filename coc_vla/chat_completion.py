@@ -1,17 +1,11 @@
 """The words of OpenAI's chat completions: a question as JSON, and an answer read from it."""
 
-import base64
-import io
 import json
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-from jaxtyping import UInt8
-
+from coc_vla.pictures import image_url
 from coc_vla.vlm import VlmAnswer, VlmRequest
-
-JPEG_QUALITY = 95
 
 
 class NonsenseError(Exception):
@@ -27,15 +21,6 @@ def message_content(request: VlmRequest) -> list[dict[str, Any]]:
         {"type": "image_url", "image_url": {"url": image_url(image)}} for image in request.images
     ]
     return [*images, {"type": "text", "text": request.prompt}]
-
-
-def image_url(image: UInt8[np.ndarray, "_h _w 3"]) -> str:
-    """Return an image as a `data:` address, JPEG without subsampling of colours."""
-    from PIL import Image
-
-    buffer = io.BytesIO()
-    Image.fromarray(image).save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
-    return "data:image/jpeg;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def read_completion(reply: bytes, seconds: float) -> VlmAnswer:

@@ -5,9 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coc_vla.chat_completion import image_url
-from coc_vla.keyframe_images import Images
 from coc_vla.labels import CocLabel
+from coc_vla.pictures import Pictures, image_url
 from world_modality.atomic import replacing
 
 _STYLE = """
@@ -43,7 +42,7 @@ class SheetEntry:
     """
 
     record: CocLabel
-    images: Images | str
+    images: Pictures | str
     fps: float
 
 

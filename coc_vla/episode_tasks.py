@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from coc_vla.gripper import GripperChannel, find_gripper_dim
 from coc_vla.hand_axes import HandAxes, Side
-from coc_vla.keyframe_images import Images, keyframe_images
+from coc_vla.keyframe_images import keyframe_images
 from coc_vla.keyframes import (
     DEFAULT_NUM_KEYFRAMES,
     KeyframeChoice,
@@ -19,6 +19,7 @@ from coc_vla.keyframes import (
 )
 from coc_vla.labelling import EpisodeTask
 from coc_vla.motion import EpisodeMotion, find_position_dims
+from coc_vla.pictures import Pictures
 from coc_vla.recorded_episodes import MotionColumns, RecordedEpisodes, choose_episodes
 from world_modality.errors import InvalidInputError
 from world_modality.instruction_text import text_fault
@@ -37,6 +38,8 @@ class TaskRequest:
     keyframes: KeyframeChoice = "uniform"
     num_keyframes: int | None = None
     max_image_side: int = 768
+    as_recorded: bool = False
+    """Hand on the dataset's own image files instead of pixels where that is possible."""
     state_key: str = "observation.state"
     action_key: str = "action"
     position_dims: tuple[int, int, int] | None = None
@@ -98,6 +101,7 @@ class TaskPlan:
             "instruction_origin": self.recorded.instruction_origin,
             "image_key": self.image_key,
             "max_image_side": self.request.max_image_side if self.image_key else None,
+            "images_as_recorded": self.request.as_recorded if self.image_key else None,
             "keyframes": self.request.keyframes,
             "num_keyframes": self.request.resolved_num_keyframes,
             "state_key": columns and columns.state_key,
@@ -126,7 +130,7 @@ class TaskPlan:
         motions: Iterator[EpisodeMotion | None] = repeat(None)
         if self.needs_motion:
             motions = iter(self._motions())
-        images: Iterator[Images | str] = repeat(())
+        images: Iterator[Pictures | str] = repeat(())
         if self.image_key is not None:
             frames = [
                 [start + index for index in indices]
@@ -134,7 +138,9 @@ class TaskPlan:
             ]
             source = self.recorded.source
             side = self.request.max_image_side
-            images = keyframe_images(source, self.image_key, frames, side)
+            images = keyframe_images(
+                source, self.image_key, frames, side, as_recorded=self.request.as_recorded
+            )
         for position, indices in zip(self.positions.tolist(), keyframes, strict=True):
             instruction = self.recorded.instructions[position]
             shown = next(images)
@@ -216,5 +222,5 @@ def _motion_columns(source: LeRobotSource, request: TaskRequest) -> MotionColumn
     )
 
 
-def _damage(images: Images | str) -> str | None:
+def _damage(images: Pictures | str) -> str | None:
     return f"its keyframes cannot be read: {images}" if isinstance(images, str) else None

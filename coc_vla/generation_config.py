@@ -140,6 +140,8 @@ class CocGenerationConfig:
             keyframes=self.keyframes,
             num_keyframes=self.num_keyframes,
             max_image_side=self.max_image_side,
+            # A server decodes files itself; decoding and encoding them here is for nothing.
+            as_recorded=self.backend == "openai",
             state_key=self.state_key,
             action_key=self.action_key,
             position_dims=self.position_dims,

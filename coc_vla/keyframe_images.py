@@ -1,69 +1,107 @@
-"""Keyframes of many episodes, decoded in one pass over the dataset."""
+"""Keyframes of many episodes, read in one pass over the dataset."""
 
+import io
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 from jaxtyping import UInt8
 
-from world_modality.errors import UserError
-from world_modality.frame_decoding import frame_blocks, frames_at
+from coc_vla.pictures import Picture, Pictures, RecordedImage
+from world_modality.errors import InvalidInputError, UserError
+from world_modality.frame_decoding import decode_image, encoded_images, frame_blocks
 from world_modality.lerobot_source import LeRobotSource
 
 BLOCK_FRAMES = 32
-Images = tuple[UInt8[np.ndarray, "_h _w 3"], ...]
+# What browsers and inference servers read.
+_MEDIA_TYPES = {"PNG": "image/png", "JPEG": "image/jpeg"}
 
 
 def keyframe_images(
-    source: LeRobotSource, image_key: str, frames: Sequence[Sequence[int]], max_side: int
-) -> Iterator[Images | str]:
+    source: LeRobotSource,
+    image_key: str,
+    frames: Sequence[Sequence[int]],
+    max_side: int,
+    *,
+    as_recorded: bool = False,
+) -> Iterator[Pictures | str]:
     """Yield each episode's keyframes, or what is wrong with them.
 
-    The frames of all episodes are decoded in ascending order, a block at a time. Where a block
-    cannot be decoded, its episodes are decoded one by one, so that a damaged image costs only its
-    own episode.
+    The frames of all episodes are read in ascending order. Where one cannot be read, the episodes
+    that follow are read one by one, so that a damaged image costs only its own episode.
 
     Args:
         source: the dataset.
         image_key: one of its cameras.
-        frames: global frame indices by episode, ascending over all of them.
+        frames: global frame indices by episode, ascending over all of them; no episode is empty.
         max_side: larger images are made smaller, with their proportions.
+        as_recorded: hand on the files of a camera that is stored as images, where they are small
+            enough, without decoding them.
     """
+    is_file = as_recorded and source.features[image_key]["dtype"] == "image"
+    read = _files if is_file else _pixels
     done = 0
     while done < len(frames):
         try:
-            for images in _decoded(source, image_key, frames[done:]):
-                yield tuple(_limited(image, max_side) for image in images)
+            for pictures in read(source, image_key, frames[done:], max_side):
+                yield pictures
                 done += 1
         except UserError:
             for episode in frames[done : done + BLOCK_FRAMES]:
-                yield _alone(source, image_key, episode, max_side)
+                try:
+                    yield next(read(source, image_key, [episode], max_side))
+                except UserError as error:
+                    yield str(error)
                 done += 1
 
 
-def _decoded(
-    source: LeRobotSource, image_key: str, frames: Sequence[Sequence[int]]
-) -> Iterator[list[np.ndarray]]:
-    wanted = np.array([frame for episode in frames for frame in episode], dtype=np.int64)
-    ready: list[np.ndarray] = []
-    position = 0
-    for block in frame_blocks(source, image_key, wanted, BLOCK_FRAMES):
-        # Copies: a kept image must not keep its whole block in memory.
-        ready += [np.array(image) for image in block]
-        while position < len(frames) and len(ready) >= len(frames[position]):
-            count = len(frames[position])
-            yield ready[:count]
-            ready = ready[count:]
-            position += 1
+def _pixels(
+    source: LeRobotSource, image_key: str, frames: Sequence[Sequence[int]], max_side: int
+) -> Iterator[Pictures]:
+    # Copies: a kept image must not keep its whole block in memory.
+    images = (
+        _limited(np.array(image), max_side)
+        for block in frame_blocks(source, image_key, _joined(frames), BLOCK_FRAMES)
+        for image in block
+    )
+    for episode in frames:
+        yield tuple(islice(images, len(episode)))
 
 
-def _alone(
-    source: LeRobotSource, image_key: str, frames: Sequence[int], max_side: int
-) -> Images | str:
+def _files(
+    source: LeRobotSource, image_key: str, frames: Sequence[Sequence[int]], max_side: int
+) -> Iterator[Pictures]:
+    wanted = _joined(frames)
+    contents = encoded_images(source, image_key, wanted)
+    images = (
+        _file(content, image_key, frame, max_side)
+        for content, frame in zip(contents, wanted.tolist(), strict=True)
+    )
+    for episode in frames:
+        yield tuple(islice(images, len(episode)))
+
+
+def _joined(frames: Sequence[Sequence[int]]) -> np.ndarray:
+    return np.array([frame for episode in frames for frame in episode], dtype=np.int64)
+
+
+def _file(content: bytes, image_key: str, frame: int, max_side: int) -> Picture:
+    """Return an image's file where it can be handed on, else its pixels."""
+    from PIL import Image, UnidentifiedImageError
+
     try:
-        images = frames_at(source, image_key, np.array(frames, dtype=np.int64))
-    except UserError as error:
-        return str(error)
-    return tuple(_limited(image, max_side) for image in images)
+        image = Image.open(io.BytesIO(content))
+        media_type = _MEDIA_TYPES.get(image.format or "")
+        is_small = max(image.size) <= max_side and image.mode == "RGB"
+        if media_type is not None and is_small:
+            image.verify()  # check sums; no pixel is decoded
+            return RecordedImage(content, media_type)
+    # Pillow says SyntaxError where a PNG's check sum is wrong.
+    except (UnidentifiedImageError, OSError, SyntaxError) as error:
+        raise InvalidInputError(
+            f"frame {frame} of camera {image_key} is no readable image: {error}"
+        ) from error
+    return _limited(decode_image(content, image_key, frame), max_side)
 
 
 def _limited(image: UInt8[np.ndarray, "_h _w 3"], max_side: int) -> UInt8[np.ndarray, "_h2 _w2 3"]:

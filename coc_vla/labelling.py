@@ -8,9 +8,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from coc_vla.keyframe_images import Images
 from coc_vla.labels import CocLabel
 from coc_vla.motion import EpisodeMotion
+from coc_vla.pictures import Pictures
 from coc_vla.prompt import Prompt
 from coc_vla.trace import parse_trace, trace_faults
 from coc_vla.vlm import Vlm, VlmAnswer, VlmRequest, VlmUnavailableError
@@ -36,7 +36,7 @@ class EpisodeTask:
     instruction: str
     keyframe_indices: tuple[int, ...]
     fps: float
-    images: Images = field(default=(), repr=False)
+    images: Pictures = field(default=(), repr=False)
     motion: EpisodeMotion | None = field(default=None, repr=False)
     fault: str | None = None
 

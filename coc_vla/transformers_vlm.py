@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import torch
 
+from coc_vla.pictures import pil_image
 from coc_vla.seeded_sampling import SeededSampling
 from coc_vla.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
 from world_modality.errors import InvalidInputError
@@ -113,11 +114,9 @@ class TransformersVlm:
         ]
 
     def _inputs(self, requests: Sequence[VlmRequest]) -> Any:
-        from PIL import Image
-
         conversations = []
         for request in requests:
-            images = [{"type": "image", "image": Image.fromarray(i)} for i in request.images]
+            images = [{"type": "image", "image": pil_image(i)} for i in request.images]
             content = [*images, {"type": "text", "text": request.prompt}]
             conversations.append([{"role": "user", "content": content}])
         inputs = self.processor.apply_chat_template(

@@ -8,10 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-import numpy as np
-from jaxtyping import UInt8
-
 from coc_vla.motion import EpisodeMotion
+from coc_vla.pictures import Pictures
 from world_modality.errors import UserError
 
 
@@ -30,7 +28,7 @@ class VlmRequest:
 
     episode_id: int
     instruction: str
-    images: tuple[UInt8[np.ndarray, "_h _w 3"], ...] = field(repr=False)
+    images: Pictures = field(repr=False)
     prompt: str = field(repr=False)
     seed: int
     motion: EpisodeMotion | None = field(default=None, repr=False)

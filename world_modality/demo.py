@@ -29,6 +29,8 @@ SCRIPTS = {
     "C": "train_model_c.py",
     "C_no_world_input": "train_model_c.py",
 }
+# MetaWorld's hand: x grows to the robot's right, y away from it.
+POSITION_AXES = ("--position_axes", "right", "forward")
 
 
 @dataclass(frozen=True)
@@ -180,7 +182,7 @@ def _explain(config: DemoConfig, cache_flags: list[str], dataset_root: str) -> d
     _stage(
         "coc_vla.coc_generation",
         *("--dataset_name", DATASET_NAME, "--dataset_root", dataset_root, "--backend", "rules"),
-        *("--output_jsonl", labels, "--resume"),
+        *(*POSITION_AXES, "--output_jsonl", labels, "--resume"),
     )
     checkpoints = {}
     for name, context in (("two_heads", "trunk"), ("instruction_only", "lang")):
@@ -200,7 +202,7 @@ def _explain(config: DemoConfig, cache_flags: list[str], dataset_root: str) -> d
             *("--checkpoint", str(checkpoints["two_heads"]), *cache_flags),
             *("--control", str(checkpoints["instruction_only"]), "--labels_jsonl", labels),
             *("--dataset_root", dataset_root, "--out_dir", str(report.parent)),
-            *("--seed", str(config.seed)),
+            *(*POSITION_AXES, "--seed", str(config.seed)),
         )
     content: dict[str, Any] = json.loads(report.read_text())
     return content

@@ -71,18 +71,27 @@ def _stack(images: list[np.ndarray], image_key: str) -> np.ndarray:
 def _image_blocks(
     source: LeRobotSource, image_key: str, indices: np.ndarray, block_size: int
 ) -> Iterator[np.ndarray]:
-    encoded = _encoded_images(source, image_key, indices)
+    encoded = encoded_images(source, image_key, indices)
     position = 0
     with ThreadPoolExecutor(min(os.cpu_count() or 1, MAX_DECODE_THREADS)) as pool:
         while position < len(indices):
             wanted = indices[position : position + block_size]
-            jobs = [pool.submit(_decode_image, next(encoded), image_key, int(i)) for i in wanted]
+            jobs = [pool.submit(decode_image, next(encoded), image_key, int(i)) for i in wanted]
             yield _stack([job.result() for job in jobs], image_key)
             position += len(wanted)
 
 
-def _encoded_images(source: LeRobotSource, image_key: str, indices: np.ndarray) -> Iterator[bytes]:
-    """Yield the compressed images, reading only the row groups that hold wanted frames."""
+def encoded_images(source: LeRobotSource, image_key: str, indices: np.ndarray) -> Iterator[bytes]:
+    """Yield the files of a camera that is stored as images, reading only the row groups needed.
+
+    Args:
+        source: the dataset.
+        image_key: one of its cameras, stored as images.
+        indices: strictly ascending global frame indices.
+
+    Raises:
+        InvalidInputError: a frame has no image.
+    """
     first_row = 0
     for path in source.data_files:
         file = source.open_parquet(path)
@@ -115,7 +124,17 @@ def _images_of_group(
         start += batch.num_rows
 
 
-def _decode_image(content: bytes, image_key: str, index: int) -> UInt8[np.ndarray, "H W 3"]:
+def decode_image(content: bytes, image_key: str, index: int) -> UInt8[np.ndarray, "H W 3"]:
+    """Decode an image file.
+
+    Args:
+        content: the file.
+        image_key: its camera, for errors.
+        index: its global frame index, for errors.
+
+    Raises:
+        InvalidInputError: it is damaged, or not 8-bit RGB.
+    """
     from PIL import Image, UnidentifiedImageError
 
     try:
