@@ -18,8 +18,9 @@ article { border-top: 1px solid var(--line); display: grid; gap: 20px; padding: 
   grid-template-columns: minmax(0, 1fr) minmax(0, 1fr); }
 h2 { font-size: 16px; margin: 0; grid-column: 1 / -1; }
 h2 small { font-weight: normal; opacity: .75; }
-.frames { display: flex; flex-wrap: wrap; gap: 8px; align-content: flex-start; }
-figure { margin: 0; flex: 1 1 150px; max-width: 256px; }
+.frames { display: grid; gap: 8px; align-content: start;
+  grid-template-columns: repeat(auto-fill, minmax(150px, 1fr)); }
+figure { margin: 0; max-width: 256px; }
 figure img { width: 100%; display: block; border-radius: 4px; }
 figcaption { font-size: 13px; opacity: .75; }
 ol { margin: 0; padding-left: 22px; }
@@ -71,7 +72,7 @@ def _article(entry: SheetEntry) -> str:
     record = entry.record
     return (
         f"<article><h2>{html.escape(record.instruction)} <small>episode {record.episode_id}, "
-        f"{html.escape(record.model_name)}, {record.attempts} asked</small></h2>\n"
+        f"{html.escape(record.model_name)}, questions asked: {record.attempts}</small></h2>\n"
         f'<div class="frames">{_frames(entry)}</div>\n<div>{_text(record)}</div></article>'
     )
 
