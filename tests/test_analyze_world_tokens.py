@@ -60,7 +60,8 @@ def test_the_documented_command_writes_report_json_and_plot(cache_dir):
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     out_dir = cache_dir / DATASET_NAME / "analysis"
-    assert {p.name for p in out_dir.iterdir()} == {"analysis.json", "analysis.png", "config.json"}
+    written = {p.name for p in out_dir.iterdir()}
+    assert written == {".lock", "analysis.json", "analysis.png", "config.json"}
     assert (out_dir / "analysis.png").read_bytes().startswith(b"\x89PNG")
     content = json.loads((out_dir / "analysis.json").read_text())
     assert content["encoder_note"] == SPEC.stand_in_note
@@ -252,7 +253,10 @@ def test_an_output_folder_that_cannot_be_made_ends_with_one_message(
     with pytest.raises(SystemExit) as exited:
         main()
     assert exited.value.code == 1
-    assert capsys.readouterr().err == f"error: Not a directory: {tmp_path / 'file' / 'out'}\n"
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --out_dir: {tmp_path / 'file' / 'out'}")
+    assert "cannot be written (Not a directory)" in said
+    assert said.count("\n") == 1
 
 
 def test_a_damaged_array_or_a_foreign_split_is_refused(tmp_path):

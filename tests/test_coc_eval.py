@@ -16,6 +16,7 @@ from tests.coc_fixtures import (
     write_coc_cache,
     write_labels,
 )
+from tests.policy_fixtures import save_sealed
 from world_modality.errors import InvalidInputError
 from world_modality.eval_offline import EvalOfflineConfig
 from world_modality.eval_offline import run as eval_offline
@@ -117,7 +118,7 @@ def test_a_control_that_sees_more_or_reads_otherwise_is_refused(trained, tmp_pat
         run(dataclasses.replace(trained, control=trained.checkpoint))
     kept = torch.load(trained.control, weights_only=True)
     kept["auxiliary_head"]["record"]["labels_sha256"] = "0" * 64
-    torch.save(kept, tmp_path / "model_C_epoch0.pt")
+    save_sealed(kept, tmp_path / "model_C_epoch0.pt")
     with pytest.raises(InvalidInputError, match="trained with another labels"):
         run(dataclasses.replace(trained, control=tmp_path / "model_C_epoch0.pt"))
 

@@ -18,6 +18,14 @@ from world_modality.train import run
 from world_modality.trainer import Trainer
 
 
+@pytest.fixture(autouse=True)
+def interruptible():
+    """Let SIGINT arrive; a shell that starts a job in the background has it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 @pytest.fixture
 def config(tmp_path):
     cache = write_synthetic_cache(tmp_path / "cache")
