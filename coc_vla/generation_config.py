@@ -57,7 +57,7 @@ class CocGenerationConfig:
     concurrency: int = 16
     """Requests to the server at once."""
     timeout_s: float = 120.0
-    """How long the server may take for an answer."""
+    """How long the server may take for a whole answer."""
     max_request_retries: int = 5
     """Further tries of a request that failed: no connection, silence, 429, 5xx, nonsense."""
     max_failures_in_row: int = 20
