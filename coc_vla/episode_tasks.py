@@ -218,7 +218,7 @@ def _motion_columns(source: LeRobotSource, request: TaskRequest) -> MotionColumn
         action_key=request.action_key,
         position_dims=find_position_dims(state, request.state_key, request.position_dims),
         gripper=GripperChannel(gripper, *request.gripper_commands),
-        axes=request.position_axes and HandAxes(*request.position_axes),
+        axes=HandAxes.of(request.position_axes),
     )
 
 

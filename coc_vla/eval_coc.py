@@ -54,11 +54,6 @@ class EvalCocConfig(OfflineConfig):
         if self.temperature <= 0:
             raise InvalidInputError(f"--temperature must be above 0, not {self.temperature}")
 
-    @property
-    def axes(self) -> HandAxes | None:
-        """Which way the hand's position points."""
-        return self.position_axes and HandAxes(*self.position_axes)
-
 
 @dataclass(frozen=True)
 class EvalCocResult:
@@ -153,7 +148,7 @@ def _truth(
         pairs = zip(episodes.traces, episodes.instructions, strict=True)
         return [claimed_events(trace, told) for trace, told in pairs], EVENT_TYPES
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
-    recorded = recorded_events(source, EventKeys(axes=config.axes))
+    recorded = recorded_events(source, EventKeys(axes=HandAxes.of(config.position_axes)))
     strangers = [i for i in episodes.ids.tolist() if i not in recorded.by_episode]
     if strangers:
         raise InvalidInputError(

@@ -41,6 +41,15 @@ class HandAxes:
                 "forward left in LIBERO"
             )
 
+    @classmethod
+    def of(cls, axes: tuple[Side, Side] | None) -> "HandAxes | None":
+        """Read `--position_axes`.
+
+        Raises:
+            InvalidInputError: they span no plane.
+        """
+        return None if axes is None else cls(*axes)
+
     def shift(self, moved: Float[np.ndarray, "3"]) -> tuple[float, float]:
         """Return how far to the right and how far forward a difference of positions leads."""
         first, second = _WAYS[self.first], _WAYS[self.second]

@@ -73,7 +73,7 @@ class ScoreConfig:
             self.action_key,
             self.gripper_dim,
             self.position_dims,
-            self.position_axes and HandAxes(*self.position_axes),
+            HandAxes.of(self.position_axes),
         )
 
 
