@@ -27,6 +27,7 @@ STAGES = [
     "world_modality.intervention_corrupt_world",
     "world_modality.precompute_instruction_embeddings",
     "world_modality.precompute_world_tokens",
+    "world_modality.report",
     "train_baseline_a",
     "train_baseline_b",
     "train_model_c",

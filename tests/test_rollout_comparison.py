@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.rollouts.comparison import Comparison, compare, paired_difference, wilson_bounds
+from benchmarks.rollouts.comparison import Comparison, compare
 from tests.test_rollout_results import result
+from world_modality.proportions import paired_difference, wilson_bounds
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,9 @@ def run(config: AnalyzeConfig) -> AnalyzeResult:
             analysis, sentences, out_dir / "analysis.json", out_dir / "analysis.png"
         )
         write_config(config, out_dir / "config.json")
-        write_json(result.json_path, report_json(analysis, sentences))
+        tokens_sha256 = cache.manifest["arrays"]["world_tokens"]["sha256"]
+        content = {**report_json(analysis, sentences), "world_tokens_sha256": tokens_sha256}
+        write_json(result.json_path, content)
         from world_modality.analysis_plot import save_plot  # matplotlib: a second that errors save
 
         save_plot(analysis, result.plot_path)

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli, write_config
@@ -58,11 +58,20 @@ class CorruptionEffect:
 
 @dataclass(frozen=True)
 class CorruptWorldResult:
-    """The report: what was run, the clean error, and each corruption's effect."""
+    """The report.
+
+    Attributes:
+        run: what was evaluated.
+        clean_mse: with the recorded tokens.
+        corruptions: each one's effect.
+        episodes: summed squared errors per episode, `clean` and under each corruption (the mean
+            over its draws), from which several seeds' ratios can be put together.
+    """
 
     run: dict[str, Any]
     clean_mse: Interval
     corruptions: dict[str, CorruptionEffect]
+    episodes: dict[str, list[float]]
 
 
 def run(config: CorruptWorldConfig) -> CorruptWorldResult:
@@ -77,21 +86,18 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         counts = opened.episode_counts
         clean_sums = opened.episode_sums(clean)
         effects = {}
+        episodes = {"clean": clean_sums.tolist()}
         for name, draws in _corruptions(opened, config).items():
-            corrupted = np.stack(
-                [
-                    opened.episode_sums(
-                        predict(
-                            opened.policy, opened.tensors, opened.val_frames, tokens, progress=name
-                        )
-                    )
-                    for tokens in draws
-                ]
-            )
+            corrupted = np.stack([_sums_with(opened, tokens, name) for tokens in draws])
             recorded = opened.tokens[opened.val_frames]
+            # The mean of the differences, not of the sums: equal draws then give the clean sums
+            # exactly, where adding n equal numbers and dividing by n may not.
+            mean = clean_sums + (corrupted - clean_sums).mean(axis=0)
+            episodes[name] = mean.tolist()
             effects[name] = _effect(
                 clean_sums,
                 corrupted,
+                mean,
                 mse_per_sum=1 / counts.sum(),
                 changed=float(np.mean([tokens != recorded for tokens in draws])),
                 seed=config.seed,
@@ -100,6 +106,7 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
             run=opened.describe(),
             clean_mse=ratio_interval(clean_sums, counts, config.seed),
             corruptions=effects,
+            episodes=episodes,
         )
         _print(result)
         out_dir = config.report_dir("corrupt_world")
@@ -108,6 +115,14 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         plot_corruption(dataclasses.asdict(result), out_dir / "corrupt_world.png")
         print(f"report: {out_dir / 'corrupt_world.json'}\nplot: {out_dir / 'corrupt_world.png'}")
         return result
+
+
+def _sums_with(
+    opened: OfflineRun, tokens: Int[np.ndarray, " M"], name: str
+) -> Float[np.ndarray, " E"]:
+    """Return each episode's squared error where the policy reads these tokens."""
+    errors = predict(opened.policy, opened.tensors, opened.val_frames, tokens, progress=name)
+    return opened.episode_sums(errors)
 
 
 def _corruptions(opened: OfflineRun, config: CorruptWorldConfig) -> dict[str, list[np.ndarray]]:
@@ -131,13 +146,11 @@ def _corruptions(opened: OfflineRun, config: CorruptWorldConfig) -> dict[str, li
 def _effect(
     clean: Float[np.ndarray, " E"],
     corrupted: Float[np.ndarray, "draws E"],
+    mean: Float[np.ndarray, " E"],
     mse_per_sum: float,
     changed: float,
     seed: int,
 ) -> CorruptionEffect:
-    # The mean of the differences, not of the sums: equal draws then give the clean sums exactly,
-    # where adding n equal numbers and dividing by n may not.
-    mean = clean + (corrupted - clean).mean(axis=0)
     return CorruptionEffect(
         corrupted_mse=float(mean.sum() * mse_per_sum),
         ratio=ratio_interval(mean, clean, seed),

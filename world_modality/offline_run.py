@@ -1,13 +1,15 @@
 """A checkpoint opened on the cache it was trained on, at its validation frames."""
 
+import platform
 from dataclasses import dataclass
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from world_modality.cache import Cache
+from world_modality.cache import Cache, sha256_of_json
 from world_modality.checkpoint import Checkpoint, load_checkpoint
 from world_modality.device import resolve_device
 from world_modality.frame_tensors import FrameTensors
@@ -125,6 +127,26 @@ class OfflineRun:
             "encoder_note": encoder.get("note"),
             "num_val_episodes": len(self.val_ids),
             "num_val_frames": len(self.val_frames),
+            "seed": self.checkpoint.train_config["seed"],
+            "data": self._data_record(),
+            "versions": {name: version(name) for name in ("torch", "numpy")}
+            | {"python": platform.python_version()},
+        }
+
+    def _data_record(self) -> dict[str, object]:
+        """Return what two caches have to share for their policies to be compared."""
+        manifest = self.cache.manifest
+        dataset, codebook = manifest["dataset"], manifest["codebook"]
+        recording = dataset.get("recording") or {}
+        split = {"train": self.train_ids, "val": self.val_ids}
+        return {
+            "dataset": dataset.get("content_sha256") or dataset.get("revision"),
+            "split": sha256_of_json(split),
+            "rendering": recording.get("rendering"),
+            "world_tokens": manifest["arrays"]["world_tokens"]["sha256"],
+            "codebook_tokens": codebook["num_tokens"],
+            "codebook_seed": codebook.get("seed"),
+            "pooling": manifest["encoder"].get("pooling"),
         }
 
     def mean_over_frames(
@@ -155,10 +177,13 @@ class OfflineRun:
 
     def episode_sums(self, errors: FrameErrors) -> Float[np.ndarray, " E"]:
         """Return each validation episode's summed squared action error (standardised)."""
-        position = self._episode_of_frame[errors.frames]
-        sums = sum_by_episode(
-            errors.squared_error.sum(axis=1), position, len(self.tensors.episodes)
-        )
+        return self.sum_by_val_episode(errors.frames, errors.squared_error.sum(axis=1))
+
+    def sum_by_val_episode(
+        self, frames: Int[np.ndarray, " M"], values: Shaped[np.ndarray, " M"]
+    ) -> Float[np.ndarray, " E"]:
+        """Add up per-frame values within each validation episode."""
+        sums = sum_by_episode(values, self._episode_of_frame[frames], len(self.tensors.episodes))
         return sums[self.tensors.episodes.positions_of(self.val_ids)]
 
 

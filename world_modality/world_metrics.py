@@ -89,3 +89,21 @@ def _bigram_hits(
         "bigram_top5": (bigram == target[:, None]).any(axis=1),
         "change_bigram_top1": where_to.top(source, 1)[:, 0] == target,
     }
+
+
+def next_token_sums(run: OfflineRun, errors: FrameErrors) -> dict[str, list[float]]:
+    """Return top-1 hits at k = 1 and the frames they are among, per validation episode.
+
+    From these, runs on one cache can be compared pairwise; `all` and `changed` as above.
+    """
+    if errors.token_rank is None:
+        return {}
+    rank = errors.token_rank[:, 0]
+    inside = rank >= 0
+    target = np.where(inside, errors.frames + run.policy.config.future_stride, errors.frames)
+    changed = inside & (run.tokens[errors.frames] != run.tokens[target])
+    sums = {}
+    for name, counted in (("all", inside), ("changed", changed)):
+        for kind, values in (("hits", counted & (rank == 0)), ("frames", counted)):
+            sums[f"top1_{kind}_{name}"] = run.sum_by_val_episode(errors.frames, values).tolist()
+    return sums

@@ -1,14 +1,12 @@
 """Two checkpoints in the same episodes: which succeeds more often, as far as these tell."""
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from scipy import stats
-
 from benchmarks.rollouts.results import RolloutResult
-from world_modality.intervals import CONFIDENCE, Interval
+from world_modality.intervals import Interval
+from world_modality.proportions import mcnemar_p, paired_difference
 
 
 @dataclass(frozen=True)
@@ -48,10 +46,7 @@ class Comparison:
     @property
     def mcnemar_p(self) -> float:
         """Exact two-sided McNemar test: the pairs that differ as tosses of a fair coin."""
-        num_differing = self.num_only_first + self.num_only_second
-        if num_differing == 0:
-            return 1.0
-        return float(stats.binomtest(self.num_only_first, num_differing, 0.5).pvalue)
+        return mcnemar_p(self.num_only_first, self.num_only_second)
 
     @property
     def verdict(self) -> str:
@@ -107,42 +102,6 @@ def compare(
         num_neither=counts[False, False],
         num_errors=num_errors,
     )
-
-
-def paired_difference(
-    num_both: int, num_only_first: int, num_only_second: int, num_neither: int
-) -> Interval:
-    """Estimate the difference of two success rates in the same episodes, first minus second.
-
-    Newcombe (1998, Statistics in Medicine 17:2635-2650), method 10: the Wilson intervals of the
-    two rates, squared and added, less their covariance, whose correlation phi is corrected for
-    continuity. Unlike the textbook interval it does not shrink to a point when few episodes differ.
-    """
-    n = num_both + num_only_first + num_only_second + num_neither
-    if n == 0:
-        return Interval(None, None, None, 0)
-    num_first, num_second = num_both + num_only_first, num_both + num_only_second
-    one, other = num_first / n, num_second / n
-    one_low, one_high = wilson_bounds(num_first, n)
-    other_low, other_high = wilson_bounds(num_second, n)
-    margins = num_first * (n - num_first) * num_second * (n - num_second)
-    covariance: float = num_both * num_neither - num_only_first * num_only_second
-    if covariance > 0:
-        covariance = max(covariance - n / 2, 0.0)
-    phi = covariance / math.sqrt(margins) if margins else 0.0
-    down = _square_and_add(one - one_low, other_high - other, phi)
-    up = _square_and_add(one_high - one, other - other_low, phi)
-    return Interval(one - other, one - other - down, one - other + up, n)
-
-
-def wilson_bounds(num_successes: int, num_episodes: int) -> tuple[float, float]:
-    """Return the bounds of the 95 % interval of a success rate (Wilson, 1927); needs an episode."""
-    interval = stats.binomtest(num_successes, num_episodes).proportion_ci(CONFIDENCE, "wilson")
-    return float(interval.low), float(interval.high)
-
-
-def _square_and_add(one: float, other: float, phi: float) -> float:
-    return math.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
 
 
 def _by_episode(results: Iterable[RolloutResult]) -> dict[tuple[str, int, int], bool | None]:

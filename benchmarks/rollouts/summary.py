@@ -4,9 +4,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.rollouts.comparison import wilson_bounds
 from benchmarks.rollouts.results import RolloutOrigin, RolloutResult
 from world_modality.intervals import Interval
+from world_modality.proportions import wilson_interval
 
 
 @dataclass(frozen=True)
@@ -75,13 +75,8 @@ def tally(results: Iterable[RolloutResult]) -> Tally:
     results = list(results)
     counted = [result for result in results if result.success is not None]
     steps = [result.num_steps for result in counted if result.success]
-    rate = Interval(None, None, None, 0)
-    if counted:
-        rate = Interval(
-            len(steps) / len(counted), *wilson_bounds(len(steps), len(counted)), len(counted)
-        )
     return Tally(
-        success_rate=rate,
+        success_rate=wilson_interval(len(steps), len(counted)),
         num_solved=len(steps),
         num_episodes=len(counted),
         num_errors=len(results) - len(counted),

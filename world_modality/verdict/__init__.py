@@ -1,0 +1,1 @@
+"""From the files that stages write to a report: statistics, comparisons, sections, renderings."""

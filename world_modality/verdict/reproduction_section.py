@@ -1,0 +1,98 @@
+"""How to make every number again, what was left out, and how the numbers were made."""
+
+import json
+
+from world_modality.verdict.document import Block, Bullets, Commands, Section, Text, table
+from world_modality.verdict.findings import Findings
+from world_modality.verdict.training_run import TrainingRun
+from world_modality.verdict.wording import NONE
+
+
+def reproduction_section(findings: Findings) -> Section:
+    """Commands, versions and fingerprints of every run that is compared."""
+    evidence = findings.evidence
+    rows, commands = [], []
+    for index, group in enumerate(evidence.groups):
+        for arm, seed, run in group.all_runs():
+            rollouts = evidence.rollouts_of(run)
+            rows.append(
+                [
+                    "main" if index == 0 else f"other {index}",
+                    arm,
+                    str(seed),
+                    str(run.folder),
+                    run.fingerprint[:10],
+                    NONE if rollouts is None else rollouts.checkpoint_sha256[:10],
+                    _versions(run),
+                ]
+            )
+            commands += _commands(run)
+    blocks: list[Block] = [
+        table(
+            "cells",
+            "Every run on this page. Fingerprint: of the cache, its arrays, encoder, codebook and "
+            "split; SHA-256: of the checkpoint that was rolled out.",
+            ["group", "arm", "seed", "folder", "cache", "checkpoint", "versions"],
+            rows,
+        ),
+        Text("The commands, from the checkout; the same seed on the same machine gives the same."),
+        Commands(tuple(dict.fromkeys(commands))),
+    ]
+    if evidence.conditions is not None:
+        conditions = json.dumps(evidence.conditions, sort_keys=True)
+        blocks.append(Text(f"Conditions of all rollouts: {conditions}"))
+    return Section("How to reproduce it", tuple(blocks))
+
+
+def _versions(run: TrainingRun) -> str:
+    versions = run.evaluation["run"].get("versions", {})
+    return ", ".join(f"{name} {value}" for name, value in sorted(versions.items())) or NONE
+
+
+def _commands(run: TrainingRun) -> list[str]:
+    where = (
+        f"--checkpoint {run.folder / run.checkpoint_name} "
+        f"--dataset_name {run.config['dataset_name']} --cache_dir {run.config['cache_dir']}"
+    )
+    commands = [run.command, f"python -m world_modality.eval_offline {where}"]
+    if run.corruption is not None:
+        commands.append(f"python -m world_modality.intervention_corrupt_world {where}")
+    return commands
+
+
+def left_out_section(findings: Findings) -> Section:
+    """List all that no comparison uses."""
+    left_out = findings.evidence.left_out
+    if not left_out:
+        return Section("Left out, and why", (Text("Nothing: all that was found is compared."),))
+    rows = [[one.path, one.reason] for one in left_out]
+    caption = "Nothing is skipped in silence: all that was found and is not in the main comparison."
+    return Section("Left out, and why", (table("left_out", caption, ["what", "why"], rows),))
+
+
+def method_section() -> Section:
+    """Say how intervals, corrections and sample sizes were computed."""
+    return Section(
+        "How the numbers were made",
+        (
+            Bullets(
+                (
+                    "Held-out episodes are the same for every arm and seed, so seeds and episodes "
+                    "are crossed and differences are taken within a seed and an episode.",
+                    "Intervals: hierarchical bootstrap of seeds, of episodes and of both (Owen, "
+                    "2007) gives the variance of each level, corrected for the number drawn from; "
+                    "the interval is Student's, its t values weighted by level (Cochran and Cox, "
+                    "1957), since percentiles of three resampled seeds cover too little. With one "
+                    "seed only episodes are resampled.",
+                    "Correction: Holm (1979) within each table of differences.",
+                    "Proportions: Wilson (1927) for a rate, Newcombe (1998, method 10) for a "
+                    "paired difference, McNemar's exact test for pairs.",
+                    "What would resolve it: noncentral t at 80 % power, two-sided, at 5 % divided "
+                    "by the number of comparisons, with the estimated variances taken for true.",
+                    "Only runs with the same cache fingerprint, flags, suite, rendering and GL "
+                    "backend share a comparison; a control encoder's arm A joins it where dataset, "
+                    "split and rendering are the same.",
+                )
+            ),
+        ),
+    )

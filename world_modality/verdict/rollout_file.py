@@ -1,0 +1,128 @@
+"""The episodes of one `results.jsonl`, checkpoint by checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from world_modality.errors import InvalidInputError
+from world_modality.verdict.training_run import read_json
+
+EpisodeKey = tuple[str, str, int, int, int, int]
+"""Task, instruction, number of the episode, initial state, seed, step limit."""
+
+_NEEDED = (
+    *("checkpoint", "checkpoint_sha256", "model_type", "policy", "suite", "gl_backend"),
+    *("rendering", "world_corruption", "success", "versions"),
+    *("task", "instruction", "episode", "initial_state", "seed", "max_steps"),
+)
+
+
+@dataclass(frozen=True)
+class PolicyRollouts:
+    """What one checkpoint did under one corruption of its world token.
+
+    Attributes:
+        file: the results file.
+        checkpoint: as the evaluation was given it.
+        checkpoint_sha256: of its file.
+        corruption: `none`, or what was done to the token.
+        conditions: all that has to be the same for two checkpoints to be compared.
+        versions: of the packages that simulated.
+        outcomes: by episode; None where it ended in an error.
+    """
+
+    file: Path
+    checkpoint: str
+    checkpoint_sha256: str
+    corruption: str
+    conditions: Mapping[str, Any]
+    versions: Mapping[str, str]
+    outcomes: Mapping[EpisodeKey, bool | None]
+
+    @property
+    def num_solved(self) -> int:
+        """Solved episodes."""
+        return sum(outcome is True for outcome in self.outcomes.values())
+
+    @property
+    def num_counted(self) -> int:
+        """Episodes without an error."""
+        return sum(outcome is not None for outcome in self.outcomes.values())
+
+    @property
+    def num_errors(self) -> int:
+        """Episodes that say nothing of success."""
+        return len(self.outcomes) - self.num_counted
+
+
+def read_rollouts(path: Path) -> list[PolicyRollouts]:
+    """Read a results file; of several lines for an episode the last counts.
+
+    A last line that was cut off by a kill is left out, as the evaluation itself does.
+
+    Raises:
+        InvalidInputError: the file is empty, or a line is no result.
+    """
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1].splitlines()
+    if not whole:
+        raise InvalidInputError("holds no finished episode")
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for number, raw in enumerate(whole, 1):
+        line = _parsed(raw, number)
+        groups.setdefault((line["checkpoint_sha256"], line["world_corruption"]), []).append(line)
+    config_path = path.with_name("config.json")
+    config = read_json(config_path) if config_path.exists() else {}
+    misled = bool(config.get("wrong_instruction", False))
+    return [_group(path, lines, misled) for lines in groups.values()]
+
+
+def _parsed(raw: bytes, number: int) -> dict[str, Any]:
+    try:
+        line = json.loads(raw)
+    except ValueError as error:
+        raise InvalidInputError(f"line {number} is damaged ({error})") from error
+    lacking = [name for name in _NEEDED if not isinstance(line, dict) or name not in line]
+    if lacking:
+        raise InvalidInputError(f"line {number} lacks {', '.join(lacking)}")
+    return dict(line)
+
+
+def _group(path: Path, lines: list[dict[str, Any]], misled: bool) -> PolicyRollouts:
+    last = lines[-1]
+    policy = {
+        name: value
+        for name, value in last["policy"].items()
+        # What identifies the policy, or its arm, is not a condition that it was tested under.
+        if name not in ("model_type", "cache_fingerprint", "corrupt_world", "encoder")
+        and not name.endswith("sha256")
+    }
+    return PolicyRollouts(
+        file=path,
+        checkpoint=last["checkpoint"],
+        checkpoint_sha256=last["checkpoint_sha256"],
+        corruption=last["world_corruption"],
+        conditions={
+            "suite": last["suite"],
+            "gl_backend": last["gl_backend"],
+            "rendering": last["rendering"],
+            "simulator": {name: last["versions"].get(name) for name in ("metaworld", "mujoco")},
+            "wrong_instruction": misled,
+            **policy,
+        },
+        versions=last["versions"],
+        outcomes={_episode_key(line): line["success"] for line in lines},
+    )
+
+
+def _episode_key(line: Mapping[str, Any]) -> EpisodeKey:
+    return (
+        line["task"],
+        line["instruction"],
+        line["episode"],
+        line["initial_state"],
+        line["seed"],
+        line["max_steps"],
+    )

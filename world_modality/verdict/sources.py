@@ -1,0 +1,106 @@
+"""What lies in the folders that a report is asked for."""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from world_modality.errors import InvalidInputError
+from world_modality.verdict.rollout_file import PolicyRollouts, read_rollouts
+from world_modality.verdict.training_run import (
+    TrainingRun,
+    is_training_config,
+    read_json,
+    read_training_run,
+)
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """Something that no comparison uses, and why."""
+
+    path: str
+    reason: str
+
+
+@dataclass
+class Sources:
+    """All that was found, in the order of the paths.
+
+    Attributes:
+        runs: finished and evaluated training runs.
+        rollouts: by file and checkpoint.
+        analyses: folder and content of each `analysis.json`.
+        grids: contact sheets of tokens.
+        films: MP4s of rollouts.
+        left_out: what could not be used.
+    """
+
+    runs: list[TrainingRun] = field(default_factory=list)
+    rollouts: list[PolicyRollouts] = field(default_factory=list)
+    analyses: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    grids: list[Path] = field(default_factory=list)
+    films: list[Path] = field(default_factory=list)
+    left_out: list[LeftOut] = field(default_factory=list)
+
+    def _count(self) -> int:
+        found = (self.runs, self.rollouts, self.analyses, self.grids, self.films, self.left_out)
+        return sum(len(one) for one in found)
+
+    def add(self, path: Path) -> None:
+        """Look through a folder, the folders below it included."""
+        if not path.is_dir():
+            self.left_out.append(LeftOut(str(path), "no such folder"))
+            return
+        before = self._count()
+        for name, folders, files in os.walk(path):
+            folders.sort()
+            folder = Path(name)
+            if "meta" in folders and (folder / "meta" / "info.json").exists():
+                folders.clear()  # a recorded dataset
+                continue
+            if not folders and not files:
+                self.left_out.append(LeftOut(name, "empty folder"))
+            self._add_folder(folder, set(files))
+        if self._count() == before:
+            reason = "holds no run, rollouts, token analysis or films"
+            self.left_out.append(LeftOut(str(path), reason))
+
+    def _add_folder(self, folder: Path, files: set[str]) -> None:
+        is_run = "metrics.jsonl" in files or any(
+            name.startswith("model_") and name.endswith(".pt") for name in files
+        )
+        if is_run or _holds_only_a_config(folder, files):
+            self._add_run(folder)
+        if "results.jsonl" in files:
+            self._add_rollouts(folder / "results.jsonl")
+        if "analysis.json" in files:
+            try:
+                self.analyses.append((folder, read_json(folder / "analysis.json")))
+            except InvalidInputError as error:
+                self.left_out.append(LeftOut(str(folder), str(error)))
+        if "contact_sheet.jpg" in files:
+            self.grids.append(folder / "contact_sheet.jpg")
+        self.films += sorted(folder / name for name in files if name.endswith(".mp4"))
+
+    def _add_run(self, folder: Path) -> None:
+        try:
+            self.runs.append(read_training_run(folder))
+        except InvalidInputError as error:
+            self.left_out.append(LeftOut(str(folder), str(error)))
+
+    def _add_rollouts(self, path: Path) -> None:
+        try:
+            self.rollouts += read_rollouts(path)
+        except InvalidInputError as error:
+            self.left_out.append(LeftOut(str(path), str(error)))
+
+
+def _holds_only_a_config(folder: Path, files: set[str]) -> bool:
+    """Say whether a run was begun here and left nothing."""
+    if "config.json" not in files:
+        return False
+    try:
+        return is_training_config(read_json(folder / "config.json"))
+    except InvalidInputError:
+        return len(files) == 1  # damaged, and nothing says what it was

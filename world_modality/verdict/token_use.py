@@ -1,0 +1,166 @@
+"""Whether arms use the token that they read: corrupted against clean, offline and rolled out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from world_modality.intervals import Interval
+from world_modality.verdict.comparison_group import ComparisonGroup
+from world_modality.verdict.crossed_estimate import CrossedEstimate, crossed_estimate
+from world_modality.verdict.evidence import Evidence
+from world_modality.verdict.training_run import TrainingRun
+
+READING_ARM = "C"
+TASK_SHUFFLE = "task_shuffle"
+
+
+@dataclass(frozen=True)
+class OfflineEffect:
+    """What one corruption does to an arm's action error.
+
+    Attributes:
+        arm: whose token is corrupted.
+        corruption: its name.
+        ratio: corrupted over clean.
+        per_seed: the ratio of each seed alone.
+        changed_tokens: share of frames whose token the corruption really changed.
+        num_episodes: held-out episodes.
+    """
+
+    arm: str
+    corruption: str
+    ratio: Interval
+    per_seed: tuple[float, ...]
+    changed_tokens: float
+    num_episodes: int
+
+    @property
+    def reading(self) -> str:
+        """What the interval says."""
+        low, high = self.ratio.low, self.ratio.high
+        if set(self.per_seed) == {1.0}:
+            return "no effect at all"
+        if low is None or high is None or low <= 1 <= high:
+            return "not resolved"
+        return "raises the error" if low > 1 else "lowers the error"
+
+
+@dataclass(frozen=True)
+class ClosedLoopEffect:
+    """What one corruption does to an arm's success.
+
+    Attributes:
+        arm: whose token is corrupted.
+        corruption: as `--corrupt_world` spells it.
+        clean: success rate with its own token, over the shared seeds and episodes.
+        corrupted: success rate without.
+        difference: corrupted minus clean, in the same episodes.
+    """
+
+    arm: str
+    corruption: str
+    clean: CrossedEstimate
+    corrupted: CrossedEstimate
+    difference: CrossedEstimate
+
+    @property
+    def reading(self) -> str:
+        """What the interval says."""
+        interval = self.difference.interval
+        if interval.low is None or interval.high is None or interval.low <= 0 <= interval.high:
+            return "not resolved"
+        return "raises success" if interval.low > 0 else "lowers success"
+
+
+def offline_effects(group: ComparisonGroup) -> list[OfflineEffect]:
+    """Return each arm's response to each corruption, over the seeds that have the report."""
+    effects = []
+    for arm in group.arms:
+        runs = [run for run in _of_arm(group, arm) if run.corruption is not None]
+        names = [list((run.corruption or {})["corruptions"]) for run in runs]
+        for name in names[0] if names else []:
+            having = [run for run, own in zip(runs, names, strict=True) if name in own]
+            effects.append(_offline_effect(arm, name, having))
+    return effects
+
+
+def _offline_effect(arm: str, name: str, runs: Sequence[TrainingRun]) -> OfflineEffect:
+    reports = [run.corruption or {} for run in runs]
+    stored = [report["corruptions"][name] for report in reports]
+    ratio = Interval(**stored[0]["ratio"])
+    if all("episodes" in report for report in reports):
+        clean = np.array([report["episodes"]["clean"] for report in reports])
+        corrupted = np.array([report["episodes"][name] for report in reports])
+        ratio = crossed_estimate(corrupted, clean, null=1.0).interval
+    elif len(runs) > 1:
+        # Reports of an older version keep no sums by episode; their mean stays without interval.
+        mean = float(np.mean([one["ratio"]["value"] for one in stored]))
+        ratio = Interval(mean, None, None, ratio.num_episodes)
+    return OfflineEffect(
+        arm=arm,
+        corruption=name,
+        ratio=ratio,
+        per_seed=tuple(float(one["ratio"]["value"]) for one in stored),
+        changed_tokens=float(np.mean([one["changed_tokens"] for one in stored])),
+        num_episodes=ratio.num_episodes,
+    )
+
+
+def closed_loop_effects(evidence: Evidence, group: ComparisonGroup) -> list[ClosedLoopEffect]:
+    """Return each arm's success under each corruption that its seeds were rolled out with."""
+    effects = []
+    for arm in group.arms:
+        runs = _of_arm(group, arm)
+        names = dict.fromkeys(
+            name
+            for run in runs
+            for name in sorted(evidence.rollouts.get(run.folder, {}), key=_by_lag)
+            if name != "none"
+        )
+        for name in names:
+            effect = _closed_loop_effect(evidence, arm, name, runs)
+            if effect is not None:
+                effects.append(effect)
+    return effects
+
+
+def _closed_loop_effect(
+    evidence: Evidence, arm: str, name: str, runs: Sequence[TrainingRun]
+) -> ClosedLoopEffect | None:
+    rows = []
+    for run in runs:
+        clean = evidence.rollouts_of(run)
+        corrupted = evidence.rollouts_of(run, name)
+        if clean is None or corrupted is None:
+            continue
+        own, wrong = clean.outcomes, corrupted.outcomes
+        rows.append({k: (own[k], wrong[k]) for k in own if k in wrong})
+    keys = list(dict.fromkeys(key for row in rows for key in row))
+    if not keys:
+        return None
+    counted = np.array([[_is_counted(row.get(key)) for key in keys] for row in rows], float)
+    pairs = np.array([[row.get(key) or (0, 0) for key in keys] for row in rows])
+    pairs = np.where(counted[..., None] > 0, pairs, 0).astype(float)
+    if counted.sum() == 0:
+        return None
+    return ClosedLoopEffect(
+        arm=arm,
+        corruption=name,
+        clean=crossed_estimate(pairs[..., 0], counted),
+        corrupted=crossed_estimate(pairs[..., 1], counted),
+        difference=crossed_estimate(pairs[..., 1] - pairs[..., 0], counted),
+    )
+
+
+def _is_counted(pair: tuple[bool | None, bool | None] | None) -> bool:
+    return pair is not None and None not in pair
+
+
+def _of_arm(group: ComparisonGroup, arm: str) -> list[TrainingRun]:
+    return [run for _, run in sorted(group.runs[arm].items())]
+
+
+def _by_lag(name: str) -> tuple[int, str]:
+    kind, _, lag = name.partition(":")
+    return (int(lag) if lag.isdigit() else 10**9, kind)

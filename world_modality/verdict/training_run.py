@@ -1,0 +1,201 @@
+"""One training run and its offline reports, read from its log_dir."""
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from world_modality.cache import sha256_of_json
+from world_modality.errors import InvalidInputError
+
+WORLD_INPUT_KNOBS = (
+    "world_input_scale",
+    "world_input_dropout",
+    "world_input_layernorm",
+    "block_world_to_action",
+)
+_KNOB_DEFAULTS = (1.0, 0.0, False, False)
+FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight")
+# Where a run lies and what started it says nothing about what was trained.
+_NOT_SETTINGS = (
+    *("resume", "overwrite", "device", "log_every", "num_workers", "cache_dir", "log_dir"),
+    *("model_type", "token_control", "seed", "dataset_name"),
+)
+_OTHER_STAGE = "coc_loss_weight"
+
+
+@dataclass(frozen=True)
+class TrainingRun:
+    """A finished run.
+
+    Attributes:
+        folder: its log_dir.
+        config: the trainer's resolved flags.
+        curve: the epoch lines of metrics.jsonl.
+        evaluation: `eval_offline.json` of the last epoch.
+        corruption: `corrupt_world.json` of the last epoch; None where it is not there.
+    """
+
+    folder: Path
+    config: Mapping[str, Any]
+    curve: tuple[Mapping[str, Any], ...]
+    evaluation: Mapping[str, Any]
+    corruption: Mapping[str, Any] | None
+
+    @property
+    def seed(self) -> int:
+        """Of the training."""
+        return int(self.config["seed"])
+
+    @property
+    def model_type(self) -> str:
+        """The arm without its control."""
+        return str(self.config["model_type"])
+
+    @property
+    def arm(self) -> str:
+        """What the run is called in comparisons: the arm, its control, its world-input knobs."""
+        control = self.config.get("token_control", "none")
+        name = self.model_type if control == "none" else f"{self.model_type}_{control}"
+        knobs = [
+            f"{knob.removeprefix('world_input_')} {self.config[knob]}"
+            for knob, default in zip(WORLD_INPUT_KNOBS, _KNOB_DEFAULTS, strict=True)
+            if self.config.get(knob, default) != default
+        ]
+        return f"{name} ({', '.join(knobs)})" if knobs else name
+
+    @property
+    def checkpoint_name(self) -> str:
+        """File name of the last epoch's checkpoint."""
+        return f"model_{self.model_type}_epoch{self.config['num_epochs'] - 1}.pt"
+
+    @property
+    def fingerprint(self) -> str:
+        """Of the cache that it was trained on."""
+        return str(self.evaluation["run"]["cache_fingerprint"])
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Dataset, split, rendering, encoder and codebook, as far as the report records them."""
+        return {
+            "encoder": self.evaluation["run"]["encoder"],
+            **self.evaluation["run"].get("data", {}),
+        }
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """All flags that runs of one comparison have to share; what the arm cannot use is None."""
+        unused = (*WORLD_INPUT_KNOBS, *(FUTURE_KNOBS if self.model_type == "A" else ()))
+        return {
+            name: None if name in unused else value
+            for name, value in sorted(self.config.items())
+            if name not in _NOT_SETTINGS
+        }
+
+    @property
+    def command(self) -> str:
+        """The command that trains it."""
+        script = {"A": "train_baseline_a.py", "B": "train_baseline_b.py"}.get(
+            self.model_type, "train_model_c.py"
+        )
+        flags = []
+        for name, value in self.config.items():
+            if name in ("num_workers", "resume", "overwrite"):
+                continue
+            if isinstance(value, bool):
+                flags.append(f"--{name}" if value else f"--no_{name}")
+            elif value is not None:
+                flags.append(f"--{name} {value}")
+        return f"python {script} {' '.join(flags)}"
+
+
+def is_training_config(config: object) -> bool:
+    """Say whether a config.json is the trainer's."""
+    return isinstance(config, dict) and {"model_type", "log_dir", "num_epochs"} <= config.keys()
+
+
+def read_training_run(folder: Path) -> TrainingRun:
+    """Read a run.
+
+    Raises:
+        InvalidInputError: something is missing, damaged, unfinished or no run of an arm; the
+            message says what, and the command that mends it where there is one.
+    """
+    config = read_json(folder / "config.json")
+    if not is_training_config(config):
+        raise InvalidInputError("config.json is not the trainer's")
+    if _OTHER_STAGE in config:
+        raise InvalidInputError("trained with an explaining head; coc_vla.eval_coc reports on it")
+    curve = _epoch_lines(folder / "metrics.jsonl")
+    if len(curve) < config["num_epochs"]:
+        raise InvalidInputError(
+            f"stopped after epoch {len(curve)} of {config['num_epochs']}; train with --resume"
+        )
+    stem = f"model_{config['model_type']}_epoch{config['num_epochs'] - 1}"
+    evaluation_path = folder / f"eval_offline_{stem}" / "eval_offline.json"
+    if not evaluation_path.exists():
+        raise InvalidInputError(
+            f"not evaluated; run python -m world_modality.eval_offline --checkpoint "
+            f"{folder / stem}.pt --dataset_name {config['dataset_name']} "
+            f"--cache_dir {config['cache_dir']}"
+        )
+    corruption_path = folder / f"corrupt_world_{stem}" / "corrupt_world.json"
+    return TrainingRun(
+        folder=folder,
+        config=config,
+        curve=curve,
+        evaluation=_with_keys(evaluation_path, ("run", "actions", "episodes", "world")),
+        corruption=(
+            _with_keys(corruption_path, ("run", "clean_mse", "corruptions"))
+            if corruption_path.exists()
+            else None
+        ),
+    )
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InvalidInputError: it is missing or damaged.
+    """
+    try:
+        return json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise InvalidInputError(f"no {path.name}") from error
+    except ValueError as error:
+        raise InvalidInputError(f"{path.name} is damaged ({error})") from error
+
+
+def short_hash(content: Any) -> str:
+    """Return a few letters that stand for a JSON value."""
+    return sha256_of_json(content)[:10]
+
+
+def _with_keys(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
+    content = read_json(path)
+    lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
+    if lacking:
+        raise InvalidInputError(f"{path.parent.name}/{path.name} lacks {', '.join(lacking)}")
+    counts = content.get("episodes", {}).get("num_steps", [1])
+    if not counts or not all(math.isfinite(count) for count in counts):
+        raise InvalidInputError(f"{path.parent.name}/{path.name} has no episodes")
+    return dict(content)
+
+
+def _epoch_lines(path: Path) -> tuple[Mapping[str, Any], ...]:
+    try:
+        lines = path.read_text().splitlines()
+    except (FileNotFoundError, UnicodeDecodeError) as error:
+        raise InvalidInputError("no readable metrics.jsonl: the training did not start") from error
+    epochs = []
+    for number, line in enumerate(lines, 1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise InvalidInputError(f"metrics.jsonl line {number} is damaged") from error
+        if record.get("kind") == "epoch":
+            epochs.append(record)
+    return tuple(epochs)

@@ -1,0 +1,90 @@
+"""Numbers and findings as text; no sentence says more than its interval."""
+
+import math
+
+from world_modality.intervals import Interval
+from world_modality.verdict.contrast_results import ContrastResult
+from world_modality.verdict.crossed_estimate import CrossedEstimate
+from world_modality.verdict.measures import Measure
+from world_modality.verdict.power import MAX_NUMBER
+
+NONE = "–"
+
+
+def interval_text(interval: Interval | None, *, percent: bool = False, signed: bool = False) -> str:
+    """Return `value [low, high]`; shares in percent, differences of shares in points."""
+    if interval is None or interval.value is None:
+        return NONE
+    factor = 100 if percent else 1
+    known = [abs(v) for v in (interval.value, interval.low, interval.high) if v]
+    # Three digits of the largest of the three, so that all end at the same decimal.
+    decimals = 1 if percent or not known else max(0, 2 - math.floor(math.log10(max(known))))
+
+    def number(value: float) -> str:
+        rounded = round(factor * value, decimals)
+        sign = "+" if signed and rounded else ""
+        return f"{rounded + 0.0:{sign}.{decimals}f}".replace("-", "−")
+
+    if interval.low is None or interval.high is None:
+        return number(interval.value)
+    return f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
+
+
+def estimate_text(estimate: CrossedEstimate | None, measure: Measure) -> str:
+    """Return a mean with its interval, in the measure's unit."""
+    return interval_text(None if estimate is None else estimate.interval, percent=measure.is_share)
+
+
+def difference_text(result: ContrastResult) -> str:
+    """Return a difference with its interval."""
+    return interval_text(result.interval, percent=result.measure.is_share, signed=True)
+
+
+def p_text(p_value: float | None) -> str:
+    """Return a p value in three digits."""
+    if p_value is None:
+        return NONE
+    return "< 0.001" if p_value < 0.001 else f"{p_value:.3f}"
+
+
+def counted(number: int, noun: str) -> str:
+    """Return `1 seed`, `3 seeds`."""
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def sample_text(result: ContrastResult) -> str:
+    """Return how many seeds and episodes a comparison rests on."""
+    estimate = result.estimate
+    return f"{counted(estimate.num_seeds, 'seed')} × {counted(estimate.num_episodes, 'episode')}"
+
+
+def finding(result: ContrastResult) -> str:
+    """Return one comparison as part of a sentence."""
+    unit = "points" if result.measure.is_share else result.measure.unit
+    difference = f"{difference_text(result)} {unit}, {sample_text(result)}"
+    if result.is_identical:
+        return f"{result.measure.name}: {result.verdict} ({sample_text(result)})"
+    corrected = f"Holm-corrected p {p_text(result.holm_p)}"
+    if result.direction == 0:
+        return f"{result.measure.name}: not resolved ({difference}; {corrected})"
+    return f"{result.measure.name}: {result.verdict} ({difference}; {corrected})"
+
+
+def resolution_cells(result: ContrastResult) -> tuple[str, str, str]:
+    """Return the smallest detectable difference, and the seeds and episodes that are needed."""
+    what = result.resolution
+    if what is None:
+        return ("nothing varies", NONE, NONE)
+    factor, unit = (100, "points") if result.measure.is_share else (1, result.measure.unit)
+    detectable = f"{factor * what.detectable:.3g} {unit}"
+    if result.direction:
+        return (detectable, "resolved", "resolved")
+    if result.estimate.value == 0:
+        return (detectable, "the estimate is 0", "the estimate is 0")
+    from_one_seed = result.estimate.seed_variance is None
+    seeds = "unknown from one seed" if from_one_seed else _needed(what.num_seeds)
+    return (detectable, seeds, _needed(what.num_episodes))
+
+
+def _needed(number: int | None) -> str:
+    return f"no number up to {MAX_NUMBER}" if number is None else str(number)
