@@ -5,7 +5,6 @@ arm is a claim about seeds that were not trained and episodes that were not reco
 resampled.
 """
 
-import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,16 +42,8 @@ class CrossedEstimate:
         residual = self.residual_variance / (s * e)
         episodes = self.episode_variance / e + residual
         if self.seed_variance is None or s == 1:
-            return StandardError(math.sqrt(episodes), 0.0, 0, e - 1, 0.0)
-        seeds = self.seed_variance / s + residual
-        variance = seeds + episodes - residual
-        return StandardError(
-            value=math.sqrt(variance),
-            seed_share=seeds / (seeds + episodes) if variance else 0.0,
-            seed_freedom=s - 1,
-            episode_freedom=e - 1,
-            residual_share=residual / variance if variance else 0.0,
-        )
+            return StandardError(0.0, episodes, 0.0, 0, e - 1)
+        return StandardError(self.seed_variance / s + residual, episodes, residual, s - 1, e - 1)
 
     @property
     def error(self) -> StandardError:
@@ -64,7 +55,7 @@ class CrossedEstimate:
         """95 % interval by Student's t; no bounds below two episodes."""
         if self.num_episodes < 2:
             return Interval(self.value, None, None, self.num_episodes)
-        reach = self.error.quantile(0.5 + CONFIDENCE / 2) * self.error.value
+        reach = self.error.reach(0.5 + CONFIDENCE / 2)
         return Interval(self.value, self.value - reach, self.value + reach, self.num_episodes)
 
     @property

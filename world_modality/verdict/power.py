@@ -63,12 +63,12 @@ def _power(estimate: CrossedEstimate, effect: float, s: int, e: int, level: floa
     away = effect / error.value
     if away > 37:
         return 1.0  # where scipy's noncentral t runs out of precision
-    return float(stats.nct.sf(error.quantile(1 - level / 2), error.freedom, away))
+    return float(stats.nct.sf(error.reach(1 - level / 2) / error.value, error.freedom, away))
 
 
 def _detectable(estimate: CrossedEstimate, level: float) -> float:
     error = estimate.error
-    return error.value * (error.quantile(1 - level / 2) + error.quantile(POWER))
+    return error.reach(1 - level / 2) + error.reach(POWER)
 
 
 def _smallest(is_enough: Callable[[int], bool], present: int) -> int | None:

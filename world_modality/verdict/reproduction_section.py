@@ -81,9 +81,9 @@ def method_section() -> Section:
                     "are crossed and differences are taken within a seed and an episode.",
                     "Intervals: hierarchical bootstrap of seeds, of episodes and of both (Owen, "
                     "2007) gives the variance of each level, corrected for the number drawn from; "
-                    "the interval is Student's, its t values weighted by level (Cochran and Cox, "
-                    "1957), since percentiles of three resampled seeds cover too little. With one "
-                    "seed only episodes are resampled.",
+                    "the interval is Student's, each level with its own t (Banerjee, 1960), which "
+                    "never covers less than 95 %; percentiles of three resampled seeds do. With "
+                    "one seed only episodes are resampled.",
                     "Correction: Holm (1979) within each table of differences.",
                     "Proportions: Wilson (1927) for a rate, Newcombe (1998, method 10) for a "
                     "paired difference, McNemar's exact test for pairs.",

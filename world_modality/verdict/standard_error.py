@@ -1,63 +1,68 @@
-"""A standard error that rests on few seeds and many episodes, and the t values that go with it."""
+"""A standard error that rests on few seeds and many episodes, and how far it reaches."""
 
+import math
 from dataclasses import dataclass
 
 from scipy import optimize, stats
 
+_SMALLEST_P = 1e-12
+
 
 @dataclass(frozen=True)
 class StandardError:
-    """The square root of a sum of two mean squares, each with degrees of freedom of its own.
-
-    Neither part's Student distribution is right for the sum. Cochran and Cox (1957, Experimental
-    Designs, 2nd ed.) weight the two t values by the parts' shares of the variance: exact where
-    one part is all, and on the wide side between. The Welch-Satterthwaite degrees of freedom, which
-    are more usual, give intervals that cover 93 % where it is three seeds that matter.
+    """Of an estimate over seeds and episodes: two mean squares, each with its own freedom.
 
     Attributes:
-        value: the standard error.
-        seed_share: share of the variance that rests on the seeds, in [0, 1].
-        seed_freedom: their number less one; 0 with one seed, which then has no share.
+        seeds: variance of the mean over seeds; 0 with one seed.
+        episodes: variance of the mean over episodes.
+        residual: what both of these contain, counted once.
+        seed_freedom: number of seeds less one.
         episode_freedom: number of episodes less one.
-        residual_share: share that rests on both; it is part of the two others.
     """
 
-    value: float
-    seed_share: float
+    seeds: float
+    episodes: float
+    residual: float
     seed_freedom: int
     episode_freedom: int
-    residual_share: float
 
-    def quantile(self, probability: float) -> float:
-        """Return the t value that is exceeded with probability 1 - `probability`."""
-        episodes = float(stats.t.ppf(probability, self.episode_freedom))
-        if self.seed_share == 0:
-            return episodes
-        seeds = float(stats.t.ppf(probability, self.seed_freedom))
-        return self.seed_share * seeds + (1 - self.seed_share) * episodes
+    @property
+    def value(self) -> float:
+        """The standard error."""
+        return math.sqrt(self.seeds + self.episodes - self.residual)
+
+    def reach(self, probability: float) -> float:
+        """Return how far from the truth the estimate lies at most, with at least this probability.
+
+        One-sided. No Student distribution is right for the sum of two mean squares; the root of
+        the sum of each one's t² times its variance never covers less than it says (Banerjee, 1960,
+        Sankhya 22:357-358), whichever of the two is large. The residual is left in both, which
+        errs to the same side. Welch-Satterthwaite covers 93 % where it is three seeds that matter.
+        """
+        episodes = float(stats.t.ppf(probability, self.episode_freedom)) ** 2 * self.episodes
+        if self.seed_freedom == 0:
+            return math.sqrt(episodes)
+        seeds = float(stats.t.ppf(probability, self.seed_freedom)) ** 2 * self.seeds
+        return math.sqrt(seeds + episodes)
 
     def p_value(self, effect: float) -> float:
         """Two-sided p value of an estimate that lies so far from no effect."""
-        away = abs(effect) / self.value
+        away = abs(effect)
         if away == 0:
             return 1.0
-        tiny = 1e-12
-        if away >= self.quantile(1 - tiny / 2):
-            return tiny
+        if away >= self.reach(1 - _SMALLEST_P / 2):
+            return _SMALLEST_P
 
         def excess(p: float) -> float:
-            return self.quantile(1 - p / 2) - away
+            return self.reach(1 - p / 2) - away
 
-        return float(optimize.brentq(excess, tiny, 1.0, xtol=1e-12))
+        return float(optimize.brentq(excess, _SMALLEST_P, 1.0, xtol=_SMALLEST_P))
 
     @property
     def freedom(self) -> float:
         """Welch-Satterthwaite degrees of freedom, for the shape of the noncentral t."""
-        if self.seed_share == 0:
+        if self.seed_freedom == 0:
             return self.episode_freedom
-        # The shares of the two mean squares add up to 1 and the residual, which both contain.
-        total = 1 + self.residual_share
-        seeds, episodes = self.seed_share * total, (1 - self.seed_share) * total
-        spread = seeds**2 / self.seed_freedom + episodes**2 / self.episode_freedom
-        spread += self.residual_share**2 / (self.seed_freedom * self.episode_freedom)
-        return float(max(1 / spread, min(self.seed_freedom, self.episode_freedom)))
+        total = self.seeds + self.episodes
+        parts = self.seeds**2 / self.seed_freedom + self.episodes**2 / self.episode_freedom
+        return total**2 / parts
