@@ -11,12 +11,12 @@ from world_modality.cache import Cache
 from world_modality.errors import UserError
 from world_modality.verdict.document import Block, Section, Text, table
 from world_modality.verdict.findings import Findings
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.sources import Sources
-from world_modality.verdict.training_run import TrainingRun
 from world_modality.verdict.wording import NONE
 
 
-def analysis_of(sources: Sources, run: TrainingRun) -> Mapping[str, Any] | None:
+def analysis_of(sources: Sources, run: FinishedRun) -> Mapping[str, Any] | None:
     """Return the token analysis of the cache that a run was trained on."""
     tokens = run.data.get("world_tokens")
     for _, analysis in sources.analyses:
@@ -33,7 +33,7 @@ def analysis_of(sources: Sources, run: TrainingRun) -> Mapping[str, Any] | None:
     return None
 
 
-def probe_r2(sources: Sources, run: TrainingRun) -> float | None:
+def probe_r2(sources: Sources, run: FinishedRun) -> float | None:
     """Return how well the cache's embeddings linearly tell the state (held-out R², mean)."""
     analysis = analysis_of(sources, run)
     probes = {} if analysis is None else analysis.get("probes") or {}
@@ -121,7 +121,7 @@ def _stability(findings: Findings) -> Block:
     )
 
 
-def _tokens(run: TrainingRun) -> np.ndarray | None:
+def _tokens(run: FinishedRun) -> np.ndarray | None:
     config = run.config
     try:
         cache = Cache(Path(config["cache_dir"]), config["dataset_name"], config["split"])

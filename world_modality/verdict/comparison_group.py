@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from world_modality.verdict.arms import CONTROL_ENCODERS, arm_order
+from world_modality.verdict.finished_run import FinishedRun, short_hash
 from world_modality.verdict.sources import LeftOut
-from world_modality.verdict.training_run import TrainingRun, short_hash
 
 # Parts of a cache that have to agree for arm A, which reads no token, to be compared across caches.
 _SHARED_DATA = ("dataset", "split", "rendering")
@@ -25,7 +25,7 @@ class ComparisonGroup:
 
     fingerprint: str
     settings: Mapping[str, Any]
-    runs: dict[str, dict[int, TrainingRun]] = field(default_factory=dict)
+    runs: dict[str, dict[int, FinishedRun]] = field(default_factory=dict)
 
     @property
     def arms(self) -> list[str]:
@@ -37,7 +37,7 @@ class ComparisonGroup:
         """Of all arms and seeds."""
         return sum(len(seeds) for seeds in self.runs.values())
 
-    def all_runs(self) -> list[tuple[str, int, TrainingRun]]:
+    def all_runs(self) -> list[tuple[str, int, FinishedRun]]:
         """Return arm, seed and run, in the order of tables."""
         return [
             (arm, seed, self.runs[arm][seed])
@@ -45,7 +45,7 @@ class ComparisonGroup:
             for seed in sorted(self.runs[arm])
         ]
 
-    def put(self, arm: str, run: TrainingRun) -> LeftOut | None:
+    def put(self, arm: str, run: FinishedRun) -> LeftOut | None:
         """Add a run, unless its place is taken."""
         kept = self.runs.setdefault(arm, {}).setdefault(run.seed, run)
         if kept is run:
@@ -63,7 +63,7 @@ class ComparisonGroup:
         return "; ".join(parts)
 
 
-def group_runs(runs: Iterable[TrainingRun]) -> tuple[list[ComparisonGroup], list[LeftOut]]:
+def group_runs(runs: Iterable[FinishedRun]) -> tuple[list[ComparisonGroup], list[LeftOut]]:
     """Put runs into groups, the largest first; runs of control encoders join the first."""
     groups: dict[str, ComparisonGroup] = {}
     left_out: list[LeftOut | None] = []
@@ -84,7 +84,7 @@ def group_runs(runs: Iterable[TrainingRun]) -> tuple[list[ComparisonGroup], list
 
 
 def _place_baselines(
-    runs: list[TrainingRun], groups: dict[str, ComparisonGroup]
+    runs: list[FinishedRun], groups: dict[str, ComparisonGroup]
 ) -> list[LeftOut | None]:
     """Add arm A, which no future-token flag changes, to every group that has its other flags."""
     left_out: list[LeftOut | None] = []
@@ -123,7 +123,7 @@ def _agree(baseline: Mapping[str, Any], settings: Mapping[str, Any]) -> bool:
     )
 
 
-def _first(group: ComparisonGroup) -> TrainingRun:
+def _first(group: ComparisonGroup) -> FinishedRun:
     return group.all_runs()[0][2]
 
 

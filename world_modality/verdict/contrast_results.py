@@ -9,10 +9,10 @@ from world_modality.verdict.arms import Contrast, contrasts_between
 from world_modality.verdict.comparison_group import ComparisonGroup
 from world_modality.verdict.crossed_estimate import CrossedEstimate
 from world_modality.verdict.evidence import Evidence
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.holm import holm_adjusted
 from world_modality.verdict.measures import SUCCESS, Measure, paired_mean_difference
 from world_modality.verdict.power import Resolution, resolution
-from world_modality.verdict.training_run import TrainingRun
 
 LEVEL = 0.05
 
@@ -143,7 +143,7 @@ def _corrected(results: list[ContrastResult]) -> list[ContrastResult]:
 
 
 def _pairs(
-    evidence: Evidence, first: Sequence[TrainingRun], second: Sequence[TrainingRun]
+    evidence: Evidence, first: Sequence[FinishedRun], second: Sequence[FinishedRun]
 ) -> tuple[PairedEpisodes, ...]:
     pairs = []
     for one, other in zip(first, second, strict=True):

@@ -10,9 +10,9 @@ from typing import Any
 from world_modality.cache import sha256_of_file
 from world_modality.errors import InvalidInputError
 from world_modality.verdict.comparison_group import ComparisonGroup, group_runs
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.rollout_file import PolicyRollouts
 from world_modality.verdict.sources import LeftOut, Sources
-from world_modality.verdict.training_run import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Evidence:
     sources: Sources
     left_out: tuple[LeftOut, ...]
 
-    def rollouts_of(self, run: TrainingRun, corruption: str = "none") -> PolicyRollouts | None:
+    def rollouts_of(self, run: FinishedRun, corruption: str = "none") -> PolicyRollouts | None:
         """Return a run's rollouts under a corruption, if there are any."""
         return self.rollouts.get(run.folder, {}).get(corruption)
 
@@ -98,7 +98,7 @@ class _Joined:
             joined._put(rollouts, run, chosen)
         return joined
 
-    def _put(self, rollouts: PolicyRollouts, run: TrainingRun | None, chosen: str | None) -> None:
+    def _put(self, rollouts: PolicyRollouts, run: FinishedRun | None, chosen: str | None) -> None:
         name = f"{rollouts.file} ({rollouts.checkpoint}, corruption {rollouts.corruption})"
         if run is None:
             reason = (
@@ -117,7 +117,7 @@ class _Joined:
             self.by_run[run.folder][rollouts.corruption] = rollouts
 
 
-def _run_of(rollouts: PolicyRollouts, runs: list[TrainingRun]) -> TrainingRun | None:
+def _run_of(rollouts: PolicyRollouts, runs: list[FinishedRun]) -> FinishedRun | None:
     """Return the run whose last checkpoint was rolled out, by the content of the file."""
     file_name = Path(rollouts.checkpoint).name
     for run in runs:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from world_modality.verdict.contrast_results import ContrastResult, compare_arms
 from world_modality.verdict.evidence import Evidence
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.measures import ACTION_ERROR, SUCCESS, Measure
 from world_modality.verdict.token_use import (
     ClosedLoopEffect,
@@ -11,7 +12,6 @@ from world_modality.verdict.token_use import (
     closed_loop_effects,
     offline_effects,
 )
-from world_modality.verdict.training_run import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,6 @@ class Findings:
             if (result.contrast.first, result.contrast.second) == (first, second)
         ]
 
-    def runs_of(self, arm: str) -> list[TrainingRun]:
+    def runs_of(self, arm: str) -> list[FinishedRun]:
         """Return an arm's runs in the main group, by seed."""
         return [run for _, run in sorted(self.evidence.main.runs.get(arm, {}).items())]

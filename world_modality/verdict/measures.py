@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from world_modality.verdict.crossed_estimate import CrossedEstimate, crossed_estimate
 from world_modality.verdict.evidence import Evidence
-from world_modality.verdict.training_run import TrainingRun
+from world_modality.verdict.finished_run import FinishedRun
 
 Scores = dict[Hashable, tuple[float, float]]
 """By episode: what was added up, and how many terms it had; episodes without a term are absent."""
@@ -30,7 +30,7 @@ class Measure:
     unit: str
     lower_is_better: bool
     is_share: bool
-    scores: Callable[[Evidence, TrainingRun], Scores | None]
+    scores: Callable[[Evidence, FinishedRun], Scores | None]
 
     @property
     def title(self) -> str:
@@ -38,14 +38,14 @@ class Measure:
         return self.name[0].upper() + self.name[1:]
 
 
-def _action_errors(evidence: Evidence, run: TrainingRun) -> Scores | None:
+def _action_errors(evidence: Evidence, run: FinishedRun) -> Scores | None:
     episodes = run.evaluation["episodes"]
     sums, counts = episodes["squared_error_sum"], episodes["num_steps"]
     return dict(zip(episodes["episode_index"], zip(sums, counts, strict=True), strict=True))
 
 
-def _token_hits(subset: str) -> Callable[[Evidence, TrainingRun], Scores | None]:
-    def scores(evidence: Evidence, run: TrainingRun) -> Scores | None:
+def _token_hits(subset: str) -> Callable[[Evidence, FinishedRun], Scores | None]:
+    def scores(evidence: Evidence, run: FinishedRun) -> Scores | None:
         episodes = run.evaluation["episodes"]
         if f"top1_hits_{subset}" not in episodes:
             return None
@@ -56,7 +56,7 @@ def _token_hits(subset: str) -> Callable[[Evidence, TrainingRun], Scores | None]
     return scores
 
 
-def _success(evidence: Evidence, run: TrainingRun) -> Scores | None:
+def _success(evidence: Evidence, run: FinishedRun) -> Scores | None:
     rollouts = evidence.rollouts_of(run)
     if rollouts is None:
         return None
@@ -76,7 +76,7 @@ TOKEN_TOP1_CHANGED = Measure(
 
 
 def arm_mean(
-    measure: Measure, evidence: Evidence, runs: Sequence[TrainingRun]
+    measure: Measure, evidence: Evidence, runs: Sequence[FinishedRun]
 ) -> CrossedEstimate | None:
     """Return an arm's mean over its seeds and the episodes that all of them have."""
     scores = [measure.scores(evidence, run) for run in runs]
@@ -90,8 +90,8 @@ def arm_mean(
 def paired_mean_difference(
     measure: Measure,
     evidence: Evidence,
-    first: Sequence[TrainingRun],
-    second: Sequence[TrainingRun],
+    first: Sequence[FinishedRun],
+    second: Sequence[FinishedRun],
 ) -> CrossedEstimate | None:
     """Return the first arm's mean minus the second's, in the same seeds and episodes.
 

@@ -11,7 +11,7 @@ from world_modality.verdict.codebook_section import probe_r2
 from world_modality.verdict.document import Block, Figure, Section, Text, table
 from world_modality.verdict.drawing import colours, markers, new_figure, svg_bytes
 from world_modality.verdict.findings import Findings
-from world_modality.verdict.training_run import TrainingRun
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.wording import interval_text
 
 Pair = tuple[str, int, float, float]
@@ -29,7 +29,7 @@ def offline_online_section(findings: Findings) -> Section | None:
                 rolled_out.append((arm, seed, run, rollouts.num_solved / rollouts.num_counted))
     if len(rolled_out) < 2:
         return None
-    predictors: dict[str, Callable[[TrainingRun], float | None]] = {
+    predictors: dict[str, Callable[[FinishedRun], float | None]] = {
         "action MSE": lambda run: run.evaluation["actions"]["model"]["mse"]["value"],
         "world-token top-1 at k = 1": _token_accuracy,
         "probe R² of the cache's embeddings": lambda run: probe_r2(evidence.sources, run),
@@ -90,7 +90,7 @@ def _correlation(pairs: list[Pair]) -> tuple[str, str]:
     return interval_text(interval, signed=True), f"success {word} with it"
 
 
-def _token_accuracy(run: TrainingRun) -> float | None:
+def _token_accuracy(run: FinishedRun) -> float | None:
     world = run.evaluation["world"]
     return None if world is None else world["all"][0]["accuracy"]["model_top1"]["value"]
 

@@ -4,7 +4,7 @@ import json
 
 from world_modality.verdict.document import Block, Bullets, Commands, Section, Text, table
 from world_modality.verdict.findings import Findings
-from world_modality.verdict.training_run import TrainingRun
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.wording import NONE
 
 
@@ -44,12 +44,12 @@ def reproduction_section(findings: Findings) -> Section:
     return Section("How to reproduce it", tuple(blocks))
 
 
-def _versions(run: TrainingRun) -> str:
+def _versions(run: FinishedRun) -> str:
     versions = run.evaluation["run"].get("versions", {})
     return ", ".join(f"{name} {value}" for name, value in sorted(versions.items())) or NONE
 
 
-def _commands(run: TrainingRun) -> list[str]:
+def _commands(run: FinishedRun) -> list[str]:
     where = (
         f"--checkpoint {run.folder / run.checkpoint_name} "
         f"--dataset_name {run.config['dataset_name']} --cache_dir {run.config['cache_dir']}"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.errors import InvalidInputError
-from world_modality.verdict.training_run import read_json
+from world_modality.verdict.finished_run import read_json
 
 EpisodeKey = tuple[str, str, int, int, int, int]
 """Task, instruction, number of the episode, initial state, seed, step limit."""

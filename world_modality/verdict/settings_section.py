@@ -6,9 +6,9 @@ from world_modality.verdict.document import Block, Figure, Section, Table, Text,
 from world_modality.verdict.drawing import colours, error_bar, new_figure, svg_bytes
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.findings import Findings
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.measures import ACTION_ERROR, SUCCESS, Measure, arm_mean
 from world_modality.verdict.token_use import READING_ARM
-from world_modality.verdict.training_run import TrainingRun
 from world_modality.verdict.wording import difference_text, estimate_text, p_text, sample_text
 
 
@@ -85,7 +85,7 @@ def _contrasts(evidence: Evidence) -> list[Block]:
 
 def _codebook_figure(evidence: Evidence) -> Figure | None:
     """Draw the reading arm against the codebook's size, where that is all that differs."""
-    sized: dict[int, list[TrainingRun]] = {}
+    sized: dict[int, list[FinishedRun]] = {}
     for group in evidence.groups:
         runs = [run for _, run in sorted(group.runs.get(READING_ARM, {}).items())]
         size = runs[0].data.get("codebook_tokens") if runs else None

@@ -6,13 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.errors import InvalidInputError
-from world_modality.verdict.rollout_file import PolicyRollouts, read_rollouts
-from world_modality.verdict.training_run import (
-    TrainingRun,
+from world_modality.verdict.finished_run import (
+    FinishedRun,
     is_training_config,
+    read_finished_run,
     read_json,
-    read_training_run,
 )
+from world_modality.verdict.rollout_file import PolicyRollouts, read_rollouts
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class Sources:
         left_out: what could not be used.
     """
 
-    runs: list[TrainingRun] = field(default_factory=list)
+    runs: list[FinishedRun] = field(default_factory=list)
     rollouts: list[PolicyRollouts] = field(default_factory=list)
     analyses: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
     grids: list[Path] = field(default_factory=list)
@@ -85,7 +85,7 @@ class Sources:
 
     def _add_run(self, folder: Path) -> None:
         try:
-            self.runs.append(read_training_run(folder))
+            self.runs.append(read_finished_run(folder))
         except InvalidInputError as error:
             self.left_out.append(LeftOut(str(folder), str(error)))
 

@@ -15,7 +15,7 @@ from world_modality.verdict.drawing import (
     svg_bytes,
 )
 from world_modality.verdict.findings import Findings
-from world_modality.verdict.training_run import TrainingRun
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.wording import counted, interval_text
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def token_section(findings: Findings) -> Section | None:
     )
 
 
-def _figure(predicting: dict[str, list[TrainingRun]]) -> Figure:
+def _figure(predicting: dict[str, list[FinishedRun]]) -> Figure:
     figure, axes = new_figure(10, 4, columns=2)
     rows: list[Row] = []
     for axis, (subset, (title, baselines)) in zip(axes, _PANELS.items(), strict=True):
@@ -91,7 +91,7 @@ def _figure(predicting: dict[str, list[TrainingRun]]) -> Figure:
 
 def _panel(
     axis: "Axes",
-    predicting: dict[str, list[TrainingRun]],
+    predicting: dict[str, list[FinishedRun]],
     subset: str,
     baselines: dict[str, str],
 ) -> list[Row]:
@@ -119,7 +119,7 @@ def _panel(
 
 
 def _accuracies(
-    runs: list[TrainingRun], subset: str, predictor: str
+    runs: list[FinishedRun], subset: str, predictor: str
 ) -> tuple[np.ndarray, np.ndarray]:
     """Return frames ahead [K] and percent [S, K]; NaN where no frame counts."""
     horizons = [run.evaluation["world"][subset] for run in runs]
@@ -127,7 +127,7 @@ def _accuracies(
     return np.array([row["frames_ahead"] for row in horizons[0]]), np.array(values, float)
 
 
-def _table(predicting: dict[str, list[TrainingRun]]) -> Table:
+def _table(predicting: dict[str, list[FinishedRun]]) -> Table:
     rows = []
     for arm, runs in predicting.items():
         for run in runs:

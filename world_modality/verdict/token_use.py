@@ -9,7 +9,7 @@ from world_modality.intervals import Interval
 from world_modality.verdict.comparison_group import ComparisonGroup
 from world_modality.verdict.crossed_estimate import CrossedEstimate, crossed_estimate
 from world_modality.verdict.evidence import Evidence
-from world_modality.verdict.training_run import TrainingRun
+from world_modality.verdict.finished_run import FinishedRun
 
 READING_ARM = "C"
 TASK_SHUFFLE = "task_shuffle"
@@ -85,7 +85,7 @@ def offline_effects(group: ComparisonGroup) -> list[OfflineEffect]:
     return effects
 
 
-def _offline_effect(arm: str, name: str, runs: Sequence[TrainingRun]) -> OfflineEffect:
+def _offline_effect(arm: str, name: str, runs: Sequence[FinishedRun]) -> OfflineEffect:
     reports = [run.corruption or {} for run in runs]
     stored = [report["corruptions"][name] for report in reports]
     ratio = Interval(**stored[0]["ratio"])
@@ -126,7 +126,7 @@ def closed_loop_effects(evidence: Evidence, group: ComparisonGroup) -> list[Clos
 
 
 def _closed_loop_effect(
-    evidence: Evidence, arm: str, name: str, runs: Sequence[TrainingRun]
+    evidence: Evidence, arm: str, name: str, runs: Sequence[FinishedRun]
 ) -> ClosedLoopEffect | None:
     rows = []
     for run in runs:
@@ -157,7 +157,7 @@ def _is_counted(pair: tuple[bool | None, bool | None] | None) -> bool:
     return pair is not None and None not in pair
 
 
-def _of_arm(group: ComparisonGroup, arm: str) -> list[TrainingRun]:
+def _of_arm(group: ComparisonGroup, arm: str) -> list[FinishedRun]:
     return [run for _, run in sorted(group.runs[arm].items())]
 
 

@@ -3,8 +3,8 @@
 from world_modality.verdict.contrast_results import ContrastResult
 from world_modality.verdict.document import Bullets, Section, Text
 from world_modality.verdict.findings import Findings
+from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.token_use import READING_ARM, TASK_SHUFFLE
-from world_modality.verdict.training_run import TrainingRun
 from world_modality.verdict.wording import counted, finding, interval_text
 
 QUESTION = (
@@ -81,7 +81,7 @@ def scope_section(findings: Findings) -> Section:
     """Say what was compared, and how much was not."""
     evidence = findings.evidence
     main = evidence.main
-    first: TrainingRun = main.all_runs()[0][2]
+    first: FinishedRun = main.all_runs()[0][2]
     run = first.evaluation["run"]
     arms = ", ".join(
         f"{arm} ({counted(len(main.runs[arm]), 'seed')}: "

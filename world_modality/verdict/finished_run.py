@@ -21,13 +21,14 @@ FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight")
 # Where a run lies and what started it says nothing about what was trained.
 _NOT_SETTINGS = (
     *("resume", "overwrite", "device", "log_every", "num_workers", "cache_dir", "log_dir"),
+    *("save_every_steps", "keep_last"),
     *("model_type", "token_control", "seed", "dataset_name"),
 )
 _OTHER_STAGE = "coc_loss_weight"
 
 
 @dataclass(frozen=True)
-class TrainingRun:
+class FinishedRun:
     """A finished run.
 
     Attributes:
@@ -116,7 +117,7 @@ def is_training_config(config: object) -> bool:
     return isinstance(config, dict) and {"model_type", "log_dir", "num_epochs"} <= config.keys()
 
 
-def read_training_run(folder: Path) -> TrainingRun:
+def read_finished_run(folder: Path) -> FinishedRun:
     """Read a run.
 
     Raises:
@@ -142,7 +143,7 @@ def read_training_run(folder: Path) -> TrainingRun:
             f"--cache_dir {config['cache_dir']}"
         )
     corruption_path = folder / f"corrupt_world_{stem}" / "corrupt_world.json"
-    return TrainingRun(
+    return FinishedRun(
         folder=folder,
         config=config,
         curve=curve,
