@@ -60,6 +60,11 @@ class CocTrainConfig(TrainConfig):
             raise InvalidInputError(
                 f"--coc_loss_weight must not be negative: {self.coc_loss_weight}"
             )
+        if self.token_control != "none":
+            raise InvalidInputError(
+                f"--token_control {self.token_control} is for the arms alone; train it with "
+                "train_baseline_b.py or train_model_c.py"
+            )
         for name in ("coc_samples_per_batch", "text_vocabulary", "max_text_tokens", "text_width"):
             if getattr(self, name) < 1:
                 raise InvalidInputError(f"--{name} must be at least 1, not {getattr(self, name)}")

@@ -115,3 +115,27 @@ def test_a_task_without_training_frames_lists_those_that_have_some():
     with pytest.raises(MissingKeyError, match=r"'hide-v3'.*lift-v3") as refused:
         world_input.begin(hidden)
     assert "Hide it" not in str(refused.value)
+
+
+def controlled(name: str) -> Any:
+    plain = checkpoint()
+    plain.train_config["token_control"] = name
+    plain.policy_config = SimpleNamespace(num_world_tokens=COUNTS.shape[1])
+    return plain
+
+
+@pytest.mark.parametrize("text", ["none", "stale:3", "random"])
+def test_a_dummy_control_reads_one_code_whatever_is_corrupted(text):
+    world = WorldInput.of(text, controlled("dummy")).begin(EPISODE)
+    assert {world.token(OWN, step) for step in range(50)} == {0}
+
+
+def test_a_shuffled_control_reads_other_frames_tokens_of_the_task():
+    world = WorldInput.of("none", controlled("shuffled")).begin(EPISODE)
+    tokens = [world.token(OWN, step) for step in range(1000)]
+    assert tokens == draws("task")
+
+
+def test_the_oracle_has_no_future_to_read_in_closed_loop():
+    with pytest.raises(InvalidInputError, match="closed loop does not have"):
+        WorldInput.of("none", controlled("oracle"))

@@ -50,7 +50,9 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
     """
     opened = OfflineRun.open(config)
     with config.report_lock("eval_offline"):
-        errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="evaluate")
+        errors = predict(
+            opened.policy, opened.tensors, opened.val_frames, opened.input_tokens(), "evaluate"
+        )
         predictors = {"model": errors, **trivial_errors(opened)}
         result = EvalOfflineResult(
             run=opened.describe(),

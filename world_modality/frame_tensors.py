@@ -120,6 +120,10 @@ class FrameTensors:
             instructions=None if self.instructions is None else self.instructions[frames],
         )
 
+    def tokens_ahead(self, frames: Int[Tensor, " B"], num_steps: int) -> Int[Tensor, " B"]:
+        """Return w[t + num_steps]; past the episode's end its last token."""
+        return self.world_tokens[torch.minimum(frames + num_steps, self._last[frames])].long()
+
     def _reach(self, frames: Tensor, start: int, step: int, count: int) -> Tensor:
         offsets = start + step * torch.arange(count, device=self.device)
         return frames[:, None] + offsets

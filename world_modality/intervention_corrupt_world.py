@@ -82,14 +82,16 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
     """
     opened = OfflineRun.open(config)
     with config.report_lock("corrupt_world"):
-        clean = predict(opened.policy, opened.tensors, opened.val_frames, progress="clean")
         counts = opened.episode_counts
-        clean_sums = opened.episode_sums(clean)
+        own = opened.input_tokens()
+        recorded = opened.tokens[opened.val_frames] if own is None else own
+        clean_sums = _sums_with(opened, own, "clean")
         effects = {}
         episodes = {"clean": clean_sums.tolist()}
         for name, draws in _corruptions(opened, config).items():
-            corrupted = np.stack([_sums_with(opened, tokens, name) for tokens in draws])
-            recorded = opened.tokens[opened.val_frames]
+            corrupted = np.stack(
+                [_sums_with(opened, opened.input_tokens(tokens), name) for tokens in draws]
+            )
             # The mean of the differences, not of the sums: equal draws then give the clean sums
             # exactly, where adding n equal numbers and dividing by n may not.
             mean = clean_sums + (corrupted - clean_sums).mean(axis=0)
@@ -118,9 +120,9 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
 
 
 def _sums_with(
-    opened: OfflineRun, tokens: Int[np.ndarray, " M"], name: str
+    opened: OfflineRun, tokens: Int[np.ndarray, " M"] | None, name: str
 ) -> Float[np.ndarray, " E"]:
-    """Return each episode's squared error where the policy reads these tokens."""
+    """Return each episode's squared error where the policy reads these tokens (None: its own)."""
     errors = predict(opened.policy, opened.tensors, opened.val_frames, tokens, progress=name)
     return opened.episode_sums(errors)
 

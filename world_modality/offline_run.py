@@ -11,12 +11,14 @@ from jaxtyping import Float, Int, Shaped
 
 from world_modality.cache import Cache, sha256_of_json
 from world_modality.checkpoint import Checkpoint, load_checkpoint
+from world_modality.control_arm import stored_control
 from world_modality.device import resolve_device
 from world_modality.frame_tensors import FrameTensors
 from world_modality.intervals import Interval, ratio_interval, sum_by_episode
-from world_modality.offline_predictions import FrameErrors
+from world_modality.offline_predictions import FrameErrors, window_shape
 from world_modality.output_lock import OutputLock
 from world_modality.policy import WorldPolicy
+from world_modality.token_control import TokenControl
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,23 @@ class OfflineRun:
         """The recorded world tokens."""
         return self.tensors.world_tokens.cpu().numpy()
 
+    def input_tokens(
+        self, corrupted: Int[np.ndarray, " M"] | None = None
+    ) -> Int[np.ndarray, " M"] | None:
+        """Return what the policy reads at the validation frames; None where it reads their own.
+
+        Args:
+            corrupted: given in the place of these tokens; a control arm that does not read its own
+                token does not notice.
+        """
+        name = stored_control(self.checkpoint.train_config)
+        seed = self.checkpoint.train_config["seed"]
+        train_frames = self.tensors.episodes.frames_of(self.train_ids)
+        control = TokenControl(name, self.tensors, train_frames, seed)
+        if corrupted is not None and control.reads_own_token:
+            return corrupted
+        return control.evaluation_tokens(self.val_frames, window_shape(self.policy))
+
     @cached_property
     def _episode_of_frame(self) -> Int[np.ndarray, " N"]:
         # Every metric of every horizon adds up over it.
@@ -120,6 +139,7 @@ class OfflineRun:
         return {
             "checkpoint": str(self.path),
             "model_type": self.policy.config.model_type,
+            "token_control": stored_control(self.checkpoint.train_config),
             "epoch": self.checkpoint.epoch,
             "dataset_name": self.cache.dataset_name,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,

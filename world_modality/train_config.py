@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from world_modality.cli import config_dict
+from world_modality.control_arm import ControlName, require_controlled_arm, stored_control
 from world_modality.errors import InvalidInputError
 from world_modality.policy import ModelType, PolicyConfig
 
@@ -58,6 +59,10 @@ class TrainConfig:
     """Share of training samples whose world token is dropped whole (arm C)."""
     world_input_layernorm: bool = False
     """Layer-normalise the world token's embedding (arm C)."""
+    token_control: ControlName = "none"
+    """Control arm: placebo (B: the future loss on tokens shuffled in time within the episode),
+    dummy (C: one code in the place of every w_t), shuffled (C: another frame's token of the same
+    task), oracle (C: the token future_offset x future_stride frames ahead; offline only)."""
     block_world_to_action: bool = False
     """Diagnostic: no attention from the action queries to the world token (arm C)."""
 
@@ -111,6 +116,7 @@ class TrainConfig:
             raise InvalidInputError("--resume and --overwrite contradict each other")
         if self.model_type in ("A", "B"):
             self._refuse_world_input_knobs()
+        require_controlled_arm(self.token_control, self.model_type)
 
     def _refuse_world_input_knobs(self) -> None:
         for name in (
@@ -169,6 +175,7 @@ def require_same_run(stored: dict[str, object], config: TrainConfig) -> None:
         InvalidInputError: names the flags that differ, with both values.
     """
     resumed = config_dict(config)
+    stored = {**stored, "token_control": stored_control(stored)}
     names = (set(stored) | set(resumed)) - config.may_change
     differing = sorted(n for n in names if stored.get(n) != resumed.get(n))
     if differing:

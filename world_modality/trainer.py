@@ -17,6 +17,7 @@ from world_modality.frame_tensors import FrameTensors, mean_and_std
 from world_modality.losses import Losses, policy_losses
 from world_modality.offline_predictions import window_shape
 from world_modality.policy import Standardizer, WorldPolicy
+from world_modality.token_control import TokenControl
 from world_modality.train_config import TrainConfig
 
 
@@ -58,6 +59,7 @@ class Trainer:
         self.global_step = 0
         self._frames = torch.from_numpy(frames).to(tensors.device)
         self.window_shape = window_shape(policy)
+        self.control = TokenControl(config.token_control, tensors, frames, config.seed)
         modules = [policy] if head is None else [policy, head]
         self._optimizer = torch.optim.AdamW(
             [group for m in modules for group in _parameter_groups(m, config.weight_decay)],
@@ -87,7 +89,7 @@ class Trainer:
 
     def step(self, frames: Int[Tensor, " B"]) -> StepRecord:
         """Make one optimiser step on the windows around these frames."""
-        batch = self.tensors.gather(frames, self.window_shape)
+        batch = self.control.gather(frames, self.window_shape, self.global_step)
         learning_rate = self.learning_rate(self.global_step)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate

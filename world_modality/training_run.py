@@ -182,7 +182,8 @@ def validate(trainer: Trainer, frames: Int[np.ndarray, " M"]) -> dict[str, float
     `val_action_mse` is in units of the training standard deviation; `val_world_top1` and
     `val_world_top5` are over all horizons.
     """
-    errors = predict(trainer.policy, trainer.tensors, frames)
+    tokens = trainer.control.evaluation_tokens(frames, trainer.window_shape)
+    errors = predict(trainer.policy, trainer.tensors, frames, tokens)
     metrics = {"val_action_mse": float(errors.squared_error.sum() / errors.valid.sum())}
     if errors.token_rank is not None:
         ranks = errors.token_rank[errors.token_rank >= 0]

@@ -18,6 +18,7 @@ from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
 from benchmarks.rollouts.suite_fit import PolicyInputs, require_actions, require_rendering
 from benchmarks.rollouts.world_input import WorldInput, parse_corruption
 from world_modality.cache import sha256_of_file
+from world_modality.control_arm import stored_control
 from world_modality.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -85,6 +86,12 @@ class CheckpointPolicy:
             notes.append(
                 f"--corrupt_world {config.corrupt_world} changes nothing for arm "
                 f"{checkpoint.policy_config.model_type}, which reads no world token"
+            )
+        control = stored_control(checkpoint.train_config)
+        if corruption != "none" and control in ("dummy", "shuffled"):
+            notes.append(
+                f"--corrupt_world {config.corrupt_world} changes nothing for the control arm "
+                f"{control}, which does not read its own token"
             )
         policy = cls(
             path=path,
@@ -157,7 +164,9 @@ class CheckpointPolicy:
         """Return what decides its actions, as JSON."""
         manifest = self.checkpoint.manifest
         world, text = self.world, self._text_encoder
+        control = stored_control(self.checkpoint.train_config)
         return {
+            **({} if control == "none" else {"token_control": control}),
             "model_type": self.model_type,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,
             "encoder": self._encoder.encoder.name,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from benchmarks.rollouts.suite import EpisodeSpec
+from world_modality.control_arm import DUMMY_TOKEN, stored_control
 from world_modality.errors import InvalidInputError, missing_key
 
 if TYPE_CHECKING:
@@ -27,6 +28,9 @@ _STREAM = zlib.crc32(b"world input")
 @dataclass(frozen=True)
 class WorldInput:
     """Which token is read in the place of `w_t`.
+
+    A control arm that was trained without its own token goes without it here too, whatever the
+    corruption: `dummy` reads one code always, `shuffled` another frame's token of the task.
 
     Attributes:
         corruption: `none`, `random` (uniform over the codes that training episodes use), `task`
@@ -55,6 +59,18 @@ class WorldInput:
                 random ones are drawn from.
         """
         corruption, lag = parse_corruption(text)
+        control = stored_control(checkpoint.train_config)
+        if control == "oracle":
+            raise InvalidInputError(
+                "--token_control oracle reads a token of the future, which closed loop does not "
+                "have: this arm is for offline evaluation only"
+            )
+        if control == "dummy":
+            shares = np.zeros((1, checkpoint.policy_config.num_world_tokens))
+            shares[0, DUMMY_TOKEN] = 1
+            return cls("none", shares=shares)
+        if control == "shuffled":
+            corruption, lag = "task", 0
         if corruption not in ("random", "task"):
             return cls(corruption, lag)
         counts = checkpoint.cache_arrays.get("train_token_counts")

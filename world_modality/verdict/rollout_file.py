@@ -96,7 +96,8 @@ def _group(path: Path, lines: list[dict[str, Any]], misled: bool) -> PolicyRollo
         name: value
         for name, value in last["policy"].items()
         # What identifies the policy, or its arm, is not a condition that it was tested under.
-        if name not in ("model_type", "cache_fingerprint", "corrupt_world", "encoder")
+        if name
+        not in ("model_type", "token_control", "cache_fingerprint", "corrupt_world", "encoder")
         and not name.endswith("sha256")
     }
     return PolicyRollouts(
