@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 RUN = "$$(ops/environment.sh python)" -m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo env python test test-slow lint check-requirements clean
+.PHONY: help demo verdict env python test test-slow lint check-requirements clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
@@ -15,6 +15,9 @@ help: ## Say what there is
 
 demo: env ## Record demonstrations, run every stage, print the tables (about 20 minutes on two cores)
 	@$(RUN) world_modality.demo
+
+verdict: env ## Run the whole matrix of experiments/verdict.yaml on the demo's recording (a night on two cores)
+	@$(RUN) world_modality.experiment experiments/verdict.yaml
 
 env: ## Make the virtual environment (minutes the first time, then nothing)
 	@ops/environment.sh create

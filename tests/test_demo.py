@@ -48,6 +48,9 @@ def test_the_demo_runs_every_stage_and_reuses_all_of_it(tmp_path):
     ablation = summary["C_no_world_input"]["corrupt_world"]["corruptions"]
     assert all(effect["ratio"]["value"] == 1 for effect in ablation.values())
     assert "| instruction only |" in done.stdout
+    page = (tmp_path / "demo" / "report" / "report.html").read_text()
+    assert "for this one seed" in page or "not resolved" in page
+    assert "Success in closed loop" in page
     assert "the model says:" in done.stdout
     assert [arm["overall"]["num_episodes"] for arm in summary["rollouts"]["checkpoints"]] == [4] * 4
     for line in (tmp_path / "demo" / "summary.md").read_text().split("pictures:")[1].split():

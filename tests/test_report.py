@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.test_readme import parsed_config
 from tests.verdict_fixtures import World, write_json, write_matrix, write_rollouts, write_run
 from world_modality.errors import InvalidInputError
 from world_modality.report import ReportConfig, build_document, run
@@ -191,6 +192,13 @@ def test_without_any_run_the_error_says_what_is_wrong_with_each(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(InvalidInputError, match="empty: empty folder"):
         collect_evidence([tmp_path])
+
+
+def test_the_command_of_each_run_is_one_that_its_script_understands(matrix, monkeypatch):
+    for arm, seed, finished in collect_evidence([matrix]).main.all_runs():
+        config = parsed_config(finished.command, monkeypatch)
+        assert (config.model_type, config.seed) == (arm, seed)
+        assert config.learning_rate == finished.config["learning_rate"]
 
 
 def test_one_seed_is_called_one_seed(tmp_path):

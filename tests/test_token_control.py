@@ -37,7 +37,7 @@ def tensors(tmp_path):
     return synthetic_tensors(tmp_path, SyntheticSpec(slip=0.3))
 
 
-def control(name: str, tensors: FrameTensors, seed: int = 0, frames: Any = None) -> TokenControl:
+def control(name: Any, tensors: FrameTensors, seed: int = 0, frames: Any = None) -> TokenControl:
     if frames is None:
         frames = np.arange(tensors.episodes.num_frames)
     return TokenControl(name, tensors, frames, seed)

@@ -86,6 +86,9 @@ def run(config: DemoConfig) -> dict[str, Any]:
         "explanations": explained,
     }
     write_json(config.out_dir / "summary.json", reports)
+    _stage(
+        "world_modality.report", str(config.out_dir), "--out_dir", str(config.out_dir / "report")
+    )
     print(f"\n{text}\n\nalso in {config.out_dir / 'summary.md'}")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     return reports

@@ -2,6 +2,7 @@
 
 import json
 import math
+import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -108,7 +109,7 @@ class FinishedRun:
             if isinstance(value, bool):
                 flags.append(f"--{name}" if value else f"--no_{name}")
             elif value is not None:
-                flags.append(f"--{name} {value}")
+                flags.append(f"--{name} {shlex.quote(str(value))}")
         return f"python {script} {' '.join(flags)}"
 
 

@@ -23,8 +23,7 @@ def media_section(findings: Findings) -> Section | None:
     fitting = [path for path in sources.films if path.stat().st_size <= MAX_FILM_BYTES]
     shown = _spread(fitting)
     for path in shown:
-        caption = f"{path.parent.parent.name}, {path.parent.name}: {path.stem.replace('_', ' ')}"
-        blocks.append(Media(caption, "video/mp4", path.read_bytes(), str(path)))
+        blocks.append(Media(_caption(path), "video/mp4", path.read_bytes(), str(path)))
     if not blocks:
         return None
     if len(shown) < len(sources.films):
@@ -40,12 +39,26 @@ def media_section(findings: Findings) -> Section | None:
 
 def _spread(films: list[Path]) -> list[Path]:
     """Take films of as many checkpoints and tasks as there is room for, in turn."""
-    by_folder: dict[Path, list[Path]] = {}
+    by_checkpoint: dict[Path, dict[str, list[Path]]] = {}
     for film in films:
-        by_folder.setdefault(film.parent, []).append(film)
+        tasks = by_checkpoint.setdefault(film.parents[1], {})
+        tasks.setdefault(film.parent.name, []).append(film)
     taken: list[Path] = []
-    while len(taken) < MAX_FILMS and any(by_folder.values()):
-        for folder in sorted(by_folder):
-            if by_folder[folder] and len(taken) < MAX_FILMS:
-                taken.append(by_folder[folder].pop(0))
+    while len(taken) < MAX_FILMS and by_checkpoint:
+        for checkpoint in sorted(by_checkpoint):
+            tasks = by_checkpoint[checkpoint]
+            shown = [film.parent.name for film in taken]
+            task = min(tasks, key=lambda name: (shown.count(name), name))
+            if len(taken) < MAX_FILMS:
+                taken.append(tasks[task].pop(0))
+            if not tasks[task]:
+                del tasks[task]
+            if not tasks:
+                del by_checkpoint[checkpoint]
     return taken
+
+
+def _caption(film: Path) -> str:
+    """Name run, checkpoint, task and outcome: RUN/rollouts/videos/CHECKPOINT/TASK/EPISODE.mp4."""
+    run, checkpoint, task = film.parents[4].name, film.parents[1].name, film.parent.name
+    return f"{run}, {checkpoint}, {task}: {film.stem.replace('_', ' ')}"

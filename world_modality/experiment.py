@@ -1,0 +1,131 @@
+"""A matrix of arms, seeds and settings, run through the stages' own commands, and its report.
+
+    <out_dir>/caches/NAME/                         a cache a set of tokenizer flags
+    <out_dir>/cells/CACHE[-FLAG]/ARM_seedN/        log.txt, done.json, train/, rollouts*/
+    <out_dir>/report/                              the report over all of it
+
+Give the same command again after an interruption, a failure or a change of the matrix: what is done
+is not run again.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from world_modality.cli import run_cli
+from world_modality.errors import InvalidInputError, UserError
+from world_modality.experiment_jobs import Job, Step, cell_jobs, preparation_jobs
+from world_modality.experiment_matrix import Matrix, read_matrix
+from world_modality.experiment_runner import Failure, Runner, is_done
+from world_modality.interruption import termination_as_interrupt
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """Run a matrix of arms, seeds and settings, and report on it."""
+
+    matrix: Annotated[Path, tyro.conf.Positional]
+    """YAML file; world_modality/experiment_matrix.py describes it."""
+    max_parallel: int = 1
+    """Cells that run at once on this machine."""
+    dry_run: bool = False
+    """Print the commands, cell by cell, and run nothing."""
+    prepare_only: bool = False
+    """Make the dataset and the caches, and stop."""
+    cell: int | None = None
+    """Run this cell alone, counted from 0 in the order of --dry_run; for job arrays."""
+
+    def __post_init__(self) -> None:
+        if self.max_parallel < 1:
+            raise InvalidInputError(f"--max_parallel must be at least 1, not {self.max_parallel}")
+        if self.cell is not None and self.prepare_only:
+            raise InvalidInputError("--cell and --prepare_only contradict each other")
+
+
+def run(config: ExperimentConfig) -> list[Failure]:
+    """Run what is not done, and write the report; return what failed.
+
+    Raises:
+        MissingFileError, InvalidInputError, MissingKeyError: the matrix is not there or not right.
+        UserError: something failed; its last lines have been printed.
+    """
+    matrix = read_matrix(config.matrix)
+    preparation, cells = preparation_jobs(matrix), cell_jobs(matrix)
+    if config.dry_run:
+        _print_commands(preparation, cells, _report_step(matrix))
+        return []
+    with termination_as_interrupt():
+        runner = Runner(config.max_parallel)
+        if config.cell is not None:
+            return _run_cell(config, runner, preparation, cells)
+        # One after another: the caches are made from the dataset.
+        for job in preparation:
+            if runner.run([job]):
+                raise UserError(f"{job.name} failed, which every cell needs; see above")
+        if config.prepare_only:
+            return []
+        failures = runner.run(cells)
+        if len(failures) < len(cells):
+            report = Job("report", matrix.out_dir / "jobs" / "report", (_report_step(matrix),))
+            # What it reports on may be new, whether or not its command is.
+            (report.folder / "done.json").unlink(missing_ok=True)
+            failures += runner.run([report])
+    _conclude(failures, cells)
+    return failures
+
+
+def _run_cell(
+    config: ExperimentConfig, runner: Runner, preparation: list[Job], cells: list[Job]
+) -> list[Failure]:
+    if config.cell is None or not 0 <= config.cell < len(cells):
+        raise InvalidInputError(
+            f"--cell {config.cell}: the matrix has the cells 0 to {len(cells) - 1}; --dry_run "
+            "lists them"
+        )
+    missing = [job.name for job in preparation if not is_done(job)]
+    if missing:
+        raise InvalidInputError(
+            f"not prepared: {', '.join(missing)}; run python -m world_modality.experiment "
+            f"{config.matrix} --prepare_only first, so that no two cells make the same cache"
+        )
+    failures = runner.run([cells[config.cell]])
+    _conclude(failures, [cells[config.cell]])
+    return failures
+
+
+def _conclude(failures: list[Failure], cells: list[Job]) -> None:
+    num_done = sum(is_done(job) for job in cells)
+    print(f"{num_done} of {len(cells)} cells are done")
+    if failures:
+        names = ", ".join(failure.job for failure in failures)
+        raise UserError(f"failed: {names}; their last lines are above; run the same again to retry")
+
+
+def _report_step(matrix: Matrix) -> Step:
+    out_dir = matrix.out_dir / "report"
+    folders = [str(matrix.out_dir / name) for name in ("cells", "analyses", "tokens")]
+    return Step(
+        ("-m", "world_modality.report", *folders, "--out_dir", str(out_dir)),
+        out_dir / "report.html",
+    )
+
+
+def _print_commands(preparation: list[Job], cells: list[Job], report: Step) -> None:
+    for job in preparation:
+        print(f"# {job.name}")
+        print("\n".join(step.shell for step in job.steps))
+    for number, job in enumerate(cells):
+        print(f"# cell {number}: {job.name}")
+        print("\n".join(step.shell for step in job.steps))
+    print(f"# report\n{report.shell}")
+
+
+def main() -> None:
+    """Run the experiment from the command line."""
+    run_cli(ExperimentConfig, run)
+
+
+if __name__ == "__main__":
+    main()
