@@ -17,6 +17,7 @@ from ops.command_line import split_command
 from ops.rclone_store import rclone_folder
 from ops.remote_name import parse_remote
 from ops.sync import Command
+from tests.test_readme import parsed_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "ops" / "README.md").read_text()
@@ -31,15 +32,27 @@ def starting_with(word):
 
 
 @pytest.mark.parametrize("command", starting_with("python -m ops."))
-def test_every_python_command_of_the_readme_parses(command):
+def test_every_python_command_of_the_readme_parses(command, monkeypatch):
     words = shlex.split(command)
     own, after = split_command(words[3:])
     config = tyro.cli(CONFIGS[words[2]], args=own, use_underscores=True)
     if hasattr(config, "remote"):
         parse_remote(config.remote)
-    if after:
-        assert after[0] == "python"
-        assert (ROOT / after[1]).is_file()
+    for stage in _python_commands(after):
+        if words[2] == "ops.chaos":
+            assert parsed_config(stage, monkeypatch)
+        else:
+            assert (ROOT / shlex.split(stage)[1]).is_file()
+
+
+def _python_commands(words):
+    """Return the commands of Python that follow `--`, with and without a shell around them."""
+    if not words:
+        return []
+    if words[:2] == ["sh", "-c"]:
+        return [part.strip().removeprefix("exec ") for part in words[2].split("&&")]
+    assert words[0] == "python"
+    return [shlex.join(words)]
 
 
 def test_the_readme_shows_every_subcommand_and_script():
