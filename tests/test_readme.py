@@ -49,6 +49,8 @@ def test_the_readme_shows_every_stage():
         "world_modality.inspect_token_images",
         "world_modality.eval_offline",
         "world_modality.intervention_corrupt_world",
+        "world_modality.experiment",
+        "world_modality.report",
         "benchmarks.metaworld.collect_demos",
         "benchmarks.metaworld.eval_metaworld_success",
         "benchmarks.libero.collect_demos",

@@ -1,6 +1,7 @@
 """Runs that may be compared: one cache, one split, one rendering, the same flags."""
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -58,8 +59,9 @@ class ComparisonGroup:
         """Say in which settings another group differs from this one."""
         parts = _differences(self.settings, other.settings)
         if self.fingerprint != other.fingerprint:
-            parts = _differences(_first(self).data, _first(other).data) + parts
-            parts.append(f"cache {other.fingerprint[:10]} instead of {self.fingerprint[:10]}")
+            known = _differences(_first(self).data, _first(other).data)
+            hashes = f"cache {other.fingerprint[:10]} instead of {self.fingerprint[:10]}"
+            parts = [*(known or [hashes]), *parts]
         return "; ".join(parts)
 
 
@@ -130,11 +132,13 @@ def _first(group: ComparisonGroup) -> FinishedRun:
 def _differences(mine: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     return [
         f"{name} {_shown(theirs.get(name))} instead of {_shown(mine.get(name))}"
-        for name in sorted(mine.keys() | theirs.keys())
+        for name in sorted((mine.keys() | theirs.keys()) - {"world_tokens"})
         if mine.get(name) != theirs.get(name)
     ]
 
 
 def _shown(value: Any) -> str:
     text = value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+    if re.fullmatch("[0-9a-f]{64}", text):
+        return text[:10]
     return text if len(text) <= 60 else f"{text[:57]}…"
