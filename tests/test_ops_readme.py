@@ -99,7 +99,8 @@ class Checkout:
         (path / "ops").mkdir()
         for script in (ROOT / "ops").glob("*.sh"):
             shutil.copy2(script, path / "ops")
-        shutil.copy2(ROOT / "ops" / "slurm" / "train_model_c.sbatch", path)
+        for script in (ROOT / "ops" / "slurm").glob("*.sbatch"):
+            shutil.copy2(script, path)
         self.calls = path / "calls"
         self.program("python", 'printf "%s " "$@" >> "$CALLS"; echo >> "$CALLS"; eval "$DO"')
         self.program("scontrol", 'echo scontrol "$@" >> "$CALLS"')
@@ -181,6 +182,22 @@ def test_a_slurm_job_that_ends_by_itself_keeps_its_exit_code(checkout):
     code, calls = checkout.run("bash", "train_model_c.sbatch", DO=fail, SLURM_SUBMIT_DIR=".")
     assert code == 3
     assert not any("scontrol" in line for line in calls)
+
+
+def test_a_task_of_a_slurm_array_runs_the_cell_of_its_number(checkout):
+    where = {"SLURM_SUBMIT_DIR": ".", "SLURM_ARRAY_TASK_ID": "7", "MATRIX": "m.yaml"}
+    code, calls = checkout.run("bash", "experiment_array.sbatch", DO="exit 3", **where)
+    assert (code, calls) == (3, ["-m world_modality.experiment m.yaml --cell 7"])
+
+
+def test_a_cell_whose_time_is_up_is_queued_again_alone(checkout):
+    wait_for_term = 'trap "sleep 0.3; echo saved >> $CALLS; exit 130" TERM; '
+    wait_for_term += 'kill -TERM "$BATCH_PID"; while :; do sleep 0.05; done'
+    script = "export BATCH_PID=$$; source ./experiment_array.sbatch"
+    where = {"SLURM_SUBMIT_DIR": ".", "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_JOB_ID": "17"}
+    code, calls = checkout.run("bash", "-c", script, DO=wait_for_term, **where)
+    assert calls[-2:] == ["saved", "scontrol requeue 17_7"]
+    assert code == 0
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ resampled.
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
@@ -103,12 +104,7 @@ def crossed_estimate(
     episodes = _resampled_counts(rng, num_episodes)
     ones_s, ones_e = np.ones_like(seeds), np.ones_like(episodes)
 
-    def resampled(s: np.ndarray, e: np.ndarray) -> np.ndarray:
-        top = np.einsum("bs,se,be->b", s, numerators, e, optimize=True)
-        bottom = np.einsum("bs,se,be->b", s, denominators, e, optimize=True)
-        # Without a counted episode a resample says nothing.
-        return np.divide(top, bottom, out=np.full(len(top), value), where=bottom > 0)
-
+    resampled = partial(_resampled, numerators, denominators)
     of_episodes = resampled(ones_s, episodes)
     by_episode = float(of_episodes.var()) * _unbias(num_episodes)
     if num_seeds == 1:
@@ -128,6 +124,20 @@ def crossed_estimate(
         num_episodes=num_episodes,
         null=null,
     )
+
+
+def _resampled(
+    numerators: Float[np.ndarray, "S E"],
+    denominators: Float[np.ndarray, "S E"],
+    seeds: Float[np.ndarray, "B S"],
+    episodes: Float[np.ndarray, "B E"],
+) -> Float[np.ndarray, " B"]:
+    """Return the estimates where seeds and episodes count as often as they were drawn."""
+    top = np.einsum("bs,se,be->b", seeds, numerators, episodes, optimize=True)
+    bottom = np.einsum("bs,se,be->b", seeds, denominators, episodes, optimize=True)
+    value = numerators.sum() / denominators.sum()
+    # Without a counted episode a resample says nothing.
+    return np.divide(top, bottom, out=np.full(len(top), value), where=bottom > 0)
 
 
 def _resampled_counts(rng: np.random.Generator, size: int) -> Float[np.ndarray, "B n"]:
