@@ -16,8 +16,8 @@ help: ## Say what there is
 demo: env ## Record demonstrations, run every stage, print the tables (about 20 minutes on two cores)
 	@$(RUN) world_modality.demo
 
-verdict: env ## Run the whole matrix of experiments/verdict.yaml on the demo's recording (a night on two cores)
-	@$(RUN) world_modality.experiment experiments/verdict.yaml
+verdict: env ## Run the whole matrix of benchmarks/metaworld/verdict.yaml on the demo's recording (a night on two cores)
+	@$(RUN) world_modality.experiment benchmarks/metaworld/verdict.yaml
 
 env: ## Make the virtual environment (minutes the first time, then nothing)
 	@ops/environment.sh create

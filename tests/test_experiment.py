@@ -86,7 +86,7 @@ def test_only_what_reads_its_own_token_is_rolled_out_with_a_wrong_one(matrix_fil
 
 
 def test_every_command_is_one_that_its_stage_understands(monkeypatch):
-    matrix = read_matrix(ROOT / "experiments" / "verdict.yaml")
+    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "verdict.yaml")
     seen = set()
     for job in [*preparation_jobs(matrix), *cell_jobs(matrix)]:
         for step in job.steps:
@@ -96,7 +96,7 @@ def test_every_command_is_one_that_its_stage_understands(monkeypatch):
 
 
 def test_the_verdicts_matrix_has_what_the_report_compares():
-    matrix = read_matrix(ROOT / "experiments" / "verdict.yaml")
+    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "verdict.yaml")
     names = {job.name for job in cell_jobs(matrix)}
     for contrast in CONTRASTS:
         for arm in (contrast.first, contrast.second):

@@ -107,7 +107,7 @@ def read_matrix(path: Path) -> Matrix:
     import yaml
 
     if not path.is_file():
-        raise MissingFileError(f"no matrix {path}; experiments/verdict.yaml is an example")
+        raise MissingFileError(f"no matrix {path}; benchmarks/metaworld/verdict.yaml is an example")
     try:
         content = yaml.safe_load(path.read_text())
     except (yaml.YAMLError, UnicodeDecodeError) as error:
