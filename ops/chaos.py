@@ -46,6 +46,8 @@ class ChaosConfig:
     """Patterns of files that must agree as lines of JSON, without the ignored fields."""
     compare_npy: tuple[str, ...] = ()
     """Patterns of arrays that must agree bit by bit."""
+    compare_parquet: tuple[str, ...] = ()
+    """Patterns of parquet files whose columns must agree."""
     compare_pt: tuple[str, ...] = ()
     """Patterns of torch files whose tensors must agree bit by bit, without the ignored fields."""
     ignore: tuple[str, ...] = ("seconds", "log_dir", "resume", "overwrite")
@@ -59,7 +61,12 @@ class ChaosConfig:
     def comparison(self) -> ComparisonSpec:
         """Return what is compared."""
         return ComparisonSpec(
-            self.compare, self.compare_jsonl, self.compare_npy, self.compare_pt, self.ignore
+            exact=self.compare,
+            jsonl=self.compare_jsonl,
+            npy=self.compare_npy,
+            parquet=self.compare_parquet,
+            pt=self.compare_pt,
+            ignored=self.ignore,
         )
 
     @property
@@ -79,7 +86,9 @@ def run(config: ChaosConfig, command: list[str]) -> int:
     if not any(PLACEHOLDER in word for word in command):
         raise UsageError("the command after -- has to name its folder as {dir}")
     if not config.comparison.patterns:
-        raise UsageError("name what has to agree: --compare, --compare_jsonl, --compare_npy, …_pt")
+        raise UsageError(
+            "name what has to agree: --compare, --compare_jsonl, …_npy, …_parquet, …_pt"
+        )
     if config.out.exists():
         raise OpsError(f"{config.out} exists; give another --out")
     config.out.mkdir(parents=True)

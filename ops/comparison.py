@@ -22,6 +22,8 @@ class ComparisonSpec:
         exact: byte by byte.
         jsonl: line by line as JSON, without `ignored`.
         npy: arrays by dtype, shape and bytes, never unpickled.
+        parquet: tables by their columns' names, types and values; what a writer notes beside them
+            (`datasets` draws a random fingerprint) does not count.
         pt: torch files by their tensors' bytes and their other values, without `ignored`; they
             are loaded without executing anything.
         ignored: names of fields that may differ (seconds, folders).
@@ -30,13 +32,14 @@ class ComparisonSpec:
     exact: tuple[str, ...] = ()
     jsonl: tuple[str, ...] = ()
     npy: tuple[str, ...] = ()
+    parquet: tuple[str, ...] = ()
     pt: tuple[str, ...] = ()
     ignored: tuple[str, ...] = ()
 
     @property
     def patterns(self) -> tuple[str, ...]:
         """All patterns."""
-        return self.exact + self.jsonl + self.npy + self.pt
+        return self.exact + self.jsonl + self.npy + self.parquet + self.pt
 
 
 def compare_folders(reference: Path, other: Path, spec: ComparisonSpec) -> list[str]:
@@ -49,6 +52,7 @@ def compare_folders(reference: Path, other: Path, spec: ComparisonSpec) -> list[
         (spec.exact, Path.read_bytes),
         (spec.jsonl, lambda path: _without(_json_lines(path), spec.ignored)),
         (spec.npy, _array),
+        (spec.parquet, _table),
         (spec.pt, lambda path: _without(_torch_content(path), spec.ignored)),
     ]
     differences = []
@@ -116,6 +120,14 @@ def _json_lines(path: Path) -> list[Any]:
 
 def _array(path: Path) -> Any:
     return np.load(io.BytesIO(path.read_bytes()), allow_pickle=False)
+
+
+def _table(path: Path) -> Any:
+    import pyarrow.parquet
+
+    table = pyarrow.parquet.read_table(path)
+    types = {field.name: str(field.type) for field in table.schema}
+    return {"types": types, "columns": table.to_pydict()}
 
 
 def _torch_content(path: Path) -> Any:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet
 import pytest
 
 from ops import chaos_sync
@@ -144,6 +145,25 @@ def test_an_array_that_would_run_code_is_not_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
     spec = ComparisonSpec(npy=("a.npy",))
     assert "cannot be read" in compare_folders(tmp_path, tmp_path, spec)[0]
+
+
+def test_parquet_files_are_compared_by_their_columns(tmp_path):
+    columns = {"frame": [0, 1], "state": [[0.5, 1.0], [2.0, float("nan")]], "png": [b"a", b"b"]}
+    for name, noted, change in (
+        ("one", "x", {}),
+        ("two", "y", {}),
+        ("three", "x", {"png": [b"a", b"c"]}),
+        ("four", "x", {"frame": [0.0, 1.0]}),
+    ):
+        (tmp_path / name).mkdir()
+        table = pyarrow.table(columns | change).replace_schema_metadata({"fingerprint": noted})
+        pyarrow.parquet.write_table(table, tmp_path / name / "file.parquet")
+    spec = ComparisonSpec(parquet=("*.parquet",))
+    one, two, three, four = (tmp_path / name for name in ("one", "two", "three", "four"))
+    assert compare_folders(one, two, ComparisonSpec(exact=("*",))) != []
+    assert compare_folders(one, two, spec) == []
+    assert "png" in compare_folders(one, three, spec)[0]
+    assert "frame" in compare_folders(one, four, spec)[0]
 
 
 @pytest.mark.slow
