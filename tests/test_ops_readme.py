@@ -122,7 +122,12 @@ class Checkout:
 
     def run(self, *words, **variables):
         done = subprocess.run(
-            words, cwd=self.path, env=self.environment(**variables), capture_output=True, text=True
+            words,
+            cwd=self.path,
+            env=self.environment(**variables),
+            capture_output=True,
+            text=True,
+            timeout=60,
         )
         lines = self.calls.read_text().splitlines() if self.calls.exists() else []
         return done.returncode, [line.strip() for line in lines]
