@@ -5,8 +5,8 @@ contact                         the robot touches something for the first time
 lifted                          the first object is 2 cm above where it lay
 goal                            the simulator's own predicate of success holds
 hand_up, hand_down, hand_across the hand's phases of motion (`coc_vla.motion`)
-hand_left, hand_right,          where a phase across leads; known where `--position_axes` says which
-hand_forward, hand_back         way the position's numbers point
+hand_left, hand_right,          where a phase leads; known where `--position_axes` says which way
+hand_forward, hand_back         the position's numbers point
 
 The first five are the simulator's; the hand's motion any recording has. Contact, lifting and the
 goal are taken when they first happen and last for three frames. The rules that write labels read
@@ -191,7 +191,6 @@ def episode_events(motion: EpisodeMotion, levels: dict[str, np.ndarray]) -> tupl
     for phase in motion_phases(without_gripper):
         if phase.direction in moves:
             events.append(Event(phase.start, moves[phase.direction]))
-        if phase.direction == "across":
             events += [Event(phase.start, _SIDE_EVENTS[side]) for side in sides_of(phase.shift)]
     return tuple(sorted(events, key=lambda event: (event.frame, EVENT_TYPES.index(event.kind))))
 

@@ -9,6 +9,9 @@ from jaxtyping import Float
 from world_modality.errors import InvalidInputError
 
 Side = Literal["left", "right", "forward", "back"]
+# To the right, forward and up.
+Shift = tuple[float, float, float]
+NO_SHIFT: Shift = (0.0, 0.0, 0.0)
 # (to the right, forward) of one unit towards each side.
 _WAYS: dict[Side, tuple[float, float]] = {
     "left": (-1.0, 0.0),
@@ -16,7 +19,7 @@ _WAYS: dict[Side, tuple[float, float]] = {
     "forward": (0.0, 1.0),
     "back": (0.0, -1.0),
 }
-# The eight ways are equally wide: a motion within 22.5 degrees of a side goes to it alone.
+# A level motion within 22.5 degrees of a side goes to it alone: the eight ways are equally wide.
 SIDE_SHARE = float(np.sin(np.pi / 8))
 
 
@@ -50,22 +53,22 @@ class HandAxes:
         """
         return None if axes is None else cls(*axes)
 
-    def shift(self, moved: Float[np.ndarray, "3"]) -> tuple[float, float]:
-        """Return how far to the right and how far forward a difference of positions leads."""
+    def shift(self, moved: Float[np.ndarray, "3"]) -> Shift:
+        """Return how far to the right, forward and up a difference of positions leads."""
         first, second = _WAYS[self.first], _WAYS[self.second]
-        x, y = float(moved[0]), float(moved[1])
-        return (x * first[0] + y * second[0], x * first[1] + y * second[1])
+        x, y, up = (float(part) for part in moved)
+        return (x * first[0] + y * second[0], x * first[1] + y * second[1], up)
 
 
-def sides_of(shift: tuple[float, float]) -> tuple[Side, ...]:
-    """Return the sides that a horizontal shift leads to: one, or two where it is slanting.
+def sides_of(shift: Shift) -> tuple[Side, ...]:
+    """Return the sides that a shift leads to: none where it is upright, two where it is slanting.
 
     Args:
-        shift: to the right and forward; none leads to no side.
+        shift: to the right, forward and up; no shift leads to no side.
     """
-    length = float(np.hypot(*shift))
+    length = float(np.linalg.norm(shift))
     sides: list[Side] = []
-    for distance, names in zip(shift, (("left", "right"), ("back", "forward")), strict=True):
+    for distance, names in zip(shift[:2], (("left", "right"), ("back", "forward")), strict=True):
         if length > 0 and abs(distance) >= SIDE_SHARE * length:
             sides.append(names[distance > 0])  # type: ignore[arg-type]
     return tuple(sides)

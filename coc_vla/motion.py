@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from coc_vla.gripper import GripperEvent, dimension_names
-from coc_vla.hand_axes import HandAxes
+from coc_vla.hand_axes import NO_SHIFT, HandAxes, Shift
 from coc_vla.keyframes import hand_speed, smooth
 from world_modality.errors import InvalidInputError
 
@@ -48,13 +48,10 @@ class EpisodeMotion:
         """The speed that the hand exceeds in 5 % of the frames."""
         return float(np.percentile(self.speed, 95))
 
-    def shift(self, start: int, end: int) -> tuple[float, float]:
-        """Return how far to the right and forward the hand gets in frames `[start, end)`.
-
-        Nothing where the axes are not known.
-        """
+    def shift(self, start: int, end: int) -> Shift:
+        """Return how far the hand gets in frames `[start, end)`; nothing without known axes."""
         if self.axes is None:
-            return (0.0, 0.0)
+            return NO_SHIFT
         last = min(end, len(self.positions) - 1)
         return self.axes.shift(self.positions[last] - self.positions[start])
 
@@ -67,13 +64,13 @@ class MotionPhase:
         direction: that way.
         start: its first frame.
         end: one past its last frame.
-        shift: to the right and forward, as in `EpisodeMotion.shift`.
+        shift: as `EpisodeMotion.shift` returns it.
     """
 
     direction: Direction
     start: int
     end: int
-    shift: tuple[float, float] = (0.0, 0.0)
+    shift: Shift = NO_SHIFT
 
     @property
     def length(self) -> int:

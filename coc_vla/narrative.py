@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from coc_vla.gripper import GripperEvent
-from coc_vla.hand_axes import Side, sides_of
+from coc_vla.hand_axes import NO_SHIFT, Shift, Side, sides_of
 from coc_vla.motion import Direction, EpisodeMotion, motion_phases
 
 Scene = Literal[
@@ -23,7 +23,7 @@ class Step:
         scene: what it is for.
         direction: of the hand.
         length: its frames, 0 for what happens at one moment.
-        shift: of the hand, to the right and forward; nothing where the axes are not known.
+        shift: of the hand; nothing where the axes are not known.
         gripper: what the gripper is at that time.
         grasp: how often it has closed on something before this step's thing.
         num_grasps: how often it closes on something in the whole episode.
@@ -33,7 +33,7 @@ class Step:
     scene: Scene
     direction: Direction = "still"
     length: int = 0
-    shift: tuple[float, float] = (0.0, 0.0)
+    shift: Shift = NO_SHIFT
     gripper: Literal["open", "closed"] = "open"
     grasp: int = 0
     num_grasps: int = 0
@@ -41,13 +41,13 @@ class Step:
 
     @property
     def sides(self) -> tuple[Side, ...]:
-        """Where it leads, of a movement across whose axes are known."""
-        return sides_of(self.shift) if self.direction == "across" else ()
+        """Where a movement leads whose axes are known."""
+        return sides_of(self.shift) if self.direction != "still" else ()
 
     def joined(self, other: "Step") -> "Step":
         """Return both as one movement of this one's kind."""
-        shift = (self.shift[0] + other.shift[0], self.shift[1] + other.shift[1])
-        return replace(self, length=self.length + other.length, shift=shift)
+        right, forward, up = (a + b for a, b in zip(self.shift, other.shift, strict=True))
+        return replace(self, length=self.length + other.length, shift=(right, forward, up))
 
 
 def narrative_steps(motion: EpisodeMotion, min_steps: int, max_steps: int) -> list[Step]:

@@ -27,10 +27,10 @@ _WORDS: dict[EventType, str] = {
     "hand_up": "the hand moves up",
     "hand_down": "the hand moves down",
     "hand_across": "the hand moves sideways",
-    "hand_left": "it does so to the left",
-    "hand_right": "it does so to the right",
-    "hand_forward": "it does so forward",
-    "hand_back": "it does so backward",
+    "hand_left": "the hand moves to the left",
+    "hand_right": "the hand moves to the right",
+    "hand_forward": "the hand moves forward",
+    "hand_back": "the hand moves backward",
 }
 _PROMPT = """A robot was told: {instruction}
 

@@ -110,18 +110,18 @@ class Wording:
 
     def _approach(self, step: Step, thing: str) -> tuple[str, str]:
         gripper = f"the {step.gripper} gripper"
-        across = _across(step)
+        across, aslant = _across(step), _aslant(step)
         texts: dict[Direction, tuple[str, str]] = {
             "across": (
                 f"Move {gripper} {across} towards {thing}",
                 f"{thing} has to be within reach before anything can be done with it",
             ),
             "up": (
-                f"Raise {gripper} on the way to {thing}",
+                f"Raise {gripper}{aslant} on the way to {thing}",
                 f"from higher up it can come to {thing} without running into it",
             ),
             "down": (
-                f"Lower {gripper} to {thing}",
+                f"Lower {gripper}{aslant} to {thing}",
                 f"only at the height of {thing} can the fingers act on it",
             ),
             "still": (
@@ -143,7 +143,7 @@ class Wording:
         )
 
     def _held(self, step: Step, thing: str) -> tuple[str, str]:
-        goal, across = self._goal(step), _across(step)
+        goal, across, aslant = self._goal(step), _across(step), _aslant(step)
         carry = "Carry" if self.verb in _CARRYING_VERBS else "Push"
         carry = "Pull" if self.verb in _PULLING_VERBS else carry
         if step.occurrence == 2 and step.direction == "across":
@@ -157,11 +157,11 @@ class Wording:
                 f"every bit of the way brings {thing} nearer to {goal}",
             ),
             "up": (
-                f"Lift {thing} with the closed gripper",
+                f"Lift {thing}{aslant} with the closed gripper",
                 f"in the air it can travel to {goal} without being stopped on the way",
             ),
             "down": (
-                f"Lower {thing} towards {goal}",
+                f"Lower {thing}{aslant} towards {goal}",
                 f"close to {goal} it can be let go without falling",
             ),
             "still": (
@@ -179,23 +179,21 @@ class Wording:
         )
 
     def _retreat(self, step: Step, thing: str) -> tuple[str, str]:
-        away = f"away {_across(step)}" if step.sides else "away"
-        way = {"up": "upwards", "down": "downwards", "across": away, "still": "to rest"}
+        way = {"up": "upwards", "down": "downwards", "across": "away", "still": "to rest"}
         return (
-            f"Take the empty hand {way[step.direction]}",
+            f"Take the empty hand {way[step.direction]}{_aslant(step)}",
             f"the hand cannot disturb {thing} any more",
         )
 
     def _act(self, step: Step, thing: str) -> tuple[str, str]:
-        level = f"on a level {_across(step)}" if step.sides else "on a level"
-        way = {"up": "upwards", "down": "downwards", "across": level, "still": "a little"}
+        way = {"up": "upwards", "down": "downwards", "across": "on a level", "still": "a little"}
         task = self.instruction[:1].lower() + self.instruction[1:]
         if len(task.split()) > MAX_QUOTED_WORDS:
             task = f"do with {thing} what the instruction asks"
         why = f"the hand is at {thing} now, so that its movement passes on to {thing}"
         if self.verb == "reach":
             why = f"the hand itself has to come to {thing}, and this covers the rest of the way"
-        return f"Move the hand {way[step.direction]} to {task}", why
+        return f"Move the hand {way[step.direction]}{_aslant(step)} to {task}", why
 
     def _end(self, step: Step, thing: str) -> tuple[str, str]:
         left = f"{thing} as it is"
@@ -209,8 +207,13 @@ class Wording:
 
 
 def _across(step: Step) -> str:
-    """Say where a movement leads, as far as that is known: `to the left and forward`."""
+    """Say where a movement across leads, as far as that is known."""
     if not step.sides:
         return "across"
-    straight = "straight " if len(step.sides) == 1 else ""
-    return straight + " and ".join(_TO_SIDE[side] for side in step.sides)
+    return ("straight" + _aslant(step) if len(step.sides) == 1 else _aslant(step)).strip()
+
+
+def _aslant(step: Step) -> str:
+    """Say to which sides a movement leads, with a space before: ` to the left and forward`."""
+    sides = " and ".join(_TO_SIDE[side] for side in step.sides)
+    return f" {sides}" if sides else ""

@@ -13,6 +13,7 @@ FPS = 20.0
 WAYS = {
     "across": (1, 0, 0),
     "slanting": (1, 1, 0),
+    "rising": (1, 0, 2),
     "up": (0, 0, 1),
     "down": (0, 0, -1),
     "still": (0, 0, 0),
@@ -75,7 +76,11 @@ def test_where_a_motion_leads_is_told_where_the_axes_are_known(axes, straight, s
     told = steps_of("put the soup in the basket", recorded(*moves, axes=HandAxes(*axes)))
     assert told[0] == f"Move the open gripper {straight} towards the soup"
     assert told[4] == f"Carry the soup {slanting} towards the basket"
-    assert told[-1] == f"Take the empty hand away {straight}"
+    assert told[-1] == f"Take the empty hand away {straight.removeprefix('straight ')}"
+    rising = ("rising", "down", "close", "up")
+    assert steps_of("take the soup", recorded(*rising, axes=HandAxes(*axes)))[0] == (
+        f"Raise the open gripper {straight.removeprefix('straight ')} on the way to the soup"
+    )
     act = steps_of("Press a button", recorded("down", "slanting", axes=HandAxes(*axes)))
     assert f"Move the hand on a level {slanting} to press a button" in act
 
