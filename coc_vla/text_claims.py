@@ -12,7 +12,8 @@ goal             complete, finish, achieve, succeed; place, put or set something
                  and the last step that repeats the instruction's verb and first thing
 hand_up          raise, lift, rise, ascend, up, upward
 hand_down        lower, descend, down, downward
-hand_across      across, sideways, level, left, right, forward, back, horizontally
+hand_across      across, sideways, level, horizontally; left, right, forward, back where the step
+                 says neither up nor down
 hand_left        to the left, leftwards; hand_right likewise
 hand_forward     forward, ahead
 hand_back        back, backward
@@ -38,6 +39,7 @@ _GRASP = (
 )
 # `to the left burner` and `to the left of the plate` say where something is.
 _NO_PLACE = r"(?=\s*$|[.,;:)]|\s(?:and|then|towards?|until|to|over|above|with|while)\b)"
+_LEVEL_WORDS = r"across|sideways|level|horizontal(?:ly)?|laterally"
 _LIFT = (
     r"lift(?:s|ing)?|hoist(?:s|ing)?|pick(?:s|ing)?(?: \w+){0,4} up"
     rf"|rais(?:es?|ing) (?!{_ITS}(?:open |closed )?(?:{_HAND}|arm))"
@@ -64,15 +66,13 @@ _PATTERNS: dict[EventType, str] = {
     ),
     "hand_up": r"rais(?:es?|ing)|lift(?:s|ing)?|ris(?:es?|ing)|ascend(?:s|ing)?|up|upwards?",
     "hand_down": r"lower(?:s|ing)?|descend(?:s|ing)?|down|downwards?",
-    "hand_across": (
-        r"across|sideways|level|left|right|forwards?|(?<!the )back|backwards?|horizontal(?:ly)?"
-        r"|laterally"
-    ),
+    "hand_across": (rf"{_LEVEL_WORDS}|left|right|forwards?|(?<!the )back|backwards?"),
     "hand_left": rf"to (?:the|its) left{_NO_PLACE}|leftwards?",
     "hand_right": rf"to (?:the|its) right{_NO_PLACE}|rightwards?",
     "hand_forward": r"forwards?|ahead",
     "hand_back": r"(?<!the )back|backwards?",
 }
+_LEVEL = re.compile(rf"\b(?:{_LEVEL_WORDS})\b", re.IGNORECASE)
 _LEXICON = {
     kind: re.compile(rf"\b(?:{pattern})\b", re.IGNORECASE) for kind, pattern in _PATTERNS.items()
 }
@@ -112,7 +112,11 @@ def _step_claims(what: str) -> list[EventType]:
         match = pattern.search(what)
         if match is not None:
             found.append((match.start(), EVENT_TYPES.index(kind), kind))
-    return [kind for _, _, kind in sorted(found)]
+    kinds = [kind for _, _, kind in sorted(found)]
+    # `Raise the gripper to the left` is one slanting movement, and no level one.
+    if {"hand_up", "hand_down"} & set(kinds) and not _LEVEL.search(what):
+        kinds = [kind for kind in kinds if kind != "hand_across"]
+    return kinds
 
 
 def _repeats(what: str, instruction: str) -> bool:

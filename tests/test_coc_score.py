@@ -28,6 +28,7 @@ from world_modality.lerobot_adapter import open_dataset
 
 NUM_FRAMES = 60
 RIGHT_FORWARD = ("right", "forward")
+DOWN_AND_ACROSS = ["hand_down", "hand_across", "hand_right"]
 RIGHT_WITH_CONTACT = ["contact", "hand_across", "hand_right"]
 
 
@@ -111,6 +112,8 @@ def test_a_touch_of_two_frames_and_a_lift_of_a_centimetre_are_no_events():
         ),
         ("Carry the mug straight to the right until it is there", RIGHT_WITH_CONTACT),
         ("Move the hand on a level straight back to wait", ["hand_across", "hand_back"]),
+        ("Raise the open gripper to the left on the way", ["hand_up", "hand_left"]),
+        ("Lower the gripper across the table to the right", DOWN_AND_ACROSS),
         ("Carry the mug to the right burner", ["contact", "hand_across"]),
         ("Carry the mug to the left of the plate", ["contact", "hand_across"]),
         ("Carry the book to the back compartment", ["contact"]),
