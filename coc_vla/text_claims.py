@@ -38,7 +38,7 @@ _GRASP = (
     r"|clamp(?:s|ing)?"
 )
 # `to the left burner` and `to the left of the plate` say where something is.
-_NO_PLACE = r"(?=\s*$|[.,;:)]|\s(?:and|then|towards?|until|to|over|above|with|while)\b)"
+_NO_PLACE = r"(?=\s*$|[.,;:)]|\s(?:and|then|towards?|until|to|over|above|with|while|on the way)\b)"
 _LEVEL_WORDS = r"across|sideways|level|horizontal(?:ly)?|laterally"
 _LIFT = (
     r"lift(?:s|ing)?|hoist(?:s|ing)?|pick(?:s|ing)?(?: \w+){0,4} up"
