@@ -12,7 +12,7 @@ from coc_vla.labels import CocLabel
 from coc_vla.motion import EpisodeMotion
 from coc_vla.pictures import Pictures
 from coc_vla.prompt import Prompt
-from coc_vla.trace import parse_trace, trace_faults
+from coc_vla.trace import TraceStep, parse_trace, trace_faults
 from coc_vla.vlm import Vlm, VlmAnswer, VlmRequest, VlmUnavailableError
 
 CUT_OFF_FAULT = "the answer was cut off at the token limit; be shorter"
@@ -195,7 +195,7 @@ class Labeller:
         if answer.is_cut_off:
             faults = [CUT_OFF_FAULT, *faults]
         if not faults:
-            return self._record(draft, answer.text, error=None)
+            return self._record(draft, answer.text, steps=trace.steps)
         if draft.attempts <= self.max_retries and self.prompt is not None:
             draft.prompt = self.prompt.question_again(draft.question, answer.text, faults)
             return None
@@ -210,12 +210,19 @@ class Labeller:
                     "labelled before is kept; mend the cause and run the same command with --resume"
                 )
 
-    def _record(self, draft: _Draft, raw_text: str, *, error: str | None) -> CocLabel:
+    def _record(
+        self,
+        draft: _Draft,
+        raw_text: str,
+        *,
+        steps: tuple[TraceStep, ...] = (),
+        error: str | None = None,
+    ) -> CocLabel:
         return CocLabel(
             episode_id=draft.task.episode_id,
             instruction=draft.task.instruction,
             keyframe_indices=draft.task.keyframe_indices,
-            coc_text=() if error is not None else parse_trace(raw_text).steps,
+            coc_text=steps,
             raw_text=raw_text,
             model_name=self.vlm.model_name,
             backend=self.backend,
