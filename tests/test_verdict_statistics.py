@@ -102,7 +102,7 @@ def test_a_ratio_is_tested_against_one():
 
 
 def test_holm_agrees_with_the_reference():
-    # statsmodels.stats.multitest.multipletests(p, method="holm")[1], version 0.14.5.
+    # statsmodels.stats.multitest.multipletests(p, method="holm")[1], version 0.15.0.
     p = [0.01, 0.04, 0.03, 0.005, 0.6, 0.03]
     expected = [0.05, 0.12, 0.12, 0.03, 0.6, 0.12]
     assert holm_adjusted(p) == pytest.approx(expected)
