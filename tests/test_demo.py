@@ -43,7 +43,7 @@ def test_the_demo_runs_every_stage_and_reuses_all_of_it(tmp_path):
         assert f"| {arm} |" in done.stdout
     assert "never a DINOv2 result" in done.stdout
     assert "| success in closed loop | A | B | C | C_no_world_input |" in done.stdout
-    assert "- C minus B:" in done.stdout.split("success rate, paired")[1]
+    assert "- B minus C:" in done.stdout.split("success rate, paired")[1]
     summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
     ablation = summary["C_no_world_input"]["corrupt_world"]["corruptions"]
     assert all(effect["ratio"]["value"] == 1 for effect in ablation.values())
