@@ -59,18 +59,16 @@ def measure_throughput(config: BenchTrainingConfig, cache: Cache) -> dict[str, f
     from world_modality.device import resolve_device
     from world_modality.losses import policy_losses
     from world_modality.policy import WorldPolicy
-    from world_modality.train_config import TrainConfig
     from world_modality.trainer import autocast
 
     device = resolve_device(config.device)
-    train_config = TrainConfig(
-        dataset_name=DATASET_NAME,
-        model_type="C",
+    trainer = open_trainer(
+        cache,
+        device,
         d_model=config.d_model,
         n_layers=config.n_layers,
         batch_size=config.batch_size,
     )
-    trainer = open_trainer(cache, train_config, device)
     policy_config, tensors = trainer.policy.config, trainer.tensors
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
     bare = WorldPolicy(policy_config).to(device).train()

@@ -12,7 +12,6 @@ from world_modality.episodes import Episodes, split_episodes
 if TYPE_CHECKING:
     import torch
 
-    from world_modality.train_config import TrainConfig
     from world_modality.trainer import Trainer
 
 DATASET_NAME = "synthetic/libero_sized"
@@ -56,12 +55,22 @@ def write_synthetic_cache(cache_dir: Path, num_frames: int, embedding_dim: int) 
     return cache
 
 
-def open_trainer(cache: Cache, config: "TrainConfig", device: "torch.device") -> "Trainer":
-    """Return a trainer at its beginning, on the training episodes of such a cache."""
+def open_trainer(
+    cache: Cache, device: "torch.device", *, d_model: int, n_layers: int, batch_size: int
+) -> "Trainer":
+    """Return arm C's trainer at its beginning, on the training episodes of such a cache."""
     from world_modality.frame_tensors import FrameTensors
     from world_modality.policy import WorldPolicy
+    from world_modality.train_config import TrainConfig
     from world_modality.trainer import Trainer
 
+    config = TrainConfig(
+        dataset_name=DATASET_NAME,
+        model_type="C",
+        d_model=d_model,
+        n_layers=n_layers,
+        batch_size=batch_size,
+    )
     tensors = FrameTensors.from_cache(cache, device)
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
     policy_config = config.policy_config(
