@@ -138,6 +138,14 @@ def test_token_accuracies_equal_a_plain_loop(trained, report, subset):
             assert row.accuracy[name].value == pytest.approx(number / count)
 
 
+@pytest.mark.parametrize("subset", ["all", "changed"])
+def test_token_hits_of_the_episodes_add_up_to_the_accuracies(report, subset):
+    hits, frames = (report.episodes[f"top1_{kind}_{subset}"] for kind in ("hits", "frames"))
+    for row, hit, counted in zip(report.world[subset], hits, frames, strict=True):
+        assert sum(counted) == row.num_frames
+        assert sum(hit) / sum(counted) == pytest.approx(row.accuracy["model_top1"].value)
+
+
 def test_copying_is_wrong_where_the_token_changes_and_the_planted_walk_beats_it(report):
     assert all(row.accuracy["copy_top1"].value == 0 for row in report.world["changed"])
     # Two frames on each token: two frames ahead the walk is one token further.

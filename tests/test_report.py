@@ -168,6 +168,11 @@ def test_missing_empty_and_damaged_runs_are_listed(matrix, tmp_path):
     shutil.copytree(matrix / "a_0", matrix / "unfinished")
     log = matrix / "unfinished" / "metrics.jsonl"
     log.write_text(log.read_text().splitlines(keepends=True)[0])
+    shutil.copytree(matrix / "c_0", matrix / "earlier")
+    earlier = matrix / "earlier" / "eval_offline_model_C_epoch1" / "eval_offline.json"
+    content = json.loads(earlier.read_text())
+    content["episodes"]["top1_hits_all"] = content["episodes"]["top1_hits_all"][0]
+    write_json(earlier, content)
     shutil.copytree(matrix / "a_0", matrix / "twin")
     write_json(
         matrix / "begun" / "config.json", json.loads((matrix / "a_0/config.json").read_text())
@@ -180,6 +185,7 @@ def test_missing_empty_and_damaged_runs_are_listed(matrix, tmp_path):
     assert "run python -m world_modality.eval_offline --checkpoint" in reasons["unevaluated"]
     assert "eval_offline.json is damaged" in reasons["damaged"]
     assert "stopped after epoch 1 of 2" in reasons["unfinished"]
+    assert "token hits at k = 1 alone" in reasons["earlier"]
     assert "same arm, seed and settings as" in reasons["twin"]
     assert "no readable metrics.jsonl" in reasons["begun"]
     assert reasons["results.jsonl"] == "holds no finished episode"
@@ -258,6 +264,20 @@ def test_tables_are_latex_and_csv_too(matrix, tmp_path):
         if isinstance(block, Figure):
             assert (out_dir / "figures" / f"{block.name}.csv").read_text().count("\n") > 1
             assert f"figures/{block.name}.svg" in (out_dir / "report.md").read_text()
+
+
+def test_token_accuracy_has_an_interval_at_each_horizon(matrix):
+    document = build_document((matrix,))
+    figure = next(
+        b for b in document.blocks() if isinstance(b, Figure) and b.name == "token_accuracy"
+    )
+    rows = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
+    of_c = [row for row in rows if row["predictor"] == "C"]
+    assert [(r["subset"], r["frames_ahead"]) for r in of_c] == [
+        (subset, k) for subset in ("all", "changed") for k in (1, 2)
+    ]
+    assert all(r["low"] <= r["top1_percent"] <= r["high"] for r in of_c)
+    assert {r["top1_percent"] for r in of_c if r["subset"] == "changed"} == {50.0}
 
 
 def test_films_and_token_grids_are_shown(matrix):

@@ -219,14 +219,16 @@ def write_json(path: Path, content: Any) -> None:
     path.write_text(json.dumps(content))
 
 
-def _token_sums(world: World) -> dict[str, list[float]]:
+def _token_sums(world: World) -> dict[str, list[list[float]]]:
     frames = np.full(world.num_val, 50.0)
-    return {
-        "top1_hits_all": (0.8 * frames).tolist(),
-        "top1_frames_all": frames.tolist(),
-        "top1_hits_changed": (0.1 * frames).tolist(),
-        "top1_frames_changed": (0.2 * frames).tolist(),
+    sums = {
+        "top1_hits_all": 0.8 * frames,
+        "top1_frames_all": frames,
+        "top1_hits_changed": 0.1 * frames,
+        "top1_frames_changed": 0.2 * frames,
     }
+    num_horizons = SHARED_FLAGS["future_offset"]
+    return {name: [values.tolist()] * num_horizons for name, values in sums.items()}
 
 
 def _world() -> dict[str, Any]:

@@ -10,7 +10,7 @@ from world_modality.cli import run_cli, write_config
 from world_modality.offline_plots import plot_eval
 from world_modality.offline_predictions import predict
 from world_modality.offline_run import OfflineConfig, OfflineRun, print_header
-from world_modality.world_metrics import HorizonAccuracy, next_token_sums, world_metrics
+from world_modality.world_metrics import HorizonAccuracy, token_sums, world_metrics
 
 PREDICTORS = {
     "model": "the policy",
@@ -31,14 +31,15 @@ class EvalOfflineResult:
     Attributes:
         run: what was evaluated.
         actions: per predictor `mse`, `mse_raw` (intervals) and their values per chunk step.
-        episodes: the policy's error and token sums and their counts per episode, from which two
-            checkpoints on the same cache can be compared pairwise.
+        episodes: the policy's error sums and their counts per episode, and its token hits and
+            their counts per horizon and episode, from which two checkpoints on the same cache can
+            be compared pairwise.
         world: accuracies per horizon on `all` and on `changed` frames; None for arm A.
     """
 
     run: dict[str, Any]
     actions: dict[str, dict[str, Any]]
-    episodes: dict[str, list[int] | list[float]]
+    episodes: dict[str, list[int] | list[float] | list[list[float]]]
     world: dict[str, list[HorizonAccuracy]] | None
 
 
@@ -64,7 +65,7 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
                 "episode_index": opened.val_ids,
                 "squared_error_sum": opened.episode_sums(errors).tolist(),
                 "num_steps": opened.episode_counts.tolist(),
-                **next_token_sums(opened, errors),
+                **token_sums(opened, errors),
             },
             world=(
                 None if errors.token_rank is None else world_metrics(opened, errors, config.seed)

@@ -91,19 +91,21 @@ def _bigram_hits(
     }
 
 
-def next_token_sums(run: OfflineRun, errors: FrameErrors) -> dict[str, list[float]]:
-    """Return top-1 hits at k = 1 and the frames they are among, per validation episode.
+def token_sums(run: OfflineRun, errors: FrameErrors) -> dict[str, list[list[float]]]:
+    """Return top-1 hits and the frames they are among, as [K, E]: per horizon and val episode.
 
     From these, runs on one cache can be compared pairwise; `all` and `changed` as above.
     """
     if errors.token_rank is None:
         return {}
-    rank = errors.token_rank[:, 0]
-    inside = rank >= 0
-    target = np.where(inside, errors.frames + run.policy.config.future_stride, errors.frames)
-    changed = inside & (run.tokens[errors.frames] != run.tokens[target])
-    sums = {}
-    for name, counted in (("all", inside), ("changed", changed)):
-        for kind, values in (("hits", counted & (rank == 0)), ("frames", counted)):
-            sums[f"top1_{kind}_{name}"] = run.sum_by_val_episode(errors.frames, values).tolist()
+    sums: dict[str, list[list[float]]] = {}
+    for horizon, rank in enumerate(errors.token_rank.T, 1):
+        steps = horizon * run.policy.config.future_stride
+        inside = rank >= 0
+        target = np.where(inside, errors.frames + steps, errors.frames)
+        changed = inside & (run.tokens[errors.frames] != run.tokens[target])
+        for name, counted in (("all", inside), ("changed", changed)):
+            for kind, values in (("hits", counted & (rank == 0)), ("frames", counted)):
+                row = run.sum_by_val_episode(errors.frames, values).tolist()
+                sums.setdefault(f"top1_{kind}_{name}", []).append(row)
     return sums

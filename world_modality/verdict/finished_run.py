@@ -181,6 +181,12 @@ def _with_keys(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
         raise InvalidInputError(f"{path.parent.name}/{path.name} lacks {', '.join(lacking)}")
+    hits = content.get("episodes", {}).get("top1_hits_all", [[]])
+    if not all(isinstance(horizon, list) for horizon in hits):
+        raise InvalidInputError(
+            f"{path.parent.name}/{path.name} holds token hits at k = 1 alone, as an earlier "
+            "version wrote them; run python -m world_modality.eval_offline again"
+        )
     counts = content.get("episodes", {}).get("num_steps", [1])
     if not counts or not all(math.isfinite(count) for count in counts):
         raise InvalidInputError(f"{path.parent.name}/{path.name} has no episodes")

@@ -10,6 +10,8 @@ from world_modality.verdict.crossed_estimate import CrossedEstimate, crossed_est
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun
 
+_TOKEN_SUBSETS = {"all": "", "changed": "where it changes "}
+
 Scores = dict[Hashable, tuple[float, float]]
 """By episode: what was added up, and how many terms it had; episodes without a term are absent."""
 
@@ -44,16 +46,25 @@ def _action_errors(evidence: Evidence, run: FinishedRun) -> Scores | None:
     return dict(zip(episodes["episode_index"], zip(sums, counts, strict=True), strict=True))
 
 
-def _token_hits(subset: str) -> Callable[[Evidence, FinishedRun], Scores | None]:
+def token_top1(subset: str, horizon: int) -> Measure:
+    """Return the accuracy of the token at a horizon, counted from 1.
+
+    Args:
+        subset: `all` frames, or those where the token has `changed`.
+        horizon: k.
+    """
+
     def scores(evidence: Evidence, run: FinishedRun) -> Scores | None:
         episodes = run.evaluation["episodes"]
         if f"top1_hits_{subset}" not in episodes:
             return None
-        hits, frames = episodes[f"top1_hits_{subset}"], episodes[f"top1_frames_{subset}"]
+        hits = episodes[f"top1_hits_{subset}"][horizon - 1]
+        frames = episodes[f"top1_frames_{subset}"][horizon - 1]
         pairs = zip(episodes["episode_index"], zip(hits, frames, strict=True), strict=True)
         return {episode: (float(hit), float(n)) for episode, (hit, n) in pairs if n > 0}
 
-    return scores
+    name = f"world-token top-1 {_TOKEN_SUBSETS[subset]}at k = {horizon}"
+    return Measure(name, "%", False, True, scores)
 
 
 def _success(evidence: Evidence, run: FinishedRun) -> Scores | None:
@@ -69,10 +80,8 @@ def _success(evidence: Evidence, run: FinishedRun) -> Scores | None:
 
 ACTION_ERROR = Measure("action MSE", "training std²", True, False, _action_errors)
 SUCCESS = Measure("success rate", "%", False, True, _success)
-TOKEN_TOP1 = Measure("world-token top-1 at k = 1", "%", False, True, _token_hits("all"))
-TOKEN_TOP1_CHANGED = Measure(
-    "world-token top-1 where it changes", "%", False, True, _token_hits("changed")
-)
+TOKEN_TOP1 = token_top1("all", 1)
+TOKEN_TOP1_CHANGED = token_top1("changed", 1)
 
 
 def arm_mean(

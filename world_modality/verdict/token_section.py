@@ -14,14 +14,16 @@ from world_modality.verdict.drawing import (
     new_figure,
     svg_bytes,
 )
+from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.findings import Findings
 from world_modality.verdict.finished_run import FinishedRun
+from world_modality.verdict.measures import arm_mean, token_top1
 from world_modality.verdict.wording import counted, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = tuple[str, str, int, float | None, int]
+Row = tuple[str, str, int, float | None, float | None, float | None, int]
 _PANELS = {
     "all": ("all frames", {"bigram_top1": "bigram", "copy_top1": "copy of w_t"}),
     "changed": (
@@ -48,19 +50,22 @@ def token_section(findings: Findings) -> Section | None:
                 "construction where the token changes; the bigram is counted on training episodes, "
                 "and the one that is told of the change knows what no arm is told."
             ),
-            _figure(predicting),
+            _figure(findings.evidence, predicting),
             _table(predicting),
         ),
     )
 
 
-def _figure(predicting: dict[str, list[FinishedRun]]) -> Figure:
+def _figure(evidence: Evidence, predicting: dict[str, list[FinishedRun]]) -> Figure:
     figure, axes = new_figure(10, 4, columns=2)
     rows: list[Row] = []
     for axis, (subset, (title, baselines)) in zip(axes, _PANELS.items(), strict=True):
-        rows += _panel(axis, predicting, subset, baselines)
-        first = next(iter(predicting.values()))[0].evaluation["world"][subset][0]
-        axis.set_title(f"{title} (n = {first['num_frames']} at k = 1)", fontsize=10)
+        arms = _arm_rows(evidence, predicting, subset)
+        first = next(iter(predicting.values()))[0].evaluation["world"][subset]
+        told = _baseline_rows(first, subset, baselines)
+        _draw_panel(axis, arms, told)
+        rows += arms + told
+        axis.set_title(f"{title} (n = {first[0]['num_frames']} at k = 1)", fontsize=10)
         axis.set_xlabel("frames ahead")
         axis.set_ylabel("world-token top-1 accuracy (%)")
         axis.set_ylim(0, 100)
@@ -80,51 +85,60 @@ def _figure(predicting: dict[str, list[FinishedRun]]) -> Figure:
     seeds = ", ".join(f"{arm} {len(runs)}" for arm, runs in predicting.items())
     return Figure(
         "token_accuracy",
-        f"World-token accuracy per horizon, mean over seeds (n = {seeds} seeds); band: the span "
-        "between the lowest and the highest seed. Grey: predictors that look at the present token "
-        "alone.",
+        f"World-token accuracy per horizon, mean over seeds (n = {seeds} seeds); band: 95 % "
+        "interval over seeds and episodes. Grey: predictors that look at the present token alone.",
         svg_bytes(figure),
-        ("subset", "predictor", "frames_ahead", "top1_percent", "num_seeds"),
+        ("subset", "predictor", "frames_ahead", "top1_percent", "low", "high", "num_seeds"),
         tuple(rows),
     )
 
 
-def _panel(
-    axis: "Axes",
-    predicting: dict[str, list[FinishedRun]],
-    subset: str,
-    baselines: dict[str, str],
+def _arm_rows(
+    evidence: Evidence, predicting: dict[str, list[FinishedRun]], subset: str
 ) -> list[Row]:
-    arms = list(predicting)
-    colour, marker, sizes = colours(arms), markers(arms), marker_sizes(arms)
     rows: list[Row] = []
     for arm, runs in predicting.items():
-        ahead, values = _accuracies(runs, subset, "model_top1")
-        mean = values.mean(axis=0)
-        axis.plot(ahead, mean, marker=marker[arm], ms=sizes[arm], color=colour[arm], label=arm)
-        axis.fill_between(
-            ahead, values.min(axis=0), values.max(axis=0), color=colour[arm], alpha=0.15, lw=0
-        )
-        rows += [
-            (subset, arm, int(k), _or_none(v), len(runs)) for k, v in zip(ahead, mean, strict=True)
-        ]
-    any_runs = next(iter(predicting.values()))[:1]
-    for style, (name, label) in zip(("--", ":"), baselines.items(), strict=True):
-        ahead, values = _accuracies(any_runs, subset, name)
-        axis.plot(ahead, values[0], style, color=GREY, label=label)
-        rows += [
-            (subset, label, int(k), _or_none(v), 0) for k, v in zip(ahead, values[0], strict=True)
-        ]
+        for stored in runs[0].evaluation["world"][subset]:
+            estimate = arm_mean(token_top1(subset, stored["horizon"]), evidence, runs)
+            found = None if estimate is None else estimate.interval
+            rows.append((subset, arm, stored["frames_ahead"], *_percents(found), len(runs)))
     return rows
 
 
-def _accuracies(
-    runs: list[FinishedRun], subset: str, predictor: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Return frames ahead [K] and percent [S, K]; NaN where no frame counts."""
-    horizons = [run.evaluation["world"][subset] for run in runs]
-    values = [[_percent(row["accuracy"][predictor]["value"]) for row in one] for one in horizons]
-    return np.array([row["frames_ahead"] for row in horizons[0]]), np.array(values, float)
+def _baseline_rows(
+    horizons: list[dict[str, Any]], subset: str, baselines: dict[str, str]
+) -> list[Row]:
+    return [
+        (subset, label, row["frames_ahead"], *_percents(Interval(**row["accuracy"][name])), 0)
+        for name, label in baselines.items()
+        for row in horizons
+    ]
+
+
+def _draw_panel(axis: "Axes", arms: list[Row], baselines: list[Row]) -> None:
+    names = list(dict.fromkeys(row[1] for row in arms))
+    colour, marker, sizes = colours(names), markers(names), marker_sizes(names)
+    for arm in names:
+        ahead, mean, low, high = _columns(arms, arm)
+        axis.plot(ahead, mean, marker=marker[arm], ms=sizes[arm], color=colour[arm], label=arm)
+        axis.fill_between(ahead, low, high, color=colour[arm], alpha=0.15, lw=0)
+    for style, label in zip(("--", ":"), dict.fromkeys(row[1] for row in baselines), strict=True):
+        ahead, mean, _, _ = _columns(baselines, label)
+        axis.plot(ahead, mean, style, color=GREY, label=label)
+
+
+def _columns(rows: list[Row], predictor: str) -> np.ndarray:
+    """Return frames ahead, value, low and high as rows; NaN where no frame counts."""
+    return np.array([row[2:6] for row in rows if row[1] == predictor], dtype=float).T
+
+
+def _percents(found: Interval | None) -> tuple[float | None, float | None, float | None]:
+    if found is None:
+        return None, None, None
+    value, low, high = (
+        None if bound is None else 100 * bound for bound in (found.value, found.low, found.high)
+    )
+    return value, low, high
 
 
 def _table(predicting: dict[str, list[FinishedRun]]) -> Table:
@@ -169,11 +183,3 @@ def _table(predicting: dict[str, list[FinishedRun]]) -> Table:
 
 def _cell(stored: dict[str, Any], *, signed: bool = False) -> str:
     return interval_text(Interval(**stored), percent=True, signed=signed)
-
-
-def _percent(value: float | None) -> float:
-    return float("nan") if value is None else 100 * value
-
-
-def _or_none(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
