@@ -110,14 +110,16 @@ class EventKeys:
     Attributes:
         state: the column with the hand's position.
         action: the column of actions, for datasets without recorded executed actions.
-        gripper_dim: of the action, None to find it by name.
+        gripper_dim: of the action, `none` for a robot without a gripper, None to find it by name.
+        gripper_commands: the one that opens it and the one that closes it.
         position_dims: of the state, None to find them by name.
         axes: which way the position's numbers point, None where nobody knows.
     """
 
     state: str = "observation.state"
     action: str = "action"
-    gripper_dim: int | None = None
+    gripper_dim: int | Literal["none"] | None = None
+    gripper_commands: tuple[float, float] = (-1.0, 1.0)
     position_dims: tuple[int, int, int] | None = None
     axes: HandAxes | None = None
 
@@ -139,7 +141,8 @@ def recorded_events(source: LeRobotSource, keys: EventKeys) -> RecordedEvents:
     episodes = Episodes.from_frames(episode_index, np.zeros_like(episode_index))
     actions = _signal(source, EXECUTED_ACTION)
     gripper = GripperChannel(
-        find_gripper_dim(source.features[keys.action], keys.action, keys.gripper_dim)
+        find_gripper_dim(source.features[keys.action], keys.action, keys.gripper_dim),
+        *keys.gripper_commands,
     )
     dims = find_position_dims(source.features[keys.state], keys.state, keys.position_dims)
     levels = {

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from coc_vla.coc_events import EVENT_TYPES, EventKeys, EventType, recorded_events
-from coc_vla.hand_axes import HandAxes, Side
+from coc_vla.coc_events import EVENT_TYPES, EventType, recorded_events
+from coc_vla.event_flags import EventFlags
 from coc_vla.text_claims import claimed_events
 from coc_vla.text_conditions import Condition, ConditionReport, evaluate_conditions
 from coc_vla.text_evaluation import EvaluatedEpisodes, ExplainedRun
@@ -30,7 +30,7 @@ from world_modality.world_metrics import HorizonAccuracy, world_metrics
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalCocConfig(OfflineConfig):
+class EvalCocConfig(EventFlags, OfflineConfig):
     """Action error, world accuracy and explanations on held-out episodes, beside controls."""
 
     labels_jsonl: Path
@@ -40,9 +40,6 @@ class EvalCocConfig(OfflineConfig):
     dataset_root: Path | None = None
     """The recording's folder: written events are then scored against the recorder's. Without it,
     against those that the labels claim."""
-    position_axes: tuple[Side, Side] | None = None
-    """Which way the hand's position points, as for coc_generation; without it the recorder does not
-    know left, right, forward and back."""
     num_episodes: int = 200
     """Explain at most so many held-out episodes, drawn with the seed."""
     temperature: float = 1.0
@@ -148,7 +145,7 @@ def _truth(
         pairs = zip(episodes.traces, episodes.instructions, strict=True)
         return [claimed_events(trace, told) for trace, told in pairs], EVENT_TYPES
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
-    recorded = recorded_events(source, EventKeys(axes=HandAxes.of(config.position_axes)))
+    recorded = recorded_events(source, config.event_keys)
     strangers = [i for i in episodes.ids.tolist() if i not in recorded.by_episode]
     if strangers:
         raise InvalidInputError(

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from coc_vla.coc_events import EVENT_TYPES, EventKeys, RecordedEvents, recorded_events
-from coc_vla.hand_axes import HandAxes, Side
+from coc_vla.coc_events import EVENT_TYPES, RecordedEvents, recorded_events
+from coc_vla.event_flags import EventFlags
 from coc_vla.labels import CocLabel, read_records
 from coc_vla.text_claims import claimed_events
 from coc_vla.text_judge import JudgeResult, judge_labels
@@ -21,7 +21,7 @@ from world_modality.lerobot_source import LeRobotSource
 
 
 @dataclass(frozen=True)
-class ScoreConfig:
+class ScoreConfig(EventFlags):
     """Events that labels claim, against those recorded, beside traces of other episodes."""
 
     labels_jsonl: Path
@@ -32,17 +32,6 @@ class ScoreConfig:
     """The recording's folder; by default HF_LEROBOT_HOME or the hub is asked."""
     out_dir: Path | None = None
     """Receives score_labels.json; by default a folder beside the labels."""
-    state_key: str = "observation.state"
-    """Column with the hand's position."""
-    action_key: str = "action"
-    """Column of actions."""
-    gripper_dim: int | None = None
-    """Dimension of the action that commands the gripper; found by its name where it has one."""
-    position_dims: tuple[int, int, int] | None = None
-    """Dimensions of the state that are the hand's position; found by their names."""
-    position_axes: tuple[Side, Side] | None = None
-    """Which way the first two of them grow, as the robot sees it, as for coc_generation; without
-    it left, right, forward and back are not scored."""
     num_shuffles: int = 20
     """Draws of each control."""
     seed: int = 0
@@ -64,17 +53,6 @@ class ScoreConfig:
     def report_dir(self) -> Path:
         """Where the report goes."""
         return self.out_dir or self.labels_jsonl.with_suffix(".scores")
-
-    @property
-    def event_keys(self) -> EventKeys:
-        """Which columns hold what."""
-        return EventKeys(
-            self.state_key,
-            self.action_key,
-            self.gripper_dim,
-            self.position_dims,
-            HandAxes.of(self.position_axes),
-        )
 
 
 @dataclass(frozen=True)

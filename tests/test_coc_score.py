@@ -8,6 +8,7 @@ import pytest
 
 from benchmarks.demo_signals import write_signals
 from coc_vla.coc_events import EVENT_TYPES, EventKeys, episode_events, recorded_events
+from coc_vla.event_flags import EventFlags
 from coc_vla.gripper import GripperChannel
 from coc_vla.hand_axes import HandAxes
 from coc_vla.motion import EpisodeMotion
@@ -235,6 +236,20 @@ def test_what_the_recording_does_not_tell_is_not_scored(recording, tmp_path):
     finally:
         (recording / "meta" / "away").rename(recording / "meta" / "signals")
     assert set(EVENT_TYPES) - set(events.known) == {"contact", "lifted", "goal", *sides}
+
+
+def test_a_gripper_that_closes_at_another_command_is_read_by_its_own(recording):
+    source = open_dataset("local/tiny", dataset_root=recording)
+    # All that was recorded lies far above this command that closes.
+    told = EventFlags(gripper_dim=1, gripper_commands=(-20.0, -10.0)).event_keys
+    assert gripper_kinds(recorded_events(source, told)) == [["gripper_closes"]] * 6
+    assert gripper_kinds(recorded_events(source, EventKeys(gripper_dim=1))) == [[]] * 6
+    absent = recorded_events(source, EventFlags(gripper_dim="none").event_keys)
+    assert not {"gripper_closes", "gripper_opens"} & set(absent.known)
+
+
+def gripper_kinds(recorded):
+    return [[k for k in recorded.kinds(i) if "gripper" in k] for i in recorded.by_episode]
 
 
 def test_labels_of_another_recording_and_files_of_errors_alone_are_refused(recording, tmp_path):
