@@ -1,5 +1,7 @@
 """Which device computes."""
 
+from pathlib import Path
+
 import torch
 
 from world_modality.errors import InvalidInputError
@@ -39,3 +41,18 @@ def resolve_device(name: str) -> torch.device:
             "use --device cpu, or see what python -m world_modality.doctor says about the GPU"
         )
     return device
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return the memory that is free on the device, or None where the system does not tell.
+
+    A CPU's is what the kernel could give without swapping, the cached files included.
+    """
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+    except OSError:
+        return None
+    found = [line.split()[1] for line in lines if line.startswith("MemAvailable:")]
+    return int(found[0]) * 1024 if found else None

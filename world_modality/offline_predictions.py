@@ -107,13 +107,16 @@ def _outputs(
     was_training = policy.training
     policy.eval()
     shape = window_shape(policy)
-    index = torch.from_numpy(frames)
     replaced = None if world_tokens is None else torch.from_numpy(world_tokens).to(tensors.device)
     starts = range(0, len(frames), EVAL_BATCH_SIZE)
-    for start in tqdm(starts, desc=progress, disable=progress is None, unit="batch"):
-        chosen = slice(start, start + EVAL_BATCH_SIZE)
-        batch = tensors.gather(index[chosen], shape)
-        tokens = batch.world_tokens if replaced is None else replaced[chosen].long()
+    index = [torch.from_numpy(frames[start : start + EVAL_BATCH_SIZE]) for start in starts]
+    turns = zip(starts, tensors.ahead(index, shape), strict=True)
+    for start, chosen in tqdm(
+        turns, desc=progress, disable=progress is None, total=len(starts), unit="batch"
+    ):
+        batch = tensors.gather(chosen, shape)
+        given = None if replaced is None else replaced[start : start + EVAL_BATCH_SIZE].long()
+        tokens = batch.world_tokens if given is None else given
         yield batch, policy(batch.embeddings, batch.states, tokens, batch.instructions)
     policy.train(was_training)
 

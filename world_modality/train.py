@@ -56,7 +56,9 @@ def _open_run(config: TrainConfig, build_head: HeadBuilder | None) -> TrainingRu
     stored = _existing_checkpoint(config)
     device = resolve_device(config.device)
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    tensors = FrameTensors.from_cache(cache, device, with_language=config.use_language)
+    tensors = FrameTensors.from_cache(
+        cache, device, with_language=config.use_language, place=config.embeddings_on
+    )
     tensors.episodes.require_context(config.context_frames)
     val_frames = tensors.episodes.frames_of(cache.manifest["split"]["val"])
     if stored is not None:

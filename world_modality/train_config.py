@@ -7,6 +7,7 @@ from typing import ClassVar, Literal
 from world_modality.cli import config_dict
 from world_modality.control_arm import ControlName, require_controlled_arm, stored_control
 from world_modality.errors import InvalidInputError
+from world_modality.mapped_rows import Place
 from world_modality.policy import ModelType, PolicyConfig
 
 
@@ -17,7 +18,7 @@ class TrainConfig:
     # What may differ between a run and its resumption without changing its result.
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"resume", "overwrite", "device", "log_every", "cache_dir", "log_dir"}
-        | {"save_every_steps", "keep_last"}
+        | {"save_every_steps", "keep_last", "embeddings_on"}
     )
 
     dataset_name: str
@@ -89,6 +90,9 @@ class TrainConfig:
     """auto: bf16 autocast on a GPU that has it, fp32 on a CPU."""
     num_workers: Literal[0] = 0
     """0 by design: the arrays live on the device and batches are gathered by index."""
+    embeddings_on: Place = "auto"
+    """auto: the device, unless they take more than half of its free memory; disk: mapped, and
+    read ahead batch by batch. The batches are the same."""
     log_every: int = 50
     """Steps between the training lines of metrics.jsonl."""
     save_every_steps: int | None = None

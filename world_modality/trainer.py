@@ -84,7 +84,8 @@ class Trainer:
             self.head.train()
         rng = np.random.default_rng([self.config.seed, epoch])
         order = torch.from_numpy(rng.permutation(len(self._frames))).to(self.tensors.device)
-        for chosen in self._frames[order].split(self.config.batch_size)[num_done:]:
+        batches = self._frames[order].split(self.config.batch_size)[num_done:]
+        for chosen in self.tensors.ahead(batches, self.window_shape):
             yield self.step(chosen)
 
     def step(self, frames: Int[Tensor, " B"]) -> StepRecord:
