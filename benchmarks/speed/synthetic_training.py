@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+from jaxtyping import Int
 
 from world_modality.cache import Cache
 from world_modality.cache_writer import CacheWriter
 from world_modality.episodes import Episodes, split_episodes
 
 if TYPE_CHECKING:
-    import torch
-
+    from world_modality.frame_tensors import FrameTensors
+    from world_modality.train_config import TrainConfig
     from world_modality.trainer import Trainer
 
 DATASET_NAME = "synthetic/libero_sized"
@@ -55,29 +56,33 @@ def write_synthetic_cache(cache_dir: Path, num_frames: int, embedding_dim: int) 
     return cache
 
 
-def open_trainer(
-    cache: Cache, device: "torch.device", *, d_model: int, n_layers: int, batch_size: int
-) -> "Trainer":
-    """Return arm C's trainer at its beginning, on the training episodes of such a cache."""
+def open_trainer(cache: Cache, config: "TrainConfig") -> "Trainer":
+    """Return a trainer at its beginning, on the training episodes of such a cache."""
+    from world_modality.device import resolve_device
     from world_modality.frame_tensors import FrameTensors
+
+    device = resolve_device(config.device)
+    tensors = FrameTensors.from_cache(cache, device, place=config.embeddings_on)
+    frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
+    num_tokens = cache.manifest["arrays"]["codebook_centroids"]["shape"][0]
+    return trainer_on(tensors, frames, num_tokens, config)
+
+
+def trainer_on(
+    tensors: "FrameTensors",
+    frames: Int[np.ndarray, " M"],
+    num_world_tokens: int,
+    config: "TrainConfig",
+) -> "Trainer":
+    """Return a trainer at its beginning, on frames that came from anywhere."""
     from world_modality.policy import WorldPolicy
-    from world_modality.train_config import TrainConfig
     from world_modality.trainer import Trainer
 
-    config = TrainConfig(
-        dataset_name=DATASET_NAME,
-        model_type="C",
-        d_model=d_model,
-        n_layers=n_layers,
-        batch_size=batch_size,
-    )
-    tensors = FrameTensors.from_cache(cache, device)
-    frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
     policy_config = config.policy_config(
         embedding_dim=tensors.embeddings.shape[1],
         state_dim=tensors.states.shape[1],
         action_dim=tensors.actions.shape[1],
-        num_world_tokens=cache.manifest["arrays"]["codebook_centroids"]["shape"][0],
+        num_world_tokens=num_world_tokens,
         instruction_dim=0,
     )
-    return Trainer(WorldPolicy(policy_config).to(device), tensors, frames, config)
+    return Trainer(WorldPolicy(policy_config).to(tensors.device), tensors, frames, config)
