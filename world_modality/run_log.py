@@ -31,7 +31,7 @@ class RunLog:
     def __init__(self, log_dir: Path, start: RunPosition, num_steps: int) -> None:
         path = log_dir / "metrics.jsonl"
         kept = _lines_up_to(path, start, num_steps)
-        self.last_epoch_metrics = _last_epoch_metrics(kept)
+        self.last_epoch_metrics: dict[str, float] = _last_epoch_metrics(kept)
         with replacing(path) as partial:
             partial.write_text("".join(f"{line}\n" for line in kept))
         self._file = LineFile(path)
@@ -90,6 +90,30 @@ class RunLog:
         except OSError as error:
             self._tensorboard = False
             print(f"warning: no more TensorBoard events of this run: {error}", file=sys.stderr)
+
+
+class NoLog(RunLog):
+    """The log of a process beside the first of its group: nothing is written."""
+
+    def __init__(self) -> None:
+        self.last_epoch_metrics = {}
+
+    def step(self, global_step: int, losses: dict[str, float], learning_rate: float) -> None:
+        """Write nothing."""
+
+    def epoch(self, epoch: int, global_step: int, metrics: dict[str, float]) -> None:
+        """Write nothing."""
+
+    def sync(self) -> None:
+        """Write nothing."""
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        pass
 
 
 def _lines_up_to(path: Path, start: RunPosition, num_steps: int) -> list[str]:

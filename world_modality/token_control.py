@@ -84,15 +84,28 @@ class TokenControl:
         """Whether what the arm reads depends on the present frame's own token."""
         return self.name not in ("dummy", "shuffled")
 
-    def gather(self, frames: Int[Tensor, " B"], shape: WindowShape, step: int) -> Batch:
-        """Gather a training batch as the control wants it; draws depend on seed and step alone."""
-        batch = self._targets.gather(frames, shape)
+    def gather(
+        self,
+        frames: Int[Tensor, " B"],
+        shape: WindowShape,
+        step: int,
+        part: slice = slice(None),
+    ) -> Batch:
+        """Gather a training batch as the control wants it; draws depend on seed and step alone.
+
+        Args:
+            frames: of the whole batch.
+            shape: of the windows.
+            step: optimiser steps made before.
+            part: only these rows of the batch, the same as they are in the whole.
+        """
+        batch = self._targets.gather(frames[part], shape)
         if self.name in ("none", "placebo"):
             return batch
         # Only `shuffled` needs the frames on the host.
         on_host = frames.cpu().numpy() if self._others is not None else None
         tokens = self._inputs(frames, on_host, shape, np.random.default_rng(self._words(step)))
-        return dataclasses.replace(batch, world_tokens=tokens)
+        return dataclasses.replace(batch, world_tokens=tokens[part])
 
     def evaluation_tokens(
         self, frames: Int[np.ndarray, " M"], shape: WindowShape

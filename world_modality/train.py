@@ -2,6 +2,7 @@
 
 import dataclasses
 import sys
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,11 @@ from world_modality.cache import Cache
 from world_modality.checkpoint import Checkpoint, checkpoint_arrays, load_checkpoint
 from world_modality.checkpoint_files import newest_first
 from world_modality.cli import config_dict, write_config
-from world_modality.device import resolve_device
 from world_modality.errors import InvalidInputError
 from world_modality.frame_tensors import FrameTensors
 from world_modality.output_lock import OutputLock
 from world_modality.policy import WorldPolicy
+from world_modality.process_group import ProcessGroup
 from world_modality.train_config import TrainConfig, require_same_run
 from world_modality.trainer import Trainer, fit_standardizers
 from world_modality.training_run import TrainingRun
@@ -45,26 +46,42 @@ def run(config: TrainConfig, build_head: HeadBuilder | None = None) -> TrainResu
             another process trains there.
         MissingFileError: the cache is incomplete.
     """
-    with OutputLock(config.log_dir, "--log_dir"):
-        training = _open_run(config, build_head)
+    with ProcessGroup.joined(config.device) as group, ExitStack() as held:
+        if build_head is not None and not group.is_alone:
+            raise InvalidInputError(
+                f"a further head is trained by one process, not by {group.num_processes}; start "
+                "the training without a launcher"
+            )
+        lock = OutputLock(config.log_dir, "--log_dir")
+
+        def begin() -> Checkpoint | None:
+            held.enter_context(lock)
+            return _existing_checkpoint(config)
+
+        stored = group.from_first(begin)
+        training = group.together(lambda: _open_run(config, group, build_head, stored))
         metrics = training.to_the_end()
-    print(f"checkpoint: {training.checkpoint}")
+        print(f"checkpoint: {training.checkpoint}")
     return TrainResult(training.checkpoint, metrics)
 
 
-def _open_run(config: TrainConfig, build_head: HeadBuilder | None) -> TrainingRun:
-    stored = _existing_checkpoint(config)
-    device = resolve_device(config.device)
+def _open_run(
+    config: TrainConfig,
+    group: ProcessGroup,
+    build_head: HeadBuilder | None,
+    stored: Checkpoint | None,
+) -> TrainingRun:
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     tensors = FrameTensors.from_cache(
-        cache, device, with_language=config.use_language, place=config.embeddings_on
+        cache, group.device, with_language=config.use_language, place=config.embeddings_on
     )
     tensors.episodes.require_context(config.context_frames)
     val_frames = tensors.episodes.frames_of(cache.manifest["split"]["val"])
     if stored is not None:
         stored.require_cache(cache)
-    trainer = _build_trainer(config, cache, tensors, build_head, stored)
-    write_config(config, config.log_dir / "config.json")
+    trainer = _build_trainer(config, cache, tensors, group, build_head, stored)
+    if group.is_first:
+        write_config(config, config.log_dir / "config.json")
     _print_header(config, cache, trainer, val_frames)
     start = _blank_checkpoint(config, cache, trainer)
     if stored is not None:
@@ -115,6 +132,7 @@ def _build_trainer(
     config: TrainConfig,
     cache: Cache,
     tensors: FrameTensors,
+    group: ProcessGroup,
     build_head: HeadBuilder | None,
     stored: Checkpoint | None,
 ) -> Trainer:
@@ -138,10 +156,11 @@ def _build_trainer(
             head.load_state_dict(kept["weights"])
     # Dropout draws the same numbers however many the arm's own layers drew at their creation.
     torch.manual_seed(config.seed)
-    trainer = Trainer(policy, tensors, frames, config, head)
+    trainer = Trainer(policy, tensors, frames, config, head, group)
     if stored is not None:
         policy.load_state_dict(stored.model)
         trainer.restore(stored.training_state, stored.global_step)
+    group.draw_own_dropout(config.seed, trainer.global_step)
     return trainer
 
 
@@ -167,7 +186,7 @@ def _print_header(
     encoder = cache.manifest["encoder"]
     print(
         f"model {config.model_type}: {num_parameters / 1e6:.2f} M parameters on "
-        f"{trainer.tensors.device}, {trainer.steps_per_epoch} steps an epoch, "
+        f"{_devices(trainer)}, {trainer.steps_per_epoch} steps an epoch, "
         f"{len(val_frames)} validation frames; encoder {encoder['name']}"
     )
     if config.use_language:
@@ -177,3 +196,8 @@ def _print_header(
         print(f"{trainer.head.name} head: {num_own / 1e6:.2f} M parameters")
     if encoder.get("note"):
         print(f"note: {encoder['note']}")
+
+
+def _devices(trainer: Trainer) -> str:
+    device, group = trainer.tensors.device, trainer.group
+    return str(device) if group.is_alone else f"{device.type} of {group.num_processes} processes"

@@ -70,7 +70,7 @@ class TrainConfig:
     num_epochs: int = 10
     """Passes over the training frames."""
     batch_size: int = 256
-    """Windows a step."""
+    """Windows a step, over all processes together."""
     learning_rate: float = 3e-4
     """Peak of the schedule."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
@@ -85,7 +85,8 @@ class TrainConfig:
     """Of initial weights, data order and dropout; the data order is the same for every arm."""
 
     device: str = "auto"
-    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …; each of several processes takes
+    a GPU of its own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, fp32 on a CPU."""
     num_workers: Literal[0] = 0

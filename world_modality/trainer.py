@@ -1,5 +1,6 @@
 """The optimisation loop: the same for every arm, and without any file in it."""
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
@@ -13,10 +14,11 @@ from torch import Tensor, nn
 
 from world_modality.auxiliary_head import AuxiliaryHead
 from world_modality.errors import InvalidInputError
-from world_modality.frame_tensors import FrameTensors, mean_and_std
-from world_modality.losses import Losses, policy_losses
+from world_modality.frame_tensors import Batch, FrameTensors, mean_and_std
+from world_modality.losses import Losses, ValidCounts, policy_losses
 from world_modality.offline_predictions import window_shape
 from world_modality.policy import Standardizer, WorldPolicy
+from world_modality.process_group import ProcessGroup
 from world_modality.token_control import TokenControl
 from world_modality.train_config import TrainConfig
 
@@ -40,6 +42,7 @@ class Trainer:
         config: optimiser, schedule and seed.
         head: a further head on the trunk, on the same device; with a loss weight of 0 it stays as
             it is.
+        group: the processes that share each batch; None for this one alone.
     """
 
     def __init__(
@@ -49,11 +52,13 @@ class Trainer:
         frames: Int[np.ndarray, " M"],
         config: TrainConfig,
         head: AuxiliaryHead | None = None,
+        group: ProcessGroup | None = None,
     ) -> None:
         if len(frames) == 0:
             raise InvalidInputError("the training split has no frames")
         self.policy = policy
         self.head = head
+        self.group = group or ProcessGroup(tensors.device)
         self.tensors = tensors
         self.config = config
         self.global_step = 0
@@ -90,28 +95,59 @@ class Trainer:
 
     def step(self, frames: Int[Tensor, " B"]) -> StepRecord:
         """Make one optimiser step on the windows around these frames."""
-        batch = self.control.gather(frames, self.window_shape, self.global_step)
+        part = self.group.part(len(frames))
+        batch = self.control.gather(frames, self.window_shape, self.global_step, part)
         learning_rate = self.learning_rate(self.global_step)
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
-        with autocast(self.config.precision, self.tensors.device):
-            output = self.policy(
-                batch.embeddings, batch.states, batch.world_tokens, batch.instructions
-            )
-        losses = policy_losses(self.policy, output, batch, self.config.world_loss_weight)
-        if self.head is not None and self.head.loss_weight > 0:
-            with autocast(self.config.precision, self.tensors.device):
-                auxiliary = self.head.loss(frames, output.hidden, self.global_step)
-            losses = losses.with_auxiliary(auxiliary, self.head.loss_weight)
         self._optimizer.zero_grad(set_to_none=True)
-        losses.total.backward()
+        losses = self._backward(frames, batch)
         # Each module by its own norm, so that a head's gradient does not scale the policy's.
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if self.head is not None:
             nn.utils.clip_grad_norm_(self.head.parameters(), self.config.max_grad_norm)
         self._optimizer.step()
         self.global_step += 1
-        return StepRecord(self.global_step, losses.detach(), learning_rate)
+        return StepRecord(self.global_step, losses, learning_rate)
+
+    def _backward(self, frames: Int[Tensor, " B"], batch: Batch) -> Losses:
+        """Set the gradients of the whole batch, of which `batch` is this process's part."""
+        counts = self._whole_counts(batch)
+        if len(batch.actions) == 0:
+            return self._summed(Losses.none(self.tensors.device))
+        with autocast(self.config.precision, self.tensors.device):
+            output = self.policy(
+                batch.embeddings, batch.states, batch.world_tokens, batch.instructions
+            )
+        losses = policy_losses(self.policy, output, batch, self.config.world_loss_weight, counts)
+        if self.head is not None and self.head.loss_weight > 0:
+            with autocast(self.config.precision, self.tensors.device):
+                auxiliary = self.head.loss(frames, output.hidden, self.global_step)
+            losses = losses.with_auxiliary(auxiliary, self.head.loss_weight)
+        losses.total.backward()
+        return self._summed(losses.detach())
+
+    def _whole_counts(self, batch: Batch) -> ValidCounts:
+        own = ValidCounts.of(batch)
+        if self.group.is_alone:
+            return own
+        return ValidCounts(*self.group.sum(torch.stack([own.actions, own.tokens])))
+
+    def _summed(self, losses: Losses) -> Losses:
+        """Sum gradients and losses over the processes.
+
+        Not through DistributedDataParallel: the losses travel in the same message, and a process
+        without rows needs no pass of its own.
+        """
+        if self.group.is_alone:
+            return losses
+        parameters = list(self.policy.parameters())
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
+        parts = torch.stack(dataclasses.astuple(losses))
+        self.group.sum_in_place([*gradients, parts])
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parameter.grad = gradient
+        return Losses(*parts)
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine to zero (Loshchilov and Hutter, 2017) or constant."""

@@ -15,7 +15,7 @@ from world_modality.checkpoint_files import RunPosition
 from world_modality.checkpoint_saver import CheckpointSaver
 from world_modality.errors import InvalidInputError
 from world_modality.offline_predictions import predict
-from world_modality.run_log import RunLog
+from world_modality.run_log import NoLog, RunLog
 from world_modality.stop_signals import StopSignals
 from world_modality.train_config import TrainConfig
 from world_modality.trainer import StepRecord, Trainer
@@ -23,6 +23,9 @@ from world_modality.trainer import StepRecord, Trainer
 
 class TrainingRun:
     """Trains to the last epoch, or until a signal asks to stop; killed at any moment, it can go on.
+
+    Of the processes that share the training the first one validates, writes and prints; the
+    others wait for it. A signal to one of them stops all after the same step.
 
     Args:
         config: all flags.
@@ -46,7 +49,12 @@ class TrainingRun:
         self._epoch = start.epoch
         self._stop = StopSignals()
         self._saver = CheckpointSaver(config.log_dir, config.model_type, config.keep_last)
-        self._log = RunLog(config.log_dir, self._position, trainer.global_step)
+        self._group = trainer.group
+        self._log = (
+            RunLog(config.log_dir, self._position, trainer.global_step)
+            if self._group.is_first
+            else NoLog()
+        )
         self._names = ["loss", "action_loss", "world_loss"]
         self._names += [] if trainer.head is None else [f"{trainer.head.name}_loss"]
         empty = torch.zeros(len(self._names))
@@ -71,7 +79,7 @@ class TrainingRun:
                 self._epoch += 1
                 self._totals.zero_()
                 self._save()
-                if self._stop.requested and self._epoch < self._config.num_epochs:
+                if self._epoch < self._config.num_epochs and self._must_stop():
                     self._leave()
             self._saver.finish()
         return metrics
@@ -94,6 +102,7 @@ class TrainingRun:
             initial=done,
             total=self._trainer.steps_per_epoch,
             desc=f"epoch {self._epoch}",
+            disable=not self._group.is_first,
         )
         every = self._config.save_every_steps
         for record in bar:
@@ -102,11 +111,15 @@ class TrainingRun:
             if record.global_step % self._config.log_every == 0:
                 bar.set_postfix(loss=f"{self._log_step(record, losses.tolist()):.4f}")
             is_due = every is not None and record.global_step % every == 0
-            if is_due or self._stop.requested:
+            must_stop = self._must_stop()
+            if is_due or must_stop:
                 self._save()
-            if self._stop.requested:
+            if must_stop:
                 bar.close()
                 self._leave()
+
+    def _must_stop(self) -> bool:
+        return self._group.any(self._stop.requested is not None)
 
     def _log_step(self, record: StepRecord, losses: list[float]) -> float:
         total, *parts = losses
@@ -122,12 +135,17 @@ class TrainingRun:
 
     def _validate(self) -> dict[str, float]:
         trainer = self._trainer
-        try:
-            with self._stop.at_once():
-                metrics = validate(trainer, self._val_frames)
-                if trainer.head is not None:
-                    metrics |= trainer.head.validate(trainer.policy, trainer.tensors)
-        except KeyboardInterrupt:
+        metrics: dict[str, float] = {}
+        is_interrupted = False
+        if self._group.is_first:
+            try:
+                with self._stop.at_once():
+                    metrics = validate(trainer, self._val_frames)
+                    if trainer.head is not None:
+                        metrics |= trainer.head.validate(trainer.policy, trainer.tensors)
+            except KeyboardInterrupt:
+                is_interrupted = True
+        if self._group.any(is_interrupted):
             # All steps of the epoch are done; the resumed run begins with its validation.
             self._save()
             self._leave()
@@ -135,6 +153,8 @@ class TrainingRun:
 
     def _save(self) -> None:
         """Save the run as it is now; what a checkpoint says is done has been logged before."""
+        if not self._group.is_first:
+            return
         path = self.checkpoint
         try:
             self._log.sync()
@@ -161,8 +181,8 @@ class TrainingRun:
     def _leave(self) -> None:
         self._saver.finish()
         print(
-            f"stopped by {self._stop.requested} after step {self._trainer.global_step}, saved as "
-            f"{self.checkpoint}",
+            f"stopped by {self._stop.requested or 'a signal to another process'} after step "
+            f"{self._trainer.global_step}, saved as {self.checkpoint}",
             flush=True,
         )
         raise KeyboardInterrupt
