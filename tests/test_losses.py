@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from world_modality.frame_tensors import IGNORED_TOKEN
-from world_modality.losses import action_loss, world_loss
+from world_modality.losses import (
+    action_loss,
+    num_valid_actions,
+    num_valid_tokens,
+    world_loss,
+)
 
 
 def test_action_loss_equals_a_plain_loop_over_the_valid_steps():
@@ -47,3 +52,20 @@ def test_a_batch_without_any_future_has_world_loss_zero_and_a_finite_gradient():
     (gradient,) = torch.autograd.grad(loss, logits)
     assert loss.item() == 0
     assert not gradient.any()
+
+
+def test_losses_of_a_batchs_parts_add_up_to_its_loss_where_the_parts_hold_unlike_many():
+    generator = torch.Generator().manual_seed(2)
+    predicted, target = torch.randn(2, 5, 4, 3, generator=generator)
+    is_pad = torch.arange(4) >= torch.tensor([4, 4, 1, 1, 1])[:, None]
+    logits = torch.randn(5, 2, 6, generator=generator)
+    tokens = torch.tensor([[0, 5], [3, IGNORED_TOKEN]] + [[IGNORED_TOKEN] * 2] * 3)
+    parts = slice(0, 2), slice(2, 5)
+    num_actions, num_tokens = num_valid_actions(is_pad), num_valid_tokens(tokens)
+    assert (int(num_actions), int(num_tokens)) == (11, 3)
+    actions = [action_loss(predicted[p], target[p], is_pad[p], num_actions) for p in parts]
+    world = [world_loss(logits[p], tokens[p], num_tokens) for p in parts]
+    torch.testing.assert_close(sum(actions), action_loss(predicted, target, is_pad))
+    torch.testing.assert_close(sum(world), world_loss(logits, tokens))
+    mean_of_means = sum(action_loss(predicted[p], target[p], is_pad[p]) for p in parts) / 2
+    assert abs(mean_of_means - sum(actions)) > 0.01

@@ -106,6 +106,18 @@ def test_shuffled_tokens_are_drawn_anew_each_step_and_alike_on_repetition(tensor
     assert np.array_equal(one.evaluation_tokens(val, SHAPE), again.evaluation_tokens(val, SHAPE))
 
 
+@pytest.mark.parametrize("name", [name for _, name in CONTROLS])
+def test_a_part_of_a_batch_reads_what_the_whole_batch_reads_there(tensors, name):
+    frames = torch.arange(100)
+    whole = control(name, tensors).gather(frames, SHAPE, 1)
+    parts = [
+        control(name, tensors).gather(frames, SHAPE, 1, p) for p in (slice(0, 37), slice(37, 100))
+    ]
+    for field in ("world_tokens", "future_tokens", "actions", "embeddings"):
+        joined = torch.cat([getattr(part, field) for part in parts])
+        assert torch.equal(joined, getattr(whole, field))
+
+
 def test_the_oracle_reads_the_last_token_that_the_future_loss_asks_for(tensors):
     frames = torch.arange(tensors.episodes.num_frames)
     batch = control("oracle", tensors).gather(frames, SHAPE, 0)

@@ -201,5 +201,6 @@ def _require_asked_for_one() -> None:
     } <= set(environment):
         raise InvalidInputError(
             "accelerate launch was asked for several processes and started one, as it does where "
-            "it sees no GPUs; add --multi_gpu before --num_processes (it starts CPU processes too)"
+            "it sees no GPUs; add --multi_gpu before --num_processes (it starts CPU processes "
+            "too), or unset MASTER_PORT if one process is meant"
         )
