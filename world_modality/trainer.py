@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -66,11 +66,8 @@ class Trainer:
         self.window_shape = window_shape(policy)
         self.control = TokenControl(config.token_control, tensors, frames, config.seed)
         modules = [policy] if head is None else [policy, head]
-        self._optimizer = torch.optim.AdamW(
-            [group for m in modules for group in _parameter_groups(m, config.weight_decay)],
-            lr=config.learning_rate,
-            fused=tensors.device.type == "cuda",
-        )
+        groups = [group for m in modules for group in _parameter_groups(m, config.weight_decay)]
+        self.optimizer = adamw(groups, config)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -87,26 +84,30 @@ class Trainer:
         self.policy.train()
         if self.head is not None:
             self.head.train()
-        rng = np.random.default_rng([self.config.seed, epoch])
-        order = torch.from_numpy(rng.permutation(len(self._frames))).to(self.tensors.device)
-        batches = self._frames[order].split(self.config.batch_size)[num_done:]
+        batches = self.batches(epoch, num_done)
         for chosen in self.tensors.ahead(batches, self.window_shape):
             yield self.step(chosen)
+
+    def batches(self, epoch: int, num_done: int = 0) -> Sequence[Int[Tensor, " B"]]:
+        """Return the frames of the epoch's steps, without the first `num_done`."""
+        rng = np.random.default_rng([self.config.seed, epoch])
+        order = torch.from_numpy(rng.permutation(len(self._frames))).to(self.tensors.device)
+        return self._frames[order].split(self.config.batch_size)[num_done:]
 
     def step(self, frames: Int[Tensor, " B"]) -> StepRecord:
         """Make one optimiser step on the windows around these frames."""
         part = self.group.part(len(frames))
         batch = self.control.gather(frames, self.window_shape, self.global_step, part)
         learning_rate = self.learning_rate(self.global_step)
-        for group in self._optimizer.param_groups:
+        for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        self._optimizer.zero_grad(set_to_none=True)
+        self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(frames, batch)
         # Each module by its own norm, so that a head's gradient does not scale the policy's.
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if self.head is not None:
             nn.utils.clip_grad_norm_(self.head.parameters(), self.config.max_grad_norm)
-        self._optimizer.step()
+        self.optimizer.step()
         self.global_step += 1
         return StepRecord(self.global_step, losses, learning_rate)
 
@@ -164,7 +165,7 @@ class Trainer:
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the weights, as tensors and numbers."""
         state = {
-            "optimizer": self._optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "torch_rng": torch.get_rng_state(),
         }
         if self.tensors.device.type == "cuda":
@@ -174,7 +175,7 @@ class Trainer:
     def restore(self, state: dict[str, Any], global_step: int) -> None:
         """Go back to a state that `state` returned."""
         self.global_step = global_step
-        self._optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.load_state_dict(state["optimizer"])
         torch.set_rng_state(state["torch_rng"].cpu())
         if "cuda_rng" in state and self.tensors.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.tensors.device)
@@ -200,6 +201,12 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
     on_gpu = device.type == "cuda" and torch.cuda.is_bf16_supported()
     wanted = precision == "bf16" or (precision == "auto" and on_gpu)
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=wanted)
+
+
+def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
+    """Return the optimiser of these groups of parameters."""
+    on_gpu = all(p.device.type == "cuda" for group in groups for p in group["params"])
+    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=on_gpu)
 
 
 def _set_statistics(standardizer: Standardizer, mean: Tensor, std: Tensor) -> None:
