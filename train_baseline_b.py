@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from world_modality.cli import run_cli
-from world_modality.train import run
-from world_modality.train_config import TrainConfig
+from world_modality.side_by_side import SeedsConfig, run
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(SeedsConfig):
     """Train baseline B: behaviour cloning plus the loss on future world tokens."""
 
     model_type: Literal["B"] = "B"

@@ -4,12 +4,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from world_modality.cli import run_cli
-from world_modality.train import run
-from world_modality.train_config import TrainConfig
+from world_modality.side_by_side import SeedsConfig, run
 
 
 @dataclass(frozen=True)
-class Config(TrainConfig):
+class Config(SeedsConfig):
     """Train model C, which reads the world token and predicts its future, or its ablation."""
 
     model_type: Literal["C", "C_no_world_input"] = "C"

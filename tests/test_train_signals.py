@@ -84,7 +84,7 @@ def test_a_signal_during_validation_keeps_the_epochs_steps(config, whole, monkey
 
 
 def test_a_signal_at_the_very_end_changes_nothing(config, whole, monkeypatch):
-    signal_at(monkeypatch, training_run.TrainingRun, "_save", signal.SIGTERM, call=2)
+    signal_at(monkeypatch, training_run.TrainingRun, "save", signal.SIGTERM, call=2)
     result = run(config)
     assert_same_weights(weights(whole.checkpoint), weights(result.checkpoint))
 

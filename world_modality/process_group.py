@@ -60,7 +60,7 @@ class ProcessGroup:
         Raises:
             InvalidInputError: the device does not fit, or accelerate is missing.
         """
-        if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        if num_launched() == 1:
             _require_asked_for_one()
             yield cls(resolve_device(device_name))
             return
@@ -76,7 +76,7 @@ class ProcessGroup:
             from accelerate import PartialState
         except ImportError as error:
             raise InvalidInputError(
-                f"training in {os.environ['WORLD_SIZE']} processes needs accelerate ({error}); "
+                f"training in {num_launched()} processes needs accelerate ({error}); "
                 "pip install -r requirements.txt, or start the training without a launcher"
             ) from error
         state = PartialState(cpu=device.type == "cpu", timeout=_PATIENCE)
@@ -156,6 +156,11 @@ class ProcessGroup:
         values: list[Any] = [None] * self.num_processes
         torch.distributed.all_gather_object(values, value, group=self._hosts)
         return values
+
+
+def num_launched() -> int:
+    """Return how many processes a launcher says there are; 1 without one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 @contextmanager

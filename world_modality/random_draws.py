@@ -125,7 +125,8 @@ class _SelfAttention:
         assert self._query is value, "self-attention alone is computed here"
         others = (bias_k, bias_v, kwargs["key_padding_mask"])
         assert all(part is None for part in others), "no padding, no key and value biases"
-        assert not (add_zero or kwargs["need_weights"] or kwargs["use_separate_proj_weight"])
+        others = (add_zero, kwargs["need_weights"], kwargs["use_separate_proj_weight"])
+        assert not any(others), "no appended zeros, no returned weights, one projection"
 
     def draw(self) -> Float[Tensor, "B heads L L"]:
         """Ask the attention kernel, which keeps its mask to itself, for the mask it draws now.

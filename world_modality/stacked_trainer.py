@@ -91,7 +91,7 @@ class StackedTrainer:
         size = batch["actions"].shape[1]
         first = self._first
         if size not in self._draws:
-            own = Batch(**{"instructions": None} | {k: v[0] for k, v in batch.items()})
+            own = _batch({name: field[0] for name, field in batch.items()})
             recorder = DrawRecorder()
             with torch.no_grad(), autocast(first.config.precision, first.tensors.device), recorder:
                 first.policy(own.embeddings, own.states, own.world_tokens, own.instructions)
@@ -107,7 +107,7 @@ class StackedTrainer:
     ) -> tuple[Tensor, ...]:
         """Return one seed's losses, in the order of `Losses`."""
         policy, config = self._first.policy, self._first.config
-        batch = Batch(**{"instructions": None} | fields)
+        batch = _batch(fields)
         inputs = (batch.embeddings, batch.states, batch.world_tokens, batch.instructions)
         with autocast(config.precision, self._first.tensors.device), DrawPlayer(drawn):
             output = functional_call(policy, weights, inputs)
@@ -193,3 +193,8 @@ def _stacked(rows: list[list[Tensor]]) -> Float[Tensor, "S P"]:
 def _fields(batch: Batch) -> dict[str, Tensor]:
     values = {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
     return {name: value for name, value in values.items() if value is not None}
+
+
+def _batch(fields: dict[str, Tensor]) -> Batch:
+    others = {name: field for name, field in fields.items() if name != "instructions"}
+    return Batch(**others, instructions=fields.get("instructions"))

@@ -23,7 +23,7 @@ from world_modality.policy import WorldPolicy
 from world_modality.process_group import ProcessGroup
 from world_modality.train_config import TrainConfig, require_same_run
 from world_modality.trainer import Trainer, fit_standardizers
-from world_modality.training_run import TrainingRun
+from world_modality.training_run import Company, TrainingRun
 
 
 @dataclass(frozen=True)
@@ -56,41 +56,74 @@ def run(config: TrainConfig, build_head: HeadBuilder | None = None) -> TrainResu
 
         def begin() -> Checkpoint | None:
             held.enter_context(lock)
-            return _existing_checkpoint(config)
+            return existing_checkpoint(config)
 
         stored = group.from_first(begin)
-        training = group.together(lambda: _open_run(config, group, build_head, stored))
+        training = group.together(
+            lambda: open_run(config, load_frames(config, group.device), stored, group, build_head)
+        )
         metrics = training.to_the_end()
         print(f"checkpoint: {training.checkpoint}")
     return TrainResult(training.checkpoint, metrics)
 
 
-def _open_run(
-    config: TrainConfig,
-    group: ProcessGroup,
-    build_head: HeadBuilder | None,
-    stored: Checkpoint | None,
-) -> TrainingRun:
+def load_frames(config: TrainConfig, device: torch.device) -> FrameTensors:
+    """Load what is trained on.
+
+    Raises:
+        InvalidInputError, MissingFileError: the cache does not fit, or is missing.
+    """
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    tensors = FrameTensors.from_cache(
-        cache, group.device, with_language=config.use_language, place=config.embeddings_on
+    return FrameTensors.from_cache(
+        cache, device, with_language=config.use_language, place=config.embeddings_on
     )
+
+
+def open_run(
+    config: TrainConfig,
+    tensors: FrameTensors,
+    stored: Checkpoint | None,
+    group: ProcessGroup | None = None,
+    build_head: HeadBuilder | None = None,
+    company: Company | None = None,
+) -> TrainingRun:
+    """Bring a run to where it goes on from, torch's generators included; trains nothing yet.
+
+    Args:
+        config: all flags; its `log_dir` is locked by the caller.
+        tensors: what is trained on.
+        stored: the checkpoint that the run goes on from, if any.
+        group: the processes that train it; None for this one alone.
+        build_head: see `run`.
+        company: of the runs that are trained beside it.
+
+    Raises:
+        InvalidInputError, MissingFileError: see `run`.
+    """
+    cache = Cache(config.cache_dir, config.dataset_name, config.split)
     tensors.episodes.require_context(config.context_frames)
     val_frames = tensors.episodes.frames_of(cache.manifest["split"]["val"])
     if stored is not None:
         stored.require_cache(cache)
+    group = group or ProcessGroup(tensors.device)
     trainer = _build_trainer(config, cache, tensors, group, build_head, stored)
     if group.is_first:
         write_config(config, config.log_dir / "config.json")
-    _print_header(config, cache, trainer, val_frames)
+    if company is None or company.seeds[0] == config.seed:
+        _print_header(config, cache, trainer, val_frames)
     start = _blank_checkpoint(config, cache, trainer)
     if stored is not None:
         state = stored.training_state
         start = dataclasses.replace(start, epoch=stored.epoch, training_state=state)
-    return TrainingRun(config, trainer, val_frames, start)
+    return TrainingRun(config, trainer, val_frames, start, company)
 
 
-def _existing_checkpoint(config: TrainConfig) -> Checkpoint | None:
+def existing_checkpoint(config: TrainConfig) -> Checkpoint | None:
+    """Return what a run in `log_dir` goes on from; None where it starts.
+
+    Raises:
+        InvalidInputError: another run is there, or this one without `resume`, or a damaged one.
+    """
     if config.overwrite:
         for old in config.log_dir.glob("model_*.pt"):
             old.unlink()

@@ -2,8 +2,10 @@
 
 import dataclasses
 import math
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +23,23 @@ from world_modality.train_config import TrainConfig
 from world_modality.trainer import StepRecord, Trainer
 
 
+class TrainingStoppedError(KeyboardInterrupt):
+    """A run has ended on the wish of a signal, and is saved."""
+
+
+@dataclass(frozen=True)
+class Company:
+    """What runs that are trained side by side share.
+
+    Attributes:
+        seeds: one a run.
+        stop: the wish to stop, which the whole company grants at the same step.
+    """
+
+    seeds: tuple[int, ...]
+    stop: StopSignals
+
+
 class TrainingRun:
     """Trains to the last epoch, or until a signal asks to stop; killed at any moment, it can go on.
 
@@ -33,6 +52,8 @@ class TrainingRun:
         val_frames: where each epoch is validated.
         start: the checkpoint that the run goes on from, or what its checkpoints have in common:
             model and training state are replaced by those of the moment.
+        company: what it shares with runs that are trained beside it; it is then entered and
+            stepped by them together.
     """
 
     def __init__(
@@ -41,20 +62,23 @@ class TrainingRun:
         trainer: Trainer,
         val_frames: Int[np.ndarray, " M"],
         start: Checkpoint,
+        company: Company | None = None,
     ) -> None:
         self._config = config
-        self._trainer = trainer
+        self.trainer = trainer
         self._val_frames = val_frames
         self._start = start
         self._epoch = start.epoch
-        self._stop = StopSignals()
+        self._stop = StopSignals() if company is None else company.stop
+        self._label = "" if company is None else f"seed {config.seed}, "
         self._saver = CheckpointSaver(config.log_dir, config.model_type, config.keep_last)
         self._group = trainer.group
         self._log = (
-            RunLog(config.log_dir, self._position, trainer.global_step)
+            RunLog(config.log_dir, self.position, trainer.global_step)
             if self._group.is_first
             else NoLog()
         )
+        self.metrics = self._log.last_epoch_metrics
         self._names = ["loss", "action_loss", "world_loss"]
         self._names += [] if trainer.head is None else [f"{trainer.head.name}_loss"]
         empty = torch.zeros(len(self._names))
@@ -68,73 +92,153 @@ class TrainingRun:
             InvalidInputError: the loss is not finite, or the last checkpoint could not be written.
             KeyboardInterrupt: SIGTERM or SIGINT came; what was done is saved.
         """
-        metrics = self._log.last_epoch_metrics
-        with self._stop, self._saver, self._log:
-            while self._epoch < self._config.num_epochs:
-                self._steps()
-                metrics = self._train_means() | self._validate()
-                self._log.epoch(self._epoch, self._trainer.global_step, metrics)
-                shown = ", ".join(f"{k} {v:.4f}" for k, v in metrics.items())
-                print(f"epoch {self._epoch}: {shown}")
-                self._epoch += 1
-                self._totals.zero_()
-                self._save()
-                if self._epoch < self._config.num_epochs and self._must_stop():
-                    self._leave()
-            self._saver.finish()
-        return metrics
+        with self._stop, self:
+            self.go_to(self.num_steps)
+            self.finish()
+        return self.metrics
+
+    def __enter__(self) -> "TrainingRun":
+        self._saver.__enter__()
+        self._log.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            self._log.__exit__(kind, error, trace)
+        finally:
+            self._saver.__exit__(kind, error, trace)
+
+    def go_to(self, global_step: int) -> None:
+        """Train until so many optimiser steps are made, and end the epochs that they complete.
+
+        Raises:
+            KeyboardInterrupt: SIGTERM or SIGINT came; what was done is saved.
+        """
+        while self.position.epoch < self._config.num_epochs:
+            if self.position.epoch_step == self.trainer.steps_per_epoch:
+                self.end_epoch()
+                if not self.is_finished and self._must_stop():
+                    self.leave()
+            elif self.trainer.global_step < global_step:
+                self._steps(global_step)
+            else:
+                break
+
+    def end_epoch(self) -> None:
+        """Validate, log and save an epoch whose steps are all made.
+
+        Raises:
+            TrainingStoppedError: a signal came meanwhile; the epoch's steps are saved.
+        """
+        self.metrics = self._train_means() | self._validate()
+        self._log.epoch(self._epoch, self.trainer.global_step, self.metrics)
+        shown = ", ".join(f"{k} {v:.4f}" for k, v in self.metrics.items())
+        print(f"{self._label}epoch {self._epoch}: {shown}")
+        self._epoch += 1
+        self._totals.zero_()
+        self.save()
+
+    def finish(self) -> None:
+        """Wait for the last checkpoint.
+
+        Raises:
+            InvalidInputError: it could not be written.
+        """
+        self._saver.finish()
 
     @property
-    def _position(self) -> RunPosition:
-        done = self._epoch * self._trainer.steps_per_epoch
-        return RunPosition(self._epoch, self._trainer.global_step - done)
+    def num_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self._config.num_epochs * self.trainer.steps_per_epoch
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether all epochs are done."""
+        return self._epoch == self._config.num_epochs
+
+    @property
+    def position(self) -> RunPosition:
+        """How far the run has come."""
+        done = self._epoch * self.trainer.steps_per_epoch
+        return RunPosition(self._epoch, self.trainer.global_step - done)
 
     @property
     def checkpoint(self) -> Path:
         """Where the checkpoint of this moment belongs."""
-        return self._config.log_dir / self._position.file_name(self._config.model_type)
+        return self._config.log_dir / self.position.file_name(self._config.model_type)
 
-    def _steps(self) -> None:
-        """Make the steps that the epoch still has; a signal is obeyed after each."""
-        done = self._position.epoch_step
+    def _steps(self, last: int) -> None:
+        """Make the epoch's steps up to this one; a signal is obeyed after each."""
+        done = self.position.epoch_step
         bar = tqdm(
-            self._trainer.epoch(self._epoch, done),
+            self.trainer.epoch(self._epoch, done),
             initial=done,
-            total=self._trainer.steps_per_epoch,
-            desc=f"epoch {self._epoch}",
+            total=self.trainer.steps_per_epoch,
+            desc=f"{self._label}epoch {self._epoch}",
             disable=not self._group.is_first,
         )
-        every = self._config.save_every_steps
         for record in bar:
-            losses = torch.stack(dataclasses.astuple(record.losses)[: len(self._names)])
-            self._totals += losses
-            if record.global_step % self._config.log_every == 0:
-                bar.set_postfix(loss=f"{self._log_step(record, losses.tolist()):.4f}")
-            is_due = every is not None and record.global_step % every == 0
+            loss = self.note(record)
+            if loss is not None:
+                bar.set_postfix(loss=f"{loss:.4f}")
             must_stop = self._must_stop()
-            if is_due or must_stop:
-                self._save()
+            if self.is_save_due or must_stop:
+                self.save()
             if must_stop:
                 bar.close()
-                self._leave()
+                self.leave()
+            if record.global_step == last:
+                bar.close()
+                break
+
+    def note(self, record: StepRecord) -> float | None:
+        """Take a step that the trainer made into the epoch's means and, where due, into the log.
+
+        Returns:
+            The loss where it was read, every `log_every` steps.
+        """
+        losses = torch.stack(dataclasses.astuple(record.losses)[: len(self._names)])
+        self._totals += losses
+        if record.global_step % self._config.log_every == 0:
+            return self._log_step(record, losses.tolist())
+        return None
+
+    @property
+    def is_save_due(self) -> bool:
+        """Whether `save_every_steps` asks for a checkpoint here."""
+        every = self._config.save_every_steps
+        return every is not None and self.trainer.global_step % every == 0
 
     def _must_stop(self) -> bool:
         return self._group.any(self._stop.requested is not None)
 
     def _log_step(self, record: StepRecord, losses: list[float]) -> float:
         total, *parts = losses
-        _require_finite_loss(total, record.global_step)
+        self._require_finite(total)
         named = dict(zip(self._names[1:], parts, strict=True))
         self._log.step(record.global_step, named, record.learning_rate)
         return total
 
     def _train_means(self) -> dict[str, float]:
-        means = (self._totals / self._trainer.steps_per_epoch).tolist()
-        _require_finite_loss(means[0], self._trainer.global_step)
+        means = (self._totals / self.trainer.steps_per_epoch).tolist()
+        self._require_finite(means[0])
         return {f"train_{name}": value for name, value in zip(self._names, means, strict=True)}
 
+    def _require_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise InvalidInputError(
+                f"{self._label}the loss is {loss} at step {self.trainer.global_step}; lower "
+                "--learning_rate, or look for outliers in the cache's actions, states and "
+                "embeddings"
+            )
+
     def _validate(self) -> dict[str, float]:
-        trainer = self._trainer
+        trainer = self.trainer
         metrics: dict[str, float] = {}
         is_interrupted = False
         if self._group.is_first:
@@ -147,11 +251,11 @@ class TrainingRun:
                 is_interrupted = True
         if self._group.any(is_interrupted):
             # All steps of the epoch are done; the resumed run begins with its validation.
-            self._save()
-            self._leave()
+            self.save()
+            self.leave()
         return metrics
 
-    def _save(self) -> None:
+    def save(self) -> None:
         """Save the run as it is now; what a checkpoint says is done has been logged before."""
         if not self._group.is_first:
             return
@@ -164,10 +268,10 @@ class TrainingRun:
         self._saver.save(path, self._snapshot())
 
     def _snapshot(self) -> Checkpoint:
-        trainer = self._trainer
+        trainer = self.trainer
         head = trainer.head
         state: dict[str, Any] = trainer.state()
-        if self._position.epoch_step > 0:
+        if self.position.epoch_step > 0:
             state["epoch_totals"] = self._totals
         return dataclasses.replace(
             self._start,
@@ -178,22 +282,19 @@ class TrainingRun:
             auxiliary_head=None if head is None else head.content(),
         )
 
-    def _leave(self) -> None:
+    def leave(self) -> NoReturn:
+        """End the run, which is saved as it is, on the wish of a signal.
+
+        Raises:
+            TrainingStoppedError: always.
+        """
         self._saver.finish()
         print(
-            f"stopped by {self._stop.requested or 'a signal to another process'} after step "
-            f"{self._trainer.global_step}, saved as {self.checkpoint}",
+            f"{self._label}stopped by {self._stop.requested or 'a signal to another process'} "
+            f"after step {self.trainer.global_step}, saved as {self.checkpoint}",
             flush=True,
         )
-        raise KeyboardInterrupt
-
-
-def _require_finite_loss(loss: float, step: int) -> None:
-    if not math.isfinite(loss):
-        raise InvalidInputError(
-            f"the loss is {loss} at step {step}; lower --learning_rate, or look for outliers "
-            "in the cache's actions, states and embeddings"
-        )
+        raise TrainingStoppedError
 
 
 def validate(trainer: Trainer, frames: Int[np.ndarray, " M"]) -> dict[str, float]:

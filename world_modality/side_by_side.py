@@ -1,0 +1,187 @@
+"""Several seeds of one arm, trained side by side in one process on one copy of the data.
+
+Each seed gets the run folder that a training of its own would write, `<log_dir>/seed_<n>`, with
+results equal to that training's within the rounding of sums in another order.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+
+import torch
+from tqdm import tqdm
+
+from world_modality.device import resolve_device
+from world_modality.errors import InvalidInputError
+from world_modality.output_lock import OutputLock
+from world_modality.process_group import num_launched
+from world_modality.random_draws import RandomState
+from world_modality.stacked_trainer import StackedTrainer
+from world_modality.stop_signals import StopSignals
+from world_modality.train import TrainResult, existing_checkpoint, load_frames, open_run
+from world_modality.train import run as train_one
+from world_modality.train_config import TrainConfig
+from world_modality.training_run import Company, TrainingRun, TrainingStoppedError
+
+
+@dataclass(frozen=True)
+class SeedsConfig(TrainConfig):
+    """Train one arm on a precomputed cache, with one seed or with several side by side."""
+
+    seeds: tuple[int, ...] | None = None
+    """Train these seeds side by side in the place of --seed, each into `<log_dir>/seed_<n>` and
+    with the result of a run of its own: one copy of the data on the device, and about as many
+    kernel launches a step as one seed has. Takes the memory of that many policies."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.seeds is None:
+            return
+        if not self.seeds:
+            raise InvalidInputError("--seeds needs at least one seed")
+        if self.seed != type(self).__dataclass_fields__["seed"].default:
+            raise InvalidInputError(f"give --seed {self.seed} or --seeds, not both")
+        twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
+        if twice:
+            raise InvalidInputError(f"--seeds names {', '.join(map(str, twice))} more than once")
+        if any(seed < 0 for seed in self.seeds):
+            raise InvalidInputError(f"--seeds must not be negative: {min(self.seeds)}")
+
+    def of_seed(self, seed: int) -> TrainConfig:
+        """Return the flags of the training that a seed would have on its own."""
+        return dataclasses.replace(self._alone(), seed=seed, log_dir=self.log_dir / f"seed_{seed}")
+
+    def _alone(self) -> TrainConfig:
+        names = [field.name for field in dataclasses.fields(TrainConfig)]
+        return TrainConfig(**{name: getattr(self, name) for name in names})
+
+    def runs(self) -> list[TrainConfig]:
+        """Return the flags of each training."""
+        return [self.of_seed(seed) for seed in self.seeds or ()] or [self._alone()]
+
+
+def run(config: SeedsConfig) -> list[TrainResult]:
+    """Train, or go on training, the seeds that `config` names; returns where each ended.
+
+    Raises:
+        InvalidInputError: see `world_modality.train.run`; or the seeds do not fit on the device.
+        MissingFileError: the cache is incomplete.
+    """
+    runs = config.runs()
+    if config.seeds is None:
+        return [train_one(runs[0])]
+    if num_launched() > 1:
+        raise InvalidInputError(
+            f"--seeds trains in one process, not in {num_launched()}; start it without a launcher, "
+            "or launch each --seed on its own"
+        )
+    try:
+        with ExitStack() as locks:
+            for own in runs:
+                locks.enter_context(OutputLock(own.log_dir, "--log_dir"))
+            return _train(runs)
+    except torch.OutOfMemoryError as error:
+        raise InvalidInputError(
+            f"{len(config.seeds)} seeds side by side do not fit on {config.device}; give fewer "
+            f"--seeds at once, or a smaller --batch_size ({error})"
+        ) from error
+
+
+def _train(configs: list[TrainConfig]) -> list[TrainResult]:
+    seeds = tuple(own.seed for own in configs)
+    tensors = load_frames(configs[0], resolve_device(configs[0].device))
+    company = Company(seeds, StopSignals())
+    members = []
+    for own in configs:
+        training = open_run(own, tensors, existing_checkpoint(own), company=company)
+        members.append(Member(training, RandomState(tensors.device)))
+    shown = ", ".join(map(str, seeds))
+    print(f"seeds {shown} side by side, stacked: each step is computed for all of them at once")
+    SideBySide(members, company.stop).to_the_end()
+    results = [TrainResult(m.run.checkpoint, m.run.metrics) for m in members]
+    for result in results:
+        print(f"checkpoint: {result.checkpoint}")
+    return results
+
+
+@dataclass(frozen=True)
+class Member:
+    """One seed's run, and the state of torch's generators that it would have on its own."""
+
+    run: TrainingRun
+    random: RandomState
+
+
+class SideBySide:
+    """Takes runs to their end together.
+
+    Args:
+        members: one a seed; those that are behind, as after a kill, catch up first, one by one.
+        stop: the signals that all of them obey.
+    """
+
+    def __init__(self, members: list[Member], stop: StopSignals) -> None:
+        self._members = [member for member in members if not member.run.is_finished]
+        self._stop = stop
+
+    def to_the_end(self) -> None:
+        """Train.
+
+        Raises:
+            InvalidInputError: a loss is not finite, or a last checkpoint could not be written.
+            KeyboardInterrupt: SIGTERM or SIGINT came; what was done is saved for each seed.
+        """
+        if not self._members:
+            return
+        with self._stop, ExitStack() as opened:
+            for member in self._members:
+                opened.enter_context(member.run)
+            farthest = max(member.run.trainer.global_step for member in self._members)
+            self._each(lambda run: run.go_to(farthest))
+            first = self._members[0].run
+            stacked = StackedTrainer(
+                [member.run.trainer for member in self._members],
+                [member.random for member in self._members],
+            )
+            while not first.is_finished:
+                self._steps(stacked)
+                self._each(TrainingRun.end_epoch)
+                if self._stop.requested and not first.is_finished:
+                    self._each(TrainingRun.leave)
+            self._each(TrainingRun.finish)
+
+    def _steps(self, stacked: StackedTrainer) -> None:
+        """Make the steps that the epoch still has; a signal is obeyed after each."""
+        first = self._members[0].run
+        position = first.position
+        bar = tqdm(
+            stacked.epoch(position.epoch, position.epoch_step),
+            initial=position.epoch_step,
+            total=first.trainer.steps_per_epoch,
+            desc=f"{len(self._members)} seeds, epoch {position.epoch}",
+        )
+        for records in bar:
+            pairs = zip(self._members, records, strict=True)
+            losses = [member.run.note(record) for member, record in pairs]
+            if losses[0] is not None:
+                bar.set_postfix(loss=" ".join(f"{loss:.4f}" for loss in losses))
+            # Asked once, so that a signal that comes meanwhile stops all at the same step.
+            is_stopping = self._stop.requested is not None
+            if first.is_save_due or is_stopping:
+                self._each(TrainingRun.save)
+            if is_stopping:
+                bar.close()
+                self._each(TrainingRun.leave)
+
+    def _each(self, act: Callable[[TrainingRun], object]) -> None:
+        """Let each run act with its own random state; one that stops lets the others act, too."""
+        stopped: TrainingStoppedError | None = None
+        for member in self._members:
+            try:
+                with member.random.lent():
+                    act(member.run)
+            except TrainingStoppedError as error:
+                stopped = error
+        if stopped is not None:
+            raise stopped
