@@ -2,7 +2,7 @@
 
 A policy draws in dropout, in attention's dropout and with `torch.rand`. `DrawRecorder` watches one
 pass and learns the draws in their order; each can then be repeated from any state of torch's
-generators, by the very kernel that draws in the pass. `DrawPlayer` computes a pass that takes its
+generators, by the very kernel that draws in the pass. `StackedPass` computes a pass that takes its
 draws from outside and leaves the generators alone, so that it may run under `torch.vmap`.
 """
 
@@ -87,8 +87,12 @@ class DrawRecorder(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class DrawPlayer(TorchFunctionMode):
-    """Gives the draws of a pass from outside, in the order of `DrawRecorder.draws`."""
+class StackedPass(TorchFunctionMode):
+    """Makes what is computed while it is entered fit for `torch.vmap` over seeds.
+
+    Args:
+        drawn: the draws of the pass, in the order of `DrawRecorder.draws`.
+    """
 
     def __init__(self, drawn: Sequence[Tensor]) -> None:
         super().__init__()
@@ -109,6 +113,8 @@ class DrawPlayer(TorchFunctionMode):
         if func is functional.multi_head_attention_forward:
             attention = _SelfAttention(args, kwargs)
             return attention.forward(next(self._drawn) if attention.drops else None), None
+        if func is functional.linear:
+            return _linear(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -154,7 +160,7 @@ class _SelfAttention:
 
     def forward(self, drawn: Float[Tensor, "B heads L L"] | None) -> Float[Tensor, "L B d"]:
         """Compute the attention (Vaswani et al., 2017, eq. 1) with this mask on its weights."""
-        projected = functional.linear(self._query, self._in_proj, self._in_bias)
+        projected = _linear(self._query, self._in_proj, self._in_bias)
         heads = projected.unflatten(-1, (3, self._num_heads, -1))
         query, key, value = heads.permute(2, 1, 3, 0, 4)
         scores = query @ key.transpose(-2, -1) / math.sqrt(query.shape[-1])
@@ -162,7 +168,15 @@ class _SelfAttention:
         if drawn is not None:
             weights = weights * drawn
         output = (weights.to(value.dtype) @ value).permute(2, 0, 1, 3).flatten(2)
-        return functional.linear(output, self._out_proj, self._out_bias)
+        return _linear(output, self._out_proj, self._out_bias)
+
+
+def _linear(
+    inputs: Float[Tensor, "*rows i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"]
+) -> Float[Tensor, "*rows o"]:
+    # All rows as one matrix: vmap would copy the weights for each sample of the batch.
+    output = inputs.flatten(0, -2) @ weight.t() + bias
+    return output.unflatten(0, inputs.shape[:-1])
 
 
 def _drops(p: float, training: bool) -> bool:

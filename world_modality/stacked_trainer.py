@@ -16,7 +16,7 @@ from torch.func import functional_call
 
 from world_modality.frame_tensors import Batch
 from world_modality.losses import Losses, policy_losses
-from world_modality.random_draws import Draw, DrawPlayer, DrawRecorder, RandomState
+from world_modality.random_draws import Draw, DrawRecorder, RandomState, StackedPass
 from world_modality.trainer import StepRecord, Trainer, adamw, autocast
 
 
@@ -109,7 +109,7 @@ class StackedTrainer:
         policy, config = self._first.policy, self._first.config
         batch = _batch(fields)
         inputs = (batch.embeddings, batch.states, batch.world_tokens, batch.instructions)
-        with autocast(config.precision, self._first.tensors.device), DrawPlayer(drawn):
+        with autocast(config.precision, self._first.tensors.device), StackedPass(drawn):
             output = functional_call(policy, weights, inputs)
         losses = policy_losses(policy, output, batch, config.world_loss_weight)
         return tuple(getattr(losses, field.name) for field in dataclasses.fields(Losses))
