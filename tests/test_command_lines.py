@@ -10,6 +10,7 @@ STAGES = [
     "benchmarks.metaworld.collect_demos",
     "benchmarks.metaworld.eval_metaworld_success",
     "benchmarks.speed.bench_labelling",
+    "benchmarks.speed.bench_processes",
     "benchmarks.speed.bench_rollouts",
     "coc_vla.coc_generation",
     "coc_vla.eval_coc",

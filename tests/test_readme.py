@@ -19,7 +19,12 @@ def shell_commands(text):
 
 README = (ROOT / "README.md").read_text()
 COMMANDS = shell_commands(README)
-PYTHON_COMMANDS = [command for command in COMMANDS if command.startswith("python ")]
+LAUNCHER = re.compile(r"^accelerate launch (?:--\w+ (?:\d+ )?)*")
+PYTHON_COMMANDS = [
+    command
+    for command in (LAUNCHER.sub("python ", command) for command in COMMANDS)
+    if command.startswith("python ")
+]
 INLINE_MODULES = sorted(set(re.findall(r"`python -m ([\w.]+)", README)))
 
 

