@@ -77,9 +77,8 @@ class DrawRecorder(TorchFunctionMode):
         if func is torch.rand:
             self.draws.append(partial(torch.rand, *args, **kwargs))
         elif func is functional.dropout and _drops(kwargs["p"], kwargs["training"]):
-            # The mask's order in memory is the input's.
-            ones = torch.ones_like(args[0])
-            self.draws.append(partial(functional.dropout, ones, p=kwargs["p"], training=True))
+            # The kernel's order of the numbers depends on the input's strides and dtype.
+            self.draws.append(partial(_dropout_mask, torch.ones_like(args[0]), kwargs["p"]))
         elif func is functional.multi_head_attention_forward:
             attention = _SelfAttention(args, kwargs)
             if attention.drops:
@@ -109,7 +108,7 @@ class StackedPass(TorchFunctionMode):
         if func is torch.rand:
             return next(self._drawn)
         if func is functional.dropout and _drops(kwargs["p"], kwargs["training"]):
-            return args[0] * next(self._drawn)
+            return (args[0] * next(self._drawn)).to(args[0].dtype)
         if func is functional.multi_head_attention_forward:
             attention = _SelfAttention(args, kwargs)
             return attention.forward(next(self._drawn) if attention.drops else None), None
@@ -156,7 +155,7 @@ class _SelfAttention:
                     blank, blank, values, self._mask, self._dropout
                 )
                 parts.append(output.detach()[..., : columns.shape[1]])
-        return (torch.cat(parts, dim=-1) != 0).float() / (1 - self._dropout)
+        return _scaled(torch.cat(parts, dim=-1), self._dropout)
 
     def forward(self, drawn: Float[Tensor, "B heads L L"] | None) -> Float[Tensor, "L B d"]:
         """Compute the attention (Vaswani et al., 2017, eq. 1) with this mask on its weights."""
@@ -175,8 +174,18 @@ def _linear(
     inputs: Float[Tensor, "*rows i"], weight: Float[Tensor, "o i"], bias: Float[Tensor, " o"]
 ) -> Float[Tensor, "*rows o"]:
     # All rows as one matrix: vmap would copy the weights for each sample of the batch.
-    output = inputs.flatten(0, -2) @ weight.t() + bias
-    return output.unflatten(0, inputs.shape[:-1])
+    product = inputs.flatten(0, -2) @ weight.t()
+    return (product + bias.to(product.dtype)).unflatten(0, inputs.shape[:-1])
+
+
+def _dropout_mask(ones: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
+    mask = functional.dropout(ones, p)
+    return mask if mask.dtype == torch.float32 else _scaled(mask, p)
+
+
+def _scaled(kept: Float[Tensor, "..."], p: float) -> Float[Tensor, "..."]:
+    # In float32: bfloat16 would round the factor itself.
+    return (kept != 0).float() / (1 - p)
 
 
 def _drops(p: float, training: bool) -> bool:

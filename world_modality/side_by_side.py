@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from world_modality.company import Company, TrainingStoppedError
 from world_modality.device import resolve_device
 from world_modality.errors import InvalidInputError
 from world_modality.output_lock import OutputLock
@@ -22,7 +23,7 @@ from world_modality.stop_signals import StopSignals
 from world_modality.train import TrainResult, existing_checkpoint, load_frames, open_run
 from world_modality.train import run as train_one
 from world_modality.train_config import TrainConfig
-from world_modality.training_run import Company, TrainingRun, TrainingStoppedError
+from world_modality.training_run import TrainingRun
 
 
 @dataclass(frozen=True)
@@ -136,7 +137,7 @@ class SideBySide:
             return
         with self._stop, ExitStack() as opened:
             for member in self._members:
-                opened.enter_context(member.run)
+                opened.enter_context(member.run.opened())
             farthest = max(member.run.trainer.global_step for member in self._members)
             self._each(lambda run: run.go_to(farthest))
             first = self._members[0].run

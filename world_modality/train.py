@@ -16,6 +16,7 @@ from world_modality.cache import Cache
 from world_modality.checkpoint import Checkpoint, checkpoint_arrays, load_checkpoint
 from world_modality.checkpoint_files import newest_first
 from world_modality.cli import config_dict, write_config
+from world_modality.company import Company
 from world_modality.errors import InvalidInputError
 from world_modality.frame_tensors import FrameTensors
 from world_modality.output_lock import OutputLock
@@ -23,7 +24,7 @@ from world_modality.policy import WorldPolicy
 from world_modality.process_group import ProcessGroup
 from world_modality.train_config import TrainConfig, require_same_run
 from world_modality.trainer import Trainer, fit_standardizers
-from world_modality.training_run import Company, TrainingRun
+from world_modality.training_run import TrainingRun
 
 
 @dataclass(frozen=True)

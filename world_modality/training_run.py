@@ -2,9 +2,9 @@
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, NoReturn
 
 import numpy as np
@@ -15,29 +15,13 @@ from tqdm import tqdm
 from world_modality.checkpoint import Checkpoint
 from world_modality.checkpoint_files import RunPosition
 from world_modality.checkpoint_saver import CheckpointSaver
+from world_modality.company import Company, TrainingStoppedError
 from world_modality.errors import InvalidInputError
-from world_modality.offline_predictions import predict
 from world_modality.run_log import NoLog, RunLog
 from world_modality.stop_signals import StopSignals
 from world_modality.train_config import TrainConfig
 from world_modality.trainer import StepRecord, Trainer
-
-
-class TrainingStoppedError(KeyboardInterrupt):
-    """A run has ended on the wish of a signal, and is saved."""
-
-
-@dataclass(frozen=True)
-class Company:
-    """What runs that are trained side by side share.
-
-    Attributes:
-        seeds: one a run.
-        stop: the wish to stop, which the whole company grants at the same step.
-    """
-
-    seeds: tuple[int, ...]
-    stop: StopSignals
+from world_modality.validation import validate
 
 
 class TrainingRun:
@@ -52,7 +36,7 @@ class TrainingRun:
         val_frames: where each epoch is validated.
         start: the checkpoint that the run goes on from, or what its checkpoints have in common:
             model and training state are replaced by those of the moment.
-        company: what it shares with runs that are trained beside it; it is then entered and
+        company: what it shares with runs that are trained beside it; it is then opened and
             stepped by them together.
     """
 
@@ -92,26 +76,16 @@ class TrainingRun:
             InvalidInputError: the loss is not finite, or the last checkpoint could not be written.
             KeyboardInterrupt: SIGTERM or SIGINT came; what was done is saved.
         """
-        with self._stop, self:
+        with self._stop, self.opened():
             self.go_to(self.num_steps)
             self.finish()
         return self.metrics
 
-    def __enter__(self) -> "TrainingRun":
-        self._saver.__enter__()
-        self._log.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        try:
-            self._log.__exit__(kind, error, trace)
-        finally:
-            self._saver.__exit__(kind, error, trace)
+    @contextmanager
+    def opened(self) -> Iterator[None]:
+        """Keep the log and the writer of checkpoints open inside the block."""
+        with self._saver, self._log:
+            yield
 
     def go_to(self, global_step: int) -> None:
         """Train until so many optimiser steps are made, and end the epochs that they complete.
@@ -144,11 +118,7 @@ class TrainingRun:
         self.save()
 
     def finish(self) -> None:
-        """Wait for the last checkpoint.
-
-        Raises:
-            InvalidInputError: it could not be written.
-        """
+        """Wait for the last checkpoint; InvalidInputError if it could not be written."""
         self._saver.finish()
 
     @property
@@ -295,19 +265,3 @@ class TrainingRun:
             flush=True,
         )
         raise TrainingStoppedError
-
-
-def validate(trainer: Trainer, frames: Int[np.ndarray, " M"]) -> dict[str, float]:
-    """Return exact means over the validation frames.
-
-    `val_action_mse` is in units of the training standard deviation; `val_world_top1` and
-    `val_world_top5` are over all horizons.
-    """
-    tokens = trainer.control.evaluation_tokens(frames, trainer.window_shape)
-    errors = predict(trainer.policy, trainer.tensors, frames, tokens)
-    metrics = {"val_action_mse": float(errors.squared_error.sum() / errors.valid.sum())}
-    if errors.token_rank is not None:
-        ranks = errors.token_rank[errors.token_rank >= 0]
-        metrics["val_world_top1"] = float((ranks == 0).mean())
-        metrics["val_world_top5"] = float((ranks < 5).mean())
-    return metrics
