@@ -15,7 +15,7 @@ from world_modality.codebook import (
 )
 from world_modality.errors import InvalidInputError
 
-BACKENDS = ("faiss", "sklearn")
+BACKENDS = ("faiss", "sklearn", "torch")
 
 
 def sample(num=600, dim=12, seed=0):

@@ -105,7 +105,7 @@ def test_every_array_of_the_contract_agrees_with_the_dataset(config):
 
 
 @pytest.mark.parametrize("l2_normalize", [False, True])
-@pytest.mark.parametrize("backend", ["faiss", "sklearn"])
+@pytest.mark.parametrize("backend", ["faiss", "sklearn", "torch"])
 def test_tokens_follow_from_the_stored_arrays(config, l2_normalize, backend):
     # Chosen so that tokens assigned in the wrong space differ.
     settings = {"l2_normalize": l2_normalize, "vq_backend": backend}

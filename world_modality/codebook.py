@@ -6,14 +6,18 @@ stay as they are, within the unit ball).
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from world_modality.errors import InvalidInputError
+from world_modality.kmeans import Rows, fit_kmeans, nearest_centroids
 
-VqBackend = Literal["faiss", "sklearn"]
+if TYPE_CHECKING:
+    import torch
+
+VqBackend = Literal["faiss", "sklearn", "torch"]
 BLOCK_ROWS = 2_048
 
 
@@ -53,12 +57,13 @@ def in_codebook_space(
 
 
 def fit_codebook(
-    embeddings: Float[np.ndarray, "N D"],
+    embeddings: Rows,
     num_tokens: int,
     *,
     backend: VqBackend = "faiss",
     seed: int = 0,
     num_iterations: int = 25,
+    device: "torch.device | None" = None,
 ) -> Codebook:
     """Fit V centroids by k-means (Lloyd, 1982), minimising the mean squared L2 distance.
 
@@ -66,11 +71,14 @@ def fit_codebook(
     one; where there are fewer distinct embeddings than V some codes stay unused.
 
     Args:
-        embeddings: float32 sample of training frames, in the codebook's space.
+        embeddings: float32 [N, D] array of training frames, in the codebook's space, or rows that
+            are read where they are needed; only `torch` never holds them all.
         num_tokens: V.
-        backend: `faiss` or `sklearn`.
+        backend: `faiss` or `sklearn`: random rows (sklearn: k-means++), then Lloyd iterations over
+            all embeddings; `torch`: see `world_modality.kmeans`.
         seed: of the initial centroids.
-        num_iterations: at most this many Lloyd iterations.
+        num_iterations: at most this many Lloyd iterations (`torch`: on each of its samples).
+        device: computes with `torch`; the CPU by default.
 
     Raises:
         InvalidInputError: more tokens than embeddings, or an embedding that is not finite.
@@ -82,7 +90,10 @@ def fit_codebook(
             f"--vq_num_tokens {num_tokens} is more than the {len(embeddings)} training frames the "
             "codebook is fitted on; lower it (or raise --vq_fit_frames)"
         )
-    vectors = np.array(embeddings, dtype=np.float32, order="C")
+    if backend == "torch":
+        return _fit_torch(embeddings, num_tokens, device, seed, num_iterations)
+    # Indexing copies, so that the caller's array stays as it is.
+    vectors = np.ascontiguousarray(embeddings[np.arange(len(embeddings))], dtype=np.float32)
     _require_finite(vectors, "embedding")
     # Distances do not change under translation, but float32 loses less of them near the origin.
     center = vectors.mean(axis=0)
@@ -92,6 +103,36 @@ def fit_codebook(
     tokens = assign_world_tokens(vectors, centroids)
     inertia = float(np.mean(((vectors - centroids[tokens]) ** 2).sum(axis=1), dtype=np.float64))
     return Codebook((centroids + center).astype(np.float32), inertia, len(vectors))
+
+
+class _FiniteRows:
+    """Rows that are checked as they are read."""
+
+    def __init__(self, rows: Rows) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
+        vectors = np.asarray(self.rows[indices], dtype=np.float32)
+        _require_finite(vectors, "embedding", int(indices[0]))
+        return vectors
+
+
+def _fit_torch(
+    embeddings: Rows, num_tokens: int, device: "torch.device | None", seed: int, num_rounds: int
+) -> Codebook:
+    import torch
+
+    centroids, inertia = fit_kmeans(
+        _FiniteRows(embeddings),
+        num_tokens,
+        device=device or torch.device("cpu"),
+        seed=seed,
+        num_rounds=num_rounds,
+    )
+    return Codebook(centroids, inertia, len(embeddings))
 
 
 def _fit_faiss(vectors: np.ndarray, num_tokens: int, seed: int, num_iterations: int) -> np.ndarray:
@@ -120,7 +161,9 @@ def _fit_sklearn(
 
 
 def assign_world_tokens(
-    embeddings: Float[np.ndarray, "N D"], centroids: Float[np.ndarray, "V D"]
+    embeddings: Float[np.ndarray, "N D"],
+    centroids: Float[np.ndarray, "V D"],
+    device: "torch.device | None" = None,
 ) -> Int[np.ndarray, " N"]:
     """Map each frame embedding to its nearest centroid.
 
@@ -130,6 +173,8 @@ def assign_world_tokens(
     Args:
         embeddings: float32, in the space the codebook was fitted in (see `in_codebook_space`).
         centroids: float32 codebook written by `precompute_world_tokens`.
+        device: torch computes there; by default faiss does, on the CPU. They agree but where the
+            two nearest centroids are as near as float32 can tell.
 
     Returns:
         int32 world tokens in [0, V).
@@ -137,13 +182,16 @@ def assign_world_tokens(
     Raises:
         InvalidInputError: D differs between the arrays, or a number is not finite.
     """
-    import faiss
-
     if embeddings.shape[1] != centroids.shape[1]:
         raise InvalidInputError(
             f"embeddings have D={embeddings.shape[1]} but the codebook has D={centroids.shape[1]}"
         )
     _require_finite(centroids, "centroid")
+    if device is not None:
+        _require_finite(embeddings, "embedding")
+        return nearest_centroids(embeddings, centroids, device)
+    import faiss
+
     center = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
     index = faiss.IndexFlatL2(centroids.shape[1])
     index.add(np.ascontiguousarray(centroids - center))

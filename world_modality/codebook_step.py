@@ -1,7 +1,10 @@
 """The precompute stage's last step: the codebook, fitted and applied to stored embeddings."""
 
+import os
+import sys
 from dataclasses import asdict, dataclass
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -25,12 +28,19 @@ from world_modality.codebook import (
 from world_modality.errors import InvalidInputError
 from world_modality.precompute_inputs import PrecomputeInputs
 
+if TYPE_CHECKING:
+    import torch
+
 CODEBOOK_ARRAYS = ("codebook_centroids", "world_tokens")
 BLOCK_ROWS = 2_048
 # Above this share of the spread, float16 moves frames between neighbouring centroids.
 ROUNDING_LIMIT = 0.01
 # faiss warns below this many points a centroid.
 MIN_FRAMES_PER_TOKEN = 39
+# With `torch`, more frames than memory holds may be fitted; float16's rounding is seen on these.
+ROUNDING_FRAMES = 65_536
+# What faiss and sklearn hold at once: float16 rows, float32 rows, and three copies of them.
+FIT_BYTES_PER_NUMBER = 18
 
 
 @dataclass(frozen=True)
@@ -46,14 +56,27 @@ class CodebookRequest:
 
     def training_sample(self, inputs: PrecomputeInputs) -> Int[np.ndarray, " N"]:
         """Return the frames that the codebook is fitted on."""
-        return inputs.training_sample(self.fit_frames, self.seed)
+        return inputs.training_sample(self.fit_frames or sys.maxsize, self.seed)
+
+    def device(self, name: str) -> "torch.device | None":
+        """Return the device that computes; None for the libraries that know the CPU only."""
+        if self.backend != "torch":
+            return None
+        from world_modality.device import resolve_device
+
+        return resolve_device(name)
 
     def require_enough(self, inputs: PrecomputeInputs) -> None:
         """Check that there are enough training frames, before anything is embedded.
 
         Raises:
-            InvalidInputError: V is larger than their number.
+            InvalidInputError: V is larger than their number, or that number is negative.
         """
+        if self.fit_frames < 0:
+            raise InvalidInputError(
+                f"--vq_fit_frames {self.fit_frames} is negative; give how many training frames the "
+                "codebook is fitted on, or 0 for all"
+            )
         available = len(self.training_sample(inputs))
         if self.num_tokens > available:
             raise InvalidInputError(
@@ -61,12 +84,72 @@ class CodebookRequest:
                 f"that the codebook is fitted on; lower it (--vq_fit_frames is {self.fit_frames})"
             )
 
+    def require_memory(self, shape: tuple[int, int]) -> None:
+        """Check that the sample fits into memory, where the backend needs it there.
 
-def codebook_step(cache: Cache, inputs: PrecomputeInputs, request: CodebookRequest) -> bool:
+        Raises:
+            InvalidInputError: says how much it needs.
+        """
+        needed = shape[0] * shape[1] * FIT_BYTES_PER_NUMBER
+        memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        if self.backend != "torch" and needed > memory:
+            raise InvalidInputError(
+                f"--vq_backend {self.backend} holds all frames it is fitted on: {shape[0]} frames "
+                f"of {shape[1]} numbers need {needed / 1e9:.0f} GB, this machine has "
+                f"{memory / 1e9:.0f} GB; lower --vq_fit_frames (0 is all), or give --vq_backend "
+                "torch, which reads them in blocks; the embeddings are kept"
+            )
+
+
+class StoredRows:
+    """Frames of the embeddings on the disk, in the codebook's space.
+
+    Args:
+        path: of the embeddings, which `Cache.load` has checked before.
+        frames: which of them are rows here.
+        normalize: the manifest's `codebook.l2_normalize`.
+    """
+
+    def __init__(self, path: Path, frames: Int[np.ndarray, " N"], *, normalize: bool) -> None:
+        self.path, self.frames, self.normalize = path, frames, normalize
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
+        return in_codebook_space(self.stored(indices), normalize=self.normalize)
+
+    def stored(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
+        """Copy rows as they are on the disk, in float16.
+
+        Mapped anew for every block: pages that were read stay resident as long as their map.
+        """
+        frames = self.frames[indices]
+        blocks = [
+            np.load(self.path, mmap_mode="r", allow_pickle=False)[
+                frames[start : start + BLOCK_ROWS]
+            ]
+            for start in range(0, len(frames), BLOCK_ROWS)
+        ]
+        return np.concatenate(blocks)
+
+
+def codebook_step(
+    cache: Cache, inputs: PrecomputeInputs, request: CodebookRequest, device_name: str
+) -> bool:
     """Fit the codebook and assign the tokens; return whether that was done already.
 
     Tokens are assigned from the float16 embeddings on the disk, so that anybody can compute them
     again.
+
+    Args:
+        cache: whose embeddings have been checked or written just before.
+        inputs: the dataset.
+        request: the codebook.
+        device_name: `--device`, where `torch` fits and assigns.
+
+    Raises:
+        InvalidInputError: the disk or the memory is too small.
     """
     identity = {
         "embeddings": cache.manifest["arrays"]["embeddings"]["sha256"],
@@ -75,31 +158,36 @@ def codebook_step(cache: Cache, inputs: PrecomputeInputs, request: CodebookReque
     }
     if is_done(cache, "codebook", identity, CODEBOOK_ARRAYS):
         return True
-    num_frames, embedding_dim = cache.load("embeddings").shape
+    num_frames, embedding_dim = cache.manifest["arrays"]["embeddings"]["shape"]
     shapes = {
         "codebook_centroids": (request.num_tokens, embedding_dim),
         "world_tokens": (num_frames,),
     }
     require_space(cache, shapes)
-    sample = _stored_rows(cache, request.training_sample(inputs))
+    frames = request.training_sample(inputs)
+    request.require_memory((len(frames), embedding_dim))
+    path, device = cache.array_path("embeddings"), request.device(device_name)
+    sample = StoredRows(path, frames, normalize=request.l2_normalize)
     print(f"fitting {request.num_tokens} centroids to {len(sample)} training frames")
     codebook = fit_codebook(
-        in_codebook_space(sample, normalize=request.l2_normalize),
+        sample,
         request.num_tokens,
         backend=request.backend,
         seed=request.seed,
         num_iterations=request.iterations,
+        device=device,
     )
     writer = CacheWriter(cache, "codebook", identity)
     writer.put("codebook_centroids", codebook.centroids)
+    every_frame = StoredRows(path, np.arange(num_frames), normalize=request.l2_normalize)
     for start in range(writer.open("world_tokens", (num_frames,)), num_frames, BLOCK_ROWS):
-        rows = _stored_rows(cache, np.arange(start, min(start + BLOCK_ROWS, num_frames)))
-        vectors = in_codebook_space(rows, normalize=request.l2_normalize)
-        writer.write(start, {"world_tokens": assign_world_tokens(vectors, codebook.centroids)})
+        vectors = every_frame[np.arange(start, min(start + BLOCK_ROWS, num_frames))]
+        tokens = assign_world_tokens(vectors, codebook.centroids, device)
+        writer.write(start, {"world_tokens": tokens})
     in_training = inputs.episodes.frame_mask(inputs.split.train)
     num_used = len(np.unique(writer.read_back("world_tokens")[in_training]))
     sections = {
-        "codebook": _section(request, codebook, num_used, rounding_to_spread(sample)),
+        "codebook": _section(request, codebook, num_used, _rounding(sample, request)),
         "split": inputs.split_section,
         "steps": done_step("codebook", identity),
         "versions": installed_versions(),
@@ -108,17 +196,12 @@ def codebook_step(cache: Cache, inputs: PrecomputeInputs, request: CodebookReque
     return False
 
 
-def _stored_rows(cache: Cache, frames: Int[np.ndarray, " N"]) -> Float[np.ndarray, "N D"]:
-    """Copy some rows of the embeddings, which `Cache.load` has checked before.
-
-    Mapped anew for every block: pages that were read stay resident as long as their map.
-    """
-    path = cache.array_path("embeddings")
-    blocks = [
-        np.load(path, mmap_mode="r", allow_pickle=False)[frames[start : start + BLOCK_ROWS]]
-        for start in range(0, len(frames), BLOCK_ROWS)
-    ]
-    return np.concatenate(blocks)
+def _rounding(sample: StoredRows, request: CodebookRequest) -> float:
+    """Return float16's rounding over the spread, on no more frames than memory holds."""
+    indices = np.arange(len(sample))
+    if request.backend == "torch" and len(sample) > ROUNDING_FRAMES:
+        indices = np.linspace(0, len(sample) - 1, ROUNDING_FRAMES).astype(np.int64)
+    return rounding_to_spread(sample.stored(indices))
 
 
 def _section(

@@ -74,11 +74,12 @@ class PrecomputeConfig:
     l2_normalize: bool = False
     """Fit and assign in the space of unit-length embeddings."""
     vq_backend: VqBackend = "faiss"
-    """Library of the k-means fit; tokens are always assigned by faiss."""
+    """Library of the k-means fit. torch runs on --device, starts with k-means++ on growing samples,
+    reads in blocks what memory cannot hold, and assigns the tokens, too; else faiss does."""
     vq_iterations: int = 25
-    """Lloyd iterations at most."""
+    """Lloyd iterations at most; for torch, on each of its samples."""
     vq_fit_frames: int = 65_536
-    """At most this many training frames are sampled to fit the codebook."""
+    """At most this many training frames are sampled to fit the codebook; 0 is all."""
     val_fraction: float = 0.1
     """Share of the episodes held out for validation, in every later stage too."""
     split_seed: int = 0
@@ -203,7 +204,7 @@ def _write_cache(
     )
     if speed is None:
         reused.append("embeddings")
-    if codebook_step(cache, inputs, config.codebook_request):
+    if codebook_step(cache, inputs, config.codebook_request, config.device):
         reused.append("codebook")
     return PrecomputeResult(cache, tuple(reused), speed)
 
