@@ -116,7 +116,7 @@ class _FiniteRows:
 
     def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
         vectors = np.asarray(self.rows[indices], dtype=np.float32)
-        _require_finite(vectors, "embedding", int(indices[0]))
+        _require_finite(vectors, "embedding", indices)
         return vectors
 
 
@@ -198,19 +198,22 @@ def assign_world_tokens(
     tokens = np.empty(len(embeddings), dtype=np.int32)
     for start in range(0, len(embeddings), BLOCK_ROWS):
         block = np.asarray(embeddings[start : start + BLOCK_ROWS], dtype=np.float32)
-        _require_finite(block, "embedding", start)
+        _require_finite(block, "embedding", range(start, start + len(block)))
         tokens[start : start + len(block)] = index.search(np.ascontiguousarray(block - center), 1)[
             1
         ][:, 0]
     return tokens
 
 
-def _require_finite(vectors: np.ndarray, what: str, start: int = 0) -> None:
+def _require_finite(
+    vectors: np.ndarray, what: str, numbers: np.ndarray | range | None = None
+) -> None:
+    """Check some of the rows, which are numbered from 0 unless `numbers` says otherwise."""
     bad = ~np.isfinite(vectors).all(axis=1)
     if bad.any():
-        raise InvalidInputError(
-            f"{bad.sum()} {what}s are not finite, the first is number {start + int(np.argmax(bad))}"
-        )
+        first = int(np.argmax(bad))
+        number = first if numbers is None else int(numbers[first])
+        raise InvalidInputError(f"{bad.sum()} {what}s are not finite, the first is number {number}")
 
 
 def rounding_to_spread(embeddings: Float[np.ndarray, "N D"]) -> float:

@@ -11,7 +11,25 @@ def peak_resident_bytes() -> int:
     Raises:
         RuntimeError: the kernel does not tell.
     """
+    return _status_bytes("VmHWM")
+
+
+def resident_bytes() -> int:
+    """Return this process's resident memory now.
+
+    Raises:
+        RuntimeError: the kernel does not tell.
+    """
+    return _status_bytes("VmRSS")
+
+
+def reset_peak() -> None:
+    """Let the peak begin anew at what is resident now."""
+    Path("/proc/self/clear_refs").write_text("5")
+
+
+def _status_bytes(key: str) -> int:
     for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
+        if line.startswith(f"{key}:"):
             return int(line.split()[1]) * 1024
-    raise RuntimeError("/proc/self/status has no VmHWM")
+    raise RuntimeError(f"/proc/self/status has no {key}")
