@@ -95,6 +95,12 @@ def test_the_inertia_is_that_of_the_centroids():
     assert measured == pytest.approx(inertia(rows, centroids), rel=1e-4)
 
 
+def test_far_from_the_origin_it_fits_as_well():
+    rows = sample(3000, 64)
+    far = fit(rows * np.float32(0.02) + 300)[1] / 0.02**2
+    assert far == pytest.approx(fit(rows)[1], rel=0.05)
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_empty_clusters_are_refilled(seed):
     rows = torch.from_numpy(sample(1000))

@@ -26,7 +26,8 @@ FINAL_TOLERANCE = 2e-3
 RESIDENT_BYTES = 1 << 30
 STREAM_ROWS = 16_384
 # Of one block's distances to all centroids.
-SCORE_BYTES = {"cpu": 16 << 20, "cuda": 256 << 20}
+CPU_SCORE_BYTES = 16 << 20
+GPU_SCORE_BYTES = 256 << 20
 # A squared distance below this share of the squared norms is float32's rounding.
 ROUNDING = 4e-6
 
@@ -258,8 +259,11 @@ def nearest_centroids(
 
 
 def _split(rows: "torch.Tensor", num_centroids: int) -> tuple["torch.Tensor", ...]:
-    """Split rows so that a block's distances to all centroids take `SCORE_BYTES`."""
-    return rows.split(max(1, SCORE_BYTES[rows.device.type] // (4 * num_centroids)))
+    """Split rows so that a block's distances to all centroids take a bounded size."""
+    import torch
+
+    score_bytes = CPU_SCORE_BYTES if rows.device.type == "cpu" else GPU_SCORE_BYTES
+    return torch.split(rows, max(1, score_bytes // (4 * num_centroids)))
 
 
 def _nearest(

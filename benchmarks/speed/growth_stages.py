@@ -20,10 +20,15 @@ from world_modality.codebook_step import StoredRows
 from world_modality.offline_predictions import predict
 from world_modality.precompute_world_tokens import PrecomputeConfig
 from world_modality.precompute_world_tokens import run as precompute
+from world_modality.trainer import Trainer
 from world_modality.vision_encoders import RandomVitSize
 
 # What the stages import when they run; it is to be there before they are measured.
-LAZILY_IMPORTED = ("faiss", "world_modality.trainer", "world_modality.transformers_encoder")
+LAZILY_IMPORTED = (
+    *("faiss", "pandas", "sklearn.cluster", "torch._dynamo", "torchvision"),
+    *("transformers.models.dinov2.modeling_dinov2", "world_modality.lerobot_adapter"),
+    "world_modality.transformers_encoder",
+)
 CPU = torch.device("cpu")
 NUM_TOKENS = 64
 NUM_LAYERS = 3
@@ -118,13 +123,16 @@ def vq_assignment(case: Case, folder: Path) -> Callable[[], float | None]:
     return run
 
 
-def training_step(case: Case, folder: Path) -> Callable[[], float | None]:
-    """Prepare arm C's optimiser step."""
+def _trainer(case: Case, folder: Path) -> Trainer:
     cache = write_synthetic_cache(folder, case.frames, EMBEDDING_DIM)
-    trainer = open_trainer(
+    return open_trainer(
         cache, CPU, d_model=case.width, n_layers=NUM_LAYERS, batch_size=TRAINING_BATCH
     )
-    epoch = trainer.epoch(0)
+
+
+def training_step(case: Case, folder: Path) -> Callable[[], float | None]:
+    """Prepare arm C's optimiser step."""
+    epoch = _trainer(case, folder).epoch(0)
 
     def run() -> None:
         next(epoch)
@@ -134,10 +142,7 @@ def training_step(case: Case, folder: Path) -> Callable[[], float | None]:
 
 def offline_evaluation(case: Case, folder: Path) -> Callable[[], float | None]:
     """Prepare the predictions of arm C at every frame, as `eval_offline` makes them."""
-    cache = write_synthetic_cache(folder, case.frames, EMBEDDING_DIM)
-    trainer = open_trainer(
-        cache, CPU, d_model=case.width, n_layers=NUM_LAYERS, batch_size=TRAINING_BATCH
-    )
+    trainer = _trainer(case, folder)
 
     def run() -> None:
         predict(trainer.policy, trainer.tensors, np.arange(case.frames))
