@@ -2,11 +2,10 @@
 
     python -m benchmarks.speed.bench_precompute
 
-The dataset is drawn and stored as PNG images in LeRobot's layout; memory is measured in fresh
+The dataset is drawn and stored as PNG images by LeRobot; memory is measured in fresh
 processes, at N and at 4 N frames.
 """
 
-import io
 import json
 import os
 import platform
@@ -19,10 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-from PIL import Image
 
+from benchmarks.speed.drawn_dataset import CAMERA, draw_dataset
 from world_modality.atomic import write_json
 from world_modality.cache import Cache
 from world_modality.cache_writer import CacheWriter
@@ -39,8 +36,6 @@ from world_modality.vision_encoders import (
     build_encoder,
 )
 
-CAMERA = "observation.image"
-EPISODE_LENGTH = 100
 # Runs the stage in a fresh interpreter. The kernel's high-water mark begins anew there, while
 # getrusage would still count the parent's memory.
 _PEAK = """
@@ -71,60 +66,6 @@ class BenchPrecomputeConfig:
     """Device of the encoder."""
     output_json: Path | None = None
     """Also write the figures here."""
-
-
-def draw_dataset(root: Path, num_frames: int, image_size: int) -> None:
-    """Write an image dataset in LeRobot's v3 layout, a row group an episode."""
-    rng = np.random.default_rng(0)
-    rows, columns = np.mgrid[0:image_size, 0:image_size] * (200 // image_size + 1)
-    background = np.stack([rows, columns, rows + columns], axis=-1) % 256
-    path = root / "data" / "chunk-000" / "file-000.parquet"
-    path.parent.mkdir(parents=True)
-    (root / "meta").mkdir()
-    writer: pq.ParquetWriter | None = None
-    for start in range(0, num_frames, EPISODE_LENGTH):
-        index = np.arange(start, min(start + EPISODE_LENGTH, num_frames))
-        table = pa.table(
-            {
-                CAMERA: [_encode(background, rng, image_size) for _ in index],
-                "observation.state": list(rng.normal(size=(len(index), 4)).astype(np.float32)),
-                "action": list(rng.normal(size=(len(index), 4)).astype(np.float32)),
-                "index": index,
-                "episode_index": index // EPISODE_LENGTH,
-                "task_index": np.zeros(len(index), dtype=np.int64),
-            }
-        )
-        writer = writer or pq.ParquetWriter(path, table.schema)
-        writer.write_table(table)
-    assert writer is not None
-    writer.close()
-    tasks = pa.table({"task_index": [0], "task": ["move the square"]})
-    pq.write_table(tasks, root / "meta" / "tasks.parquet")
-    features = {key: {"dtype": "float32", "shape": [4]} for key in ("observation.state", "action")}
-    features |= {
-        key: {"dtype": "int64", "shape": [1]} for key in ("index", "episode_index", "task_index")
-    }
-    info = {
-        "codebase_version": "v3.0",
-        "fps": 20,
-        "total_frames": num_frames,
-        "total_episodes": -(-num_frames // EPISODE_LENGTH),
-        "features": {
-            CAMERA: {"dtype": "image", "shape": [image_size, image_size, 3]},
-            **features,
-        },
-    }
-    write_json(root / "meta" / "info.json", info)
-
-
-def _encode(background: np.ndarray, rng: np.random.Generator, size: int) -> dict[str, Any]:
-    """Draw a square somewhere, with a little noise, as the PNG that a recording stores."""
-    image = background + rng.integers(0, 4, background.shape)
-    top, left = rng.integers(0, size - size // 4, 2)
-    image[top : top + size // 4, left : left + size // 4] = rng.integers(0, 256, 3)
-    buffer = io.BytesIO()
-    Image.fromarray(image.astype(np.uint8)).save(buffer, "png", compress_level=1)
-    return {"bytes": buffer.getvalue(), "path": None}
 
 
 def encoder_rate(encoder: VisionEncoder, blocks: list[np.ndarray]) -> float:
