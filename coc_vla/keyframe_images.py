@@ -9,7 +9,8 @@ from jaxtyping import UInt8
 
 from coc_vla.pictures import Picture, Pictures, RecordedImage
 from world_modality.errors import InvalidInputError, UserError
-from world_modality.frame_decoding import decode_image, encoded_images, frame_blocks
+from world_modality.frame_decoding import frame_blocks
+from world_modality.image_decoding import decode_image, encoded_images
 from world_modality.lerobot_source import LeRobotSource
 
 BLOCK_FRAMES = 32
