@@ -73,8 +73,8 @@ def write_embeddings(
     blocks = prefetch(frame_blocks(source, image_key, np.arange(start, num_frames), batch_size))
     # Decoding has threads of its own; numpy's beside them would only fight for the cores.
     with progress, threadpool_limits(1, user_api="blas"):
-        for images in blocks:
-            rows = to_float16(encoder.encode(images), progress.n)
+        for embeddings in encoder.encode_blocks(blocks, batch_size):
+            rows = to_float16(embeddings, progress.n)
             pending.append(rows)
             progress.update(len(rows))
             if time.monotonic() - last_flush >= FLUSH_INTERVAL_S or progress.n == num_frames:

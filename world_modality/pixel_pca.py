@@ -5,6 +5,7 @@ a rollout needs two arrays and no scikit-learn.
 """
 
 import hashlib
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,6 +164,12 @@ class PixelPCA:
         """Project images onto the components; float32."""
         embeddings: np.ndarray = (area_average(images, self.size) - self.mean) @ self.components.T
         return embeddings
+
+    def encode_blocks(
+        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int
+    ) -> Iterator[Float[np.ndarray, "B D"]]:
+        """Embed one block after another: decoding takes longer, and has threads of its own."""
+        return map(self.encode, blocks)
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says about the encoder."""

@@ -1,5 +1,6 @@
 """Vision encoders of the transformers library: DINOv2 and its like, and the untrained control."""
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from world_modality.encoder_record import preprocessing_of, weights_sha256
+from world_modality.encoder_workers import encode_side_by_side
 from world_modality.errors import InvalidInputError
 from world_modality.hub_revision import hub_revision
 from world_modality.vision_encoders import RANDOM_VIT, Pooling, Precision, RandomVitSize
@@ -82,6 +84,14 @@ class TransformersEncoder:
             hidden = self.model(pixel_values=pixels.to(self.device)).last_hidden_state
             pooled = self._pool(hidden.float(), pixels.shape[-2], pixels.shape[-1])
         return pooled.cpu().numpy()
+
+    def encode_blocks(
+        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int
+    ) -> Iterator[Float[np.ndarray, "B D"]]:
+        """Embed block after block; on a CPU several at a time, with the same numbers."""
+        if self.device.type == "cpu":
+            return encode_side_by_side(self.encode, blocks, block_size)
+        return map(self.encode, blocks)
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says about the encoder."""

@@ -1,6 +1,6 @@
 """What turns a frame into an embedding: the interface, and which encoder a name stands for."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -46,6 +46,11 @@ class VisionEncoder(Protocol):
 
     def encode(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B D"]:
         """Embed RGB images, as float32."""
+
+    def encode_blocks(
+        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int
+    ) -> Iterator[Float[np.ndarray, "B D"]]:
+        """Embed block after block, all but the last of `block_size` images, as fast as it can."""
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says about it; with `arrays`, enough for `load_encoder`."""

@@ -2,8 +2,8 @@
 
     python -m benchmarks.speed.bench_precompute
 
-The dataset is drawn and stored as PNG images by LeRobot; memory is measured in fresh
-processes, at N and at 4 N frames.
+The datasets are drawn, and stored by LeRobot as PNG images and as video; memory is measured in
+fresh processes, at N and at 4 N frames.
 """
 
 import json
@@ -12,30 +12,28 @@ import platform
 import subprocess
 import sys
 import tempfile
-import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.speed.drawn_dataset import CAMERA, draw_dataset
+from benchmarks.speed.lerobot_peer import frame_by_frame_rate
+from benchmarks.speed.pass_rates import measure_pass
 from world_modality.atomic import write_json
-from world_modality.cache import Cache
-from world_modality.cache_writer import CacheWriter
 from world_modality.cli import run_cli
-from world_modality.embedding_pass import write_embeddings
 from world_modality.frame_decoding import frame_blocks
 from world_modality.lerobot_adapter import open_dataset
-from world_modality.lerobot_source import LeRobotSource
 from world_modality.pixel_pca import PixelPCA, area_average
-from world_modality.vision_encoders import (
-    EncoderRequest,
-    RandomVitSize,
-    VisionEncoder,
-    build_encoder,
-)
+from world_modality.vision_encoders import EncoderRequest, RandomVitSize, build_encoder
 
+if TYPE_CHECKING:
+    import torch
+
+PCA_FRAMES = 256  # to fit pixel-pca to
+PEER_FRAMES = 200
 # Runs the stage in a fresh interpreter. The kernel's high-water mark begins anew there, while
 # getrusage would still count the parent's memory.
 _PEAK = """
@@ -62,43 +60,12 @@ class BenchPrecomputeConfig:
     """Side of the image that it sees."""
     batch_size: int = 32
     """Frames a batch."""
+    num_rounds: int = 3
+    """Rounds, in each of which decoding, the encoder and the pass are measured in turn."""
     device: str = "auto"
     """Device of the encoder."""
     output_json: Path | None = None
     """Also write the figures here."""
-
-
-def encoder_rate(encoder: VisionEncoder, blocks: list[np.ndarray]) -> float:
-    """Return the frames per second of the encoder on frames that are already decoded."""
-    began = time.monotonic()
-    for block in blocks:
-        encoder.encode(block)
-    return sum(map(len, blocks)) / (time.monotonic() - began)
-
-
-def measure_pass(
-    encoder: VisionEncoder, source: LeRobotSource, batch_size: int, folder: Path
-) -> dict[str, Any]:
-    """Run the pass between two measurements of the encoder alone and of decoding alone."""
-    indices = np.arange(source.num_frames)
-    began = time.monotonic()
-    blocks = list(frame_blocks(source, CAMERA, indices, batch_size))
-    decoding = len(indices) / (time.monotonic() - began)
-    encoder.encode(blocks[0])
-    before = encoder_rate(encoder, blocks)
-    writer = CacheWriter(Cache(folder, f"bench/{encoder.name}"), "embeddings", {})
-    speed = write_embeddings(writer, source, CAMERA, encoder, batch_size)
-    alone = 2 / (1 / before + 1 / encoder_rate(encoder, blocks))
-    bound = min(alone, decoding)
-    return {
-        "encoder": encoder.name,
-        "embedding_dim": encoder.embedding_dim,
-        "pass_frames_per_s": speed.frames_per_s,
-        "encoder_only_frames_per_s": alone,
-        "decoding_only_frames_per_s": decoding,
-        "ratio_to_encoder": speed.frames_per_s / alone,
-        "ratio_to_slower_half": speed.frames_per_s / bound,
-    }
 
 
 def peak_memory(root: Path, folder: Path) -> int:
@@ -139,27 +106,21 @@ def run(config: BenchPrecomputeConfig) -> dict[str, Any]:
     device = resolve_device(config.device)
     with tempfile.TemporaryDirectory(dir=config.work_dir) as name:
         folder = Path(name)
-        for factor in (1, 4):
-            root = folder / f"x{factor}"
-            draw_dataset(root, factor * config.num_frames, config.image_size)
-        source = open_dataset("bench/x1", dataset_root=folder / "x1")
-        sample = next(frame_blocks(source, CAMERA, np.arange(config.num_frames), 256))
-        request = EncoderRequest(
-            "random-vit",
-            random_vit_size=config.random_vit_size,
-            random_vit_image_size=config.random_vit_image_size,
-        )
-        encoders = [
-            build_encoder(request, device),
-            PixelPCA.fit_to(area_average(sample, 32), 192, seed=0),
+        draw_dataset(folder / "x1", config.num_frames, config.image_size)
+        draw_dataset(folder / "x4", 4 * config.num_frames, config.image_size)
+        draw_dataset(folder / "video", config.num_frames, config.image_size, "video")
+        roots = {"image": folder / "x1", "video": folder / "video"}
+        passes = [
+            measured for kind in roots for measured in _passes(config, kind, roots[kind], device)
         ]
-        passes = [measure_pass(e, source, config.batch_size, folder / "cache") for e in encoders]
+        peers = {kind: frame_by_frame_rate(roots[kind], PEER_FRAMES) for kind in roots}
         peaks = [peak_memory(folder / f"x{factor}", folder / "peak") for factor in (1, 4)]
     report = {
         "machine": machine(str(device)),
         "num_frames": config.num_frames,
         "image_size": config.image_size,
         "passes": passes,
+        "frame_by_frame": peers,
         "peak_bytes": {"N": peaks[0], "4N": peaks[1]},
     }
     _print(report)
@@ -168,17 +129,52 @@ def run(config: BenchPrecomputeConfig) -> dict[str, Any]:
     return report
 
 
+def _passes(
+    config: BenchPrecomputeConfig, kind: str, root: Path, device: "torch.device"
+) -> Iterator[dict[str, Any]]:
+    """Measure the pass over one dataset with each encoder."""
+    source = open_dataset(f"bench/{root.name}", dataset_root=root)
+    sample = next(frame_blocks(source, CAMERA, np.arange(config.num_frames), PCA_FRAMES))
+    request = EncoderRequest(
+        "random-vit",
+        random_vit_size=config.random_vit_size,
+        random_vit_image_size=config.random_vit_image_size,
+    )
+    for encoder in (
+        build_encoder(request, device),
+        PixelPCA.fit_to(area_average(sample, 32), 192, seed=0),
+    ):
+        rates = measure_pass(
+            encoder,
+            source,
+            config.batch_size,
+            num_rounds=config.num_rounds,
+            folder=root.parent / f"cache_{kind}_{encoder.name}",
+        )
+        yield {
+            "camera": kind,
+            "encoder": encoder.name,
+            "embedding_dim": encoder.embedding_dim,
+            **rates.report(),
+        }
+
+
 def _print(report: dict[str, Any]) -> None:
     print(json.dumps(report["machine"]))
     for measured in report["passes"]:
         print(
-            f"{measured['encoder']} (D={measured['embedding_dim']}): "
+            f"{measured['camera']} frames, {measured['encoder']} (D={measured['embedding_dim']}): "
             f"pass {measured['pass_frames_per_s']:.1f} frames/s, "
-            f"encoder alone {measured['encoder_only_frames_per_s']:.1f}, "
-            f"decoding alone {measured['decoding_only_frames_per_s']:.1f}; "
-            f"{measured['ratio_to_encoder']:.2f} of the encoder, "
-            f"{measured['ratio_to_slower_half']:.2f} of the slower of the two"
+            f"encoder alone {measured['encoder_frames_per_s']:.1f}, "
+            f"decoding alone {measured['decoding_frames_per_s']:.1f}, "
+            f"bound {measured['bound_frames_per_s']:.1f}; "
+            f"{measured['ratio_to_encoder']:.2f} of the encoder (the bound allows "
+            f"{measured['possible_ratio_to_encoder']:.2f}), "
+            f"{measured['ratio_to_slower_half']:.2f} of the slower half, "
+            f"{measured['ratio_to_bound']:.2f} of the bound"
         )
+    for kind, rate in report["frame_by_frame"].items():
+        print(f"{kind} frames read one by one through LeRobotDataset: {rate:.1f} frames/s")
     small, large = report["peak_bytes"].values()
     num = report["num_frames"]
     print(
