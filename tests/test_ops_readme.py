@@ -195,12 +195,24 @@ def test_a_task_of_a_slurm_array_runs_the_cell_of_its_number(checkout):
     assert (code, calls) == (3, ["-m world_modality.experiment m.yaml --cell 7"])
 
 
-def test_a_cell_whose_time_is_up_is_queued_again_alone(checkout):
+@pytest.mark.parametrize(("variables", "shard"), [({}, "3/16"), ({"NUM_SHARDS": "32"}, "3/32")])
+def test_a_task_of_a_precompute_array_embeds_the_shard_of_its_number(checkout, variables, shard):
+    where = {"SLURM_SUBMIT_DIR": ".", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16"}
+    flags = ("--dataset_name", "a/b", "--l2_normalize")
+    words = ("bash", "precompute_array.sbatch", *flags)
+    code, calls = checkout.run(*words, DO="exit 3", **where, **variables)
+    command = "-m world_modality.precompute_world_tokens --dataset_name a/b --l2_normalize"
+    assert (code, calls) == (3, [f"{command} --shard {shard}"])
+
+
+@pytest.mark.parametrize("script", ["experiment_array.sbatch", "precompute_array.sbatch"])
+def test_a_task_of_an_array_whose_time_is_up_is_queued_again_alone(checkout, script):
     wait_for_term = 'trap "sleep 0.3; echo saved >> $CALLS; exit 130" TERM; '
     wait_for_term += 'kill -TERM "$BATCH_PID"; while :; do sleep 0.05; done'
-    script = "export BATCH_PID=$$; source ./experiment_array.sbatch"
+    words = ("bash", "-c", f"export BATCH_PID=$$; source ./{script}")
     where = {"SLURM_SUBMIT_DIR": ".", "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_JOB_ID": "17"}
-    code, calls = checkout.run("bash", "-c", script, DO=wait_for_term, **where)
+    where |= {"SLURM_ARRAY_TASK_COUNT": "45"}
+    code, calls = checkout.run(*words, DO=wait_for_term, **where)
     assert calls[-2:] == ["saved", "scontrol requeue 17_7"]
     assert code == 0
 

@@ -54,8 +54,12 @@ def write_embeddings(
     image_key: str,
     encoder: VisionEncoder,
     batch_size: int,
+    frames: range | None = None,
 ) -> PassSpeed:
-    """Embed every frame in order into the array `embeddings`; the caller publishes it.
+    """Embed frames (by default all) in order into the array `embeddings`; the caller publishes it.
+
+    Row 0 is the first of the frames, where a batch has to begin for the same batches as in a run
+    over all of them.
 
     Goes on after the last batch that an interrupted run put on the disk, with the same batch
     limits, so that the result does not depend on where it stopped.
@@ -63,18 +67,19 @@ def write_embeddings(
     Raises:
         InvalidInputError: an embedding is not finite, or too large for float16.
     """
-    num_frames = source.num_frames
+    first, num_frames = (frames.start, len(frames)) if frames else (0, source.num_frames)
     done = writer.open("embeddings", (num_frames, encoder.embedding_dim))
     start = done if done == num_frames else done - done % batch_size
     began = last_flush = time.monotonic()
     pending: list[np.ndarray] = []
     pending_start = start
     progress = tqdm(total=num_frames, initial=start, unit="frame", desc=f"embed {encoder.name}")
-    blocks = prefetch(frame_blocks(source, image_key, np.arange(start, num_frames), batch_size))
+    indices = np.arange(first + start, first + num_frames)
+    blocks = prefetch(frame_blocks(source, image_key, indices, batch_size))
     # Decoding has threads of its own; numpy's beside them would only fight for the cores.
     with progress, threadpool_limits(1, user_api="blas"):
         for embeddings in encoder.encode_blocks(blocks, batch_size):
-            rows = to_float16(embeddings, progress.n)
+            rows = to_float16(embeddings, first + progress.n)
             pending.append(rows)
             progress.update(len(rows))
             if time.monotonic() - last_flush >= FLUSH_INTERVAL_S or progress.n == num_frames:

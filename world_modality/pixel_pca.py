@@ -15,6 +15,7 @@ from jaxtyping import Float, UInt8
 from world_modality.errors import InvalidInputError
 
 KIND = "pixel-pca"
+COMPUTE = {"device": "cpu", "dtype": "float32"}
 STAND_IN_NOTE = (
     "pixel-pca is a stand-in: principal components of down-sampled pixels of this very dataset, "
     "no pretrained encoder and never a DINOv2 result"
@@ -158,7 +159,7 @@ class PixelPCA:
     @property
     def compute(self) -> dict[str, str]:
         """Device and number format that it computes with."""
-        return {"device": "cpu", "dtype": "float32"}
+        return dict(COMPUTE)
 
     def encode(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B D"]:
         """Project images onto the components; float32."""

@@ -4,7 +4,6 @@ Each step has an identity, all that determines its arrays; a step whose identity
 records and whose arrays are intact is not done again.
 """
 
-from dataclasses import asdict, dataclass
 from typing import Any
 
 from world_modality.cache import ARRAYS, Cache
@@ -12,43 +11,11 @@ from world_modality.cache_steps import done_step, is_done, require_space
 from world_modality.cache_writer import CacheWriter
 from world_modality.codebook_step import CODEBOOK_ARRAYS
 from world_modality.dataset_columns import column_shapes, write_columns
-from world_modality.embedding_pass import PassSpeed, fit_pixel_pca, write_embeddings
-from world_modality.pixel_pca import KIND as PIXEL_PCA
-from world_modality.pixel_pca import PixelPCA
+from world_modality.embedding_job import PIXEL_PCA_ARRAYS, EmbeddingJob
+from world_modality.embedding_pass import PassSpeed, write_embeddings
+from world_modality.frame_shard import FrameShard
 from world_modality.precompute_inputs import PrecomputeInputs
-from world_modality.vision_encoders import EncoderRequest, VisionEncoder, build_encoder
-
-PIXEL_PCA_ARRAYS = ("pixel_pca_components", "pixel_pca_mean")
-
-
-@dataclass(frozen=True)
-class PixelPcaRequest:
-    """Settings of `pixel-pca`."""
-
-    size: int
-    num_components: int
-    fit_frames: int
-    seed: int
-
-    def fit(self, inputs: PrecomputeInputs, batch_size: int) -> PixelPCA:
-        """Fit it to a sample of training frames."""
-        return fit_pixel_pca(
-            inputs.source,
-            inputs.image_key,
-            inputs.training_sample(self.fit_frames, self.seed),
-            size=self.size,
-            num_components=self.num_components,
-            seed=self.seed,
-            batch_size=batch_size,
-        )
-
-
-@dataclass(frozen=True)
-class Execution:
-    """How the encoder runs; not part of what the embeddings are."""
-
-    batch_size: int
-    device: str
+from world_modality.shard_set import ShardSet
 
 
 def columns_step(cache: Cache, inputs: PrecomputeInputs) -> bool:
@@ -74,55 +41,51 @@ def columns_step(cache: Cache, inputs: PrecomputeInputs) -> bool:
     return False
 
 
-def embeddings_step(
-    cache: Cache,
-    inputs: PrecomputeInputs,
-    request: EncoderRequest,
-    pixel_pca: PixelPcaRequest,
-    execution: Execution,
-) -> PassSpeed | None:
-    """Embed every frame; return how fast, or None where that was done already.
+def embeddings_step(cache: Cache, job: EmbeddingJob) -> PassSpeed | None:
+    """Embed every frame, or merge the shards that others have embedded.
 
-    Args:
-        cache: where the embeddings go.
-        inputs: the dataset.
-        request: the encoder.
-        pixel_pca: its settings where the encoder is `pixel-pca`.
-        execution: how it runs.
+    Returns:
+        how fast, None where the embeddings were there already. Of shards: the frames and the
+        seconds of all together, so that the rate is that of one process.
     """
-    encoder = None if request.name == PIXEL_PCA else _build(request, execution)
-    if encoder is None:
-        settings = {"kind": PIXEL_PCA, **asdict(pixel_pca), "split": inputs.split_section}
-        names: tuple[str, ...] = ("embeddings", *PIXEL_PCA_ARRAYS)
-    else:
-        # A model is the same under another path, and whatever the device that ran it.
-        settings = {k: v for k, v in encoder.record().items() if k not in ("name", "revision")}
-        names = ("embeddings",)
-    identity = {"dataset": inputs.dataset_section, "encoder": settings}
-    if is_done(cache, "embeddings", identity, names):
+    shards = ShardSet.find(cache)
+    if is_done(cache, "embeddings", job.identity, job.arrays):
+        if shards is not None and shards.is_of(job):
+            shards.remove()  # the run that merged them was killed before it could
         return None
-    if encoder is None:
-        encoder = pixel_pca.fit(inputs, execution.batch_size)
+    if shards is not None:
+        shards.require(job, shards.plan.num_shards)
+    encoder = job.make_encoder() if shards is None else shards.encoder(job)
     if encoder.stand_in_note:
         print(f"note: {encoder.stand_in_note}")
-    require_space(cache, {"embeddings": (inputs.source.num_frames, encoder.embedding_dim)})
-    resumable = {**identity, "record": encoder.record(), "compute": encoder.compute}
+    require_space(cache, {"embeddings": (job.inputs.source.num_frames, encoder.embedding_dim)})
+    record, compute = encoder.record(), encoder.compute
+    if shards is not None:
+        record, compute = shards.plan.encoder, shards.plan.compute
+    resumable = {**job.identity, "record": record, "compute": compute}
     writer = CacheWriter(cache, "embeddings", resumable)
     for name, array in encoder.arrays.items():
         writer.put(name, array)
-    speed = write_embeddings(writer, inputs.source, inputs.image_key, encoder, execution.batch_size)
+    if shards is None:
+        source, camera = job.inputs.source, job.inputs.image_key
+        speed = write_embeddings(writer, source, camera, encoder, job.execution.batch_size)
+    else:
+        speed = shards.merge_into(writer, job)
     sections = {
-        "encoder": encoder.record(),
+        "encoder": record,
         "codebook": None,
-        "steps": done_step("embeddings", identity),
-        "compute": {**encoder.compute, "frames_per_s": round(speed.frames_per_s, 1)},
+        "steps": done_step("embeddings", job.identity),
+        "compute": {**compute, "frames_per_s": round(speed.frames_per_s, 1)},
     }
-    unused = tuple(name for name in PIXEL_PCA_ARRAYS if name not in encoder.arrays)
+    unused = tuple(name for name in PIXEL_PCA_ARRAYS if name not in job.arrays)
     writer.publish(sections, (*CODEBOOK_ARRAYS, *unused))
+    if shards is not None:
+        shards.remove()
     return speed
 
 
-def _build(request: EncoderRequest, execution: Execution) -> VisionEncoder:
-    from world_modality.device import resolve_device
-
-    return build_encoder(request, resolve_device(execution.device))
+def shard_step(cache: Cache, job: EmbeddingJob, shard: FrameShard) -> PassSpeed | None:
+    """Embed the frames of one shard; return how fast, None where that was done already."""
+    if is_done(cache, "embeddings", job.identity, job.arrays):
+        return None
+    return ShardSet.join(cache, job, shard.num_shards).write(shard.index, job)

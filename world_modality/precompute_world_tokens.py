@@ -6,16 +6,14 @@ from pathlib import Path
 from world_modality.cache import Cache
 from world_modality.cli import run_cli, write_config
 from world_modality.codebook import VqBackend
-from world_modality.codebook_step import CodebookRequest, codebook_advice, codebook_step
-from world_modality.embedding_pass import PassSpeed
+from world_modality.codebook_step import CodebookRequest, codebook_step
+from world_modality.embedding_job import EmbeddingJob, Execution, PixelPcaRequest
 from world_modality.errors import InvalidInputError
+from world_modality.frame_shard import FrameShard
+from world_modality.launched_process import LaunchedProcess
 from world_modality.precompute_inputs import PrecomputeInputs
-from world_modality.precompute_steps import (
-    Execution,
-    PixelPcaRequest,
-    columns_step,
-    embeddings_step,
-)
+from world_modality.precompute_result import PrecomputeResult, print_summary
+from world_modality.precompute_steps import columns_step, embeddings_step, shard_step
 from world_modality.vision_encoders import EncoderRequest, Pooling, Precision, RandomVitSize
 
 STAGE = "precompute_world_tokens"
@@ -93,6 +91,9 @@ class PrecomputeConfig:
     """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     precision: Precision = "auto"
     """auto: fp16 autocast on a GPU, fp32 on a CPU."""
+    shard: str | None = None
+    """i/N: embed only the i-th (from 0) of N stretches of frames, into a folder beside the cache;
+    the same command without it merges them. Under accelerate launch each process takes one."""
 
     @property
     def encoder_request(self) -> EncoderRequest:
@@ -141,29 +142,24 @@ class PrecomputeConfig:
             "environment_state": self.environment_state_key,
         }
 
-    @property
-    def execution(self) -> Execution:
-        """How the encoder runs."""
-        return Execution(self.batch_size, self.device)
-
-
-@dataclass(frozen=True)
-class PrecomputeResult:
-    """What a run did; the numbers themselves are in the manifest.
-
-    Attributes:
-        cache: the finished cache.
-        reused: the steps that an earlier run had already done.
-        speed: of the embedding pass, None where it was reused.
-    """
-
-    cache: Cache
-    reused: tuple[str, ...]
-    speed: PassSpeed | None
+    def embedding_job(self, inputs: PrecomputeInputs, device: str) -> EmbeddingJob:
+        """Return what is embedded, and how."""
+        execution = Execution(self.batch_size, device)
+        return EmbeddingJob(inputs, self.encoder_request, self.pixel_pca_request, execution)
 
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
     """Write the cache; whatever an earlier run with the same settings has finished is kept."""
+    _check(config)
+    shard = None if config.shard is None else FrameShard.parse(config.shard)
+    process = LaunchedProcess.current(config.device)
+    if process is not None:
+        return _run_launched(config, process)
+    cache, job = _open(config, config.device)
+    return _write_cache(config, cache, job) if shard is None else _write_shard(cache, job, shard)
+
+
+def _check(config: PrecomputeConfig) -> None:
     if config.split != "train":
         raise InvalidInputError(
             f"--split {config.split}: LeRobot datasets have one split, train; validation episodes "
@@ -171,6 +167,26 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         )
     if config.batch_size < 1:
         raise InvalidInputError("--batch_size must be at least 1")
+
+
+def _run_launched(config: PrecomputeConfig, process: LaunchedProcess) -> PrecomputeResult:
+    """Embed this process's shard; then one of them merges all, and does the rest."""
+    try:
+        if config.shard is not None:
+            raise InvalidInputError(
+                f"--shard {config.shard}: under accelerate launch each process takes a shard by "
+                "itself; leave --shard out, or start the shards without accelerate"
+            )
+        cache, job = _open(config, process.device)
+        result = _write_shard(cache, job, FrameShard(process.index, process.num_processes))
+        process.wait()
+    finally:
+        process.leave()
+    return _write_cache(config, cache, job) if process.is_main else result
+
+
+def _open(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob]:
+    """Check the dataset; return the cache to write, and what is embedded for it."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     inputs = PrecomputeInputs.read(
         config.dataset_name,
@@ -186,53 +202,32 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         f"{len(inputs.split.train)} training and {len(inputs.split.val)} validation episodes, "
         f"{len(inputs.source.tasks)} tasks"
     )
+    return cache, config.embedding_job(inputs, device)
+
+
+def _write_shard(cache: Cache, job: EmbeddingJob, shard: FrameShard) -> PrecomputeResult:
+    speed = shard_step(cache, job, shard)
+    if speed is None:
+        print(f"shard {shard} was there already")
+        return PrecomputeResult(cache, ("embeddings",), None)
+    print(f"shard {shard}: {speed.num_frames} frames at {speed.frames_per_s:.1f} frames/s")
+    return PrecomputeResult(cache, (), speed)
+
+
+def _write_cache(config: PrecomputeConfig, cache: Cache, job: EmbeddingJob) -> PrecomputeResult:
+    reused = []
     with cache.lock(STAGE):
-        result = _write_cache(config, cache, inputs)
+        write_config(config, cache.folder / f"{cache.split}_{STAGE}_config.json")
+        if columns_step(cache, job.inputs):
+            reused.append("columns")
+        speed = embeddings_step(cache, job)
+        if speed is None:
+            reused.append("embeddings")
+        if codebook_step(cache, job.inputs, config.codebook_request, config.device):
+            reused.append("codebook")
+    result = PrecomputeResult(cache, tuple(reused), speed)
     print_summary(result)
     return result
-
-
-def _write_cache(
-    config: PrecomputeConfig, cache: Cache, inputs: PrecomputeInputs
-) -> PrecomputeResult:
-    write_config(config, cache.folder / f"{cache.split}_{STAGE}_config.json")
-    reused = []
-    if columns_step(cache, inputs):
-        reused.append("columns")
-    speed = embeddings_step(
-        cache, inputs, config.encoder_request, config.pixel_pca_request, config.execution
-    )
-    if speed is None:
-        reused.append("embeddings")
-    if codebook_step(cache, inputs, config.codebook_request, config.device):
-        reused.append("codebook")
-    return PrecomputeResult(cache, tuple(reused), speed)
-
-
-def print_summary(result: PrecomputeResult) -> None:
-    """Print what the cache holds, and what its figures advise."""
-    manifest = result.cache.manifest
-    encoder, codebook = manifest["encoder"], manifest["codebook"]
-    print(f"\ncache {result.cache.folder}")
-    print(f"  reused            {', '.join(result.reused) or 'nothing'}")
-    if result.speed is not None:
-        print(
-            f"  embedded          {result.speed.num_frames} frames at "
-            f"{result.speed.frames_per_s:.1f} frames/s"
-        )
-    print(
-        f"  encoder           {encoder['name']}, D={encoder['embedding_dim']}, pooling "
-        f"{encoder['pooling']}"
-    )
-    print(
-        f"  codebook          V={codebook['num_tokens']}, {codebook['num_used']} codes used by "
-        f"training frames, l2_normalize {codebook['l2_normalize']}, mean squared distance "
-        f"{codebook['inertia']:.4g}"
-    )
-    print(f"  float16 rounding  {codebook['rounding_to_spread']:.2%} of the embeddings' spread")
-    for note in (encoder["note"], *codebook_advice(codebook)):
-        if note:
-            print(f"  note: {note}")
 
 
 def main() -> None:
