@@ -70,7 +70,8 @@ def embeddings_step(cache: Cache, job: EmbeddingJob) -> PassSpeed | None:
         source, camera = job.inputs.source, job.inputs.image_key
         speed = write_embeddings(writer, source, camera, encoder, job.execution.batch_size)
     else:
-        speed = shards.merge_into(writer, job)
+        shards.write_missing(job)
+        speed = shards.merge_into(writer)
     sections = {
         "encoder": record,
         "codebook": None,

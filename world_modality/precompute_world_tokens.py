@@ -155,7 +155,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     process = LaunchedProcess.current(config.device)
     if process is not None:
         return _run_launched(config, process)
-    cache, job = _open(config, config.device)
+    cache, job = open_job(config, config.device)
     return _write_cache(config, cache, job) if shard is None else _write_shard(cache, job, shard)
 
 
@@ -177,7 +177,7 @@ def _run_launched(config: PrecomputeConfig, process: LaunchedProcess) -> Precomp
                 f"--shard {config.shard}: under accelerate launch each process takes a shard by "
                 "itself; leave --shard out, or start the shards without accelerate"
             )
-        cache, job = _open(config, process.device)
+        cache, job = open_job(config, process.device)
         result = _write_shard(cache, job, FrameShard(process.index, process.num_processes))
         process.wait()
     finally:
@@ -185,7 +185,7 @@ def _run_launched(config: PrecomputeConfig, process: LaunchedProcess) -> Precomp
     return _write_cache(config, cache, job) if process.is_main else result
 
 
-def _open(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob]:
+def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob]:
     """Check the dataset; return the cache to write, and what is embedded for it."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     inputs = PrecomputeInputs.read(

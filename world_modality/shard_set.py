@@ -6,8 +6,8 @@ processes write one file, so that a file system shared by machines has nothing t
 """
 
 import shutil
-from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -126,9 +126,18 @@ class ShardSet:
         components, mean = root.load("pixel_pca_components"), root.load("pixel_pca_mean")
         return PixelPCA.from_arrays(self.plan.encoder, components, mean)
 
+    def shard(self, index: int) -> ShardFolder:
+        """Return the folder of a shard."""
+        name = f"{index}-of-{self.plan.num_shards}"
+        command = (
+            f"run {PRECOMPUTE_COMMAND} --dataset_name {self.cache.dataset_name} "
+            f"--cache_dir {self.cache.cache_dir} … --shard {index}/{self.plan.num_shards}"
+        )
+        return ShardFolder(self.folder, name, self.cache.split, command)
+
     def lock(self, index: int) -> OutputLock:
         """Return the lock of a shard's one writer."""
-        return self._shard(index).lock("embeddings")
+        return self.shard(index).lock("embeddings")
 
     def write(self, index: int, job: EmbeddingJob) -> PassSpeed | None:
         """Embed the frames of a shard; return how fast, None where they are there already.
@@ -140,7 +149,7 @@ class ShardSet:
             return None if self._is_whole(index) else self._write(index, job)
 
     def _write(self, index: int, job: EmbeddingJob) -> PassSpeed:
-        shard, frames = self._shard(index), self.plan.frames(index)
+        shard, frames = self.shard(index), self.plan.frames(index)
         plan = self.plan.content()
         require_space(shard, {"embeddings": (len(frames), self.plan.embedding_dim)})
         writer = CacheWriter(shard, "embeddings", {"plan": plan, "index": index})
@@ -156,40 +165,16 @@ class ShardSet:
         writer.publish({"plan": plan, "shard": {"index": index, **speeds}})
         return speed
 
-    def merge_into(self, writer: CacheWriter, job: EmbeddingJob) -> PassSpeed:
-        """Copy the rows of all shards into the array `embeddings`, which the caller publishes.
-
-        What is missing is written now. Goes on where an interrupted merge stopped.
-
-        Returns:
-            frames and seconds of all shards together.
+    def write_missing(self, job: EmbeddingJob) -> None:
+        """Name the shards that are not finished, with the command of each, and finish them here.
 
         Raises:
-            InvalidInputError: a shard is being written, damaged, or not of this plan; or one is
-                missing that was to be computed on another kind of device.
+            InvalidInputError: one is being written elsewhere, or was to be computed on another
+                kind of device.
         """
-        with ExitStack() as locks:
-            for index in range(self.plan.num_shards):
-                locks.enter_context(self.lock(index))
-            self._write_missing(job)
-            done = writer.open("embeddings", (self.plan.num_frames, self.plan.embedding_dim))
-            for index in range(self.plan.num_shards):
-                self.copy(index, writer, done)
-            shards = [self._shard(index) for index in range(self.plan.num_shards)]
-        sections = [shard.manifest["shard"] for shard in shards]
-        return PassSpeed(
-            sum(section["num_frames"] for section in sections),
-            sum(section["seconds"] for section in sections),
-        )
-
-    def remove(self) -> None:
-        """Remove the shards, once the cache holds their rows."""
-        shutil.rmtree(self.folder)
-
-    def _write_missing(self, job: EmbeddingJob) -> None:
         missing = []
         for index in range(self.plan.num_shards):
-            shard = self._shard(index)
+            shard = self.shard(index)
             if not shard.manifest_path.exists():
                 missing.append(index)
                 print(f"shard {index}/{self.plan.num_shards} is missing; {shard.mend()}")
@@ -197,11 +182,35 @@ class ShardSet:
             self.require(job, self.plan.num_shards, job.compute)
             print(f"writing {len(missing)} of {self.plan.num_shards} shards here")
         for index in missing:
-            self._write(index, job)
+            self.write(index, job)
 
-    def copy(self, index: int, writer: CacheWriter, done: int) -> None:
-        """Copy the rows of a shard from row `done` of the whole on."""
-        shard, frames = self._shard(index), self.plan.frames(index)
+    def merge_into(self, writer: CacheWriter) -> PassSpeed:
+        """Copy the rows of all shards into the array `embeddings`, which the caller publishes.
+
+        Goes on where an interrupted merge stopped.
+
+        Returns:
+            frames and seconds of all shards together.
+
+        Raises:
+            UserError: a shard is missing, being written, damaged, or not of this plan.
+        """
+        num_frames = seconds = 0.0
+        done = writer.open("embeddings", (self.plan.num_frames, self.plan.embedding_dim))
+        for index in range(self.plan.num_shards):
+            with self.lock(index):
+                section = self._copy(index, writer, done)
+            num_frames += section["num_frames"]
+            seconds += section["seconds"]
+        return PassSpeed(int(num_frames), seconds)
+
+    def remove(self) -> None:
+        """Remove the shards, once the cache holds their rows."""
+        shutil.rmtree(self.folder)
+
+    def _copy(self, index: int, writer: CacheWriter, done: int) -> dict[str, Any]:
+        """Copy a shard's rows from row `done` of the whole on; return what it says of itself."""
+        shard, frames = self.shard(index), self.plan.frames(index)
         self.plan.require_same(ShardPlan.of(shard), self.folder)
         shape = shard.load("embeddings").shape
         if shape != (len(frames), self.plan.embedding_dim):
@@ -216,9 +225,10 @@ class ShardSet:
             rows = np.load(shard.array_path("embeddings"), mmap_mode="r", allow_pickle=False)
             first = start - frames.start
             writer.write(start, {"embeddings": rows[first : first + block]})
+        return dict(shard.manifest["shard"])
 
     def _is_whole(self, index: int) -> bool:
-        shard = self._shard(index)
+        shard = self.shard(index)
         if not shard.manifest_path.exists():
             return False
         self.plan.require_same(ShardPlan.of(shard), self.folder)
@@ -229,14 +239,6 @@ class ShardSet:
             shard.manifest_path.unlink()
             return False
         return True
-
-    def _shard(self, index: int) -> ShardFolder:
-        name = f"{index}-of-{self.plan.num_shards}"
-        command = (
-            f"run {PRECOMPUTE_COMMAND} --dataset_name {self.cache.dataset_name} "
-            f"--cache_dir {self.cache.cache_dir} … --shard {index}/{self.plan.num_shards}"
-        )
-        return ShardFolder(self.folder, name, self.cache.split, command)
 
 
 def _root(cache: Cache) -> ShardFolder:
