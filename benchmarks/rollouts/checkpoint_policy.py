@@ -24,8 +24,8 @@ from world_modality.errors import InvalidInputError
 if TYPE_CHECKING:
     import torch
 
+    from benchmarks.rollouts.traced_actions import TracedActions
     from world_modality.checkpoint import Checkpoint
-    from world_modality.policy import WorldPolicy
     from world_modality.text_encoder import TextEncoder
 
 
@@ -54,7 +54,8 @@ class CheckpointPolicy:
     world: WorldInput | None
     notes: tuple[str, ...]
     _encoder: FrameEncoder = field(repr=False)
-    _policy: "WorldPolicy" = field(repr=False)
+    _actions: "TracedActions" = field(repr=False)
+    _device: "torch.device" = field(repr=False)
     _text_encoder: "TextEncoder | None" = field(repr=False)
     _instructions: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -67,6 +68,7 @@ class CheckpointPolicy:
                 checkpoint; codebook, camera, state, action or rendering do not fit; or a flag asks
                 for what this policy cannot do.
         """
+        from benchmarks.rollouts.traced_actions import TracedActions
         from world_modality.checkpoint import load_checkpoint
         from world_modality.device import resolve_device
 
@@ -93,6 +95,7 @@ class CheckpointPolicy:
                 f"--corrupt_world {config.corrupt_world} changes nothing for the control arm "
                 f"{control}, which does not read its own token"
             )
+        encoder = FrameEncoder.of(checkpoint, config, device)
         policy = cls(
             path=path,
             sha256=sha256_of_file(path),
@@ -101,8 +104,9 @@ class CheckpointPolicy:
             execution=ChunkExecution.of(config, checkpoint.policy_config.chunk_size),
             world=WorldInput.of(config.corrupt_world, checkpoint) if reads_world else None,
             notes=tuple(notes),
-            _encoder=FrameEncoder.of(checkpoint, config, device),
-            _policy=checkpoint.build_policy(device),
+            _encoder=encoder,
+            _actions=TracedActions(checkpoint.build_policy(device), encoder.group_size),
+            _device=device,
             _text_encoder=_load_text_encoder(checkpoint, config, device),
         )
         for note in policy.notes:
@@ -178,7 +182,7 @@ class CheckpointPolicy:
             "temporal_ensemble_coeff": self.execution.ensemble_coeff,
             "corrupt_world": "none" if world is None else world.spelled,
             "policy_batch_size": self._encoder.group_size,
-            "device": self._policy.action_norm.mean.device.type,
+            "device": self._device.type,
         }
 
     def _instruction(self, text: str) -> np.ndarray | None:
@@ -219,13 +223,11 @@ class CheckpointPolicy:
         ]
         if config.reads_language:
             inputs.append(np.stack([q.memory.instruction for q in queries]))
-        norm = self._policy.action_norm
         chunks = np.empty((len(queries), config.chunk_size, config.action_dim), dtype=np.float32)
-        with single_thread(), torch.inference_mode():
+        with single_thread():
             for chosen in filled_groups(len(queries), self._encoder.group_size):
-                tensors = [torch.from_numpy(array[chosen]).to(norm.mean.device) for array in inputs]
-                output = self._policy(*tensors)
-                chunks[chosen] = norm.inverse(output.actions.float()).cpu().numpy()
+                tensors = [torch.from_numpy(array[chosen]).to(self._device) for array in inputs]
+                chunks[chosen] = self._actions(*tensors).cpu().numpy()
         return chunks
 
 
