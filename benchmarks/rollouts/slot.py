@@ -1,5 +1,6 @@
 """The policy's side of an environment: a process that plays episodes, replaced when it is lost."""
 
+import dataclasses
 import multiprocessing
 import signal
 import time
@@ -13,7 +14,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32
 
-from benchmarks.rollouts.suite import EpisodeSpec, Suite
+from benchmarks.rollouts.shared_images import SharedImages
+from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
 from benchmarks.rollouts.videos import VideoPlan
 from benchmarks.rollouts.worker import Act, Answer, Begin, Command, Crashed, Waiting, serve
 
@@ -39,6 +41,8 @@ class EnvironmentSlot:
         self._process: SpawnProcess | None = None
         self._connection: Connection | None = None
         self._asked = self._begun = 0.0
+        self._images = SharedImages()
+        self._first_frame: Observation = {}
         self.episode: EpisodeSpec | None = None
         self.memory: Any = None
         self.step = 0
@@ -71,7 +75,8 @@ class EnvironmentSlot:
 
     def act(self, actions: Float32[np.ndarray, "n A"], observed: frozenset[int]) -> None:
         """Let the episode go on with these actions."""
-        self._send(Act(actions, observed))
+        self._images.make_room(self._first_frame, len(observed))
+        self._send(Act(actions, observed, self._images.block))
 
     def receive(self) -> Answer:
         """Return the answer to the last command; `Crashed` if the process died over it."""
@@ -81,6 +86,7 @@ class EnvironmentSlot:
             answer = Crashed(f"the environment's process died ({self._ending()})")
         if isinstance(answer, Waiting):
             self.step = answer.step
+            answer = self._with_images(answer)
         return answer
 
     def hung(self) -> Crashed:
@@ -99,6 +105,7 @@ class EnvironmentSlot:
         self._process = self._connection = None
         if process is None or connection is None:
             return
+        self._images.close()
         process.terminate()
         process.join(_END_TIME_LIMIT_S)
         if process.is_alive():
@@ -121,6 +128,18 @@ class EnvironmentSlot:
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         theirs.close()
+
+    def _with_images(self, answer: Waiting) -> Waiting:
+        """Return the answer with all of its images, which later commands leave alone."""
+        if answer.step == 0:
+            self._first_frame = answer.frames[0]
+        if not answer.shares_images:
+            return answer
+        frames = {
+            number: {**vectors, **self._images.read(index)}
+            for index, (number, vectors) in enumerate(answer.frames.items())
+        }
+        return dataclasses.replace(answer, frames=frames, shares_images=False)
 
     def _send(self, command: Command) -> None:
         self._asked = time.monotonic()

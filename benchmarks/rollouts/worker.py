@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from jaxtyping import Float32
 
+from benchmarks.rollouts.shared_images import AttachedImages, ImageBlock
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
 from benchmarks.rollouts.videos import EpisodeVideo, VideoPlan
 from world_modality.errors import UserError
@@ -32,18 +33,26 @@ class Begin:
 
 @dataclass(frozen=True)
 class Act:
-    """Command: execute float32 actions [n, A] and tell what is seen at the frames `observed`."""
+    """Command: execute float32 actions [n, A] and tell what is seen at the frames `observed`.
+
+    Their images go into `images`, one frame behind the other; None leaves them in the answer.
+    """
 
     actions: Float32[np.ndarray, "n A"]
     observed: frozenset[int]
+    images: ImageBlock | None = None
 
 
 @dataclass(frozen=True)
 class Waiting:
-    """Answer: the episode goes on at frame `step`, with the frames observed since the last."""
+    """Answer: the episode goes on at frame `step`, with the frames observed since the last.
+
+    With `shares_images` the frames lack their images, which lie in the command's `images`.
+    """
 
     step: int
     frames: dict[int, Observation]
+    shares_images: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,6 +108,7 @@ class Environment:
         self._simulator: Simulator | None = None
         self._episode: EpisodeSpec | None = None
         self._video: EpisodeVideo | None = None
+        self._images = AttachedImages()
         self._step = 0
         self._started = 0.0
 
@@ -125,15 +135,17 @@ class Environment:
             is_asked_for = self._step in command.observed and not is_over
             if is_asked_for or self._video is not None:
                 observation = self._simulator.observe()
-                if is_asked_for:
-                    frames[self._step] = observation
                 if self._video is not None:
                     self._video.add(observation)
+                if is_asked_for and command.images is not None:
+                    observation = self._images.write(command.images, len(frames), observation)
+                if is_asked_for:
+                    frames[self._step] = observation
             if is_over:
                 if self._video is not None:
                     self._video.finish(solved)
                 return Ended(solved, self._step, time.monotonic() - self._started)
-        return Waiting(self._step, frames)
+        return Waiting(self._step, frames, shares_images=command.images is not None)
 
     def abandon(self) -> None:
         """Remove what a crashed episode leaves on the disk."""
