@@ -24,7 +24,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.speed.bench_precompute import draw_dataset
+from benchmarks.speed.drawn_dataset import draw_dataset
 from coc_vla.coc_generation import run as generate
 from coc_vla.episode_tasks import TaskRequest, plan_tasks
 from coc_vla.generation_config import CocGenerationConfig

@@ -19,7 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.speed.bench_precompute import CAMERA, draw_dataset, encoder_rate, machine
+from benchmarks.speed.bench_precompute import machine
+from benchmarks.speed.drawn_dataset import CAMERA, draw_dataset
 from world_modality.atomic import write_json
 from world_modality.cache import Cache
 from world_modality.cache_writer import CacheWriter
@@ -114,7 +115,8 @@ def encode_only(config: PrecomputeConfig, index: int, num_processes: int) -> Spa
     blocks = list(frame_blocks(job.inputs.source, CAMERA, np.array(frames), config.batch_size))
     encoder = job.make_encoder()
     began = _begin(num_processes)
-    encoder_rate(encoder, blocks)
+    for _ in encoder.encode_blocks(iter(blocks), config.batch_size):
+        pass
     return Span(len(frames), began, time.monotonic())
 
 
