@@ -3,7 +3,8 @@
     python -m benchmarks.speed.bench_rollouts --checkpoint logs_c/model_C_epoch9.pt
 
 Environment steps per second: with the checkpoint's policy in the rollout loop; with a policy that
-does nothing, asked as often and shown the same frames; and of one environment stepped in this
+does nothing, asked as often and shown the same frames; with the policy's own answers given again,
+which moves the arm as the policy does but computes nothing; and of one environment stepped in this
 process with every frame rendered. No episode ends before its last step.
 """
 
@@ -17,8 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.rollouts.policy import Query, RolloutPolicy
+from benchmarks.rollouts.policy import RolloutPolicy
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
+from benchmarks.speed.idle_policies import NoOpPolicy, RecordedPolicy, ReplayedPolicy
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli
 
@@ -39,7 +41,7 @@ class BenchRolloutsConfig:
     env_num: int = len(os.sched_getaffinity(0))
     """Environments that run at once."""
     num_rounds: int = 5
-    """The two policies take turns this many times."""
+    """The policies take turns this many times."""
     episodes_per_task: int = 1
     """Episodes of each task in a turn."""
     max_steps: int = 200
@@ -113,52 +115,41 @@ class _EndlessSimulator:
         self._simulator.close()
 
 
-@dataclass(frozen=True)
-class NoOpPolicy:
-    """Asks for the frames that another policy asks for, and answers with zeros."""
-
-    n_action_steps: int
-    observed_lags: tuple[int, ...]
-    action_dim: int
-
-    def begin(self, episode: EpisodeSpec) -> None:
-        """Remember nothing."""
-
-    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
-        """Return zeros [n, A] for each query."""
-        shape = (self.n_action_steps, self.action_dim)
-        return [np.zeros(shape, dtype=np.float32) for _ in queries]
-
-    def record(self) -> dict[str, Any]:
-        """Return what it is."""
-        return {"policy": "no-op"}
-
-
 def measure_loop(
     policy: RolloutPolicy, suite: Suite, episodes: list[EpisodeSpec], config: BenchRolloutsConfig
 ) -> dict[str, float]:
-    """Return steps a second of the policy and of one that does nothing, and their ratio."""
+    """Return steps a second of the policy and of two that compute nothing, and their ratios."""
     from benchmarks.rollouts.slot import environment_slots
 
-    no_op = NoOpPolicy(policy.n_action_steps, tuple(policy.observed_lags), suite.action_dim)
-    turns: dict[str, RolloutPolicy] = {"policy": policy, "no_op": no_op}
+    lags = tuple(policy.observed_lags)
+    recorded = RecordedPolicy(policy)
+    turns: dict[str, RolloutPolicy] = {
+        "policy": policy,
+        "no_op": NoOpPolicy(policy.n_action_steps, lags, suite.action_dim),
+        "replayed": ReplayedPolicy(policy.n_action_steps, lags, recorded.answers),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     size = int(policy.record()["policy_batch_size"])
     with environment_slots(suite, config.env_num) as slots:
-        for _ in range(1 + config.num_rounds):
+        _play(recorded, episodes, slots, size)  # builds simulators and loads libraries, too
+        for _ in range(config.num_rounds):
             for name, turn in turns.items():
                 seconds[name].append(_timed(lambda p=turn: _play(p, episodes, slots, size)))  # type: ignore[misc]
     num_steps = len(episodes) * config.max_steps
-    # The first turn builds simulators and loads libraries. Medians, since machines are noisy.
-    rates = {name: num_steps / float(np.median(times[1:])) for name, times in seconds.items()}
-    ratios = np.array(seconds["no_op"][1:]) / np.array(seconds["policy"][1:])
-    return {
-        "policy_steps_per_s": rates["policy"],
-        "no_op_steps_per_s": rates["no_op"],
-        "ratio": float(np.median(ratios)),
-        "ratio_min": float(ratios.min()),
-        "ratio_max": float(ratios.max()),
-    }
+    # Medians, since machines are noisy.
+    speed = {f"{name}_steps_per_s": num_steps / _median(times) for name, times in seconds.items()}
+    for peer, name in (("no_op", "ratio"), ("replayed", "replayed_ratio")):
+        ratios = np.array(seconds[peer]) / np.array(seconds["policy"])
+        speed |= {
+            name: _median(ratios),
+            f"{name}_min": float(ratios.min()),
+            f"{name}_max": float(ratios.max()),
+        }
+    return speed
+
+
+def _median(values: Sequence[float] | np.ndarray) -> float:
+    return float(np.median(values))
 
 
 def measure_alone(suite: Suite, episode: EpisodeSpec, num_rounds: int) -> float:
@@ -175,7 +166,7 @@ def measure_alone(suite: Suite, episode: EpisodeSpec, num_rounds: int) -> float:
 
     seconds = [_timed(play) for _ in range(1 + num_rounds)]
     simulator.close()
-    return episode.max_steps / float(np.median(seconds[1:]))
+    return episode.max_steps / _median(seconds[1:])
 
 
 def run(config: BenchRolloutsConfig) -> dict[str, Any]:
@@ -212,6 +203,11 @@ def run(config: BenchRolloutsConfig) -> dict[str, Any]:
         f"{speed['policy_steps_per_s']:.0f} steps/s with the policy, "
         f"{speed['no_op_steps_per_s']:.0f} with one that does nothing; ratio {speed['ratio']:.2f} "
         f"({speed['ratio_min']:.2f} to {speed['ratio_max']:.2f}), wanted at least {_WANTED_RATIO}"
+    )
+    print(
+        f"the same actions given again without computing them: "
+        f"{speed['replayed_steps_per_s']:.0f} steps/s; ratio {speed['replayed_ratio']:.2f} "
+        f"({speed['replayed_ratio_min']:.2f} to {speed['replayed_ratio_max']:.2f})"
     )
     print(f"one environment, every frame rendered: {speed['alone_steps_per_s']:.0f} steps/s")
     result = {"machine": machine, "policy": policy.record(), "speed": speed}

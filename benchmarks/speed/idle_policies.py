@@ -1,0 +1,93 @@
+"""Policies that compute nothing, to measure another one against."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from benchmarks.rollouts.policy import Query, RolloutPolicy
+from benchmarks.rollouts.suite import EpisodeSpec
+
+
+@dataclass(frozen=True)
+class NoOpPolicy:
+    """Asks for the frames that another policy asks for, and answers with zeros."""
+
+    n_action_steps: int
+    observed_lags: tuple[int, ...]
+    action_dim: int
+
+    def begin(self, episode: EpisodeSpec) -> None:
+        """Remember nothing."""
+
+    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Return zeros [n, A] for each query."""
+        shape = (self.n_action_steps, self.action_dim)
+        return [np.zeros(shape, dtype=np.float32) for _ in queries]
+
+    def record(self) -> dict[str, Any]:
+        """Return what it is."""
+        return {"policy": "no-op"}
+
+
+Answers = Mapping[tuple[EpisodeSpec, int], np.ndarray]
+"""Actions [n, A] by episode and the frame that they were asked for in."""
+
+
+@dataclass(frozen=True)
+class RecordedPolicy:
+    """Another policy that keeps a note of its answers."""
+
+    policy: RolloutPolicy
+    answers: dict[tuple[EpisodeSpec, int], np.ndarray] = field(default_factory=dict)
+
+    @property
+    def n_action_steps(self) -> int:
+        """The policy's."""
+        return self.policy.n_action_steps
+
+    @property
+    def observed_lags(self) -> tuple[int, ...]:
+        """The policy's."""
+        return tuple(self.policy.observed_lags)
+
+    def begin(self, episode: EpisodeSpec) -> tuple[EpisodeSpec, Any]:
+        """Return the episode beside the policy's memory of it."""
+        return episode, self.policy.begin(episode)
+
+    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Return the policy's answers."""
+        answers = self.policy.act([Query(q.memory[1], q.step, q.frames) for q in queries])
+        for query, actions in zip(queries, answers, strict=True):
+            self.answers[query.memory[0], query.step] = actions
+        return answers
+
+    def record(self) -> dict[str, Any]:
+        """Return the policy's record."""
+        return self.policy.record()
+
+
+@dataclass(frozen=True)
+class ReplayedPolicy:
+    """Gives another policy's answers again: the same motion, and nothing computed for it."""
+
+    n_action_steps: int
+    observed_lags: tuple[int, ...]
+    answers: Answers
+
+    def begin(self, episode: EpisodeSpec) -> EpisodeSpec:
+        """Return the episode."""
+        return episode
+
+    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Return what was answered in the recorded turn.
+
+        Raises:
+            KeyError: the episode was not recorded.
+        """
+        return [self.answers[query.memory, query.step] for query in queries]
+
+    def record(self) -> dict[str, Any]:
+        """Return what it is."""
+        return {"policy": "replayed"}

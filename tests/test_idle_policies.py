@@ -1,0 +1,27 @@
+import numpy as np
+import pytest
+
+from benchmarks.rollouts.loop import roll_out
+from benchmarks.rollouts.policy import Query, RolloutPolicy
+from benchmarks.rollouts.slot import environment_slots
+from benchmarks.speed.idle_policies import NoOpPolicy, RecordedPolicy, ReplayedPolicy
+from tests.rollout_fixtures import PointPolicy, PointSuite, point_episodes
+
+
+def test_replayed_actions_give_the_recorded_episodes():
+    episodes = point_episodes(("left", "right"), 2)
+    recorded = RecordedPolicy(PointPolicy())
+    replayed = ReplayedPolicy(4, (0,), recorded.answers)
+    assert isinstance(recorded, RolloutPolicy)
+    assert isinstance(replayed, RolloutPolicy)
+    ends = []
+    with environment_slots(PointSuite(), 1) as slots:
+        for policy in (recorded, replayed, NoOpPolicy(4, (0,), 1)):
+            outcomes = []
+            roll_out(policy, episodes, slots, outcomes.append)
+            ends.append({o.episode: (o.success, o.num_steps, o.error) for o in outcomes})
+    assert ends[0] == ends[1] != ends[2]
+    assert all(np.any(actions) for actions in recorded.answers.values())
+    (unknown,) = point_episodes(("far",), 1)
+    with pytest.raises(KeyError, match="far"):
+        replayed.act([Query(replayed.begin(unknown), 0, {})])
