@@ -1,7 +1,8 @@
-"""Vision encoders of the transformers library: DINOv2 and its like, and the untrained control."""
+"""Vision encoders of the transformers library: DINOv2 and its like."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +10,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from world_modality.device_preprocessing import on_device_processor, preprocess_on_device
 from world_modality.encoder_record import preprocessing_of, weights_sha256
 from world_modality.encoder_workers import encode_side_by_side
 from world_modality.errors import InvalidInputError
 from world_modality.hub_revision import hub_revision
-from world_modality.vision_encoders import RANDOM_VIT, Pooling, Precision, RandomVitSize
+from world_modality.vision_encoders import RANDOM_VIT, Pooling, Precision
 
 RANDOM_VIT_NOTE = (
     "random-vit is a control: the DINOv2 architecture with untrained weights, never a DINOv2 result"
 )
-# Widths, depths and heads of DINOv2 (Oquab et al., 2023, table 17).
-RANDOM_VIT_SIZES = {"tiny": (192, 12, 3), "small": (384, 12, 6), "base": (768, 12, 12)}
-IMAGENET_MEAN = [0.485, 0.456, 0.406]
-IMAGENET_STD = [0.229, 0.224, 0.225]
 
 
 @dataclass(frozen=True)
@@ -110,7 +108,14 @@ class TransformersEncoder:
             "note": self.stand_in_note,
         }
 
+    @cached_property
+    def _on_device_processor(self) -> Any | None:
+        # On a CPU the processor itself keeps what a cache of the same command has always held.
+        return None if self.device.type == "cpu" else on_device_processor(self.processor)
+
     def _preprocess(self, images: np.ndarray) -> torch.Tensor:
+        if self._on_device_processor is not None:
+            return preprocess_on_device(self._on_device_processor, images, self.device)
         # Named, because an image 3 pixels wide would be ambiguous.
         channels_first = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         pixels = self.processor(
@@ -176,68 +181,9 @@ def load_transformers_encoder(
         processor=processor,
         pooling=pooling,
         device=device,
-        compute_dtype=_compute_dtype(precision, device),
+        compute_dtype=compute_dtype_of(precision, device),
         weights_sha256=weights_sha256(vision),
         options={"trust_remote_code": trust_remote_code},
-    )
-
-
-def build_random_vit(
-    *,
-    size: RandomVitSize,
-    image_size: int,
-    seed: int,
-    pooling: Pooling,
-    device: torch.device,
-    precision: Precision = "auto",
-) -> TransformersEncoder:
-    """Build the DINOv2 architecture with seeded random weights and DINOv2's preprocessing.
-
-    Args:
-        size: width and depth, as in DINOv2 (small, base) or below it (tiny).
-        image_size: side of the centre crop; a multiple of the patch size 14.
-        seed: of the weights; they also depend on the releases of torch and transformers.
-        pooling: `cls` or `mean`.
-        device: where it runs.
-        precision: see `load_transformers_encoder`.
-
-    Raises:
-        InvalidInputError: the image size is not a multiple of 14.
-    """
-    from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
-
-    if image_size < 14 or image_size % 14:
-        raise InvalidInputError(f"--random_vit_image_size {image_size} is not a multiple of 14")
-    width, depth, heads = RANDOM_VIT_SIZES[size]
-    config = Dinov2Config(
-        hidden_size=width,
-        num_hidden_layers=depth,
-        num_attention_heads=heads,
-        image_size=image_size,
-        patch_size=14,
-        layerscale_value=1.0,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = Dinov2Model(config)
-    processor = BitImageProcessor(
-        size={"shortest_edge": round(image_size * 256 / 224)},
-        crop_size={"height": image_size, "width": image_size},
-        resample=3,
-        image_mean=IMAGENET_MEAN,
-        image_std=IMAGENET_STD,
-    )
-    return TransformersEncoder(
-        name=RANDOM_VIT,
-        kind=RANDOM_VIT,
-        revision=None,
-        model=model.eval().to(device),
-        processor=processor,
-        pooling=pooling,
-        device=device,
-        compute_dtype=_compute_dtype(precision, device),
-        weights_sha256=weights_sha256(model),
-        options={"size": size, "seed": seed},
     )
 
 
@@ -248,7 +194,8 @@ def _fast_processor() -> dict[str, Any]:
     return {"use_fast": True} if int(transformers.__version__.split(".")[0]) < 5 else {}
 
 
-def _compute_dtype(precision: Precision, device: torch.device) -> torch.dtype:
+def compute_dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the number format of the matrix products."""
     # float16 keeps three more bits than bfloat16, and embeddings are stored in it.
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"

@@ -87,9 +87,9 @@ def build_encoder(request: EncoderRequest, device: "torch.device") -> VisionEnco
     Raises:
         InvalidInputError: no such model, no hub reachable, or a model that takes no images.
     """
-    from world_modality.transformers_encoder import build_random_vit, load_transformers_encoder
-
     if request.name == RANDOM_VIT:
+        from world_modality.random_vit import build_random_vit
+
         return build_random_vit(
             size=request.random_vit_size,
             image_size=request.random_vit_image_size,
@@ -98,6 +98,8 @@ def build_encoder(request: EncoderRequest, device: "torch.device") -> VisionEnco
             device=device,
             precision=request.precision,
         )
+    from world_modality.transformers_encoder import load_transformers_encoder
+
     return load_transformers_encoder(
         request.name,
         pooling=request.pooling,
