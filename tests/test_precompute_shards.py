@@ -3,14 +3,13 @@
 import dataclasses
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
 from tests.lerobot_fixtures import make_dataset
+from tests.precompute_fixtures import flags_of, kill_after_first_rows
 from world_modality.cache import Cache
 from world_modality.embedding_job import EmbeddingJob, PixelPcaRequest
 from world_modality.errors import InvalidInputError
@@ -258,17 +257,6 @@ def test_a_single_run_that_was_begun_is_kept_by_the_merge(config, monkeypatch, w
     assert_merged(config, whole["random-vit"])
 
 
-def flags(config):
-    """Give the command line that stands for a config."""
-    given = {k: v for k, v in dataclasses.asdict(config).items() if v is not None}
-    return [
-        word
-        for key, value in given.items()
-        if not isinstance(value, bool)
-        for word in (f"--{key}", str(value))
-    ]
-
-
 # Every batch is put on the disk, so that there is one to find.
 FLUSHING = """
 from world_modality import embedding_pass, precompute_world_tokens
@@ -279,18 +267,9 @@ precompute_world_tokens.main()
 
 def test_a_shard_that_was_killed_goes_on_where_it_stopped(config, tmp_path):
     shard = changed(config, batch_size=1, shard="1/2")
-    command = [sys.executable, "-c", FLUSHING, *flags(shard)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     progress = config.cache_dir / NAME / "train_shards/1-of-2/train_embeddings_progress.json"
-    deadline = time.monotonic() + 60
-    rows = 0
-    while not rows and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.002)
-        if progress.exists():
-            rows = json.loads(progress.read_text())["rows"].get("embeddings", 0)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert process.returncode == -signal.SIGKILL
+    command = [sys.executable, "-c", FLUSHING, *flags_of(shard)]
+    rows = kill_after_first_rows(command, progress)
     num_frames = len(FrameShard(1, 2).frames(NUM_FRAMES, 1))
     assert 0 < rows < num_frames
     assert 0 < run(shard).speed.num_frames <= num_frames - rows
@@ -339,7 +318,7 @@ def test_two_processes_of_accelerate_launch_write_the_cache_of_one(encoder, data
     launch += ["--main_process_port", "0", "-m"]  # any free one
     for name, before in (("one", []), ("two", launch)):
         config = config_of(encoder, dataset, tmp_path / name)
-        words = ["-m", *before, "world_modality.precompute_world_tokens", *flags(config)]
+        words = ["-m", *before, "world_modality.precompute_world_tokens", *flags_of(config)]
         command = [sys.executable, *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         assert done.returncode == 0, done.stderr

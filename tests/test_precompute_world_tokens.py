@@ -4,7 +4,6 @@ import dataclasses
 import io
 import json
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.lerobot_fixtures import make_dataset
+from tests.precompute_fixtures import flags_of, kill_after_first_rows
 from world_modality import embedding_pass
 from world_modality.cache import ARRAYS, Cache, require_arrays
 from world_modality.codebook import assign_world_tokens, in_codebook_space
@@ -236,15 +236,9 @@ def test_another_dataset_under_the_name_leaves_nothing_of_the_first(config, tmp_
     assert result.cache.load("embeddings").shape[0] == result.cache.load("states").shape[0] == 64
 
 
-def stage(config, **changes):
+def stage(config):
     """Give the command line that stands for a config."""
-    command = [sys.executable, "-m", "world_modality.precompute_world_tokens"]
-    for key, value in {**dataclasses.asdict(config), **changes}.items():
-        if isinstance(value, bool):
-            command += [f"--{key}" if value else f"--no_{key}"]
-        elif value is not None:
-            command += [f"--{key}", str(value)]
-    return command
+    return [sys.executable, "-m", "world_modality.precompute_world_tokens", *flags_of(config)]
 
 
 def test_killed_and_started_again_it_writes_the_same_arrays(config, tmp_path, dataset):
@@ -257,18 +251,8 @@ def test_killed_and_started_again_it_writes_the_same_arrays(config, tmp_path, da
         random_vit_image_size=112,
         batch_size=4,
     )
-    process = subprocess.Popen(stage(vit), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    progress = vit.cache_dir / NAME / "train_embeddings_progress.json"
-    deadline = time.monotonic() + 60
-    rows = 0
-    while not rows and time.monotonic() < deadline and process.poll() is None:
-        time.sleep(0.02)
-        if progress.exists():
-            rows = json.loads(progress.read_text())["rows"].get("embeddings", 0)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     folder = vit.cache_dir / NAME
-    assert process.returncode == -signal.SIGKILL
+    rows = kill_after_first_rows(stage(vit), folder / "train_embeddings_progress.json")
     assert 0 < rows < 327
     assert not (folder / "train_embeddings.fp16.npy").exists()
     resumed = run(vit)
