@@ -179,9 +179,10 @@ def codebook_step(
     )
     writer = CacheWriter(cache, "codebook", identity)
     writer.put("codebook_centroids", codebook.centroids)
-    every_frame = StoredRows(path, np.arange(num_frames), normalize=request.l2_normalize)
     for start in range(writer.open("world_tokens", (num_frames,)), num_frames, BLOCK_ROWS):
-        vectors = every_frame[np.arange(start, min(start + BLOCK_ROWS, num_frames))]
+        block = np.arange(start, min(start + BLOCK_ROWS, num_frames))
+        rows = StoredRows(path, block, normalize=request.l2_normalize)
+        vectors = rows[np.arange(len(rows))]
         tokens = assign_world_tokens(vectors, codebook.centroids, device)
         writer.write(start, {"world_tokens": tokens})
     in_training = inputs.episodes.frame_mask(inputs.split.train)

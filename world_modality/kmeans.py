@@ -73,7 +73,8 @@ def fit_kmeans(
     start = sample[: START_ROWS_PER_CENTROID * num_centroids]
 
     def streamed() -> Iterator[torch.Tensor]:
-        for indices in np.array_split(np.arange(len(rows)), -(-len(rows) // STREAM_ROWS)):
+        for first in range(0, len(rows), STREAM_ROWS):
+            indices = np.arange(first, min(first + STREAM_ROWS, len(rows)))
             yield from _split(torch.from_numpy(rows[indices] - center).to(device), num_centroids)
 
     with full_precision():
