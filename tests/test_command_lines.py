@@ -12,6 +12,7 @@ STAGES = [
     "benchmarks.speed.bench_labelling",
     "benchmarks.speed.bench_processes",
     "benchmarks.speed.bench_rollouts",
+    "benchmarks.speed.bench_seeds",
     "coc_vla.coc_generation",
     "coc_vla.eval_coc",
     "coc_vla.score_labels",
