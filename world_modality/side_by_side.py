@@ -32,8 +32,8 @@ class SeedsConfig(TrainConfig):
 
     seeds: tuple[int, ...] | None = None
     """Train these seeds side by side in the place of --seed, each into `<log_dir>/seed_<n>` and
-    with the result of a run of its own: one copy of the data on the device, and about as many
-    kernel launches a step as one seed has; on a CPU that saves no time. Takes the memory of
+    with the result of a run of its own: one copy of the data on the device, and fewer
+    kernel launches than in a row; on a CPU that saves no time. Takes the memory of
     that many policies."""
 
     def __post_init__(self) -> None:

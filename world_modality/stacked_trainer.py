@@ -1,8 +1,8 @@
 """Trainers of several seeds whose steps are computed as one, with weights stacked over the seeds.
 
-A small policy keeps a GPU waiting for the launch of its kernels. Stacked, S policies need about as
-many launches as one: the forward and the backward pass under `torch.vmap`, and AdamW, which works
-element by element, on all weights at once.
+A small policy keeps a GPU waiting for the launch of its kernels. Stacked, S policies share them:
+the forward and the backward pass under `torch.vmap`, and AdamW, which works element by element, on
+all weights at once. Each seed's random draws stay launches of its own.
 """
 
 import dataclasses
