@@ -204,6 +204,13 @@ def test_a_folder_that_is_in_use_or_holds_a_run_is_refused(cache, tmp_path):
         run(config)
 
 
+def test_several_processes_are_refused(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(InvalidInputError, match="--seeds trains in one process, not in 2"):
+        run(seeds_config(cache, tmp_path / "logs"))
+    assert not (tmp_path / "logs").exists()
+
+
 def test_a_loss_that_explodes_names_its_seed(cache, tmp_path):
     knobs = {"learning_rate": 1e30, "max_grad_norm": 1e30, "warmup_steps": 0}
     with pytest.raises(InvalidInputError, match=r"seed 3, the loss is .*lower --learning_rate"):

@@ -37,7 +37,13 @@ class FedBatches:
         self._batches = batches
         self._device = device
 
-    def gather(self, frames: "torch.Tensor", shape: "WindowShape", step: int) -> "Batch":
+    def gather(
+        self,
+        frames: "torch.Tensor",
+        shape: "WindowShape",
+        step: int,
+        part: slice = slice(None),
+    ) -> "Batch":
         """Return the next batch on the device, whatever the frames."""
         batch = next(self._batches)
         moved = {n: v.to(self._device) for n, v in vars(batch).items() if v is not None}
