@@ -5,7 +5,9 @@ The differences between LeRobot 0.4.4 and 0.6.1 on the writing side stay in this
 
 import importlib.metadata
 import importlib.util
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -16,6 +18,21 @@ from world_modality.lerobot_home import local_dataset_folder
 
 Feature = dict[str, Any]
 _IMAGE_WRITER_THREADS = 4
+
+
+@contextmanager
+def unchanged_scheduling() -> Iterator[None]:
+    """Give this thread back the scheduling that it has now.
+
+    Run as root, the AV1 encoder (SVT-AV1) puts the thread that opens it under SCHED_FIFO with the
+    highest priority. Every thread and process that is started later inherits it, and a Go program
+    such as rclone then starves its own threads for ever.
+    """
+    policy, parameters = os.sched_getscheduler(0), os.sched_getparam(0)
+    try:
+        yield
+    finally:
+        os.sched_setscheduler(0, policy, parameters)
 
 
 def image_feature(height: int, width: int, use_videos: bool) -> Feature:
@@ -111,7 +128,8 @@ class DemoDatasetWriter:
             }
             frame["task"] = episode.instruction
             self._dataset.add_frame(frame)
-        self._dataset.save_episode()
+        with unchanged_scheduling():
+            self._dataset.save_episode()
 
     def _remove_empty_image_folders(self) -> None:
         # LeRobot leaves the folders of its temporary PNG files behind.

@@ -6,6 +6,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.demo_dataset import unchanged_scheduling
+
 TASKS = ("push the block", "lift the block", "open the drawer")
 FPS = 10
 STATE_DIM = 4
@@ -81,7 +83,8 @@ def make_dataset(
                     np.float32
                 )
             dataset.add_frame({**frame, "task": TASKS[task]})
-        dataset.save_episode()
+        with unchanged_scheduling():
+            dataset.save_episode()
     dataset.finalize()
     recording = {"simulator": "drawn", "seed": seed, "episodes": [{}] * num_episodes}
     (root / "meta" / "recording.json").write_text(json.dumps(recording))
