@@ -181,8 +181,7 @@ def codebook_step(
     writer.put("codebook_centroids", codebook.centroids)
     for start in range(writer.open("world_tokens", (num_frames,)), num_frames, BLOCK_ROWS):
         block = np.arange(start, min(start + BLOCK_ROWS, num_frames))
-        rows = StoredRows(path, block, normalize=request.l2_normalize)
-        vectors = rows[np.arange(len(rows))]
+        vectors = StoredRows(path, block, normalize=request.l2_normalize)[np.arange(len(block))]
         tokens = assign_world_tokens(vectors, codebook.centroids, device)
         writer.write(start, {"world_tokens": tokens})
     in_training = inputs.episodes.frame_mask(inputs.split.train)
