@@ -17,7 +17,7 @@ demo: env ## Record demonstrations, run every stage, print the tables (about 20 
 	@$(RUN) world_modality.demo
 
 verdict: env ## Run the whole matrix of benchmarks/metaworld/verdict.yaml on the demo's recording (a night on two cores)
-	@$(RUN) world_modality.experiment benchmarks/metaworld/verdict.yaml
+	@$(RUN) world_modality.experiment benchmarks/metaworld/verdict.yaml --max_parallel 2
 
 env: ## Make the virtual environment (minutes the first time, then nothing)
 	@ops/environment.sh create

@@ -85,6 +85,25 @@ def test_only_what_reads_its_own_token_is_rolled_out_with_a_wrong_one(matrix_fil
     assert set(number.values()) == {1}
 
 
+def test_a_cell_may_name_the_corruptions_that_it_is_rolled_out_with(matrix_file):
+    groups = [
+        {"arms": ["B", "C"], "corruptions": ["task", "random"], "train": {"future_stride": 2}},
+        {"arms": ["C"], "corruptions": [], "train": {"future_stride": 3}},
+    ]
+    jobs = cell_jobs(read_matrix(matrix_file(cells=groups, seeds=[0])))
+    folders = {
+        job.name: [
+            step.produces.parent.name for step in job.steps if "eval_metaworld" in step.shell
+        ]
+        for job in jobs
+    }
+    assert folders == {
+        "main-future_stride_2/b_seed0": ["rollouts"],
+        "main-future_stride_2/c_seed0": ["rollouts", "rollouts_task", "rollouts_random"],
+        "main-future_stride_3/c_seed0": ["rollouts"],
+    }
+
+
 def test_every_command_is_one_that_its_stage_understands(monkeypatch):
     matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "verdict.yaml")
     seen = set()
@@ -119,6 +138,11 @@ def test_the_verdicts_matrix_has_what_the_report_compares():
         ({"cells": [{"arms": ["C_dumy"]}]}, MissingKeyError, r"cells\[0\].*are: C_dummy,"),
         ({"cells": [{"arms": ["A"], "cash": "x"}]}, MissingKeyError, "are: cache,"),
         ({"cells": [{"arms": ["A"], "cache": "min"}]}, MissingKeyError, "are: main,"),
+        (
+            {"cells": [{"arms": ["C"], "corruptions": "task"}]},
+            InvalidInputError,
+            r"cells\[0\].corruptions of .* has to be a list, not 'task'",
+        ),
         ({"rollouts": {"flags": {}}}, InvalidInputError, "rollouts of .* lacks stage"),
         ({"rollouts": {"stage": "x", "film": True}}, MissingKeyError, "are: films,"),
     ],

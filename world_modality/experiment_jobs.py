@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.errors import InvalidInputError
-from world_modality.experiment_matrix import ARMS, Arm, CellGroup, Flags, Matrix
+from world_modality.experiment_matrix import ARMS, CellGroup, Flags, Matrix, Rollouts
 from world_modality.train_config import TrainConfig
 
 
@@ -132,16 +132,25 @@ def _cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
     ):
         written = checkpoint.parent / f"{report}_{stem}" / f"{report}.json"
         steps.append(_stage(module, {"checkpoint": checkpoint, **where}, written))
-    steps += _rollouts(matrix, arm, checkpoint, is_first=seed == matrix.seeds[0])
+    # The oracle's token lies in the future: there is none in closed loop.
+    if matrix.rollouts is not None and arm.control != "oracle":
+        corruptions: tuple[str, ...] = ()
+        if arm.model_type == "C" and arm.control == "none":
+            own = group.corruptions
+            corruptions = matrix.rollouts.corruptions if own is None else own
+        is_first = seed == matrix.seeds[0]
+        steps += _rollouts(matrix, matrix.rollouts, checkpoint, corruptions, is_first)
     return Job(job_name, folder, tuple(steps))
 
 
-def _rollouts(matrix: Matrix, arm: Arm, checkpoint: Path, is_first: bool) -> Iterator[Step]:
-    # The oracle's token lies in the future: there is none in closed loop.
-    if matrix.rollouts is None or arm.control == "oracle":
-        return
-    reads_own_token = arm.model_type == "C" and arm.control == "none"
-    for corruption in ("none", *(matrix.rollouts.corruptions if reads_own_token else ())):
+def _rollouts(
+    matrix: Matrix,
+    rollouts: Rollouts,
+    checkpoint: Path,
+    corruptions: tuple[str, ...],
+    is_first: bool,
+) -> Iterator[Step]:
+    for corruption in ("none", *corruptions):
         name = "rollouts" if corruption == "none" else f"rollouts_{corruption.replace(':', '_')}"
         folder = checkpoint.parents[1] / name
         flags = {
@@ -149,11 +158,11 @@ def _rollouts(matrix: Matrix, arm: Arm, checkpoint: Path, is_first: bool) -> Ite
             "out_dir": folder,
             "dataset_root": matrix.dataset_root,
             **({} if corruption == "none" else {"corrupt_world": corruption}),
-            **({"save_videos": True} if matrix.rollouts.films and is_first else {}),
-            **matrix.rollouts.flags,
+            **({"save_videos": True} if rollouts.films and is_first else {}),
+            **rollouts.flags,
             "resume": True,
         }
-        yield _stage(matrix.rollouts.stage, flags, folder / "summary.json")
+        yield _stage(rollouts.stage, flags, folder / "summary.json")
 
 
 def _cache_dir(matrix: Matrix, name: str) -> Path:

@@ -13,11 +13,11 @@ seeds: [0, 1, 2]
 train: {num_epochs: 10}               # flags of every training
 cells:                                # each: arms x seeds on one cache
   - arms: [A, B, C, C_no_world_input, B_placebo, C_dummy, C_shuffled, C_oracle]
-  - {arms: [B, C], train: {world_loss_weight: 0.5}, seeds: [0]}
+  - {arms: [B, C], train: {world_loss_weight: 0.5}, seeds: [0], corruptions: [task]}
 rollouts:                             # optional
   stage: benchmarks.metaworld.eval_metaworld_success
   flags: {n_trials: 20}
-  corruptions: [task, random]         # of the token that arm C reads
+  corruptions: [task, random]         # of the token that arm C reads, where a cell names none
   films: true                         # of the first seed
 """
 
@@ -68,6 +68,7 @@ class CellGroup:
     cache: str | None = None
     train: Flags = field(default_factory=dict)
     seeds: tuple[int, ...] | None = None
+    corruptions: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -212,14 +213,19 @@ class _Reader:
         values["train"] = self.train_flags(values.get("train", {}), f"{where}.train")
         if "seeds" in values:
             values["seeds"] = self.integers(values["seeds"], f"{where}.seeds")
+        if "corruptions" in values:
+            values["corruptions"] = self.corruptions(values["corruptions"], where)
         return CellGroup(**values)
 
     def rollouts(self, content: object) -> Rollouts | None:
         if content is None:
             return None
         values = self.checked(Rollouts, content, "rollouts")
-        corruptions = self.items(values.get("corruptions", []), "rollouts.corruptions")
-        return Rollouts(**{**values, "corruptions": tuple(map(str, corruptions))})
+        corruptions = self.corruptions(values.get("corruptions", []), "rollouts")
+        return Rollouts(**{**values, "corruptions": corruptions})
+
+    def corruptions(self, content: object, where: str) -> tuple[str, ...]:
+        return tuple(map(str, self.items(content, f"{where}.corruptions")))
 
     def optional_path(self, content: object) -> Path | None:
         return None if content is None else Path(str(content))
