@@ -33,7 +33,7 @@ MATRIX = {
         "stage": "benchmarks.metaworld.eval_metaworld_success",
         "flags": {"n_trials": 3},
         "corruptions": ["stale:8"],
-        "films": True,
+        "films": 2,
     },
 }
 
@@ -69,7 +69,7 @@ def test_each_arm_and_seed_is_a_cell_with_commands_of_its_own(matrix_file):
         for name in ("main/a_seed0", "main/c_seed1")
     )
     assert len(of_a) == 1
-    assert "--save_videos" in of_a[0]
+    assert "--save_videos --videos_per_task 2" in of_a[0]
     assert "--corrupt_world stale:8" in of_c[1]
     assert "--save_videos" not in of_c[0]
 
@@ -144,7 +144,8 @@ def test_the_verdicts_matrix_has_what_the_report_compares():
             r"cells\[0\].corruptions of .* has to be a list, not 'task'",
         ),
         ({"rollouts": {"flags": {}}}, InvalidInputError, "rollouts of .* lacks stage"),
-        ({"rollouts": {"stage": "x", "film": True}}, MissingKeyError, "are: films,"),
+        ({"rollouts": {"stage": "x", "film": 1}}, MissingKeyError, "are: films,"),
+        ({"rollouts": {"stage": "x", "films": True}}, InvalidInputError, "a task, not True"),
     ],
 )
 def test_a_matrix_that_is_not_right_says_where_and_what_there_is(
@@ -310,7 +311,7 @@ def test_a_tiny_matrix_runs_through_the_real_stages_and_is_reported(tmp_path):
             "stage": "benchmarks.metaworld.eval_metaworld_success",
             "flags": {"n_trials": 1, "check_parity": False, "max_steps": 20, "env_num": 1},
             "corruptions": ["task"],
-            "films": True,
+            "films": 2,
         },
     }
     path = tmp_path / "matrix.yaml"

@@ -56,6 +56,16 @@ def test_checkpoints_share_episodes_and_are_compared(config, tmp_path):
     }
 
 
+def test_the_first_episodes_of_each_task_can_be_filmed_alone(config):
+    filmed = dataclasses.replace(config, save_videos=True, videos_per_task=1)
+    evaluate_points(PointSuite(), point_episodes(), filmed)
+    videos = list(filmed.out_dir.rglob("*.mp4"))
+    assert {path.parent.name for path in videos} == {one["task"] for one in lines(filmed)}
+    assert {path.name[: len("episode_000")] for path in videos} == {"episode_000"}
+    with pytest.raises(InvalidInputError, match="films nothing without --save_videos"):
+        dataclasses.replace(config, videos_per_task=1)
+
+
 def test_results_do_not_depend_on_env_num(config, tmp_path):
     found = []
     for env_num in (1, 3):

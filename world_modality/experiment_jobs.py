@@ -150,6 +150,7 @@ def _rollouts(
     corruptions: tuple[str, ...],
     is_first: bool,
 ) -> Iterator[Step]:
+    films = {"save_videos": True, "videos_per_task": rollouts.films} if rollouts.films else {}
     for corruption in ("none", *corruptions):
         name = "rollouts" if corruption == "none" else f"rollouts_{corruption.replace(':', '_')}"
         folder = checkpoint.parents[1] / name
@@ -158,7 +159,7 @@ def _rollouts(
             "out_dir": folder,
             "dataset_root": matrix.dataset_root,
             **({} if corruption == "none" else {"corrupt_world": corruption}),
-            **({"save_videos": True} if rollouts.films and is_first else {}),
+            **(films if is_first else {}),
             **rollouts.flags,
             "resume": True,
         }

@@ -18,7 +18,7 @@ rollouts:                             # optional
   stage: benchmarks.metaworld.eval_metaworld_success
   flags: {n_trials: 20}
   corruptions: [task, random]         # of the token that arm C reads, where a cell names none
-  films: true                         # of the first seed
+  films: 2                            # episodes a task that are filmed, of the first seed
 """
 
 from collections.abc import Iterable, Mapping
@@ -78,7 +78,7 @@ class Rollouts:
     stage: str
     flags: Flags = field(default_factory=dict)
     corruptions: tuple[str, ...] = ()
-    films: bool = False
+    films: int = 0
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,12 @@ class _Reader:
             return None
         values = self.checked(Rollouts, content, "rollouts")
         corruptions = self.corruptions(values.get("corruptions", []), "rollouts")
+        films = values.get("films", 0)
+        if type(films) is not int or films < 0:
+            raise InvalidInputError(
+                f"rollouts.films of {self.path} has to be a number of episodes a task, "
+                f"not {films!r}"
+            )
         return Rollouts(**{**values, "corruptions": corruptions})
 
     def corruptions(self, content: object, where: str) -> tuple[str, ...]:

@@ -7,6 +7,7 @@ a rollout needs two arrays and no scikit-learn.
 import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ STAND_IN_NOTE = (
 )
 
 
+@cache
 def _averaging_matrix(num_pixels: int, size: int) -> Float[np.ndarray, "size pixels"]:
     """Return the weights that average `num_pixels` into `size` equal stretches.
 
@@ -32,7 +34,9 @@ def _averaging_matrix(num_pixels: int, size: int) -> Float[np.ndarray, "size pix
     pixels = np.arange(num_pixels)
     overlap = np.minimum(edges[1:, None], pixels + 1) - np.maximum(edges[:-1, None], pixels)
     weights = np.clip(overlap, 0, None) * size / num_pixels
-    return np.asarray(weights, dtype=np.float32)
+    matrix = np.asarray(weights, dtype=np.float32)
+    matrix.setflags(write=False)
+    return matrix
 
 
 def area_average(images: UInt8[np.ndarray, "B H W 3"], size: int) -> Float[np.ndarray, "B F"]:

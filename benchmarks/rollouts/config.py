@@ -18,8 +18,9 @@ class RolloutConfig:
     checkpoint."""
     n_trials: int = 50
     """Episodes of each task."""
-    env_num: int = len(os.sched_getaffinity(0))
-    """Environments that run at once, each in a process of its own. Results do not depend on it."""
+    env_num: int = 2 * len(os.sched_getaffinity(0))
+    """Environments that run at once, each in a process of its own. Results do not depend on it.
+    Default: two a core, since each waits for the policy part of the time."""
     max_steps: int | None = None
     """Steps after which an episode has failed. Default: the suite's standard limit."""
     camera_key: str | None = None
@@ -59,17 +60,23 @@ class RolloutConfig:
     num_parity_episodes: int = 3
     """Recorded episodes to replay, spread over the tasks."""
     save_videos: bool = False
-    """Write an MP4 of every episode."""
+    """Write MP4s of the episodes. A filmed episode takes several times as long: every frame is
+    rendered."""
+    videos_per_task: int | None = None
+    """Film the first episodes of each task only. Default: all of them."""
     resume: bool = False
     """Go on with the results that are there; episodes that ended in an error are run again."""
     overwrite: bool = False
     """Start anew although out_dir holds results."""
 
     def __post_init__(self) -> None:
-        for name in ("n_trials", "env_num", "max_steps", "policy_batch_size", "n_action_steps"):
+        counts = ("n_trials", "env_num", "max_steps", "policy_batch_size", "n_action_steps")
+        for name in (*counts, "videos_per_task"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidInputError(f"--{name} must be at least 1, not {value}")
+        if self.videos_per_task is not None and not self.save_videos:
+            raise InvalidInputError("--videos_per_task films nothing without --save_videos")
         if self.resume and self.overwrite:
             raise InvalidInputError("--resume and --overwrite contradict each other")
         if self.temporal_ensemble_coeff is not None and self.n_action_steps not in (None, 1):

@@ -192,7 +192,8 @@ class _Evaluation:
         videos = None
         if self.config.save_videos:
             folder = self.out_dir / "videos" / label
-            videos = VideoFolder(folder, policy.inputs.image_key, self.suite.fps)
+            limit = self.config.videos_per_task
+            videos = VideoFolder(folder, policy.inputs.image_key, self.suite.fps, limit)
         batch_size = int(self.origins[index].policy["policy_batch_size"])
         num_done = len(self.episodes) - len(episodes)
         with Progress(label, num_done, len(self.episodes)) as progress:

@@ -17,14 +17,24 @@ _ENCODERS = ("libx264", "libopenh264")
 
 @dataclass(frozen=True)
 class VideoFolder:
-    """Where a checkpoint's videos go, and what they show."""
+    """Where a checkpoint's videos go, and what they show.
+
+    Attributes:
+        folder: with a folder a task.
+        image_key: the camera.
+        fps: frames per second.
+        videos_per_task: the episodes below this number are filmed; None films all.
+    """
 
     folder: Path
     image_key: str
     fps: int
+    videos_per_task: int | None = None
 
-    def plan(self, episode: EpisodeSpec) -> "VideoPlan":
-        """Return what a worker needs to know to film an episode."""
+    def plan(self, episode: EpisodeSpec) -> "VideoPlan | None":
+        """Return what a worker needs to know to film an episode; None if it is not filmed."""
+        if self.videos_per_task is not None and episode.episode >= self.videos_per_task:
+            return None
         stem = self.folder / episode.task / f"episode_{episode.episode:03d}"
         return VideoPlan(stem, self.image_key, self.fps)
 

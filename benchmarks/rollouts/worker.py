@@ -88,6 +88,9 @@ def serve(connection: Connection, suite: Suite) -> None:
     After a crash the process ends: nothing of the broken simulator is left for later episodes.
     """
     threading.Thread(target=_exit_with_parent, daemon=True).start()
+    # Mesa's software renderer, where it is one, would start as many threads as there are cores in
+    # each of as many processes; drawing in the calling thread gives the same pixels sooner.
+    os.environ.setdefault("LP_NUM_THREADS", "0")
     environment = Environment(suite)
     while True:
         try:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.policy import RolloutPolicy
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
 from benchmarks.speed.idle_policies import NoOpPolicy, RecordedPolicy, ReplayedPolicy
@@ -38,7 +39,7 @@ class BenchRolloutsConfig:
     """The policy, trained on a recording of MetaWorld."""
     tasks: tuple[str, ...] = ("push-v3", "drawer-open-v3")
     """MetaWorld task names; as many as environments saves building simulators anew."""
-    env_num: int = len(os.sched_getaffinity(0))
+    env_num: int = RolloutConfig.env_num
     """Environments that run at once."""
     num_rounds: int = 5
     """The policies take turns this many times."""
@@ -175,7 +176,6 @@ def run(config: BenchRolloutsConfig) -> dict[str, Any]:
     from benchmarks.metaworld.simulator import SUITE_NAME, Rendering
     from benchmarks.metaworld.suite import MetaworldSuite, evaluation_episodes
     from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
-    from benchmarks.rollouts.config import RolloutConfig
     from benchmarks.rollouts.recorded_suite import recording_of
 
     recording = recording_of(config.checkpoint, SUITE_NAME)
