@@ -5,7 +5,9 @@
 Environment steps per second: with the checkpoint's policy in the rollout loop; with a policy that
 does nothing, asked as often and shown the same frames; with the policy's own answers given again,
 which moves the arm as the policy does but computes nothing; and of one environment stepped in this
-process with every frame rendered. No episode ends before its last step.
+process with every frame rendered. The first two are measured twice: the loop renders the frames
+that the policy asks for, an environment of Gymnasium renders all. No episode ends before its last
+step.
 """
 
 import os
@@ -21,7 +23,12 @@ import numpy as np
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.policy import RolloutPolicy
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
-from benchmarks.speed.idle_policies import NoOpPolicy, RecordedPolicy, ReplayedPolicy
+from benchmarks.speed.idle_policies import (
+    EveryFramePolicy,
+    NoOpPolicy,
+    RecordedPolicy,
+    ReplayedPolicy,
+)
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli
 
@@ -119,7 +126,7 @@ class _EndlessSimulator:
 def measure_loop(
     policy: RolloutPolicy, suite: Suite, episodes: list[EpisodeSpec], config: BenchRolloutsConfig
 ) -> dict[str, float]:
-    """Return steps a second of the policy and of two that compute nothing, and their ratios."""
+    """Return steps a second of the policy and of those that compute nothing, and their ratios."""
     from benchmarks.rollouts.slot import environment_slots
 
     lags = tuple(policy.observed_lags)
@@ -128,6 +135,10 @@ def measure_loop(
         "policy": policy,
         "no_op": NoOpPolicy(policy.n_action_steps, lags, suite.action_dim),
         "replayed": ReplayedPolicy(policy.n_action_steps, lags, recorded.answers),
+        "policy_all_frames": (seeing := EveryFramePolicy(policy)),
+        "no_op_all_frames": NoOpPolicy(
+            policy.n_action_steps, seeing.observed_lags, suite.action_dim
+        ),
     }
     seconds: dict[str, list[float]] = {name: [] for name in turns}
     size = int(policy.record()["policy_batch_size"])
@@ -139,8 +150,12 @@ def measure_loop(
     num_steps = len(episodes) * config.max_steps
     # Medians, since machines are noisy.
     speed = {f"{name}_steps_per_s": num_steps / _median(times) for name, times in seconds.items()}
-    for peer, name in (("no_op", "ratio"), ("replayed", "replayed_ratio")):
-        ratios = np.array(seconds[peer]) / np.array(seconds["policy"])
+    for one, peer, name in (
+        ("policy", "no_op", "ratio"),
+        ("policy", "replayed", "replayed_ratio"),
+        ("policy_all_frames", "no_op_all_frames", "all_frames_ratio"),
+    ):
+        ratios = np.array(seconds[peer]) / np.array(seconds[one])
         speed |= {
             name: _median(ratios),
             f"{name}_min": float(ratios.min()),
@@ -198,17 +213,18 @@ def run(config: BenchRolloutsConfig) -> dict[str, Any]:
     speed["alone_steps_per_s"] = measure_alone(suite, episodes[0], config.num_rounds)
     machine = f"{platform.machine()}, {len(os.sched_getaffinity(0))} cores, device {config.device}"
     print(f"machine: {machine}")
-    print(
-        f"{config.env_num} environments, {policy.n_action_steps} actions a query: "
-        f"{speed['policy_steps_per_s']:.0f} steps/s with the policy, "
-        f"{speed['no_op_steps_per_s']:.0f} with one that does nothing; ratio {speed['ratio']:.2f} "
-        f"({speed['ratio_min']:.2f} to {speed['ratio_max']:.2f}), wanted at least {_WANTED_RATIO}"
-    )
-    print(
-        f"the same actions given again without computing them: "
-        f"{speed['replayed_steps_per_s']:.0f} steps/s; ratio {speed['replayed_ratio']:.2f} "
-        f"({speed['replayed_ratio_min']:.2f} to {speed['replayed_ratio_max']:.2f})"
-    )
+    print(f"{config.env_num} environments, {policy.n_action_steps} actions a query")
+    for what, name, peer, ratio in (
+        ("the frames that the policy asks for", "policy", "no_op", "ratio"),
+        ("every frame rendered", "policy_all_frames", "no_op_all_frames", "all_frames_ratio"),
+        ("its actions given again, not computed", "policy", "replayed", "replayed_ratio"),
+    ):
+        low, high = speed[f"{ratio}_min"], speed[f"{ratio}_max"]
+        print(
+            f"{what}: {speed[f'{name}_steps_per_s']:.0f} steps/s with the policy, "
+            f"{speed[f'{peer}_steps_per_s']:.0f} with one that computes nothing; ratio "
+            f"{speed[ratio]:.2f} ({low:.2f} to {high:.2f}), wanted at least {_WANTED_RATIO}"
+        )
     print(f"one environment, every frame rendered: {speed['alone_steps_per_s']:.0f} steps/s")
     result = {"machine": machine, "policy": policy.record(), "speed": speed}
     if config.json_path is not None:

@@ -1,4 +1,4 @@
-"""Policies that compute nothing, to measure another one against."""
+"""Policies to measure another one against: that compute nothing, or that see every frame."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rollouts.policy import Query, RolloutPolicy
+from benchmarks.rollouts.policy import Query, RolloutPolicy, is_observed
 from benchmarks.rollouts.suite import EpisodeSpec
 
 
@@ -29,6 +29,39 @@ class NoOpPolicy:
     def record(self) -> dict[str, Any]:
         """Return what it is."""
         return {"policy": "no-op"}
+
+
+@dataclass(frozen=True)
+class EveryFramePolicy:
+    """Another policy whose environments render every frame, as those of Gymnasium do."""
+
+    policy: RolloutPolicy
+
+    @property
+    def n_action_steps(self) -> int:
+        """The policy's."""
+        return self.policy.n_action_steps
+
+    @property
+    def observed_lags(self) -> tuple[int, ...]:
+        """All frames since the last query, and those that the policy needs."""
+        return tuple(sorted({*range(self.n_action_steps), *self.policy.observed_lags}))
+
+    def begin(self, episode: EpisodeSpec) -> Any:
+        """Return the policy's memory."""
+        return self.policy.begin(episode)
+
+    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Return what the policy answers to the frames that it would have asked for."""
+        return self.policy.act([self._thinned(query) for query in queries])
+
+    def record(self) -> dict[str, Any]:
+        """Return the policy's record."""
+        return self.policy.record()
+
+    def _thinned(self, query: Query) -> Query:
+        frames = {n: seen for n, seen in query.frames.items() if is_observed(n, self.policy)}
+        return Query(query.memory, query.step, frames)
 
 
 Answers = Mapping[tuple[EpisodeSpec, int], np.ndarray]
