@@ -1,3 +1,4 @@
+import dataclasses
 import json
 import re
 import shutil
@@ -8,15 +9,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from benchmarks.libero.eval_libero_success import EvalLiberoConfig
+from benchmarks.metaworld.eval_metaworld_success import EvalMetaworldConfig
+from benchmarks.rollouts.config import RolloutConfig
 from tests.test_readme import parsed_config
 from tests.verdict_fixtures import World, write_json, write_matrix, write_rollouts, write_run
+from world_modality.cli import write_config
 from world_modality.errors import InvalidInputError
 from world_modality.report import ReportConfig, build_document, run
 from world_modality.verdict import drawing
 from world_modality.verdict.contrast_results import compare_arms
-from world_modality.verdict.document import Figure, Table
+from world_modality.verdict.document import Commands, Figure, Table
 from world_modality.verdict.evidence import Evidence, collect_evidence
 from world_modality.verdict.measures import ACTION_ERROR, SUCCESS
+from world_modality.verdict.rollout_file import read_rollouts
 from world_modality.verdict.text_forms import csv_text, latex
 
 ROOT = Path(__file__).parents[1]
@@ -205,6 +211,30 @@ def test_the_command_of_each_run_is_one_that_its_script_understands(matrix, monk
         config = parsed_config(finished.command, monkeypatch)
         assert (config.model_type, config.seed) == (arm, seed)
         assert config.learning_rate == finished.config["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "config_type", "own"),
+    [
+        ("metaworld", EvalMetaworldConfig, {"tasks": ("push-v3", "reach-v3")}),
+        ("libero_object", EvalLiberoConfig, {"benchmark": "libero_object"}),
+    ],
+)
+def test_the_command_of_rollouts_repeats_the_flags_that_they_had(
+    tmp_path, monkeypatch, suite, config_type, own
+):
+    (checkpoint,) = write_matrix(tmp_path, World(), {"C": 0.0}, num_seeds=1)["C"]
+    path = write_rollouts(tmp_path / "task", World(), [checkpoint], [0.5], corruption="task")
+    path.write_text(path.read_text().replace('"suite": "metaworld"', f'"suite": "{suite}"'))
+    flags = {"check_parity": False, "n_trials": 7, "corrupt_world": "task", **own}
+    given = config_type((checkpoint,), out_dir=tmp_path / "task", env_num=3, resume=True, **flags)
+    write_config(given, path.with_name("config.json"))
+    (rollouts,) = read_rollouts(path)
+    repeated = parsed_config(rollouts.command, monkeypatch)
+    default = RolloutConfig.env_num
+    assert repeated == dataclasses.replace(given, env_num=default, resume=False)
+    (commands,) = (b for b in build_document((tmp_path,)).blocks() if isinstance(b, Commands))
+    assert rollouts.command in commands.lines
 
 
 def test_one_seed_is_called_one_seed(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import math
-import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 from world_modality.cache import sha256_of_json
 from world_modality.errors import InvalidInputError
+from world_modality.verdict.stage_command import stage_command
 
 WORLD_INPUT_KNOBS = (
     "world_input_scale",
@@ -102,15 +102,7 @@ class FinishedRun:
         script = {"A": "train_baseline_a.py", "B": "train_baseline_b.py"}.get(
             self.model_type, "train_model_c.py"
         )
-        flags = []
-        for name, value in self.config.items():
-            if name in ("num_workers", "resume", "overwrite"):
-                continue
-            if isinstance(value, bool):
-                flags.append(f"--{name}" if value else f"--no_{name}")
-            elif value is not None:
-                flags.append(f"--{name} {shlex.quote(str(value))}")
-        return f"python {script} {' '.join(flags)}"
+        return stage_command(script, self.config, ("num_workers", "resume", "overwrite"))
 
 
 def is_training_config(config: object) -> bool:

@@ -27,6 +27,9 @@ def reproduction_section(findings: Findings) -> Section:
                 ]
             )
             commands += _commands(run)
+            commands += [
+                one.command for one in evidence.rollouts.get(run.folder, {}).values() if one.command
+            ]
     blocks: list[Block] = [
         table(
             "cells",

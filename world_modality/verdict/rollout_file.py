@@ -8,6 +8,7 @@ from typing import Any
 
 from world_modality.errors import InvalidInputError
 from world_modality.verdict.finished_run import read_json
+from world_modality.verdict.stage_command import stage_command
 
 EpisodeKey = tuple[str, str, int, int, int, int]
 """Task, instruction, number of the episode, initial state, seed, step limit."""
@@ -31,6 +32,7 @@ class PolicyRollouts:
         conditions: all that has to be the same for two checkpoints to be compared.
         versions: of the packages that simulated.
         outcomes: by episode; None where it ended in an error.
+        command: what rolls out again; None where no flags lie beside the file.
     """
 
     file: Path
@@ -40,6 +42,7 @@ class PolicyRollouts:
     conditions: Mapping[str, Any]
     versions: Mapping[str, str]
     outcomes: Mapping[EpisodeKey, bool | None]
+    command: str | None
 
     @property
     def num_solved(self) -> int:
@@ -75,8 +78,7 @@ def read_rollouts(path: Path) -> list[PolicyRollouts]:
         groups.setdefault((line["checkpoint_sha256"], line["world_corruption"]), []).append(line)
     config_path = path.with_name("config.json")
     config = read_json(config_path) if config_path.exists() else {}
-    misled = bool(config.get("wrong_instruction", False))
-    return [_group(path, lines, misled) for lines in groups.values()]
+    return [_group(path, lines, config) for lines in groups.values()]
 
 
 def _parsed(raw: bytes, number: int) -> dict[str, Any]:
@@ -90,7 +92,7 @@ def _parsed(raw: bytes, number: int) -> dict[str, Any]:
     return dict(line)
 
 
-def _group(path: Path, lines: list[dict[str, Any]], misled: bool) -> PolicyRollouts:
+def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -> PolicyRollouts:
     last = lines[-1]
     policy = {
         name: value
@@ -110,12 +112,22 @@ def _group(path: Path, lines: list[dict[str, Any]], misled: bool) -> PolicyRollo
             "gl_backend": last["gl_backend"],
             "rendering": last["rendering"],
             "simulator": {name: last["versions"].get(name) for name in ("metaworld", "mujoco")},
-            "wrong_instruction": misled,
+            "wrong_instruction": bool(config.get("wrong_instruction", False)),
             **policy,
         },
         versions=last["versions"],
         outcomes={_episode_key(line): line["success"] for line in lines},
+        command=_command(last["suite"], config),
     )
+
+
+def _command(suite: str, config: Mapping[str, Any]) -> str | None:
+    if not config:
+        return None
+    simulator = suite.split("_")[0]
+    program = f"-m benchmarks.{simulator}.eval_{simulator}_success"
+    # How many at once, and how often it was interrupted, changes no result.
+    return stage_command(program, config, ("env_num", "resume", "overwrite"))
 
 
 def _episode_key(line: Mapping[str, Any]) -> EpisodeKey:
