@@ -99,3 +99,31 @@ def test_resuming_on_a_changed_cache_is_refused(cache, tmp_path):
     replace_arrays(cache, {"states": states})
     with pytest.raises(InvalidInputError, match=r"trained on another cache.*arrays differ"):
         run(dataclasses.replace(config, resume=True))
+
+
+def test_compiling_without_a_compiler_says_what_is_missing(cache, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    config = tiny_train_config(cache, tmp_path / "compiled", "C", compile=True)
+    with pytest.raises(InvalidInputError, match=r"there is no no-such-compiler; apt-get install"):
+        run(config)
+
+
+@pytest.mark.slow
+def test_a_compiled_run_resumed_ends_bit_identical_and_close_to_an_eager_one(cache, tmp_path):
+    # In processes of their own: the shape checks of the tests cannot be compiled.
+    flags = ["--dataset_name", cache.dataset_name, "--cache_dir", cache.cache_dir]
+    flags += ["--d_model", "32", "--n_layers", "2", "--dropout", "0", "--batch_size", "32"]
+    flags += ["--num_epochs", "2", "--device", "cpu", "--log_dir"]
+
+    def ends(*more: str | Path) -> dict[str, torch.Tensor]:
+        command = [sys.executable, "train_model_c.py", *map(str, [*flags, *more])]
+        subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True)
+        return weights(Path(more[0]) / "model_C_epoch1.pt")
+
+    eager = ends(tmp_path / "eager")
+    compiled = ends(tmp_path / "compiled", "--compile")
+    for name, value in eager.items():
+        torch.testing.assert_close(compiled[name], value, rtol=1e-3, atol=1e-4)
+    assert any(not torch.equal(compiled[name], value) for name, value in eager.items())
+    (tmp_path / "compiled" / "model_C_epoch1.pt").unlink()
+    assert_same_weights(ends(tmp_path / "compiled", "--compile", "--resume"), compiled)

@@ -44,6 +44,8 @@ class SeedsConfig(TrainConfig):
             raise InvalidInputError("--seeds needs at least one seed")
         if self.seed != type(self).__dataclass_fields__["seed"].default:
             raise InvalidInputError(f"give --seed {self.seed} or --seeds, not both")
+        if self.compile:
+            raise InvalidInputError("--compile trains one seed; leave it out, or give --seed")
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
         if twice:
             raise InvalidInputError(f"--seeds names {', '.join(map(str, twice))} more than once")

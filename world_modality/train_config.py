@@ -89,6 +89,9 @@ class TrainConfig:
     a GPU of its own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto: bf16 autocast on a GPU that has it, fp32 on a CPU."""
+    compile: bool = False
+    """Compile the step's forward and backward pass with torch's inductor, for about a minute at
+    the start (a CPU needs a C++ compiler). Dropout draws other numbers than without."""
     num_workers: Literal[0] = 0
     """0 by design: the arrays live on the device and batches are gathered by index."""
     embeddings_on: Place = "auto"
@@ -180,7 +183,7 @@ def require_same_run(stored: dict[str, object], config: TrainConfig) -> None:
         InvalidInputError: names the flags that differ, with both values.
     """
     resumed = config_dict(config)
-    stored = {**stored, "token_control": stored_control(stored)}
+    stored = {"compile": False, **stored, "token_control": stored_control(stored)}
     names = (set(stored) | set(resumed)) - config.may_change
     differing = sorted(n for n in names if stored.get(n) != resumed.get(n))
     if differing:

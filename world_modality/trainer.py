@@ -13,6 +13,7 @@ from jaxtyping import Int
 from torch import Tensor, nn
 
 from world_modality.auxiliary_head import AuxiliaryHead
+from world_modality.compiled_policy import compiled
 from world_modality.errors import InvalidInputError
 from world_modality.frame_tensors import Batch, FrameTensors, mean_and_std
 from world_modality.losses import Losses, ValidCounts, policy_losses
@@ -68,6 +69,8 @@ class Trainer:
         modules = [policy] if head is None else [policy, head]
         groups = [group for m in modules for group in _parameter_groups(m, config.weight_decay)]
         self.optimizer = adamw(groups, config)
+        # The policy itself stays as it is: validation runs it in another mode and other shapes.
+        self._forward = compiled(policy, tensors.device) if config.compile else policy
 
     @property
     def steps_per_epoch(self) -> int:
@@ -117,7 +120,7 @@ class Trainer:
         if len(batch.actions) == 0:
             return self._summed(Losses.none(self.tensors.device))
         with autocast(self.config.precision, self.tensors.device):
-            output = self.policy(
+            output = self._forward(
                 batch.embeddings, batch.states, batch.world_tokens, batch.instructions
             )
         losses = policy_losses(self.policy, output, batch, self.config.world_loss_weight, counts)

@@ -22,7 +22,7 @@ FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight")
 # Where a run lies and what started it says nothing about what was trained.
 _NOT_SETTINGS = (
     *("resume", "overwrite", "device", "log_every", "num_workers", "cache_dir", "log_dir"),
-    *("save_every_steps", "keep_last"),
+    *("save_every_steps", "keep_last", "embeddings_on"),
     *("model_type", "token_control", "seed", "dataset_name"),
 )
 _OTHER_STAGE = "coc_loss_weight"
@@ -92,7 +92,7 @@ class FinishedRun:
         unused = (*WORLD_INPUT_KNOBS, *(FUTURE_KNOBS if self.model_type == "A" else ()))
         return {
             name: None if name in unused else value
-            for name, value in sorted(self.config.items())
+            for name, value in sorted({"compile": False, **self.config}.items())
             if name not in _NOT_SETTINGS
         }
 
