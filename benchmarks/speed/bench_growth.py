@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from benchmarks.speed.growth_stages import Case, Measured
 
 CONFIDENCE = 0.95
+_PANELS_A_ROW = 3
 
 
 @dataclass(frozen=True)
@@ -140,15 +141,26 @@ def plot(growths: list[Growth], path: Path) -> None:
     import matplotlib.pyplot as plt
 
     panels = list(dict.fromkeys((g.quantity, g.axis) for g in growths))
-    figure, axes = plt.subplots(1, len(panels), figsize=(4 * len(panels), 4), layout="constrained")
-    for (quantity, axis), panel in zip(panels, axes, strict=True):
+    num_rows = (len(panels) + _PANELS_A_ROW - 1) // _PANELS_A_ROW
+    figure, axes = plt.subplots(
+        num_rows, _PANELS_A_ROW, figsize=(13, 4 * num_rows), layout="constrained", squeeze=False
+    )
+    colours = {g.stage: f"C{i}" for i, g in enumerate({g.stage: g for g in growths}.values())}
+    for (quantity, axis), panel in zip(panels, axes.flat, strict=False):
         for growth in growths:
             if (growth.quantity, growth.axis) == (quantity, axis):
                 x, y = (np.array(values) / values[0] for values in (growth.x, growth.y))
-                panel.loglog(x, y, marker="o", label=f"{growth.stage} {growth.exponent:.2f}")
+                label = f"{growth.stage}: power {growth.exponent:.2f}"
+                panel.plot(x, y, marker="o", label=label, color=colours[growth.stage])
+        panel.set_xscale("log", base=2)
+        panel.set_yscale("log", base=2)
+        for scale in (panel.xaxis, panel.yaxis):
+            scale.set_major_formatter(mpl.ticker.FormatStrFormatter("%g"))
         panel.set_xlabel(f"{axis}, times the smallest")
         panel.set_ylabel(f"{quantity}, times the first")
-        panel.legend(fontsize=7)
+        panel.legend(fontsize=8)
+    for panel in axes.flat[len(panels) :]:
+        panel.set_axis_off()
     with replacing(path) as partial:
         figure.savefig(partial, format="png", dpi=110)
     plt.close(figure)
