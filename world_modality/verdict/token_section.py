@@ -31,6 +31,7 @@ _PANELS = {
         {"bigram_top1": "bigram", "change_bigram_top1": "bigram told of the change"},
     ),
 }
+_BASELINE_STYLES = {"bigram": "--", "copy of w_t": ":", "bigram told of the change": "-."}
 
 
 def token_section(findings: Findings) -> Section | None:
@@ -122,9 +123,9 @@ def _draw_panel(axis: "Axes", arms: list[Row], baselines: list[Row]) -> None:
         ahead, mean, low, high = _columns(arms, arm)
         axis.plot(ahead, mean, marker=marker[arm], ms=sizes[arm], color=colour[arm], label=arm)
         axis.fill_between(ahead, low, high, color=colour[arm], alpha=0.15, lw=0)
-    for style, label in zip(("--", ":"), dict.fromkeys(row[1] for row in baselines), strict=True):
+    for label in dict.fromkeys(row[1] for row in baselines):
         ahead, mean, _, _ = _columns(baselines, label)
-        axis.plot(ahead, mean, style, color=GREY, label=label)
+        axis.plot(ahead, mean, _BASELINE_STYLES[label], color=GREY, label=label)
 
 
 def _columns(rows: list[Row], predictor: str) -> np.ndarray:
