@@ -1,11 +1,11 @@
 """The commands of an experiment: what is made once, and what each cell of the matrix runs."""
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from world_modality.command_line import flag_arguments
 from world_modality.errors import InvalidInputError
 from world_modality.experiment_matrix import ARMS, CellGroup, Flags, Matrix, Rollouts
 from world_modality.train_config import TrainConfig
@@ -125,7 +125,7 @@ def _cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
         **flags,
         "resume": True,
     }
-    steps = [Step((arm.script, *_flags(train)), checkpoint)]
+    steps = [Step((arm.script, *flag_arguments(train)), checkpoint)]
     for module, report in (
         ("world_modality.eval_offline", "eval_offline"),
         ("world_modality.intervention_corrupt_world", "corrupt_world"),
@@ -171,21 +171,4 @@ def _cache_dir(matrix: Matrix, name: str) -> Path:
 
 
 def _stage(module: str, flags: Flags, produces: Path) -> Step:
-    return Step(("-m", module, *_flags(flags)), produces)
-
-
-def _flags(flags: Flags) -> Sequence[str]:
-    arguments: list[str] = []
-    for name, value in flags.items():
-        arguments += _flag(name, value)
-    return arguments
-
-
-def _flag(name: str, value: Any) -> list[str]:
-    if value is None:
-        return []
-    if isinstance(value, bool):
-        return [f"--{name}" if value else f"--no_{name}"]
-    if isinstance(value, list):
-        return [f"--{name}", *map(str, value)]
-    return [f"--{name}", str(value)]
+    return Step(("-m", module, *flag_arguments(flags)), produces)

@@ -2,14 +2,15 @@
 
 import json
 import math
-from collections.abc import Mapping
+import shlex
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from world_modality.cache import sha256_of_json
+from world_modality.command_line import flag_arguments
 from world_modality.errors import InvalidInputError
-from world_modality.verdict.stage_command import stage_command
 
 WORLD_INPUT_KNOBS = (
     "world_input_scale",
@@ -102,7 +103,19 @@ class FinishedRun:
         script = {"A": "train_baseline_a.py", "B": "train_baseline_b.py"}.get(
             self.model_type, "train_model_c.py"
         )
-        return stage_command(script, self.config, ("num_workers", "resume", "overwrite"))
+        return repeated_command(script, self.config, ("num_workers", "resume", "overwrite"))
+
+
+def repeated_command(program: str, config: Mapping[str, Any], left_out: Collection[str]) -> str:
+    """Return the command that gives a stage the flags of its stored config.json again.
+
+    Args:
+        program: script or module, as it follows `python`.
+        config: flags by name; None and an empty list stand for one that was not given.
+        left_out: flags that say nothing of the result, such as `resume`.
+    """
+    flags = {k: value for k, value in config.items() if value != [] and k not in left_out}
+    return f"python {program} {shlex.join(flag_arguments(flags))}"
 
 
 def is_training_config(config: object) -> bool:

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.errors import InvalidInputError
-from world_modality.verdict.finished_run import read_json
-from world_modality.verdict.stage_command import stage_command
+from world_modality.verdict.finished_run import read_json, repeated_command
 
 EpisodeKey = tuple[str, str, int, int, int, int]
 """Task, instruction, number of the episode, initial state, seed, step limit."""
@@ -127,7 +126,7 @@ def _command(suite: str, config: Mapping[str, Any]) -> str | None:
     simulator = suite.split("_")[0]
     program = f"-m benchmarks.{simulator}.eval_{simulator}_success"
     # How many at once, and how often it was interrupted, changes no result.
-    return stage_command(program, config, ("env_num", "resume", "overwrite"))
+    return repeated_command(program, config, ("env_num", "resume", "overwrite"))
 
 
 def _episode_key(line: Mapping[str, Any]) -> EpisodeKey:
