@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.speed.synthetic_training import DATASET_NAME, open_trainer, write_synthetic_cache
+from benchmarks.speed.synthetic_training import (
+    open_trainer,
+    synthetic_train_config,
+    write_synthetic_cache,
+)
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli
 
@@ -112,13 +116,10 @@ def run(config: BenchCheckpointConfig) -> dict[str, float]:
 
     from world_modality.checkpoint import Checkpoint, checkpoint_arrays
     from world_modality.cli import config_dict
-    from world_modality.train_config import TrainConfig
 
     with tempfile.TemporaryDirectory() as work:
         cache = write_synthetic_cache(Path(work, "cache"), config.num_frames, config.embedding_dim)
-        train_config = TrainConfig(
-            DATASET_NAME,
-            model_type="C",
+        train_config = synthetic_train_config(
             device=config.device,
             d_model=config.d_model,
             n_layers=config.n_layers,

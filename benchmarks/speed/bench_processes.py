@@ -16,7 +16,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.speed.synthetic_training import DATASET_NAME, open_trainer, write_synthetic_cache
+from benchmarks.speed.synthetic_training import (
+    open_trainer,
+    synthetic_train_config,
+    write_synthetic_cache,
+)
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli
 from world_modality.errors import InvalidInputError
@@ -117,7 +121,6 @@ def run(config: BenchProcessesConfig) -> dict[str, Any]:
     import torch
 
     from world_modality.process_group import ProcessGroup
-    from world_modality.train_config import TrainConfig
 
     torch.set_num_threads(config.num_threads)
     with ProcessGroup.joined(config.device) as group, tempfile.TemporaryDirectory() as temporary:
@@ -130,9 +133,7 @@ def run(config: BenchProcessesConfig) -> dict[str, Any]:
         cache = group.from_first(
             lambda: write_synthetic_cache(work_dir, config.num_frames, config.embedding_dim)
         )
-        train_config = TrainConfig(
-            dataset_name=DATASET_NAME,
-            model_type="C",
+        train_config = synthetic_train_config(
             d_model=config.d_model,
             n_layers=config.n_layers,
             batch_size=config.batch_size,

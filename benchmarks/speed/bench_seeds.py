@@ -17,7 +17,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.speed.synthetic_training import DATASET_NAME, open_trainer, write_synthetic_cache
+from benchmarks.speed.synthetic_training import (
+    open_trainer,
+    synthetic_train_config,
+    write_synthetic_cache,
+)
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli
 
@@ -78,12 +82,9 @@ def measure(config: BenchSeedsConfig) -> dict[str, float]:
     from world_modality.device import resolve_device
     from world_modality.random_draws import RandomState
     from world_modality.stacked_trainer import StackedTrainer
-    from world_modality.train_config import TrainConfig
 
     device = resolve_device(config.device)
-    train_config = TrainConfig(
-        dataset_name=DATASET_NAME,
-        model_type="C",
+    train_config = synthetic_train_config(
         d_model=config.d_model,
         n_layers=config.n_layers,
         batch_size=config.batch_size,

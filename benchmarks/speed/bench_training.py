@@ -20,14 +20,18 @@ from typing import Any, Literal
 from benchmarks.speed import first_step, training_figures
 from benchmarks.speed.lerobot_loading import DrawnFrames
 from benchmarks.speed.loading_rate import measure_loading
-from benchmarks.speed.synthetic_training import DATASET_NAME, open_trainer, write_synthetic_cache
+from benchmarks.speed.synthetic_training import (
+    DATASET_NAME,
+    open_trainer,
+    synthetic_train_config,
+    write_synthetic_cache,
+)
 from benchmarks.speed.training_figures import PARTS, Part
 from benchmarks.speed.training_step import NUM_WORLD_TOKENS, measure_flops, measure_throughput
 from world_modality.atomic import write_json
 from world_modality.cache import Cache
 from world_modality.cli import run_cli
 from world_modality.device import resolve_device
-from world_modality.train_config import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -132,9 +136,7 @@ def run(config: BenchTrainingConfig) -> dict[str, Any]:
 
 
 def _measure(part: Part, config: BenchTrainingConfig, folder: Path) -> dict[str, Any]:
-    train_config = TrainConfig(
-        DATASET_NAME,
-        model_type="C",
+    train_config = synthetic_train_config(
         device=config.device,
         precision=config.precision,
         d_model=config.d_model,

@@ -14,13 +14,16 @@ import torch
 from benchmarks.speed.codebook_rows import write_rows
 from benchmarks.speed.drawn_dataset import CAMERA, draw_dataset
 from benchmarks.speed.memory import peak_resident_bytes, reset_peak, resident_bytes
-from benchmarks.speed.synthetic_training import DATASET_NAME, open_trainer, write_synthetic_cache
+from benchmarks.speed.synthetic_training import (
+    open_trainer,
+    synthetic_train_config,
+    write_synthetic_cache,
+)
 from world_modality.codebook import assign_world_tokens, fit_codebook
 from world_modality.codebook_step import StoredRows
 from world_modality.offline_predictions import predict
 from world_modality.precompute_world_tokens import PrecomputeConfig
 from world_modality.precompute_world_tokens import run as precompute
-from world_modality.train_config import TrainConfig
 from world_modality.trainer import Trainer
 from world_modality.vision_encoders import RandomVitSize
 
@@ -125,9 +128,7 @@ def vq_assignment(case: Case, folder: Path) -> Callable[[], float | None]:
 
 def _trainer(case: Case, folder: Path) -> Trainer:
     cache = write_synthetic_cache(folder, case.frames, EMBEDDING_DIM)
-    config = TrainConfig(
-        dataset_name=DATASET_NAME,
-        model_type="C",
+    config = synthetic_train_config(
         d_model=case.width,
         n_layers=NUM_LAYERS,
         batch_size=TRAINING_BATCH,

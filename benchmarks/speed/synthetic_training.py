@@ -1,7 +1,7 @@
 """A trainer on a cache of random arrays, for measuring."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Int
@@ -18,6 +18,13 @@ if TYPE_CHECKING:
 
 DATASET_NAME = "synthetic/libero_sized"
 NUM_TASKS = 40
+
+
+def synthetic_train_config(**flags: Any) -> "TrainConfig":
+    """Return arm C's flags for such a cache; `flags` are those that differ from the trainer's."""
+    from world_modality.train_config import TrainConfig
+
+    return TrainConfig(DATASET_NAME, model_type="C", **flags)
 
 
 def write_synthetic_cache(cache_dir: Path, num_frames: int, embedding_dim: int) -> Cache:
