@@ -230,6 +230,7 @@ def test_the_command_of_rollouts_repeats_the_flags_that_they_had(
     given = config_type((checkpoint,), out_dir=tmp_path / "task", env_num=3, resume=True, **flags)
     write_config(given, path.with_name("config.json"))
     (rollouts,) = read_rollouts(path)
+    assert ("--tasks" in rollouts.command) == ("tasks" in own)
     repeated = parsed_config(rollouts.command, monkeypatch)
     default = RolloutConfig.env_num
     assert repeated == dataclasses.replace(given, env_num=default, resume=False)
