@@ -87,3 +87,19 @@ def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.
     """Check that two policies are equal to the last bit."""
     assert first.keys() == second.keys()
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def assert_same_content(one, other):
+    """Compare what checkpoints hold, tensors bit by bit."""
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype
+        assert torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert one.keys() == other.keys()
+        for key in one:
+            assert_same_content(one[key], other[key])
+    elif isinstance(one, list):
+        for item, other_item in zip(one, other, strict=True):
+            assert_same_content(item, other_item)
+    else:
+        assert one == other

@@ -40,7 +40,7 @@ def processors():
 def test_pixels_are_within_two_levels_of_the_processors(images, name):
     processor = processors()[name]
     expected = processor(list(images), return_tensors="pt")["pixel_values"]
-    found = preprocess_on_device(on_device_processor(processor), images, CPU)
+    found = preprocess_on_device(on_device_processor(processor), torch.from_numpy(images))
     assert found.shape == expected.shape == (len(images), 3, 224, 224)
     assert found.dtype == torch.float32
     std = torch.tensor(processor.image_std)[:, None, None]

@@ -130,6 +130,25 @@ def test_pixels_are_divided_by_255_once(folders, images):
     np.testing.assert_allclose(white[0, :, 5, 5], expected, atol=1e-4)
 
 
+def test_weights_are_rounded_once_to_what_autocast_would_make_of_them(images):
+    exact, rounded = (
+        build_encoder(
+            EncoderRequest(
+                "random-vit", random_vit_size="tiny", random_vit_image_size=42, precision=precision
+            ),
+            CPU,
+        )
+        for precision in ("fp32", "bf16")
+    )
+    assert rounded.record() == exact.record(), "the weights are known by their full precision"
+    dtypes = {name: p.dtype for name, p in rounded.model.named_parameters()}
+    assert dtypes["embeddings.patch_embeddings.projection.weight"] == torch.bfloat16
+    assert dtypes["layernorm.weight"] == torch.float32
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        hidden = exact.model(pixel_values=exact._preprocess(images)).last_hidden_state
+    np.testing.assert_array_equal(rounded.encode(images), hidden[:, 0].float().numpy())
+
+
 def test_a_batch_gives_what_single_frames_give(folders, images):
     encoder = build_encoder(EncoderRequest(str(folders["dinov2"])), CPU)
     single = np.concatenate([encoder.encode(images[i : i + 1]) for i in range(len(images))])

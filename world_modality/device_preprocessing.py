@@ -7,7 +7,6 @@ for noise, the worst case, in the tests.
 
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
@@ -28,17 +27,16 @@ def on_device_processor(processor: Any) -> Any | None:
 
 
 def preprocess_on_device(
-    processor: Any, images: UInt8[np.ndarray, "B H W 3"], device: torch.device
+    processor: Any, images: UInt8[torch.Tensor, "B H W 3"]
 ) -> Float[torch.Tensor, "B 3 h w"]:
-    """Resize, crop, rescale and normalise images that are sent as uint8, a quarter of the bytes.
+    """Resize, crop, rescale and normalise images, on the device where they are.
 
     Args:
         processor: from `on_device_processor`.
-        images: RGB.
-        device: where the result stays.
+        images: RGB; sent as uint8 they are a quarter of the bytes.
     """
-    batch = torch.from_numpy(images).to(device).permute(0, 3, 1, 2).contiguous()
+    batch = images.permute(0, 3, 1, 2).contiguous()
     pixels: torch.Tensor = processor(
-        list(batch), return_tensors="pt", input_data_format="channels_first", device=device
+        list(batch), return_tensors="pt", input_data_format="channels_first", device=batch.device
     )["pixel_values"]
     return pixels

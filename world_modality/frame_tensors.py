@@ -1,7 +1,7 @@
 """The cache's arrays on the training device, and batches gathered from them by frame index."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -44,7 +44,12 @@ class Batch:
     future_tokens: Int[Tensor, "B K"]
     actions: Float[Tensor, "B H A"]
     action_is_pad: Bool[Tensor, "B H"]
-    instructions: Float[Tensor, "B L"] | None
+    instructions: Float[Tensor, "B L"] | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what there is, by field; `Batch(**tensors)` is the same batch."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
 
 
 @dataclass(frozen=True)

@@ -1,12 +1,13 @@
 """Several seeds of one arm, trained side by side in one process on one copy of the data.
 
 Each seed gets the run folder that a training of its own would write, `<log_dir>/seed_<n>`, with
-results equal to that training's within the rounding of sums in another order.
+that training's results. On a GPU the steps of the seeds overlap, each in a stream of its own: a
+small policy's kernels leave most of a GPU idle.
 """
 
 import dataclasses
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -17,8 +18,7 @@ from world_modality.device import resolve_device
 from world_modality.errors import InvalidInputError
 from world_modality.output_lock import OutputLock
 from world_modality.process_group import num_launched
-from world_modality.random_draws import RandomState
-from world_modality.stacked_trainer import StackedTrainer
+from world_modality.random_state import RandomState
 from world_modality.stop_signals import StopSignals
 from world_modality.train import TrainResult, existing_checkpoint, load_frames, open_run
 from world_modality.train import run as train_one
@@ -32,9 +32,8 @@ class SeedsConfig(TrainConfig):
 
     seeds: tuple[int, ...] | None = None
     """Train these seeds side by side in the place of --seed, each into `<log_dir>/seed_<n>` and
-    with the result of a run of its own: one copy of the data on the device, and fewer
-    kernel launches than in a row; on a CPU that saves no time. Takes the memory of
-    that many policies."""
+    with the result of a run of its own: started and loaded once, and on a GPU with steps that
+    overlap. Takes the memory of that many policies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -99,9 +98,8 @@ def _train(configs: list[TrainConfig]) -> list[TrainResult]:
     members = []
     for own in configs:
         training = open_run(own, tensors, existing_checkpoint(own), company=company)
-        members.append(Member(training, RandomState(tensors.device)))
-    shown = ", ".join(map(str, seeds))
-    print(f"seeds {shown} side by side, stacked: each step is computed for all of them at once")
+        members.append(Member(training, Lane(tensors.device)))
+    print(f"seeds {', '.join(map(str, seeds))} side by side: each makes one step in its turn")
     SideBySide(members, company.stop).to_the_end()
     results = [TrainResult(m.run.checkpoint, m.run.metrics) for m in members]
     for result in results:
@@ -109,12 +107,35 @@ def _train(configs: list[TrainConfig]) -> list[TrainResult]:
     return results
 
 
+class Lane:
+    """Where one of several trainings in a process computes: with its own random numbers.
+
+    On a GPU it has its own stream, too. Made when all that it reads is on the device.
+
+    Args:
+        device: of the training.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._random = RandomState(device)
+        self._stream = None
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+
+    @contextmanager
+    def taken(self) -> Iterator[None]:
+        """Compute in this lane inside the block."""
+        with self._random.lent(), torch.cuda.stream(self._stream):
+            yield
+
+
 @dataclass(frozen=True)
 class Member:
-    """One seed's run, and the state of torch's generators that it would have on its own."""
+    """One seed's run, and where it computes."""
 
     run: TrainingRun
-    random: RandomState
+    lane: Lane
 
 
 class SideBySide:
@@ -144,46 +165,51 @@ class SideBySide:
             farthest = max(member.run.trainer.global_step for member in self._members)
             self._each(lambda run: run.go_to(farthest))
             first = self._members[0].run
-            stacked = StackedTrainer(
-                [member.run.trainer for member in self._members],
-                [member.random for member in self._members],
-            )
             while not first.is_finished:
-                self._steps(stacked)
+                self._steps()
                 self._each(TrainingRun.end_epoch)
                 if self._stop.requested and not first.is_finished:
                     self._each(TrainingRun.leave)
             self._each(TrainingRun.finish)
 
-    def _steps(self, stacked: StackedTrainer) -> None:
+    def _steps(self) -> None:
         """Make the steps that the epoch still has; a signal is obeyed after each."""
         first = self._members[0].run
         position = first.position
         bar = tqdm(
-            stacked.epoch(position.epoch, position.epoch_step),
+            range(position.epoch_step, first.trainer.steps_per_epoch),
             initial=position.epoch_step,
             total=first.trainer.steps_per_epoch,
             desc=f"{len(self._members)} seeds, epoch {position.epoch}",
         )
-        for records in bar:
-            pairs = zip(self._members, records, strict=True)
-            losses = [member.run.note(record) for member, record in pairs]
-            if losses[0] is not None:
-                bar.set_postfix(loss=" ".join(f"{loss:.4f}" for loss in losses))
-            # Asked once, so that a signal that comes meanwhile stops all at the same step.
-            is_stopping = self._stop.requested is not None
-            if first.is_save_due or is_stopping:
-                self._each(TrainingRun.save)
-            if is_stopping:
-                bar.close()
-                self._each(TrainingRun.leave)
+        with ExitStack() as begun:
+            epochs = [
+                begun.enter_context(
+                    closing(member.run.trainer.epoch(position.epoch, position.epoch_step))
+                )
+                for member in self._members
+            ]
+            for _ in bar:
+                losses = []
+                for member, epoch in zip(self._members, epochs, strict=True):
+                    with member.lane.taken():
+                        losses.append(member.run.note(next(epoch)))
+                if losses[0] is not None:
+                    bar.set_postfix(loss=" ".join(f"{loss:.4f}" for loss in losses))
+                # Asked once, so that a signal that comes meanwhile stops all at the same step.
+                is_stopping = self._stop.requested is not None
+                if first.is_save_due or is_stopping:
+                    self._each(TrainingRun.save)
+                if is_stopping:
+                    bar.close()
+                    self._each(TrainingRun.leave)
 
     def _each(self, act: Callable[[TrainingRun], object]) -> None:
-        """Let each run act with its own random state; one that stops lets the others act, too."""
+        """Let each run act in its lane; one that stops lets the others act, too."""
         stopped: TrainingStoppedError | None = None
         for member in self._members:
             try:
-                with member.random.lent():
+                with member.lane.taken():
                     act(member.run)
             except TrainingStoppedError as error:
                 stopped = error

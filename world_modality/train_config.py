@@ -18,7 +18,7 @@ class TrainConfig:
     # What may differ between a run and its resumption without changing its result.
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"resume", "overwrite", "device", "log_every", "cache_dir", "log_dir"}
-        | {"save_every_steps", "keep_last", "embeddings_on"}
+        | {"save_every_steps", "keep_last", "embeddings_on", "cuda_graph"}
     )
 
     dataset_name: str
@@ -92,6 +92,9 @@ class TrainConfig:
     compile: bool = False
     """Compile the step's forward and backward pass with torch's inductor, for about a minute at
     the start (a CPU needs a C++ compiler). Dropout draws other numbers than without."""
+    cuda_graph: bool = True
+    """On a GPU: record a step once and launch it whole from then on, with the same results, bit for
+    bit. Not for the two-head training, nor in several processes."""
     num_workers: Literal[0] = 0
     """0 by design: the arrays live on the device and batches are gathered by index."""
     embeddings_on: Place = "auto"

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
@@ -20,6 +20,7 @@ from world_modality.losses import Losses, ValidCounts, policy_losses
 from world_modality.offline_predictions import window_shape
 from world_modality.policy import Standardizer, WorldPolicy
 from world_modality.process_group import ProcessGroup
+from world_modality.recorded_calls import RecordedCalls, Tensors
 from world_modality.token_control import TokenControl
 from world_modality.train_config import TrainConfig
 
@@ -71,13 +72,14 @@ class Trainer:
         self.optimizer = adamw(groups, config)
         # The policy itself stays as it is: validation runs it in another mode and other shapes.
         self._forward = compiled(policy, tensors.device) if config.compile else policy
+        self._recorded = self._recorder()
 
     @property
     def steps_per_epoch(self) -> int:
         """Optimiser steps in one pass over the training frames."""
         return math.ceil(len(self._frames) / self.config.batch_size)
 
-    def epoch(self, epoch: int, num_done: int = 0) -> Iterator[StepRecord]:
+    def epoch(self, epoch: int, num_done: int = 0) -> Generator[StepRecord]:
         """Train one epoch. The order depends on seed and epoch alone, whatever the arm.
 
         Args:
@@ -103,7 +105,35 @@ class Trainer:
         batch = self.control.gather(frames, self.window_shape, self.global_step, part)
         learning_rate = self.learning_rate(self.global_step)
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            if isinstance(group["lr"], Tensor):  # a recorded step reads this very tensor
+                group["lr"].fill_(learning_rate)
+            else:
+                group["lr"] = learning_rate
+        if self._recorded is None:
+            losses = self._update(frames, batch)
+        else:
+            losses = Losses(*self._recorded(batch.tensors()))
+        self.global_step += 1
+        return StepRecord(self.global_step, losses, learning_rate)
+
+    def _recorder(self) -> RecordedCalls | None:
+        """Return the step as recorded calls where it can be recorded.
+
+        Not with a head, whose texts differ in length from step to step, nor with several
+        processes, which talk to each other on the CPU.
+        """
+        device = self.tensors.device
+        can_record = device.type == "cuda" and self.head is None and self.group.is_alone
+        if not can_record or not self.config.cuda_graph:
+            return None
+
+        def update(batch: Tensors) -> Tensor:
+            return torch.stack(dataclasses.astuple(self._update(None, Batch(**batch))))
+
+        return RecordedCalls(update, device)
+
+    def _update(self, frames: Int[Tensor, " B"] | None, batch: Batch) -> Losses:
+        """Make one optimiser step on a batch; a head needs its frames."""
         self.optimizer.zero_grad(set_to_none=True)
         losses = self._backward(frames, batch)
         # Each module by its own norm, so that a head's gradient does not scale the policy's.
@@ -111,10 +141,9 @@ class Trainer:
         if self.head is not None:
             nn.utils.clip_grad_norm_(self.head.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
-        self.global_step += 1
-        return StepRecord(self.global_step, losses, learning_rate)
+        return losses
 
-    def _backward(self, frames: Int[Tensor, " B"], batch: Batch) -> Losses:
+    def _backward(self, frames: Int[Tensor, " B"] | None, batch: Batch) -> Losses:
         """Set the gradients of the whole batch, of which `batch` is this process's part."""
         counts = self._whole_counts(batch)
         if len(batch.actions) == 0:
@@ -125,6 +154,7 @@ class Trainer:
             )
         losses = policy_losses(self.policy, output, batch, self.config.world_loss_weight, counts)
         if self.head is not None and self.head.loss_weight > 0:
+            assert frames is not None
             with autocast(self.config.precision, self.tensors.device):
                 auxiliary = self.head.loss(frames, output.hidden, self.global_step)
             losses = losses.with_auxiliary(auxiliary, self.head.loss_weight)
@@ -167,10 +197,10 @@ class Trainer:
 
     def state(self) -> dict[str, Any]:
         """Return what a resumed run needs besides the weights, as tensors and numbers."""
-        state = {
-            "optimizer": self.optimizer.state_dict(),
-            "torch_rng": torch.get_rng_state(),
-        }
+        optimizer = self.optimizer.state_dict()
+        for group in optimizer["param_groups"]:
+            group["lr"] = float(group["lr"])
+        state = {"optimizer": optimizer, "torch_rng": torch.get_rng_state()}
         if self.tensors.device.type == "cuda":
             state["cuda_rng"] = torch.cuda.get_rng_state(self.tensors.device)
         return state
@@ -178,7 +208,14 @@ class Trainer:
     def restore(self, state: dict[str, Any], global_step: int) -> None:
         """Go back to a state that `state` returned."""
         self.global_step = global_step
-        self.optimizer.load_state_dict(state["optimizer"])
+        saved = state["optimizer"]
+        groups = [
+            # The device that trains now may not be the one that trained then.
+            {**old, **{name: new[name] for name in ("lr", "fused", "capturable")}}
+            for old, new in zip(saved["param_groups"], self.optimizer.param_groups, strict=True)
+        ]
+        self.optimizer.load_state_dict({**saved, "param_groups": groups})
+        self._recorded = self._recorder()  # the optimiser's tensors are others now
         torch.set_rng_state(state["torch_rng"].cpu())
         if "cuda_rng" in state and self.tensors.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"].cpu(), self.tensors.device)
@@ -207,9 +244,12 @@ def autocast(precision: str, device: torch.device) -> AbstractContextManager[obj
 
 
 def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.AdamW:
-    """Return the optimiser of these groups of parameters."""
-    on_gpu = all(p.device.type == "cuda" for group in groups for p in group["params"])
-    return torch.optim.AdamW(groups, lr=config.learning_rate, fused=on_gpu)
+    """Return the optimiser of these groups of parameters; on a GPU its steps can be recorded."""
+    devices = {p.device for group in groups for p in group["params"]}
+    if any(device.type != "cuda" for device in devices):
+        return torch.optim.AdamW(groups, lr=config.learning_rate)
+    rate = torch.tensor(config.learning_rate, device=devices.pop())
+    return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=True)
 
 
 def _set_statistics(standardizer: Standardizer, mean: Tensor, std: Tensor) -> None:

@@ -1,5 +1,6 @@
 """Vision encoders of the transformers library: DINOv2 and its like."""
 
+from collections import deque
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,8 +16,11 @@ from world_modality.encoder_record import preprocessing_of, weights_sha256
 from world_modality.encoder_workers import encode_side_by_side
 from world_modality.errors import InvalidInputError
 from world_modality.hub_revision import hub_revision
+from world_modality.recorded_calls import RecordedCalls, Tensors
 from world_modality.vision_encoders import RANDOM_VIT, Pooling, Precision
 
+# What autocast computes in its number format, weights included.
+_PRODUCTS = (torch.nn.Linear, torch.nn.Conv2d)
 RANDOM_VIT_NOTE = (
     "random-vit is a control: the DINOv2 architecture with untrained weights, never a DINOv2 result"
 )
@@ -46,6 +50,12 @@ class TransformersEncoder:
     weights_sha256: str
     options: dict[str, Any]
 
+    def __post_init__(self) -> None:
+        """Hold the weights of products as autocast would round them anew for every block."""
+        for module in self.model.modules():
+            if isinstance(module, _PRODUCTS):
+                module.to(self.compute_dtype)
+
     @property
     def embedding_dim(self) -> int:
         """D."""
@@ -74,22 +84,54 @@ class TransformersEncoder:
 
         The processor gets uint8: it divides by 255 itself, and images in [0, 1] once more.
         """
-        pixels = self._preprocess(images)
-        autocast = torch.autocast(
-            self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32
-        )
-        with torch.inference_mode(), autocast:
-            hidden = self.model(pixel_values=pixels.to(self.device)).last_hidden_state
-            pooled = self._pool(hidden.float(), pixels.shape[-2], pixels.shape[-1])
-        return pooled.cpu().numpy()
+        return self._embedded(images).cpu().numpy()
 
     def encode_blocks(
         self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int
     ) -> Iterator[Float[np.ndarray, "B D"]]:
-        """Embed block after block; on a CPU several at a time, with the same numbers."""
+        """Embed block after block, several at a time, with the same numbers."""
         if self.device.type == "cpu":
             return encode_side_by_side(self.encode, blocks, block_size)
-        return map(self.encode, blocks)
+        return self._one_ahead(blocks)
+
+    def _one_ahead(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield a block's embeddings when the GPU has begun with the next block."""
+        ahead: deque[_Arriving] = deque()
+        for images in blocks:
+            ahead.append(_Arriving(self._embedded(images)))
+            if len(ahead) > 1:
+                yield ahead.popleft().array()
+        for arriving in ahead:
+            yield arriving.array()
+
+    def _embedded(self, images: np.ndarray) -> Float[torch.Tensor, "B D"]:
+        """Start to embed images; the result is on the device."""
+        if self._on_device_processor is None:
+            inputs = {"pixels": self._preprocess(images)}
+        else:
+            inputs = {"images": torch.from_numpy(images)}
+        if self.device.type == "cpu":
+            return self._embed(inputs)
+        return self._recorded(
+            {k: v.pin_memory().to(self.device, non_blocking=True) for k, v in inputs.items()}
+        )
+
+    @cached_property
+    def _recorded(self) -> RecordedCalls:
+        return RecordedCalls(self._embed, self.device, f"the vision encoder {self.name}")
+
+    def _embed(self, inputs: Tensors) -> torch.Tensor:
+        autocast = torch.autocast(
+            self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32
+        )
+        with torch.inference_mode():
+            pixels = inputs.get("pixels")
+            if pixels is None:
+                processor = self._on_device_processor
+                pixels = preprocess_on_device(processor, inputs["images"])
+            with autocast:
+                hidden = self.model(pixel_values=pixels).last_hidden_state
+                return self._pool(hidden.float(), pixels.shape[-2], pixels.shape[-1])
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says about the encoder."""
@@ -115,7 +157,8 @@ class TransformersEncoder:
 
     def _preprocess(self, images: np.ndarray) -> torch.Tensor:
         if self._on_device_processor is not None:
-            return preprocess_on_device(self._on_device_processor, images, self.device)
+            batch = torch.from_numpy(images).to(self.device)
+            return preprocess_on_device(self._on_device_processor, batch)
         # Named, because an image 3 pixels wide would be ambiguous.
         channels_first = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         pixels = self.processor(
@@ -136,6 +179,22 @@ class TransformersEncoder:
                 f"shape {list(hidden.shape)} for {num_patches} patches; try the other pooling"
             )
         return hidden[:, 0] if self.pooling == "cls" else hidden[:, num_prefix:].mean(dim=1)
+
+
+class _Arriving:
+    """Embeddings on their way from the GPU, in memory that it can write to by itself."""
+
+    def __init__(self, embeddings: Float[torch.Tensor, "B D"]) -> None:
+        self._host = torch.empty(embeddings.shape, dtype=embeddings.dtype, pin_memory=True)
+        self._host.copy_(embeddings, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record()
+
+    def array(self) -> Float[np.ndarray, "B D"]:
+        """Wait for them."""
+        self._arrived.synchronize()
+        array: np.ndarray = self._host.numpy()
+        return array
 
 
 def load_transformers_encoder(

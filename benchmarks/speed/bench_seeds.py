@@ -3,17 +3,15 @@
     python -m benchmarks.speed.bench_seeds
 
 Both take turns in one process, so that neither start-up nor the loading of data is in the figure.
-Beside the time, the operations of one step are counted, views left out: each is at least one kernel
-launch on a GPU, where a small policy waits for launches more than for arithmetic.
 """
 
 import platform
 import tempfile
-import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -22,6 +20,7 @@ from benchmarks.speed.synthetic_training import (
     synthetic_train_config,
     write_synthetic_cache,
 )
+from benchmarks.speed.turns import median_ratio, take_turns
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli
 
@@ -51,43 +50,22 @@ class BenchSeedsConfig:
     """Optimiser steps of each seed in a turn."""
     device: str = "auto"
     """auto, cpu, cuda, …"""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the steps; auto is the trainer's."""
     json_path: Path | None = None
     """Where to write the figures, if anywhere."""
 
 
-def count_operations(step: Callable[[], object]) -> int:
-    """Return how many operations that are no views reach the device in this step."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-
-    class Counter(TorchDispatchMode):
-        count = 0
-
-        def __torch_dispatch__(
-            self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-        ) -> Any:
-            aliases = [result.alias_info for result in func._schema.returns]
-            is_view = any(alias is not None and not alias.is_write for alias in aliases)
-            self.count += not is_view
-            return func(*args, **(kwargs or {}))
-
-    with Counter() as counter:
-        step()
-    return counter.count
-
-
 def measure(config: BenchSeedsConfig) -> dict[str, float]:
-    """Return seconds a step of both, their ratio, and the operations of a step."""
-    import torch
-
+    """Return seconds a step of all seeds in both ways, and how many times faster side by side."""
     from world_modality.device import resolve_device
-    from world_modality.random_draws import RandomState
-    from world_modality.stacked_trainer import StackedTrainer
+    from world_modality.side_by_side import Lane
 
-    device = resolve_device(config.device)
     train_config = synthetic_train_config(
         d_model=config.d_model,
         n_layers=config.n_layers,
         batch_size=config.batch_size,
+        precision=config.precision,
         device=config.device,
     )
 
@@ -100,38 +78,31 @@ def measure(config: BenchSeedsConfig) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         cache = write_synthetic_cache(Path(folder), config.num_frames, config.embedding_dim)
         alone, together = trainers(), trainers()
-    stacked = StackedTrainer(together, [RandomState(device) for _ in together])
-    epochs = [trainer.epoch(0) for trainer in alone]
-    stacked_epoch = stacked.epoch(0, 0)
+    lanes = [Lane(resolve_device(config.device)) for _ in together]
+    steps = [[_steps(trainer) for trainer in half] for half in (alone, together)]
 
     def in_a_row() -> None:
-        for epoch in epochs:
+        for own in steps[0]:
             for _ in range(config.steps_per_round):
-                next(epoch)
+                next(own)
 
     def side_by_side() -> None:
         for _ in range(config.steps_per_round):
-            next(stacked_epoch)
+            for lane, own in zip(lanes, steps[1], strict=True):
+                with lane.taken():
+                    next(own)
 
-    turns = {"in_a_row": in_a_row, "side_by_side": side_by_side}
-    seconds: dict[str, list[float]] = {name: [] for name in turns}
-    for _ in range(1 + config.num_rounds):
-        for name, turn in turns.items():
-            started = time.perf_counter()
-            turn()
-            if device.type == "cuda":
-                torch.cuda.synchronize()
-            seconds[name].append((time.perf_counter() - started) / config.steps_per_round)
-    # The first turn warms up. Medians, since these machines are noisy.
-    ratios = np.array(seconds["side_by_side"][1:]) / np.array(seconds["in_a_row"][1:])
-    return {
-        **{f"{name}_step_s": float(np.median(times[1:])) for name, times in seconds.items()},
-        "ratio": float(np.median(ratios)),
-        "ratio_min": float(ratios.min()),
-        "ratio_max": float(ratios.max()),
-        "one_seed_operations": count_operations(lambda: next(epochs[0])),
-        "side_by_side_operations": count_operations(lambda: next(stacked_epoch)),
+    seconds = take_turns({"side_by_side": side_by_side, "in_a_row": in_a_row}, config.num_rounds)
+    medians = {
+        f"{name}_step_s": float(np.median(times)) / config.steps_per_round
+        for name, times in seconds.items()
     }
+    return medians | median_ratio(seconds["in_a_row"], seconds["side_by_side"])
+
+
+def _steps(trainer: "Trainer") -> Iterator[object]:
+    """Train epoch after epoch."""
+    return chain.from_iterable(trainer.epoch(number) for number in count())
 
 
 def run(config: BenchSeedsConfig) -> dict[str, Any]:
@@ -142,13 +113,9 @@ def run(config: BenchSeedsConfig) -> dict[str, Any]:
     machine = f"{platform.machine()}, {torch.get_num_threads()} threads, torch {torch.__version__}"
     print(f"machine: {machine}, device {config.device}")
     print(
-        f"{config.num_seeds} seeds: side by side {figures['side_by_side_step_s']:.3f} s a step, "
-        f"in a row {figures['in_a_row_step_s']:.3f} s; ratio {figures['ratio']:.2f} "
-        f"({figures['ratio_min']:.2f} to {figures['ratio_max']:.2f})"
-    )
-    print(
-        f"operations a step: {figures['side_by_side_operations']:.0f} for all side by side, "
-        f"{figures['one_seed_operations']:.0f} for one seed alone"
+        f"{config.num_seeds} seeds: side by side {1e3 * figures['side_by_side_step_s']:.2f} ms a "
+        f"step of all, in a row {1e3 * figures['in_a_row_step_s']:.2f} ms; times faster "
+        f"{figures['ratio']:.2f} ({figures['ratio_min']:.2f} to {figures['ratio_max']:.2f})"
     )
     result = {"machine": machine, "seeds": figures}
     if config.json_path is not None:

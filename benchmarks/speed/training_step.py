@@ -11,6 +11,7 @@ from benchmarks.speed.turns import median_ratio, take_turns
 
 if TYPE_CHECKING:
     from world_modality.frame_tensors import FrameTensors
+    from world_modality.recorded_calls import Tensors
     from world_modality.train_config import TrainConfig
     from world_modality.trainer import Trainer
 
@@ -52,29 +53,35 @@ def _repeat(step: Callable[[], object], times: int) -> Callable[[], None]:
     return repeated
 
 
-def _bare_step(trainer: "Trainer", *, clip: bool) -> Callable[[], None]:
+def _bare_step(trainer: "Trainer", *, clip: bool) -> Callable[[], object]:
     """Return a step on one batch that is there already, by a model of the trainer's shape."""
     import torch
 
+    from world_modality.frame_tensors import Batch
     from world_modality.losses import policy_losses
     from world_modality.policy import WorldPolicy
-    from world_modality.trainer import autocast
+    from world_modality.recorded_calls import RecordedCalls
+    from world_modality.trainer import adamw, autocast
 
     config, device = trainer.config, trainer.tensors.device
     model = WorldPolicy(trainer.policy.config).to(device).train()
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-4, fused=device.type == "cuda")
+    optimizer = adamw([{"params": list(model.parameters())}], config)
     batch = trainer.tensors.gather(torch.arange(config.batch_size), trainer.window_shape)
 
-    def step() -> None:
+    def step(tensors: "Tensors") -> torch.Tensor:
+        own = Batch(**tensors)
         with autocast(config.precision, device):
-            output = model(batch.embeddings, batch.states, batch.world_tokens)
+            output = model(own.embeddings, own.states, own.world_tokens)
         optimizer.zero_grad(set_to_none=True)
-        policy_losses(model, output, batch, config.world_loss_weight).total.backward()
+        total = policy_losses(model, output, own, config.world_loss_weight).total
+        total.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)
         optimizer.step()
+        return total.detach()
 
-    return step
+    # A loop that launched kernel by kernel would be no floor on a GPU.
+    return partial(RecordedCalls(step, device) if device.type == "cuda" else step, batch.tensors())
 
 
 def measure_flops(
