@@ -136,6 +136,24 @@ def test_a_policy_that_uses_the_token_gets_worse_and_the_ratio_is_exact(trained,
     assert effect.changed_tokens == pytest.approx(changed)
 
 
+@pytest.mark.parametrize("without_error", ["clean", "task_shuffle"])
+def test_a_ratio_to_or_of_no_error_is_not_defined(
+    trained, tmp_path, monkeypatch, capsys, without_error
+):
+    def sums(opened, tokens, name):
+        return np.full(len(opened.episode_counts), 0.0 if name == without_error else 2.0)
+
+    monkeypatch.setattr("world_modality.intervention_corrupt_world._sums_with", sums)
+    report = run(config(trained, "C", tmp_path, num_draws=2))
+    effect = report.corruptions["task_shuffle"]
+    assert effect.ratio.value is effect.ratio.low is effect.ratio.high is None
+    assert effect.ratio_per_draw == [None, None]
+    assert "is not defined" in capsys.readouterr().out
+    others = [one.ratio.value for name, one in report.corruptions.items() if name != "task_shuffle"]
+    assert set(others) == ({None} if without_error == "clean" else {1.0})
+    assert list(tmp_path.rglob("corrupt_world.png"))
+
+
 def test_through_the_command_line_with_the_documented_flags(trained, tmp_path):
     cache, paths = trained
     command = [sys.executable, "-m", "world_modality.intervention_corrupt_world"]

@@ -45,14 +45,16 @@ class CorruptionEffect:
 
     Attributes:
         corrupted_mse: mean over draws and frames, in training standard deviations squared.
-        ratio: corrupted / clean, paired by episode.
-        ratio_per_draw: the ratio of each draw alone; their spread is the draws' noise.
+        ratio: corrupted / clean, paired by episode; percentiles of ratios are those of their
+            logarithms, so no bound lies below 0. No value where either error is 0.
+        ratio_per_draw: the ratio of each draw alone; their spread is the draws' noise. None where
+            either error is 0.
         changed_tokens: share of frames whose token the corruption really changed.
     """
 
     corrupted_mse: float
     ratio: Interval
-    ratio_per_draw: list[float]
+    ratio_per_draw: list[float | None]
     changed_tokens: float
 
 
@@ -155,8 +157,15 @@ def _effect(
 ) -> CorruptionEffect:
     return CorruptionEffect(
         corrupted_mse=float(mean.sum() * mse_per_sum),
-        ratio=ratio_interval(mean, clean, seed),
-        ratio_per_draw=(corrupted.sum(axis=1) / clean.sum()).tolist(),
+        ratio=(
+            ratio_interval(mean, clean, seed)
+            if clean.sum() > 0 and mean.sum() > 0
+            else Interval(None, None, None, len(clean))
+        ),
+        ratio_per_draw=[
+            float(one / clean.sum()) if clean.sum() > 0 and one > 0 else None
+            for one in corrupted.sum(axis=1)
+        ],
         changed_tokens=changed,
     )
 
@@ -176,6 +185,8 @@ def _print(result: CorruptWorldResult) -> None:
 
 def _reading(result: CorruptWorldResult) -> str:
     ratio = result.corruptions["task_shuffle"].ratio
+    if ratio.value is None:
+        return "An action error is exactly 0: the ratio of corrupted to clean is not defined."
     if ratio.low is None or ratio.high is None:
         return "One held-out episode: whether the actions use the world token is not resolved."
     if ratio.low == ratio.high == 1:

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from world_modality.atomic import replacing
+from world_modality.ratio_axis import set_ratio_scale
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -50,7 +51,10 @@ def plot_corruption(result: dict[str, Any], path: Path) -> None:
     figure, axis = plt.subplots(figsize=(7, 0.5 * len(result["corruptions"]) + 1.8))
     for row, effect in enumerate(result["corruptions"].values()):
         ratio = effect["ratio"]
-        draws = effect["ratio_per_draw"]
+        if ratio["value"] is None:
+            axis.text(1.01, row, "not defined", transform=axis.get_yaxis_transform())
+            continue
+        draws = [draw for draw in effect["ratio_per_draw"] if draw is not None]
         axis.scatter(draws, [row] * len(draws), color="#c9d8e6", s=18, zorder=1)
         if ratio["low"] is not None:
             axis.hlines(row, ratio["low"], ratio["high"], color="#1b6ca8", zorder=2)
@@ -59,6 +63,7 @@ def plot_corruption(result: dict[str, Any], path: Path) -> None:
     axis.axvline(1, color="#8c8c8c", linestyle=":")
     axis.set_yticks(range(len(result["corruptions"])), list(result["corruptions"]))
     axis.invert_yaxis()
+    set_ratio_scale(axis, "x")
     axis.set_xlabel("action MSE, corrupted / clean (95 % interval over episodes; pale: one draw)")
     _finish(figure, result["run"], path)
 

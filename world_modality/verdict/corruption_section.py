@@ -1,18 +1,20 @@
 """Dose and response: the token made ever more wrong, offline and in closed loop."""
 
+import math
 from typing import TYPE_CHECKING
 
+from world_modality.ratio_axis import set_ratio_scale
 from world_modality.verdict.arms import arm_order
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
 from world_modality.verdict.drawing import GREY, colours, markers, new_figure, svg_bytes
 from world_modality.verdict.findings import Findings
 from world_modality.verdict.token_use import ClosedLoopEffect, OfflineEffect
-from world_modality.verdict.wording import counted, interval_text
+from world_modality.verdict.wording import counted, interval_text, one_ratio_text, ratio_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = tuple[str, str, str, float, float | None, float | None, int, int]
+Row = tuple[str, str, str, float | None, float | None, float | None, int, int]
 _STEPS = {
     "none": "own token",
     "task_shuffle": "task",
@@ -62,9 +64,12 @@ def _figure(findings: Findings) -> Figure:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", frameon=False, ncols=4
     )
+    undefined = _num_undefined(findings.offline)
     return Figure(
         "corruption",
-        "Response to a wrong token with 95 % intervals; n in the titles.",
+        "Response to a wrong token with 95 % intervals; n in the titles."
+        + (" Offline: geometric means over seeds, logarithmic axis." if findings.offline else "")
+        + (f" Not drawn, since not defined: {counted(undefined, 'ratio')}." if undefined else ""),
         svg_bytes(figure),
         ("where", "arm", "corruption", "value", "low", "high", "num_seeds", "num_episodes"),
         tuple(rows),
@@ -76,7 +81,7 @@ def _offline_panel(axis: "Axes", effects: list[OfflineEffect], arms: list[str]) 
     for arm in arms:
         rows += [
             (
-                *("offline", arm, _step(e.corruption), e.ratio.value or 0.0),
+                *("offline", arm, _step(e.corruption), e.ratio.value),
                 *(e.ratio.low, e.ratio.high, len(e.per_seed), e.num_episodes),
             )
             for e in effects
@@ -84,6 +89,7 @@ def _offline_panel(axis: "Axes", effects: list[OfflineEffect], arms: list[str]) 
         ]
     axis.axhline(1, color="black", linewidth=0.8)
     _draw(axis, rows, arms)
+    set_ratio_scale(axis, "y")
     axis.set_ylabel("action MSE, corrupted / clean")
     axis.set_title(f"offline (n = {_sizes(rows)})", fontsize=10)
     return rows
@@ -119,7 +125,9 @@ def _draw(axis: "Axes", rows: list[Row], arms: list[str]) -> None:
         x = [steps.index(row[2]) + offset for row in own]
         if not own:
             continue
-        axis.plot(x, [row[3] for row in own], marker[arm], ls="-", lw=1, ms=4, c=colour[arm])
+        # NaN breaks the line where a ratio is not defined.
+        y = [math.nan if row[3] is None else row[3] for row in own]
+        axis.plot(x, y, marker[arm], ls="-", lw=1, ms=4, c=colour[arm])
         axis.plot([], [], marker[arm], ls="-", color=colour[arm], label=arm)
         for position, row in zip(x, own, strict=True):
             if row[4] is not None and row[5] is not None:
@@ -153,12 +161,13 @@ def _span(numbers: set[int]) -> str:
 
 def _offline_table(effects: list[OfflineEffect]) -> Table:
     inert = {arm for arm in {e.arm for e in effects} if _is_inert(arm, effects)}
+    undefined = _num_undefined(effects)
     rows = [
         [
             effect.arm,
             effect.corruption,
-            interval_text(effect.ratio),
-            ", ".join(f"{ratio:.3g}" for ratio in effect.per_seed),
+            ratio_text(effect.ratio),
+            ", ".join(one_ratio_text(ratio) for ratio in effect.per_seed),
             f"{100 * effect.changed_tokens:.1f}",
             effect.reading,
         ]
@@ -171,8 +180,10 @@ def _offline_table(effects: list[OfflineEffect]) -> Table:
     ]
     return table(
         "corruption_offline",
-        "Action MSE with a wrong token over that with its own: 1 is no effect. Not corrected for "
-        "the number of rows.",
+        "Action MSE with a wrong token over that with its own: 1 is no effect. Geometric mean over "
+        "seeds, with an interval made on the logarithmic scale: twice and half are equally far "
+        "from 1 there, and no bound reaches 0. Not corrected for the number of rows."
+        + (f" Not defined: {undefined} of {counted(len(effects), 'ratio')}." if undefined else ""),
         ["arm", "corruption", "ratio", "seed by seed", "tokens changed (%)", "reading"],
         rows,
     )
@@ -180,6 +191,10 @@ def _offline_table(effects: list[OfflineEffect]) -> Table:
 
 def _is_inert(arm: str, effects: list[OfflineEffect]) -> bool:
     return all(set(effect.per_seed) == {1.0} for effect in effects if effect.arm == arm)
+
+
+def _num_undefined(effects: list[OfflineEffect]) -> int:
+    return sum(effect.ratio.value is None for effect in effects)
 
 
 def _closed_loop_table(effects: list[ClosedLoopEffect]) -> Table:

@@ -5,6 +5,7 @@ arm is a claim about seeds that were not trained and episodes that were not reco
 resampled.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -14,19 +15,24 @@ from jaxtyping import Float
 from world_modality.intervals import CONFIDENCE, NUM_RESAMPLES, Interval
 from world_modality.verdict.standard_error import StandardError
 
+Resampled = Callable[
+    [Float[np.ndarray, "B S"], Float[np.ndarray, "B E"]],
+    Float[np.ndarray, " B"],
+]
+"""From how often seeds and episodes were drawn, in each resample, to the resample's estimate."""
+
 
 @dataclass(frozen=True)
 class CrossedEstimate:
     """An estimate over S seeds and E episodes.
 
     Attributes:
-        value: sum of the numerators over sum of the denominators.
+        value: the estimate.
         seed_variance: of a single seed's estimate, between seeds; None with one seed.
         episode_variance: of a single episode's estimate, between episodes.
         residual_variance: of one seed in one episode, beyond both.
         num_seeds: S.
         num_episodes: E.
-        null: what the estimate is where there is no effect: 0 for a difference, 1 for a ratio.
     """
 
     value: float
@@ -35,7 +41,6 @@ class CrossedEstimate:
     residual_variance: float
     num_seeds: int
     num_episodes: int
-    null: float = 0.0
 
     def error_at(self, num_seeds: int, num_episodes: int) -> StandardError:
         """Return the standard error that so many seeds and episodes would have."""
@@ -61,32 +66,26 @@ class CrossedEstimate:
 
     @property
     def p_value(self) -> float | None:
-        """Two-sided, of no effect; None where nothing varies, so that there is nothing to test."""
+        """Two-sided, of an effect of 0; None where nothing varies: there is nothing to test."""
         if self.num_episodes < 2 or self.error.value == 0:
             return None
-        return self.error.p_value(self.value - self.null)
+        return self.error.p_value(self.value)
 
 
 def crossed_estimate(
     numerators: Float[np.ndarray, "S E"],
     denominators: Float[np.ndarray, "S E"],
     *,
-    null: float = 0.0,
     seed: int = 0,
 ) -> CrossedEstimate:
-    """Estimate sum(numerators) / sum(denominators) over seeds and episodes.
+    """Estimate sum(numerators) / sum(denominators) over seeds and episodes, on the linear scale.
 
-    Hierarchical bootstrap of the crossed layout (Owen, 2007, The pigeonhole bootstrap, Annals of
-    Applied Statistics 1:386-411): seeds, episodes, and both are drawn with replacement, and the
-    spread of the resampled estimates gives the variance that each contributes. Unlike there, each
-    is corrected for the number drawn from, n / (n - 1), and the interval is Student's (see
-    `StandardError`): the percentiles of three resampled seeds cover about 70 %, not 95.
+    For means and differences; `ratio_estimate` is for ratios of two errors.
 
     Args:
         numerators: for a mean, sums of each seed in each episode; for a paired difference, the
             difference of two arms' sums.
-        denominators: counts, or the reference's sums for a ratio; 0 where there is nothing.
-        null: value without an effect.
+        denominators: counts; 0 where there is nothing.
         seed: of the resampling.
 
     Raises:
@@ -99,16 +98,37 @@ def crossed_estimate(
         raise ValueError("nothing was counted")
     value = float(numerators.sum() / total)
     num_seeds, num_episodes = numerators.shape
+    resampled = partial(_resampled, numerators, denominators)
+    return with_variances(value, resampled, num_seeds, num_episodes, seed)
+
+
+def with_variances(
+    value: float, resampled: Resampled, num_seeds: int, num_episodes: int, seed: int
+) -> CrossedEstimate:
+    """Say how much of an estimate's variance seeds and episodes contribute.
+
+    Hierarchical bootstrap of the crossed layout (Owen, 2007, The pigeonhole bootstrap, Annals of
+    Applied Statistics 1:386-411): seeds, episodes, and both are drawn with replacement, and the
+    spread of the resampled estimates gives the variance that each contributes. Unlike there, each
+    is corrected for the number drawn from, n / (n - 1), and the interval is Student's (see
+    `StandardError`): the percentiles of three resampled seeds cover about 70 %, not 95.
+
+    Args:
+        value: the estimate from everything, once.
+        resampled: the estimator.
+        num_seeds: S.
+        num_episodes: E.
+        seed: of the resampling.
+    """
     rng = np.random.default_rng(seed)
     seeds = _resampled_counts(rng, num_seeds)
     episodes = _resampled_counts(rng, num_episodes)
     ones_s, ones_e = np.ones_like(seeds), np.ones_like(episodes)
 
-    resampled = partial(_resampled, numerators, denominators)
     of_episodes = resampled(ones_s, episodes)
     by_episode = float(of_episodes.var()) * _unbias(num_episodes)
     if num_seeds == 1:
-        return CrossedEstimate(value, None, by_episode * num_episodes, 0.0, 1, num_episodes, null)
+        return CrossedEstimate(value, None, by_episode * num_episodes, 0.0, 1, num_episodes)
     of_seeds = resampled(seeds, ones_e)
     by_seed = float(of_seeds.var()) * _unbias(num_seeds)
     # What the two together do beyond the sum of what each does: their interaction.
@@ -122,7 +142,6 @@ def crossed_estimate(
         residual_variance=residual * num_seeds * num_episodes,
         num_seeds=num_seeds,
         num_episodes=num_episodes,
-        null=null,
     )
 
 

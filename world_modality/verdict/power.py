@@ -40,7 +40,7 @@ def resolution(estimate: CrossedEstimate, level: float) -> Resolution:
         estimate: with variances that are taken for the true ones.
         level: after correction for the number of comparisons, say 0.05 / 4.
     """
-    effect = abs(estimate.value - estimate.null)
+    effect = abs(estimate.value)
 
     def resolves(num_seeds: int, num_episodes: int) -> bool:
         return effect > 0 and _power(estimate, effect, num_seeds, num_episodes, level) >= POWER

@@ -87,6 +87,9 @@ def method_section() -> Section:
                     "the interval is Student's, each level with its own t (Banerjee, 1960), which "
                     "never covers less than 95 %; percentiles of three resampled seeds do. With "
                     "one seed only episodes are resampled.",
+                    "Ratios of errors: the logarithm is estimated, by the same method, and "
+                    "exponentiated, so that twice and half are equally far from 1 and no bound "
+                    "reaches 0; the value is the geometric mean over seeds.",
                     "Correction: Holm (1979) within each table of differences.",
                     "Proportions: Wilson (1927) for a rate, Newcombe (1998, method 10) for a "
                     "paired difference, McNemar's exact test for pairs.",

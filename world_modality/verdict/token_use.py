@@ -10,6 +10,12 @@ from world_modality.verdict.comparison_group import ComparisonGroup
 from world_modality.verdict.crossed_estimate import CrossedEstimate, crossed_estimate
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun
+from world_modality.verdict.ratio_estimate import (
+    defined_ratio,
+    geometric_mean,
+    ratio_estimate,
+)
+from world_modality.verdict.wording import counted
 
 READING_ARM = "C"
 TASK_SHUFFLE = "task_shuffle"
@@ -22,8 +28,9 @@ class OfflineEffect:
     Attributes:
         arm: whose token is corrupted.
         corruption: its name.
-        ratio: corrupted over clean.
-        per_seed: the ratio of each seed alone.
+        ratio: corrupted over clean, the geometric mean over seeds with an interval made on the
+            logarithmic scale (`ratio_estimate` says why); no value where a seed's is not defined.
+        per_seed: the ratio of each seed alone; None where an error is 0 or not finite.
         changed_tokens: share of frames whose token the corruption really changed.
         num_episodes: held-out episodes.
     """
@@ -31,7 +38,7 @@ class OfflineEffect:
     arm: str
     corruption: str
     ratio: Interval
-    per_seed: tuple[float, ...]
+    per_seed: tuple[float | None, ...]
     changed_tokens: float
     num_episodes: int
 
@@ -39,11 +46,17 @@ class OfflineEffect:
     def reading(self) -> str:
         """What the interval says."""
         low, high = self.ratio.low, self.ratio.high
+        if undefined := self.per_seed.count(None):
+            return f"not defined: an error is 0 or not finite in {undefined} of {self._seeds}"
         if set(self.per_seed) == {1.0}:
             return "no effect at all"
         if low is None or high is None or low <= 1 <= high:
             return "not resolved"
         return "raises the error" if low > 1 else "lowers the error"
+
+    @property
+    def _seeds(self) -> str:
+        return counted(len(self.per_seed), "seed")
 
 
 @dataclass(frozen=True)
@@ -88,23 +101,30 @@ def offline_effects(group: ComparisonGroup) -> list[OfflineEffect]:
 def _offline_effect(arm: str, name: str, runs: Sequence[FinishedRun]) -> OfflineEffect:
     reports = [run.corruption or {} for run in runs]
     stored = [report["corruptions"][name] for report in reports]
-    ratio = Interval(**stored[0]["ratio"])
     if all("episodes" in report for report in reports):
-        clean = np.array([report["episodes"]["clean"] for report in reports])
-        corrupted = np.array([report["episodes"][name] for report in reports])
-        ratio = crossed_estimate(corrupted, clean, null=1.0).interval
-    elif len(runs) > 1:
-        # Reports of an older version keep no sums by episode; their mean stays without interval.
-        mean = float(np.mean([one["ratio"]["value"] for one in stored]))
-        ratio = Interval(mean, None, None, ratio.num_episodes)
+        clean = np.array([report["episodes"]["clean"] for report in reports], dtype=float)
+        corrupted = np.array([report["episodes"][name] for report in reports], dtype=float)
+        estimate = ratio_estimate(corrupted, clean)
+        ratio, per_seed = estimate.interval, estimate.per_seed
+    else:
+        per_seed = tuple(defined_ratio(one["ratio"]["value"] or 0.0, 1.0) for one in stored)
+        ratio = _stored_ratio([Interval(**one["ratio"]) for one in stored], per_seed)
     return OfflineEffect(
         arm=arm,
         corruption=name,
         ratio=ratio,
-        per_seed=tuple(float(one["ratio"]["value"]) for one in stored),
+        per_seed=per_seed,
         changed_tokens=float(np.mean([one["changed_tokens"] for one in stored])),
         num_episodes=ratio.num_episodes,
     )
+
+
+def _stored_ratio(stored: Sequence[Interval], per_seed: Sequence[float | None]) -> Interval:
+    """Return what can be said from reports of an older version, which keep no sums by episode."""
+    if len(stored) == 1 and per_seed[0] is not None:
+        return stored[0]
+    # The seeds share their episodes, so the intervals of each cannot be put together.
+    return Interval(geometric_mean(per_seed), None, None, stored[0].num_episodes)
 
 
 def closed_loop_effects(evidence: Evidence, group: ComparisonGroup) -> list[ClosedLoopEffect]:

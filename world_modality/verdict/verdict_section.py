@@ -5,7 +5,7 @@ from world_modality.verdict.document import Bullets, Section, Text
 from world_modality.verdict.findings import Findings
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.token_use import READING_ARM, TASK_SHUFFLE
-from world_modality.verdict.wording import counted, finding, interval_text
+from world_modality.verdict.wording import counted, finding, interval_text, ratio_text
 
 QUESTION = (
     "Does a world token that the policy reads help, beyond the auxiliary loss of predicting it, "
@@ -44,7 +44,7 @@ def _use_sentence(findings: Findings) -> str:
         if effect.arm == READING_ARM and effect.corruption == TASK_SHUFFLE:
             parts.append(
                 f"action MSE: {effect.reading} (corrupted over clean "
-                f"{interval_text(effect.ratio)}, {counted(len(effect.per_seed), 'seed')} × "
+                f"{ratio_text(effect.ratio)}, {counted(len(effect.per_seed), 'seed')} × "
                 f"{counted(effect.num_episodes, 'episode')})"
             )
     for loop in findings.closed_loop:

@@ -9,6 +9,7 @@ from world_modality.verdict.measures import Measure
 from world_modality.verdict.power import MAX_NUMBER
 
 NONE = "–"
+NOT_DEFINED = "not defined"
 
 
 def interval_text(interval: Interval | None, *, percent: bool = False, signed: bool = False) -> str:
@@ -28,6 +29,28 @@ def interval_text(interval: Interval | None, *, percent: bool = False, signed: b
     if interval.low is None or interval.high is None:
         return number(interval.value)
     return f"{number(interval.value)} [{number(interval.low)}, {number(interval.high)}]"
+
+
+def ratio_text(interval: Interval) -> str:
+    """Return `value [low, high]` of a ratio, or that it is not defined.
+
+    Three digits each: with one decimal for all, a low bound beside a high one would read 0.
+    """
+    if interval.value is None:
+        return NOT_DEFINED
+    if interval.low is None or interval.high is None:
+        return one_ratio_text(interval.value)
+    low, high = one_ratio_text(interval.low), one_ratio_text(interval.high)
+    return f"{one_ratio_text(interval.value)} [{low}, {high}]"
+
+
+def one_ratio_text(ratio: float | None) -> str:
+    """Return a ratio in three digits."""
+    if ratio is None:
+        return NOT_DEFINED
+    if 999.5 <= ratio < 1e6:
+        return f"{ratio:.0f}"
+    return f"{ratio:#.3g}".rstrip(".")
 
 
 def estimate_text(estimate: CrossedEstimate | None, measure: Measure) -> str:
