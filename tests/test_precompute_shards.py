@@ -5,8 +5,10 @@ import json
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
+import torch
 
 from tests.lerobot_fixtures import make_dataset
 from tests.precompute_fixtures import flags_of, kill_after_first_rows
@@ -14,8 +16,8 @@ from world_modality.cache import Cache
 from world_modality.embedding_job import EmbeddingJob, PixelPcaRequest
 from world_modality.errors import InvalidInputError
 from world_modality.frame_shard import FrameShard
-from world_modality.launched_process import LaunchedProcess
 from world_modality.precompute_world_tokens import PrecomputeConfig, run
+from world_modality.process_group import ProcessGroup
 from world_modality.shard_set import ShardSet
 
 NAME = "local/tiny"
@@ -279,33 +281,23 @@ def test_a_shard_that_was_killed_goes_on_where_it_stopped(config, tmp_path):
     assert_merged(shard, run(single).cache)
 
 
-class Alone(LaunchedProcess):
-    """One of two processes; the other one has ended."""
-
-    def wait(self):
-        pass
-
-    leave = wait
-
-
 def test_each_process_of_a_launch_takes_a_shard_and_the_first_merges(config, monkeypatch, whole):
+    manifest = Cache(config.cache_dir, NAME).manifest_path
+    waited = []
+    monkeypatch.setattr(
+        ProcessGroup, "wait", lambda group: waited.append((group.index, manifest.exists()))
+    )
+    monkeypatch.setenv("WORLD_SIZE", "2")
     for index in (1, 0):
-        process = Alone(index, 2, "cpu", None)
-        monkeypatch.setattr(LaunchedProcess, "current", lambda _, p=process: p)
+        monkeypatch.setenv("LOCAL_RANK", str(index))
+        group = ProcessGroup(torch.device("cpu"), index, 2)
+        monkeypatch.setattr(ProcessGroup, "joined_apart", lambda _, g=group: nullcontext(g))
         with pytest.raises(InvalidInputError, match="leave --shard out"):
             run(changed(config, shard="0/2"))
         run(config)
-        assert Cache(config.cache_dir, NAME).manifest_path.exists() == (index == 0)
+        assert manifest.exists() == (index == 0)
+    assert waited == [(1, False), (0, False)], "all have their shards before the first merges"
     assert_merged(config, whole["random-vit"])
-
-
-def test_a_process_that_was_started_alone_is_none_of_a_launch(monkeypatch):
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    monkeypatch.delenv("LOCAL_RANK", raising=False)
-    assert LaunchedProcess.current("cpu") is None
-    monkeypatch.setenv("LOCAL_RANK", "0")
-    monkeypatch.setenv("WORLD_SIZE", "1")
-    assert LaunchedProcess.current("cpu") is None
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from tests.policy_fixtures import tiny_train_config, weights
 from tests.process_fixtures import accelerate_launch, start_group, train_arguments
 from world_modality.checkpoint_files import newest_first
 from world_modality.errors import InvalidInputError
-from world_modality.process_group import ProcessGroup
+from world_modality.process_group import ProcessGroup, is_launched
 from world_modality.train import run
 
 CPU = torch.device("cpu")
@@ -121,6 +121,28 @@ def test_an_error_ends_all_processes_and_is_told_once(config, changes, message):
     assert "error: " not in said[1][1]
 
 
+# The second one comes late; what is there by then is told after the wait.
+APART = """
+import sys, time
+from pathlib import Path
+from world_modality.process_group import ProcessGroup
+with ProcessGroup.joined_apart("cpu") as group:
+    if not group.is_first:
+        time.sleep(1)
+    Path(sys.argv[1], str(group.index)).touch()
+    group.wait()
+    there = sorted(path.name for path in Path(sys.argv[1]).iterdir())
+    print(group.device.type, group.num_processes, there)
+"""
+
+
+@pytest.mark.slow
+def test_processes_that_work_apart_wait_for_each_other(tmp_path):
+    for process in start_group(["-c", APART, str(tmp_path)], 2):
+        # gloo says something before.
+        assert process.communicate()[0].endswith("\ncpu 2 ['0', '1']\n")
+
+
 @pytest.mark.parametrize("num_rows", [0, 1, 2, 3, 7, 256])
 @pytest.mark.parametrize("num_processes", [1, 2, 3, 8])
 def test_the_parts_of_a_batch_are_the_batch(num_rows, num_processes):
@@ -129,6 +151,16 @@ def test_the_parts_of_a_batch_are_the_batch(num_rows, num_processes):
     parts = [rows[group.part(num_rows)] for group in groups]
     assert [row for part in parts for row in part] == rows
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+def test_a_process_that_was_started_alone_is_none_of_a_launch(monkeypatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert not is_launched()
+    monkeypatch.setenv("LOCAL_RANK", "0")
+    assert is_launched()
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert not is_launched()
 
 
 def test_a_training_without_a_launcher_needs_no_accelerate(config, monkeypatch):

@@ -10,7 +10,6 @@ from world_modality.codebook_step import CodebookRequest, codebook_step
 from world_modality.embedding_job import EmbeddingJob, Execution, PixelPcaRequest
 from world_modality.errors import InvalidInputError
 from world_modality.frame_shard import FrameShard
-from world_modality.launched_process import LaunchedProcess
 from world_modality.precompute_inputs import PrecomputeInputs
 from world_modality.precompute_result import PrecomputeResult, print_summary
 from world_modality.precompute_steps import columns_step, embeddings_step, shard_step
@@ -152,11 +151,26 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     """Write the cache; whatever an earlier run with the same settings has finished is kept."""
     _check(config)
     shard = None if config.shard is None else FrameShard.parse(config.shard)
-    process = LaunchedProcess.current(config.device)
-    if process is not None:
-        return _run_launched(config, process)
-    cache, job = open_job(config, config.device)
-    return _write_cache(config, cache, job) if shard is None else _write_shard(cache, job, shard)
+    # Here, for it imports torch, without which --help answers sooner.
+    from world_modality.process_group import ProcessGroup, is_launched
+
+    if not is_launched():
+        cache, job = open_job(config, config.device)
+        return (
+            _write_cache(config, cache, job) if shard is None else _write_shard(cache, job, shard)
+        )
+    with ProcessGroup.joined_apart(config.device) as group:
+        if shard is not None:
+            raise InvalidInputError(
+                f"--shard {config.shard}: under accelerate launch each process takes a shard by "
+                "itself; leave --shard out, or start the shards without accelerate"
+            )
+        own_device = str(group.device) if config.device in ("auto", "cuda") else config.device
+        cache, job = open_job(config, own_device)
+        result = _write_shard(cache, job, FrameShard(group.index, group.num_processes))
+        group.wait()
+    # The first process merges the shards, and does the rest.
+    return _write_cache(config, cache, job) if group.is_first else result
 
 
 def _check(config: PrecomputeConfig) -> None:
@@ -167,22 +181,6 @@ def _check(config: PrecomputeConfig) -> None:
         )
     if config.batch_size < 1:
         raise InvalidInputError("--batch_size must be at least 1")
-
-
-def _run_launched(config: PrecomputeConfig, process: LaunchedProcess) -> PrecomputeResult:
-    """Embed this process's shard; then one of them merges all, and does the rest."""
-    try:
-        if config.shard is not None:
-            raise InvalidInputError(
-                f"--shard {config.shard}: under accelerate launch each process takes a shard by "
-                "itself; leave --shard out, or start the shards without accelerate"
-            )
-        cache, job = open_job(config, process.device)
-        result = _write_shard(cache, job, FrameShard(process.index, process.num_processes))
-        process.wait()
-    finally:
-        process.leave()
-    return _write_cache(config, cache, job) if process.is_main else result
 
 
 def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob]:

@@ -1,4 +1,4 @@
-"""The processes that train one model together: their parts of a batch, their sums, their end.
+"""The processes of one launch: those that train one model together, and those that work apart.
 
 `accelerate launch` (or torchrun) starts them. Started without either, a process is alone, every sum
 is its own, and nothing of accelerate is imported.
@@ -26,19 +26,22 @@ T = TypeVar("T")
 # The others wait for the first one's validation. A process that dies is noticed at once: its
 # connections end, and the launcher ends the rest.
 _PATIENCE = timedelta(hours=12)
+# Working apart, a process waits for the slowest one, whose stretch may take hours longer.
+_PATIENCE_APART = timedelta(days=30)
 
 
 @dataclass(frozen=True)
 class ProcessGroup:
-    """This process among those that train one model.
+    """This process among those of a launch.
 
-    All hold the same weights and make the same steps; each computes its part of every batch. The
-    first alone writes and prints.
+    Those that train one model hold the same weights and make the same steps; each computes its part
+    of every batch, and the first alone writes and prints. Those that work apart only wait for each
+    other.
 
     Attributes:
         device: where this process computes.
-        index: its number; 0 is the first.
-        num_processes: how many there are.
+        index: its number over all machines; 0 is the first.
+        num_processes: how many there are, over all machines.
     """
 
     device: torch.device
@@ -49,7 +52,7 @@ class ProcessGroup:
     @classmethod
     @contextmanager
     def joined(cls, device_name: str) -> Iterator["ProcessGroup"]:
-        """Yield the group that the launcher's environment variables describe.
+        """Yield the group that the launcher's environment variables describe, to train one model.
 
         What the others would print, and the errors and interruptions that all of them meet, are
         the first one's to tell.
@@ -70,6 +73,27 @@ class ProcessGroup:
         torch.distributed.destroy_process_group()
 
     @classmethod
+    @contextmanager
+    def joined_apart(cls, device_name: str) -> Iterator["ProcessGroup"]:
+        """Yield the group of launched processes that work apart; leave it, whatever happens.
+
+        After that none of them waits for this one.
+
+        Args:
+            device_name: as `--device` gives it. All but `cpu` give each process of a machine a GPU
+                of its own, in turn where there are fewer, and the CPU where there is none.
+        """
+        from accelerate import PartialState
+
+        on_cpu = device_name == "cpu" or not torch.cuda.is_available()
+        # Nothing is sent but the wait, which needs no GPU.
+        state = PartialState(cpu=on_cpu, backend="gloo", timeout=_PATIENCE_APART)
+        try:
+            yield cls(state.device, state.process_index, state.num_processes)
+        finally:
+            torch.distributed.destroy_process_group()
+
+    @classmethod
     def _launched(cls, device_name: str) -> "ProcessGroup":
         device = _own_device(device_name)
         try:
@@ -85,7 +109,7 @@ class ProcessGroup:
 
     @property
     def is_first(self) -> bool:
-        """Whether this process writes and prints."""
+        """Whether this process does what is done once."""
         return self.index == 0
 
     @property
@@ -110,6 +134,11 @@ class ProcessGroup:
         """Replace tensors of one dtype by their sums over the processes, in one message."""
         if not self.is_alone:
             vector_to_parameters(self.sum(parameters_to_vector(tensors)), tensors)
+
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if not self.is_alone:
+            torch.distributed.barrier(self._hosts)
 
     def any(self, is_so: bool) -> bool:
         """Return whether it is so in any process; all have to ask."""
@@ -161,6 +190,14 @@ class ProcessGroup:
 def num_launched() -> int:
     """Return how many processes a launcher says there are; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_launched() -> bool:
+    """Whether a launcher started this process as one of several.
+
+    WORLD_SIZE alone may be a job's, whose processes know nothing of each other.
+    """
+    return "LOCAL_RANK" in os.environ and num_launched() > 1
 
 
 @contextmanager
