@@ -188,7 +188,7 @@ class _Arriving:
         self._host = torch.empty(embeddings.shape, dtype=embeddings.dtype, pin_memory=True)
         self._host.copy_(embeddings, non_blocking=True)
         self._arrived = torch.cuda.Event()
-        self._arrived.record()
+        self._arrived.record(torch.cuda.current_stream(embeddings.device))
 
     def array(self) -> Float[np.ndarray, "B D"]:
         """Wait for them."""
