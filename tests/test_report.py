@@ -122,6 +122,19 @@ def test_arm_a_is_compared_whatever_its_unused_flags_say(tmp_path):
     assert collect_evidence([tmp_path]).main.arms == ["A", "B"]
 
 
+def test_arm_a_that_joins_two_groups_is_not_left_out_of_the_main_one(tmp_path):
+    world = World()
+    for seed in range(3):
+        for arm, changes in (("A", {}), ("B", {}), ("B", {"future_stride": 4})):
+            folder = tmp_path / f"{arm}_{seed}_{len(changes)}"
+            write_run(folder, world, arm, seed, world.error_sums(0, 0), **changes)
+    evidence = collect_evidence([tmp_path])
+    (other,) = evidence.others
+    assert evidence.main.arms == other.arms == ["A", "B"]
+    assert set(left_out(evidence)) == {f"B_{seed}_1" for seed in range(3)}
+    assert evidence.num_other_runs == 3
+
+
 def test_world_input_knobs_make_an_arm_of_its_own(tmp_path):
     world = World()
     write_run(tmp_path / "c", world, "C", 0, world.error_sums(0, 0))

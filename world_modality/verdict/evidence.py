@@ -40,6 +40,12 @@ class Evidence:
         return self.rollouts.get(run.folder, {}).get(corruption)
 
     @property
+    def num_other_runs(self) -> int:
+        """Runs that are compared, but not in the main group."""
+        others = {run.folder for group in self.others for _, _, run in group.all_runs()}
+        return len(others - {run.folder for _, _, run in self.main.all_runs()})
+
+    @property
     def groups(self) -> tuple[ComparisonGroup, ...]:
         """The main group and the others."""
         return (self.main, *self.others)
@@ -61,9 +67,14 @@ def collect_evidence(paths: Iterable[Path]) -> Evidence:
         found = "".join(f"\n  {one.path}: {one.reason}" for one in left_out)
         raise InvalidInputError(f"no finished and evaluated run to report on:{found}")
     joined = _Joined.of(sources, groups)
+    in_main = {run.folder for _, _, run in groups[0].all_runs()}
     for group in groups[1:]:
         reason = f"not in the main comparison: {groups[0].difference(group)}"
-        left_out += [LeftOut(str(run.folder), reason) for _, _, run in group.all_runs()]
+        left_out += [
+            LeftOut(str(run.folder), reason)
+            for _, _, run in group.all_runs()
+            if run.folder not in in_main  # arm A is in every group whose flags it shares
+        ]
     return Evidence(
         main=groups[0],
         others=tuple(groups[1:]),

@@ -111,7 +111,7 @@ def scope_section(findings: Findings) -> Section:
         )
     if evidence.others:
         items.append(
-            f"{counted(sum(g.num_runs for g in evidence.others), 'run')} with other settings: "
+            f"{counted(evidence.num_other_runs, 'run')} with other settings: "
             "compared among themselves, see “Other settings”."
         )
     if evidence.left_out:
