@@ -1,5 +1,6 @@
 """Encoders against the models applied by hand."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -147,6 +148,15 @@ def test_weights_are_rounded_once_to_what_autocast_would_make_of_them(images):
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
         hidden = exact.model(pixel_values=exact._preprocess(images)).last_hidden_state
     np.testing.assert_array_equal(rounded.encode(images), hidden[:, 0].float().numpy())
+
+
+def test_a_model_saved_in_half_precision_stays_in_it(images):
+    request = EncoderRequest("random-vit", random_vit_size="tiny", random_vit_image_size=42)
+    encoder = build_encoder(request, CPU)
+    exact = encoder.encode(images)
+    half = dataclasses.replace(encoder, model=encoder.model.bfloat16())
+    assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
+    np.testing.assert_allclose(half.encode(images), exact, atol=0.1)
 
 
 def test_a_batch_gives_what_single_frames_give(folders, images):

@@ -52,6 +52,8 @@ class TransformersEncoder:
 
     def __post_init__(self) -> None:
         """Hold the weights of products as autocast would round them anew for every block."""
+        if self.compute_dtype == torch.float32:
+            return  # without autocast a model computes in the format that it was saved in
         for module in self.model.modules():
             if isinstance(module, _PRODUCTS):
                 module.to(self.compute_dtype)
