@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from world_modality.intervals import defined_ratio
 from world_modality.verdict.crossed_estimate import crossed_estimate
 from world_modality.verdict.power import resolution
-from world_modality.verdict.ratio_estimate import defined_ratio, geometric_mean, ratio_estimate
+from world_modality.verdict.ratio_estimate import geometric_mean, ratio_estimate
 
 
 def errors(rng, shape, ratio, by_seed, by_episode, residual):

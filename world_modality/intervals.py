@@ -1,5 +1,6 @@
 """Confidence intervals over episodes: these are independent, frames of one episode are not."""
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -42,6 +43,14 @@ def sum_by_episode(
     """Add up per-frame values within each episode, in float64."""
     sums = np.bincount(positions, weights=values.astype(np.float64), minlength=num_episodes)
     return sums.astype(np.float64)  # numpy returns integers where there are no values
+
+
+def defined_ratio(numerator: float, denominator: float) -> float | None:
+    """Return the ratio, or None where it or its logarithm is no finite number."""
+    if not (numerator > 0 and denominator > 0):
+        return None
+    ratio = float(numerator) / float(denominator)
+    return ratio if 0 < ratio < math.inf else None
 
 
 def ratio_interval(

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli, write_config
 from world_modality.errors import InvalidInputError
-from world_modality.intervals import Interval, ratio_interval
+from world_modality.intervals import Interval, defined_ratio, ratio_interval
 from world_modality.offline_plots import plot_corruption
 from world_modality.offline_predictions import predict
 from world_modality.offline_run import OfflineConfig, OfflineRun, print_header
@@ -159,13 +159,10 @@ def _effect(
         corrupted_mse=float(mean.sum() * mse_per_sum),
         ratio=(
             ratio_interval(mean, clean, seed)
-            if clean.sum() > 0 and mean.sum() > 0
+            if defined_ratio(mean.sum(), clean.sum()) is not None
             else Interval(None, None, None, len(clean))
         ),
-        ratio_per_draw=[
-            float(one / clean.sum()) if clean.sum() > 0 and one > 0 else None
-            for one in corrupted.sum(axis=1)
-        ],
+        ratio_per_draw=[defined_ratio(one, clean.sum()) for one in corrupted.sum(axis=1)],
         changed_tokens=changed,
     )
 

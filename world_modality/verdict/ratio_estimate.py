@@ -15,7 +15,7 @@ from functools import partial
 import numpy as np
 from jaxtyping import Float
 
-from world_modality.intervals import Interval
+from world_modality.intervals import Interval, defined_ratio
 from world_modality.verdict.crossed_estimate import CrossedEstimate, with_variances
 
 _MAX_LOG = 700.0
@@ -73,14 +73,6 @@ def ratio_estimate(
     with np.errstate(divide="ignore", invalid="ignore"):
         log = with_variances(value, resampled, num_seeds, num_episodes, seed)
     return RatioEstimate(per_seed, log, num_episodes)
-
-
-def defined_ratio(numerator: float, denominator: float) -> float | None:
-    """Return the ratio, or None where it or its logarithm is no finite number."""
-    if not (numerator > 0 and denominator > 0):
-        return None
-    ratio = float(numerator) / float(denominator)
-    return ratio if 0 < ratio < math.inf else None
 
 
 def geometric_mean(ratios: Sequence[float | None]) -> float | None:
