@@ -28,7 +28,7 @@ from benchmarks.demo_signals import (
     read_signal,
 )
 from coc_vla.gripper import GripperChannel, find_gripper_dim
-from coc_vla.hand_axes import HandAxes, Side, sides_of
+from coc_vla.hand_axes import HandAxes, Side, leanings_of
 from coc_vla.motion import EpisodeMotion, find_position_dims, motion_phases
 from world_modality.dataset_columns import ENVIRONMENT_STATE_KEY
 from world_modality.episodes import Episodes
@@ -194,7 +194,10 @@ def episode_events(motion: EpisodeMotion, levels: dict[str, np.ndarray]) -> tupl
     for phase in motion_phases(without_gripper):
         if phase.direction in moves:
             events.append(Event(phase.start, moves[phase.direction]))
-            events += [Event(phase.start, _SIDE_EVENTS[side]) for side in sides_of(phase.shift)]
+            events += [
+                Event(phase.start, _SIDE_EVENTS[leaning.side])
+                for leaning in leanings_of(phase.shift)
+            ]
     return tuple(sorted(events, key=lambda event: (event.frame, EVENT_TYPES.index(event.kind))))
 
 

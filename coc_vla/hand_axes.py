@@ -19,8 +19,25 @@ _WAYS: dict[Side, tuple[float, float]] = {
     "forward": (0.0, 1.0),
     "back": (0.0, -1.0),
 }
-# A level motion within 22.5 degrees of a side goes to it alone: the eight ways are equally wide.
-SIDE_SHARE = float(np.sin(np.pi / 8))
+# Where a negative and a positive distance lead, to the right and forward.
+_OPPOSITES: tuple[tuple[Side, Side], ...] = (("left", "right"), ("back", "forward"))
+# A level motion has one of the compass's sixteen ways, each 22.5 degrees wide: one side, one side
+# and slightly another, or two sides alike.
+SIDE_SHARE = float(np.sin(np.pi / 16))
+SLIGHT_SHARE = float(np.sin(3 * np.pi / 16))
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """A side that a movement leads to.
+
+    Attributes:
+        side: which.
+        is_slight: whether less of the movement goes there than elsewhere.
+    """
+
+    side: Side
+    is_slight: bool
 
 
 @dataclass(frozen=True)
@@ -60,15 +77,15 @@ class HandAxes:
         return (x * first[0] + y * second[0], x * first[1] + y * second[1], up)
 
 
-def sides_of(shift: Shift) -> tuple[Side, ...]:
+def leanings_of(shift: Shift) -> tuple[Leaning, ...]:
     """Return the sides that a shift leads to: none where it is upright, two where it is slanting.
 
     Args:
         shift: to the right, forward and up; no shift leads to no side.
     """
     length = float(np.linalg.norm(shift))
-    sides: list[Side] = []
-    for distance, names in zip(shift[:2], (("left", "right"), ("back", "forward")), strict=True):
+    found: list[Leaning] = []
+    for distance, sides in zip(shift[:2], _OPPOSITES, strict=True):
         if length > 0 and abs(distance) >= SIDE_SHARE * length:
-            sides.append(names[distance > 0])  # type: ignore[arg-type]
-    return tuple(sides)
+            found.append(Leaning(sides[distance > 0], abs(distance) < SLIGHT_SHARE * length))
+    return tuple(found)

@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from coc_vla.gripper import GripperEvent
-from coc_vla.hand_axes import NO_SHIFT, Shift, Side, sides_of
+from coc_vla.hand_axes import NO_SHIFT, Leaning, Shift, leanings_of
 from coc_vla.motion import Direction, EpisodeMotion, motion_phases
 
 Scene = Literal[
@@ -40,9 +40,9 @@ class Step:
     occurrence: int = 1
 
     @property
-    def sides(self) -> tuple[Side, ...]:
+    def leanings(self) -> tuple[Leaning, ...]:
         """Where a movement leads whose axes are known."""
-        return sides_of(self.shift) if self.direction != "still" else ()
+        return leanings_of(self.shift) if self.direction != "still" else ()
 
     def joined(self, other: "Step") -> "Step":
         """Return both as one movement of this one's kind."""

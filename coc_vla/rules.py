@@ -15,7 +15,7 @@ from coc_vla.trace import MAX_STEPS, MIN_STEPS, TraceStep, format_trace
 from coc_vla.vlm import VlmAnswer, VlmRequest
 from coc_vla.wording import Wording
 
-MODEL_NAME = "rules-v2"
+MODEL_NAME = "rules-v3"
 # What is added to a step that says the same as an earlier one.
 AGAIN = ("", " once more", " a third time", " a fourth time", " a fifth time", " a sixth time")
 

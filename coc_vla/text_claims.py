@@ -20,12 +20,13 @@ hand_back        back, backward
 
 `the closed gripper` and `the open gripper` claim nothing: they say how the gripper is.
 Nor do `to the left of the plate`, `the left plate` and `the back burner`: they say where it is.
+The sides that one step names have no order among themselves.
 """
 
 import re
 from collections.abc import Sequence
 
-from coc_vla.coc_events import EVENT_TYPES, ONCE, EventType
+from coc_vla.coc_events import EVENT_TYPES, ONCE, SIDE_EVENTS, EventType
 from coc_vla.instruction_objects import instruction_objects, instruction_verb
 from coc_vla.trace import TraceStep
 
@@ -66,7 +67,10 @@ _PATTERNS: dict[EventType, str] = {
     ),
     "hand_up": r"rais(?:es?|ing)|lift(?:s|ing)?|ris(?:es?|ing)|ascend(?:s|ing)?|up|upwards?",
     "hand_down": r"lower(?:s|ing)?|descend(?:s|ing)?|down|downwards?",
-    "hand_across": (rf"{_LEVEL_WORDS}|left|right|forwards?|(?<!the )back|backwards?"),
+    # With the words before the side, so that it is not claimed after `hand_left`.
+    "hand_across": (
+        rf"{_LEVEL_WORDS}|(?:to (?:the|its) )?(?:left|right)|forwards?|(?<!the )back|backwards?"
+    ),
     "hand_left": rf"to (?:the|its) left{_NO_PLACE}|leftwards?",
     "hand_right": rf"to (?:the|its) right{_NO_PLACE}|rightwards?",
     "hand_forward": r"forwards?|ahead",
@@ -112,11 +116,17 @@ def _step_claims(what: str) -> list[EventType]:
         match = pattern.search(what)
         if match is not None:
             found.append((match.start(), EVENT_TYPES.index(kind), kind))
-    kinds = [kind for _, _, kind in sorted(found)]
+    kinds = _with_sides_in_order([kind for _, _, kind in sorted(found)])
     # `Raise the gripper to the left` is one slanting movement, and no level one.
     if {"hand_up", "hand_down"} & set(kinds) and not _LEVEL.search(what):
         kinds = [kind for kind in kinds if kind != "hand_across"]
     return kinds
+
+
+def _with_sides_in_order(kinds: list[EventType]) -> list[EventType]:
+    """Sort the sides: `forward and to the left` is the same slant as `to the left and forward`."""
+    sides = iter(sorted((k for k in kinds if k in SIDE_EVENTS), key=EVENT_TYPES.index))
+    return [next(sides) if kind in SIDE_EVENTS else kind for kind in kinds]
 
 
 def _repeats(what: str, instruction: str) -> bool:

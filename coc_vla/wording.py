@@ -181,7 +181,7 @@ class Wording:
     def _retreat(self, step: Step, thing: str) -> tuple[str, str]:
         way = {"up": "upwards", "down": "downwards", "across": "away", "still": "to rest"}
         return (
-            f"Take the empty hand {way[step.direction]}{_aslant(step)}",
+            f"Take the empty hand {way[step.direction]}{_also_aslant(step)}",
             f"the hand cannot disturb {thing} any more",
         )
 
@@ -193,7 +193,7 @@ class Wording:
         why = f"the hand is at {thing} now, so that its movement passes on to {thing}"
         if self.verb == "reach":
             why = f"the hand itself has to come to {thing}, and this covers the rest of the way"
-        return f"Move the hand {way[step.direction]}{_aslant(step)} to {task}", why
+        return f"Move the hand {way[step.direction]}{_also_aslant(step)} to {task}", why
 
     def _end(self, step: Step, thing: str) -> tuple[str, str]:
         left = f"{thing} as it is"
@@ -208,12 +208,22 @@ class Wording:
 
 def _across(step: Step) -> str:
     """Say where a movement across leads, as far as that is known."""
-    if not step.sides:
+    if not step.leanings:
         return "across"
-    return ("straight" + _aslant(step) if len(step.sides) == 1 else _aslant(step)).strip()
+    return ("straight" + _aslant(step) if len(step.leanings) == 1 else _aslant(step)).strip()
 
 
 def _aslant(step: Step) -> str:
-    """Say to which sides a movement leads, with a space before: ` to the left and forward`."""
-    sides = " and ".join(_TO_SIDE[side] for side in step.sides)
-    return f" {sides}" if sides else ""
+    """Say to which sides a movement leads, the main one first, with a space before.
+
+    ` forward and slightly to the left`.
+    """
+    main_first = sorted(step.leanings, key=lambda leaning: leaning.is_slight)
+    sides = [f"{'slightly ' * leaning.is_slight}{_TO_SIDE[leaning.side]}" for leaning in main_first]
+    return f" {' and '.join(sides)}" if sides else ""
+
+
+def _also_aslant(step: Step) -> str:
+    """Say the sides after `upwards` or `downwards`, with `and`; after another way as they are."""
+    is_upright = step.direction in ("up", "down")
+    return f" and{_aslant(step)}" if is_upright and step.leanings else _aslant(step)

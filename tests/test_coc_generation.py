@@ -62,7 +62,7 @@ def test_rules_label_every_episode_of_a_dataset(config):
     assert [label.episode_id for label in labels] == list(range(NUM_EPISODES))
     assert [label.instruction for label in labels] == [TASKS[i % 3] for i in range(NUM_EPISODES)]
     assert [label.keyframe_indices[-1] for label in labels] == [11, 12, 13] * 2
-    assert {label.model_name for label in labels} == {"rules-v2"}
+    assert {label.model_name for label in labels} == {"rules-v3"}
     assert (summary.num_labels, summary.num_errors) == (NUM_EPISODES, 0)
     written = json.loads(config.output_jsonl.with_suffix(".summary.json").read_text())
     assert written["num_labels"] == NUM_EPISODES

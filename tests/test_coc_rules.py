@@ -78,11 +78,39 @@ def test_where_a_motion_leads_is_told_where_the_axes_are_known(axes, straight, s
     assert told[4] == f"Carry the soup {slanting} towards the basket"
     assert told[-1] == f"Take the empty hand away {straight.removeprefix('straight ')}"
     rising = ("rising", "down", "close", "up")
+    slightly = f"slightly {straight.removeprefix('straight ')}"
     assert steps_of("take the soup", recorded(*rising, axes=HandAxes(*axes)))[0] == (
-        f"Raise the open gripper {straight.removeprefix('straight ')} on the way to the soup"
+        f"Raise the open gripper {slightly} on the way to the soup"
     )
+    act = steps_of("Lift a lever", recorded("down", "rising", axes=HandAxes(*axes)))
+    assert f"Move the hand upwards and {slightly} to lift a lever" in act
     act = steps_of("Press a button", recorded("down", "slanting", axes=HandAxes(*axes)))
     assert f"Move the hand on a level {slanting} to press a button" in act
+
+
+SIXTEEN_WAYS = (
+    *("straight to the right", "to the right and slightly forward"),
+    *("to the right and forward", "forward and slightly to the right"),
+    *("straight forward", "forward and slightly to the left"),
+    *("to the left and forward", "to the left and slightly forward"),
+    *("straight to the left", "to the left and slightly back"),
+    *("to the left and back", "back and slightly to the left"),
+    *("straight back", "back and slightly to the right"),
+    *("to the right and back", "to the right and slightly back"),
+)
+
+
+@pytest.mark.parametrize("off_the_middle", [-10, 0, 10])
+def test_a_level_motion_is_told_as_one_of_sixteen_ways(off_the_middle):
+    told = []
+    for sixteenth in range(16):
+        angle = np.deg2rad(22.5 * sixteenth + off_the_middle)
+        path = np.zeros((80, 3))
+        path[:40, :2] = np.outer(np.arange(40), [np.cos(angle), np.sin(angle)])
+        path[40:, :2], path[40:, 2] = path[39, :2], -np.arange(40)
+        motion = EpisodeMotion(path, (), FPS, HandAxes("right", "forward"))
+        told.append(steps_of("Press a button", motion)[1])
+    assert told == [f"Move the open gripper {way} towards the button" for way in SIXTEEN_WAYS]
 
 
 def test_a_motion_that_a_pause_interrupts_leads_where_both_parts_do():

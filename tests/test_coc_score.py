@@ -72,7 +72,7 @@ def test_events_of_hand_made_signals_are_found_in_order():
 
 
 def test_a_motion_across_is_also_one_to_the_sides_that_it_leads_to():
-    steps = np.repeat([[0.01, 0.01, 0], [0, 0, 0], [-0.01, 0.001, 0]], 20, axis=0)
+    steps = np.repeat([[0.01, 0.003, 0], [0, 0, 0], [-0.01, 0.001, 0]], 20, axis=0)
     positions = np.cumsum(steps, axis=0)
     seen = EpisodeMotion(positions, (), 20.0, HandAxes(*RIGHT_FORWARD))
     assert kinds(episode_events(seen, {})) == [
@@ -111,6 +111,10 @@ def test_a_touch_of_two_frames_and_a_lift_of_a_centimetre_are_no_events():
             "Move the open gripper to the left and forward towards the puck",
             ["hand_across", "hand_left", "hand_forward"],
         ),
+        (
+            "Move the open gripper forward and slightly to the left towards the puck",
+            ["hand_across", "hand_left", "hand_forward"],
+        ),
         ("Carry the mug straight to the right until it is there", RIGHT_WITH_CONTACT),
         ("Move the hand on a level straight back to wait", ["hand_across", "hand_back"]),
         ("Raise the open gripper to the left on the way", ["hand_up", "hand_left"]),
@@ -122,6 +126,12 @@ def test_a_touch_of_two_frames_and_a_lift_of_a_centimetre_are_no_events():
 )
 def test_lexicon(what, claims):
     assert sorted(claimed_events([TraceStep(what, "")], "stir the soup")) == sorted(claims)
+
+
+def test_the_words_order_of_two_sides_claims_no_order():
+    for what in ("Go to the left and forward", "Go forward and slightly to the left"):
+        claims = claimed_events([TraceStep(what, "")], "stir the soup")
+        assert claims == ["hand_across", "hand_left", "hand_forward"]
 
 
 def test_reasons_claim_nothing_and_single_events_count_once():
