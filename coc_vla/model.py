@@ -76,6 +76,7 @@ class DecoderConfig:
     Attributes:
         view: what it reads of the trunk.
         vocabulary_size: of the tokenizer, marks included.
+        marks: the tokens from which positions are counted: those between halves and steps.
         max_tokens: longest sequence, its begin and end marks included.
         d_model: its width.
         n_layers: its depth.
@@ -85,6 +86,7 @@ class DecoderConfig:
 
     view: TrunkView
     vocabulary_size: int
+    marks: tuple[int, ...]
     max_tokens: int
     d_model: int
     n_layers: int
@@ -102,15 +104,30 @@ class DecoderConfig:
             raise InvalidInputError(f"--text_dropout must lie in [0, 1), not {self.dropout}")
 
 
+@dataclass(frozen=True)
+class TextPast:
+    """What a decoder keeps of the tokens before the next one.
+
+    Attributes:
+        layers: the normalised input of each layer, [B, t, d].
+        next_place: of the next token if it is no mark.
+    """
+
+    layers: list[Tensor]
+    next_place: Int[Tensor, " B"]
+
+
 class TextDecoder(nn.Module):
     """Pre-norm transformer decoder over text tokens (Vaswani et al., 2017), tied to its embedding.
 
     Token t attends to tokens up to t and to the memory: the trunk's hidden states, projected, each
-    with a learned position of its own. Output weights are the token embedding's (Press and Wolf,
-    2017).
+    with a learned position of its own. A token's own position is its place within its half of a
+    step: a phrase learned in one step is known in every other. Output weights are the token
+    embedding's (Press and Wolf, 2017).
     """
 
     _causal: Tensor
+    _marks: Tensor
 
     def __init__(self, config: DecoderConfig) -> None:
         super().__init__()
@@ -137,6 +154,7 @@ class TextDecoder(nn.Module):
         self.norm = nn.LayerNorm(dim)
         causal = torch.ones(config.max_tokens, config.max_tokens, dtype=torch.bool).triu(1)
         self.register_buffer("_causal", causal, persistent=False)
+        self.register_buffer("_marks", torch.tensor(config.marks), persistent=False)
 
     def memory(self, hidden: TrunkHidden) -> Float[Tensor, "B M d"]:
         """Project the trunk's states that this decoder reads.
@@ -167,28 +185,30 @@ class TextDecoder(nn.Module):
             memory: from `memory`.
         """
         length = tokens.shape[1]
-        x = self.dropout(self.token_embedding(tokens) + self.text_position[:length])
+        x = self.dropout(self.token_embedding(tokens) + self.text_position[self._places(tokens)])
         for layer in self.layers:
             x = layer(x, memory, tgt_mask=self._causal[:length, :length])
         return self._logits(x)
 
+    def begin(self, memory: Float[Tensor, "B M d"]) -> TextPast:
+        """Return the past of the begin mark: nothing."""
+        nothing = [memory[:, :0] for _ in self.layers]
+        return TextPast(nothing, torch.zeros(len(memory), dtype=torch.long, device=memory.device))
+
     def step(
-        self,
-        token: Int[Tensor, " B"],
-        memory: Float[Tensor, "B M d"],
-        past: list[Float[Tensor, "B _t d"]],
-    ) -> tuple[Float[Tensor, "B V"], list[Float[Tensor, "B _t2 d"]]]:
+        self, token: Int[Tensor, " B"], memory: Float[Tensor, "B M d"], past: TextPast
+    ) -> tuple[Float[Tensor, "B V"], TextPast]:
         """Return the logits of the next token, as `forward` does without dropout, one token on.
 
         Args:
             token: the newest token.
             memory: from `memory`.
-            past: what the call before returned; at the begin mark, one [B, 0, d] for each layer.
+            past: what the call before returned; at the begin mark, what `begin` returns.
         """
-        position = past[0].shape[1]
-        x = (self.token_embedding(token) + self.text_position[position])[:, None]
+        place = past.next_place.masked_fill(torch.isin(token, self._marks), 0)
+        x = (self.token_embedding(token) + self.text_position[place])[:, None]
         seen = []
-        for layer, before in zip(self._typed_layers, past, strict=True):
+        for layer, before in zip(self._typed_layers, past.layers, strict=True):
             y = layer.norm1(x)
             seen.append(torch.cat([before, y], dim=1))
             x = x + layer.self_attn(y, seen[-1], seen[-1], need_weights=False)[0]
@@ -196,7 +216,12 @@ class TextDecoder(nn.Module):
             x = x + layer.multihead_attn(y, memory, memory, need_weights=False)[0]
             y = layer.norm3(x)
             x = x + layer.linear2(layer.activation(layer.linear1(y)))
-        return self._logits(x[:, 0]), seen
+        return self._logits(x[:, 0]), TextPast(seen, place + 1)
+
+    def _places(self, tokens: Int[Tensor, "B L"]) -> Int[Tensor, "B L"]:
+        index = torch.arange(tokens.shape[1], device=tokens.device)
+        is_mark = torch.isin(tokens, self._marks)
+        return index - torch.where(is_mark, index, 0).cummax(dim=1).values
 
     @property
     def _typed_layers(self) -> list[nn.TransformerDecoderLayer]:
@@ -219,4 +244,6 @@ def decoder_config_from_dict(values: dict[str, Any]) -> DecoderConfig:
             f"the checkpoint's decoder has fields {sorted(set(values) ^ expected)} that this "
             "version lacks or adds; use the version that wrote it, or train again"
         )
-    return DecoderConfig(**{**values, "view": TrunkView(**values["view"])})
+    return DecoderConfig(
+        **{**values, "view": TrunkView(**values["view"]), "marks": tuple(values["marks"])}
+    )

@@ -33,7 +33,7 @@ def write_traces(
     decoder.eval()
     memory = decoder.memory(hidden)
     generator = torch.Generator().manual_seed(seed)
-    past = [memory[:, :0] for _ in decoder.layers]
+    past = decoder.begin(memory)
     token = torch.full((len(memory),), tokenizer.begin, device=memory.device)
     written = [token]
     ended = torch.zeros_like(token, dtype=torch.bool)

@@ -95,6 +95,7 @@ def _build_head(config: CocTrainConfig, site: HeadSite) -> ExplainingHead:
     decoder = DecoderConfig(
         view=view,
         vocabulary_size=tokenizer.vocabulary_size,
+        marks=(tokenizer.why, tokenizer.step),
         max_tokens=config.max_text_tokens,
         d_model=config.text_width,
         n_layers=config.text_layers,

@@ -15,13 +15,15 @@ from world_modality.policy import WorldPolicy
 from world_modality.policy_output import TrunkHidden
 
 SIZES = {"vocabulary_size": 40, "max_tokens": 12, "d_model": 16, "n_layers": 2, "n_heads": 2}
+MARKS = (2, 3)
 
 
 def decoder(context="trunk", model_type="C", **changes):
     policy = tiny_policy_config(model_type, instruction_dim=5)
     view = TrunkView.of(policy, context)
     torch.manual_seed(0)
-    return TextDecoder(DecoderConfig(**{"view": view, **SIZES, "dropout": 0.0, **changes})).eval()
+    settings = {"view": view, "marks": MARKS, **SIZES, "dropout": 0.0, **changes}
+    return TextDecoder(DecoderConfig(**settings)).eval()
 
 
 def hidden(batch=3, seed=0):
@@ -61,15 +63,30 @@ def test_every_hidden_state_that_is_read_changes_the_text(kind):
         assert torch.equal(*logits) is not depends
 
 
+def tokens_with_marks():
+    text = tokens()
+    text[0, 4], text[1, 2], text[1, 7] = MARKS[0], MARKS[1], MARKS[0]
+    return text
+
+
 def test_step_by_step_gives_what_the_whole_sequence_gives():
-    model, text = decoder(), tokens()
+    model, text = decoder(), tokens_with_marks()
     memory = model.memory(hidden())
-    past = [memory[:, :0] for _ in model.layers]
+    past = model.begin(memory)
     steps = []
     for position in range(text.shape[1]):
         logits, past = model.step(text[:, position], memory, past)
         steps.append(logits)
     torch.testing.assert_close(torch.stack(steps, dim=1), model(text, memory))
+
+
+@pytest.mark.parametrize(("row", "longest_half"), [(0, 6), (1, 5), (2, 10)])
+def test_places_are_counted_anew_from_each_mark(row, longest_half):
+    model, text = decoder(), tokens_with_marks()
+    model(text[[row]], model.memory(hidden(1))).sum().backward()
+    assert model.text_position.grad is not None
+    used = model.text_position.grad.abs().sum(dim=1).nonzero()[:, 0].tolist()
+    assert used == list(range(longest_half))
 
 
 def test_output_weights_are_the_token_embedding():
