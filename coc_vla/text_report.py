@@ -62,9 +62,9 @@ def _likelihood(report: dict[str, Any]) -> list[str]:
         if condition["perplexity"] is None:
             continue
         difference = "–" if name == "model" else str(_interval(condition["nats_minus_model"]))
-        perplexity = _interval(condition["perplexity"])
+        perplexity = _interval(condition["perplexity"]).with_decimals(4)
         lines.append(
-            f"| {name} | {_digits(perplexity)} | {condition['nats_per_trace']:.3g} | {difference} |"
+            f"| {name} | {perplexity} | {condition['nats_per_trace']:.3g} | {difference} |"
         )
     return [
         *lines,
@@ -115,11 +115,3 @@ def _examples(report: dict[str, Any]) -> list[str]:
 
 def _interval(values: dict[str, Any]) -> Interval:
     return Interval(**values)
-
-
-def _digits(perplexity: Interval) -> str:
-    """Write a perplexity near 1 with the digits in which it differs from 1."""
-    bounds = (perplexity.low, perplexity.high)
-    if perplexity.value is None or None in bounds:
-        return str(perplexity)
-    return f"{perplexity.value:.4f} [{perplexity.low:.4f}, {perplexity.high:.4f}]"

@@ -113,16 +113,21 @@ def explanation_table(report: dict[str, Any]) -> str:
         f"Explanations of {report['labels']['num_explained']} held-out episodes, labels by rules; "
         "against the same decoder that reads the instruction only; intervals by episode.",
         "",
-        "| decoder reads | perplexity per token | nats a token minus the model's | event recall |",
-        "|---|---|---|---|",
+        "| decoder reads | perplexity per token | nats a token minus the model's | event recall "
+        "| recall minus the model's |",
+        "|---|---|---|---|---|",
     ]
     for name, condition in report["conditions"].items():
         if condition["perplexity"] is None:
             continue
-        perplexity = _interval(condition["perplexity"])
-        change = "–" if name == "model" else str(_interval(condition["nats_minus_model"]))
+        perplexity = _interval(condition["perplexity"]).with_decimals(4)
         recall = _interval(condition["scores"]["all"]["recall"]).percent
-        lines.append(f"| {name} | {perplexity} | {change} | {recall} |")
+        minus = [
+            str(_interval(condition["nats_minus_model"])),
+            _interval(condition["recall_minus_model"]["all"]).percent,
+        ]
+        change, fall = ("–", "–") if name == "model" else minus
+        lines.append(f"| {name} | {perplexity} | {change} | {recall} | {fall} |")
     example = report["examples"][0]
     lines += [
         "",

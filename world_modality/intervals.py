@@ -28,6 +28,10 @@ class Interval:
         """The estimate and its interval in percent, for shares."""
         return self._text(100, ".1f", " %")
 
+    def with_decimals(self, count: int) -> str:
+        """Return the estimate and its interval with so many decimals: a perplexity near 1."""
+        return self._text(1, f".{count}f", "")
+
     def _text(self, factor: float, number: str, unit: str) -> str:
         if self.value is None:
             return "n/a"
