@@ -5,8 +5,8 @@ contact                         the robot touches something for the first time
 lifted                          the first object is 2 cm above where it lay
 goal                            the simulator's own predicate of success holds
 hand_up, hand_down, hand_across the hand's phases of motion (`coc_vla.motion`)
-hand_left, hand_right,          where a phase leads; known where `--position_axes` says which way
-hand_forward, hand_back         the position's numbers point
+hand_left, hand_right,          where a phase leads, also slightly (11.25 degrees or more); known
+hand_forward, hand_back         where `--position_axes` says which way the position's numbers point
 
 The first five are the simulator's; the hand's motion any recording has. Contact, lifting and the
 goal are taken when they first happen and last for three frames. The rules that write labels read

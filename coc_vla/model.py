@@ -82,6 +82,7 @@ class DecoderConfig:
         n_layers: its depth.
         n_heads: its attention heads.
         dropout: inside it.
+        word_dropout: share of the tokens before the next one that it does not see in training.
     """
 
     view: TrunkView
@@ -92,6 +93,7 @@ class DecoderConfig:
     n_layers: int
     n_heads: int
     dropout: float
+    word_dropout: float
 
     def __post_init__(self) -> None:
         if self.n_layers < 1:
@@ -100,8 +102,11 @@ class DecoderConfig:
             raise InvalidInputError(
                 f"--text_width {self.d_model} must be a multiple of --text_heads {self.n_heads}"
             )
-        if not 0 <= self.dropout < 1:
-            raise InvalidInputError(f"--text_dropout must lie in [0, 1), not {self.dropout}")
+        for name in ("dropout", "word_dropout"):
+            if not 0 <= getattr(self, name) < 1:
+                raise InvalidInputError(
+                    f"--text_{name} must lie in [0, 1), not {getattr(self, name)}"
+                )
 
 
 @dataclass(frozen=True)
@@ -123,7 +128,8 @@ class TextDecoder(nn.Module):
     Token t attends to tokens up to t and to the memory: the trunk's hidden states, projected, each
     with a learned position of its own. A token's own position is its place within its half of a
     step: a phrase learned in one step is known in every other. Output weights are the token
-    embedding's (Press and Wolf, 2017).
+    embedding's (Press and Wolf, 2017). In training some tokens before the next one are hidden, so
+    that the decoder has to read the trunk (word dropout: Bowman et al., 2016, section 3.1).
     """
 
     _causal: Tensor
@@ -134,10 +140,11 @@ class TextDecoder(nn.Module):
         self.config = config
         dim = config.d_model
         self.memory_in = nn.Linear(config.view.dim, dim)
-        self.memory_position = nn.Parameter(torch.randn(config.view.num_states, dim) * 0.02)
         self.token_embedding = nn.Embedding(config.vocabulary_size, dim)
         nn.init.normal_(self.token_embedding.weight, std=dim**-0.5)
         self.text_position = nn.Parameter(torch.randn(config.max_tokens, dim) * 0.02)
+        # Over [B, L, d] it zeroes whole tokens.
+        self.word_dropout = nn.Dropout1d(config.word_dropout)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(
             nn.TransformerDecoderLayer(
@@ -152,6 +159,9 @@ class TextDecoder(nn.Module):
             for _ in range(config.n_layers)
         )
         self.norm = nn.LayerNorm(dim)
+        # Last: what is drawn before does not depend on how much is read, so that a model and its
+        # control start from the same weights.
+        self.memory_position = nn.Parameter(torch.randn(config.view.num_states, dim) * 0.02)
         causal = torch.ones(config.max_tokens, config.max_tokens, dtype=torch.bool).triu(1)
         self.register_buffer("_causal", causal, persistent=False)
         self.register_buffer("_marks", torch.tensor(config.marks), persistent=False)
@@ -185,7 +195,8 @@ class TextDecoder(nn.Module):
             memory: from `memory`.
         """
         length = tokens.shape[1]
-        x = self.dropout(self.token_embedding(tokens) + self.text_position[self._places(tokens)])
+        words = self.word_dropout(self.token_embedding(tokens))
+        x = self.dropout(words + self.text_position[self._places(tokens)])
         for layer in self.layers:
             x = layer(x, memory, tgt_mask=self._causal[:length, :length])
         return self._logits(x)

@@ -53,6 +53,8 @@ class CocTrainConfig(TrainConfig):
     """Attention heads of the decoder."""
     text_dropout: float = 0.1
     """Dropout inside the decoder."""
+    text_word_dropout: float = 0.1
+    """Share of the words before the next one that are hidden from the decoder in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -101,6 +103,7 @@ def _build_head(config: CocTrainConfig, site: HeadSite) -> ExplainingHead:
         n_layers=config.text_layers,
         n_heads=config.text_heads,
         dropout=config.text_dropout,
+        word_dropout=config.text_word_dropout,
     )
     labels_sha256 = sha256_of_file(config.labels_jsonl)
     _require_same_labels(config, site.stored, labels_sha256)

@@ -22,7 +22,8 @@ def decoder(context="trunk", model_type="C", **changes):
     policy = tiny_policy_config(model_type, instruction_dim=5)
     view = TrunkView.of(policy, context)
     torch.manual_seed(0)
-    settings = {"view": view, "marks": MARKS, **SIZES, "dropout": 0.0, **changes}
+    settings = {"view": view, "marks": MARKS, **SIZES, "dropout": 0.0, "word_dropout": 0.0}
+    settings |= changes
     return TextDecoder(DecoderConfig(**settings)).eval()
 
 
@@ -87,6 +88,21 @@ def test_places_are_counted_anew_from_each_mark(row, longest_half):
     assert model.text_position.grad is not None
     used = model.text_position.grad.abs().sum(dim=1).nonzero()[:, 0].tolist()
     assert used == list(range(longest_half))
+
+
+def test_a_model_and_its_control_start_from_the_same_weights():
+    model, control = (decoder(context).state_dict() for context in ("trunk", "lang"))
+    assert model.keys() == control.keys()
+    different = [name for name in model if not torch.equal(model[name], control[name])]
+    assert different == ["memory_position"]
+
+
+def test_words_are_hidden_in_training_only():
+    model, text = decoder(word_dropout=0.9999), tokens()
+    other, memory = torch.where(text > 20, text - 10, text + 10), model.memory(hidden())
+    assert not torch.equal(model(text, memory), model(other, memory))
+    model.train()
+    assert torch.equal(model(text, memory), model(other, memory))
 
 
 def test_output_weights_are_the_token_embedding():

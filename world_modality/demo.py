@@ -194,10 +194,10 @@ def _explain(config: DemoConfig, cache_flags: list[str], dataset_root: str) -> d
             *(*cache_flags, "--log_dir", str(folder / name), "--labels_jsonl", labels),
             *("--text_context", context, "--num_epochs", str(config.num_coc_epochs)),
             *("--d_model", "128", "--n_layers", "3", "--learning_rate", "2e-3"),
-            # Many cheap steps without noise and with weight on the text: with less the decoder has
-            # learned the phrases that all traces share, and not yet to look at the frame.
-            *("--batch_size", "128", "--warmup_steps", "50"),
-            *("--text_width", "64", "--text_dropout", "0"),
+            # Many cheap steps with weight on the text: with less the decoder has learned the
+            # phrases that all traces share, and not yet to look at the frame.
+            *("--batch_size", "64", "--warmup_steps", "50"),
+            *("--text_width", "64", "--text_dropout", "0", "--text_word_dropout", "0.1"),
             *("--coc_loss_weight", "3", "--seed", str(config.seed), "--use_language", "--resume"),
         )
         checkpoints[name] = folder / name / f"model_C_epoch{config.num_coc_epochs - 1}.pt"
