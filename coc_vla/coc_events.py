@@ -28,8 +28,8 @@ from benchmarks.demo_signals import (
     read_signal,
 )
 from coc_vla.gripper import GripperChannel, find_gripper_dim
-from coc_vla.hand_axes import HandAxes, Side, leanings_of
-from coc_vla.motion import EpisodeMotion, find_position_dims, motion_phases
+from coc_vla.hand_axes import HandAxes, Side
+from coc_vla.motion import EpisodeMotion, find_position_dims, motion_phases, movement_leanings
 from world_modality.dataset_columns import ENVIRONMENT_STATE_KEY
 from world_modality.episodes import Episodes
 from world_modality.errors import MissingFileError
@@ -196,7 +196,7 @@ def episode_events(motion: EpisodeMotion, levels: dict[str, np.ndarray]) -> tupl
             events.append(Event(phase.start, moves[phase.direction]))
             events += [
                 Event(phase.start, _SIDE_EVENTS[leaning.side])
-                for leaning in leanings_of(phase.shift)
+                for leaning in movement_leanings(phase.direction, phase.shift)
             ]
     return tuple(sorted(events, key=lambda event: (event.frame, EVENT_TYPES.index(event.kind))))
 

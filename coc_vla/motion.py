@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from coc_vla.gripper import GripperEvent, dimension_names
-from coc_vla.hand_axes import NO_SHIFT, HandAxes, Shift
+from coc_vla.hand_axes import NO_SHIFT, HandAxes, Leaning, Shift, leanings_of
 from coc_vla.keyframes import hand_speed, smooth
 from world_modality.errors import InvalidInputError
 
@@ -91,6 +91,14 @@ def motion_phases(motion: EpisodeMotion) -> list[MotionPhase]:
     for start, end in pairwise(cuts):
         phases += _runs(frames[start:end], start, shortest)
     return [replace(phase, shift=motion.shift(phase.start, phase.end)) for phase in phases]
+
+
+def movement_leanings(direction: Direction, shift: Shift) -> tuple[Leaning, ...]:
+    """Return the sides that a movement leads to; what a level one rises or sinks does not count."""
+    right, forward, up = shift
+    if direction == "still":
+        return ()
+    return leanings_of((right, forward, 0.0 if direction == "across" else up))
 
 
 def find_position_dims(

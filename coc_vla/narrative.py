@@ -5,8 +5,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from coc_vla.gripper import GripperEvent
-from coc_vla.hand_axes import NO_SHIFT, Leaning, Shift, leanings_of
-from coc_vla.motion import Direction, EpisodeMotion, motion_phases
+from coc_vla.hand_axes import NO_SHIFT, Leaning, Shift
+from coc_vla.motion import Direction, EpisodeMotion, motion_phases, movement_leanings
 
 Scene = Literal[
     "begin", "fist", "spread", "approach", "grasp", "held", "release", "retreat", "act", "end"
@@ -42,7 +42,7 @@ class Step:
     @property
     def leanings(self) -> tuple[Leaning, ...]:
         """Where a movement leads whose axes are known."""
-        return leanings_of(self.shift) if self.direction != "still" else ()
+        return movement_leanings(self.direction, self.shift)
 
     def joined(self, other: "Step") -> "Step":
         """Return both as one movement of this one's kind."""

@@ -101,13 +101,14 @@ SIXTEEN_WAYS = (
 
 
 @pytest.mark.parametrize("off_the_middle", [-10, 0, 10])
-def test_a_level_motion_is_told_as_one_of_sixteen_ways(off_the_middle):
+@pytest.mark.parametrize("rising", [0.0, 0.9])
+def test_a_level_motion_is_told_as_one_of_sixteen_ways(off_the_middle, rising):
     told = []
     for sixteenth in range(16):
         angle = np.deg2rad(22.5 * sixteenth + off_the_middle)
         path = np.zeros((80, 3))
-        path[:40, :2] = np.outer(np.arange(40), [np.cos(angle), np.sin(angle)])
-        path[40:, :2], path[40:, 2] = path[39, :2], -np.arange(40)
+        path[:40] = np.outer(np.arange(40), [np.cos(angle), np.sin(angle), rising])
+        path[40:, :2], path[40:, 2] = path[39, :2], path[39, 2] - np.arange(40)
         motion = EpisodeMotion(path, (), FPS, HandAxes("right", "forward"))
         told.append(steps_of("Press a button", motion)[1])
     assert told == [f"Move the open gripper {way} towards the button" for way in SIXTEEN_WAYS]

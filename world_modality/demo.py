@@ -47,7 +47,7 @@ class DemoConfig:
     """Training epochs of each arm."""
     n_trials: int = 20
     """Closed-loop episodes of each task and arm."""
-    num_coc_epochs: int = 4
+    num_coc_epochs: int = 6
     """Training epochs of the model that explains itself, and of its instruction-only control."""
     seed: int = 0
     """Of the recording, the split, the codebook and the training."""
@@ -197,7 +197,7 @@ def _explain(config: DemoConfig, cache_flags: list[str], dataset_root: str) -> d
             # Many cheap steps with weight on the text: with less the decoder has learned the
             # phrases that all traces share, and not yet to look at the frame.
             *("--batch_size", "64", "--warmup_steps", "50"),
-            *("--text_width", "64", "--text_dropout", "0", "--text_word_dropout", "0.1"),
+            *("--text_width", "64"),
             *("--coc_loss_weight", "3", "--seed", str(config.seed), "--use_language", "--resume"),
         )
         checkpoints[name] = folder / name / f"model_C_epoch{config.num_coc_epochs - 1}.pt"
