@@ -110,11 +110,15 @@ def latency_server(latency_s: float) -> Iterator[str]:
 def draw_episodes(root: Path, num_episodes: int, image_size: int) -> None:
     """Draw a dataset whose episodes have `EPISODE_LENGTH` frames."""
     draw_dataset(root, num_episodes * EPISODE_LENGTH, image_size)
-    (path,) = root.glob("data/*/*.parquet")
-    table = pq.read_table(path)
-    position = table.schema.get_field_index("episode_index")
-    numbers = pa.array(np.arange(len(table)) // EPISODE_LENGTH)
-    pq.write_table(table.set_column(position, "episode_index", numbers), path, row_group_size=100)
+    first = 0
+    # LeRobot begins a new file after some hundred megabytes.
+    for path in sorted(root.glob("data/*/*.parquet")):
+        table = pq.read_table(path)
+        position = table.schema.get_field_index("episode_index")
+        numbers = pa.array((first + np.arange(len(table))) // EPISODE_LENGTH)
+        table = table.set_column(position, "episode_index", numbers)
+        pq.write_table(table, path, row_group_size=100)
+        first += len(table)
 
 
 def cpu_s() -> float:
