@@ -196,8 +196,7 @@ def _explain(config: DemoConfig, cache_flags: list[str], dataset_root: str) -> d
             *("--d_model", "128", "--n_layers", "3", "--learning_rate", "2e-3"),
             # Many cheap steps with weight on the text: with less the decoder has learned the
             # phrases that all traces share, and not yet to look at the frame.
-            *("--batch_size", "64", "--warmup_steps", "50"),
-            *("--text_width", "64"),
+            *("--batch_size", "64", "--warmup_steps", "50", "--text_width", "64"),
             *("--coc_loss_weight", "3", "--seed", str(config.seed), "--use_language", "--resume"),
         )
         checkpoints[name] = folder / name / f"model_C_epoch{config.num_coc_epochs - 1}.pt"

@@ -20,10 +20,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from benchmarks.speed.drawn_dataset import draw_dataset
 from coc_vla.coc_generation import run as generate
 from coc_vla.episode_tasks import TaskRequest, plan_tasks
@@ -107,20 +103,6 @@ def latency_server(latency_s: float) -> Iterator[str]:
             process.terminate()
 
 
-def draw_episodes(root: Path, num_episodes: int, image_size: int) -> None:
-    """Draw a dataset whose episodes have `EPISODE_LENGTH` frames."""
-    draw_dataset(root, num_episodes * EPISODE_LENGTH, image_size)
-    first = 0
-    # LeRobot begins a new file after some hundred megabytes.
-    for path in sorted(root.glob("data/*/*.parquet")):
-        table = pq.read_table(path)
-        position = table.schema.get_field_index("episode_index")
-        numbers = pa.array((first + np.arange(len(table))) // EPISODE_LENGTH)
-        table = table.set_column(position, "episode_index", numbers)
-        pq.write_table(table, path, row_group_size=100)
-        first += len(table)
-
-
 def cpu_s() -> float:
     """Return the processor time (s) of this process and all its threads."""
     usage = resource.getrusage(resource.RUSAGE_SELF)
@@ -178,7 +160,8 @@ def run(config: BenchLabellingConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory(dir=config.work_dir) as name:
         folder = Path(name)
         root = folder / "drawn"
-        draw_episodes(root, config.num_episodes, config.image_size)
+        num_frames = config.num_episodes * EPISODE_LENGTH
+        draw_dataset(root, num_frames, config.image_size, episode_length=EPISODE_LENGTH)
         with latency_server(config.latency_s) as url:
 
             def labelling(concurrency: int, num_episodes: int) -> CocGenerationConfig:

@@ -17,9 +17,13 @@ VECTOR_NAMES = ("x", "y", "vx", "vy")  # of the state and of the action
 
 
 def draw_dataset(
-    root: Path, num_frames: int, image_size: int, camera_dtype: CameraDtype = "image"
+    root: Path,
+    num_frames: int,
+    image_size: int,
+    camera_dtype: CameraDtype = "image",
+    episode_length: int = EPISODE_LENGTH,
 ) -> None:
-    """Record one task with one camera, in episodes of `EPISODE_LENGTH` frames (the last shorter).
+    """Record one task with one camera.
 
     LeRobot writes it, so that layout, PNG compression and video codec are those of a recording.
 
@@ -28,6 +32,7 @@ def draw_dataset(
         num_frames: N.
         image_size: side of the square frames.
         camera_dtype: PNG images in parquet, or an mp4 file of many episodes.
+        episode_length: frames of an episode; the last may be shorter.
     """
     rng = np.random.default_rng(0)
     features = {
@@ -39,8 +44,8 @@ def draw_dataset(
         f"bench/{root.name}", root, FPS, features, "drawn", use_videos=camera_dtype == "video"
     )
     with writer:
-        for start in range(0, num_frames, EPISODE_LENGTH):
-            length = min(EPISODE_LENGTH, num_frames - start)
+        for start in range(0, num_frames, episode_length):
+            length = min(episode_length, num_frames - start)
             state, action = rng.normal(size=(2, length, len(VECTOR_NAMES))).astype(np.float32)
             frames = np.stack([draw_frame(rng, image_size) for _ in range(length)])
             columns = {CAMERA: frames, "observation.state": state, "action": action}
