@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx
+import orjson
 
 from world_modality.errors import InvalidInputError
 
@@ -58,7 +59,10 @@ class ServerConnection:
         self._key = _key_of_environment()
         self._client = httpx.Client(
             base_url=url,
-            headers={"Authorization": f"Bearer {self._key or 'none'}"},
+            headers={
+                "Authorization": f"Bearer {self._key or 'none'}",
+                "Content-Type": "application/json",
+            },
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
             limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
         )
@@ -98,7 +102,10 @@ class ServerConnection:
     def _read(self, method: str, path: str, body: dict[str, Any] | None) -> Reply:
         latest = time.monotonic() + self._timeout_s
         content = bytearray()
-        with self._client.stream(method, path, json=body) as response:
+        # An episode's pictures are hundreds of kilobytes of text, which the standard library's JSON
+        # takes half of the request's processor time to look through.
+        sent = None if body is None else orjson.dumps(body)
+        with self._client.stream(method, path, content=sent) as response:
             for part in response.iter_bytes():
                 content += part
                 if len(content) > MAX_REPLY_BYTES:

@@ -98,6 +98,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        # As servers on FastAPI do, which then do not read the body at all.
+        if self.headers["Content-Type"] != "application/json":
+            self._send(415, "expected application/json", {})
+            return
         with self.owner.lock:
             count = len(self.owner.bodies)
             self.owner.bodies.append(body)
