@@ -16,7 +16,7 @@ help: ## Say what there is
 demo: env ## Record demonstrations, run every stage, print the tables (about 25 minutes on two cores)
 	@$(RUN) world_modality.demo
 
-verdict: env ## Run the whole matrix of benchmarks/metaworld/verdict.yaml on the demo's recording (a night on two cores)
+verdict: env ## Run the whole matrix of benchmarks/metaworld/verdict.yaml on a recording of its own (a night on two cores)
 	@$(RUN) world_modality.experiment benchmarks/metaworld/verdict.yaml --max_parallel 2
 
 env: ## Make the virtual environment (minutes the first time, then nothing)

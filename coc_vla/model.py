@@ -81,7 +81,7 @@ class DecoderConfig:
         d_model: its width.
         n_layers: its depth.
         n_heads: its attention heads.
-        dropout: inside it.
+        dropout: inside it, but for the attention weights.
         word_dropout: share of the tokens before the next one that it does not see in training.
     """
 
@@ -158,6 +158,9 @@ class TextDecoder(nn.Module):
             )
             for _ in range(config.n_layers)
         )
+        for layer in self._typed_layers:
+            # Dropping attention itself keeps CPUs from the fused kernel: 1.5 times the step.
+            layer.self_attn.dropout = layer.multihead_attn.dropout = 0.0
         self.norm = nn.LayerNorm(dim)
         # Last: what is drawn before does not depend on how much is read, so that a model and its
         # control start from the same weights.

@@ -41,9 +41,9 @@ class DemoConfig:
     """Receives the dataset, the cache, the runs and the reports."""
     tasks: tuple[str, ...] = ()
     """MetaWorld tasks to record; the recorder's six where left out."""
-    episodes_per_task: int = 25
+    episodes_per_task: int = 50
     """Successful demonstrations of each task."""
-    num_epochs: int = 10
+    num_epochs: int = 5
     """Training epochs of each arm."""
     n_trials: int = 20
     """Closed-loop episodes of each task and arm."""
