@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from world_modality.demo import _command
-from world_modality.demo_table import paired_difference
+from world_modality.demo_table import explanation_table, paired_difference
 from world_modality.errors import UserError
 
 ROOT = Path(__file__).parents[1]
@@ -24,6 +24,44 @@ def test_paired_difference_is_the_difference_of_the_exact_means():
     assert difference.num_episodes == 12
     same = paired_difference(first, first)
     assert (same.value, same.low, same.high) == (0, 0, 0)
+
+
+def explained(nats, recall):
+    """A report of held-out explanations; pairs of bounds, or None where there is one episode."""
+
+    def interval(bounds):
+        low, high = bounds or (None, None)
+        return {"value": 0.0, "low": low, "high": high, "num_episodes": 2 if bounds else 1}
+
+    condition = {
+        "perplexity": interval((1.0, 1.1)),
+        "nats_minus_model": interval(nats),
+        "scores": {"all": {"recall": interval((0.8, 0.9))}},
+        "recall_minus_model": {"all": interval(recall)},
+    }
+    example = {"episode_index": 3, "instruction": "push", "model": [{"what": "go", "why": "so"}]}
+    return {
+        "labels": {"num_explained": 2},
+        "conditions": {"model": condition, "instruction only": condition},
+        "examples": [example],
+    }
+
+
+@pytest.mark.parametrize(
+    ("nats", "recall", "verdicts"),
+    [
+        ((0.01, 0.02), (-0.2, -0.1), ["better", "better"]),
+        ((-0.02, -0.01), (0.1, 0.2), ["worse", "worse"]),
+        ((-0.01, 0.02), (-0.1, 0.0), ["not resolved: the interval spans 0"] * 2),
+        (None, None, ["not resolved: there is no interval"] * 2),
+    ],
+)
+def test_the_table_says_whether_the_model_explains_better(nats, recall, verdicts):
+    lines = explanation_table(explained(nats, recall)).splitlines()
+    said = [line for line in lines if line.startswith("- ")]
+    assert [line.split(":")[0] for line in said] == ["- nats a token", "- event recall"]
+    for line, verdict in zip(said, verdicts, strict=True):
+        assert verdict in line
 
 
 def test_a_failing_stage_stops_the_demo():

@@ -58,12 +58,8 @@ def _comparisons(reports: dict[str, dict[str, Any]]) -> list[str]:
         difference = paired_difference(
             reports[arm]["eval_offline"]["episodes"], reports[reference]["eval_offline"]["episodes"]
         )
-        verdict = "not resolved: the interval spans 0"
-        if difference.low is not None and difference.low > 0:
-            verdict = f"{arm} is worse"
-        if difference.high is not None and difference.high < 0:
-            verdict = f"{arm} is better"
-        lines.append(f"- {arm} minus {reference}: {difference} ({verdict}, for this one seed)")
+        verdict = _verdict(difference, f"{arm} is better", f"{arm} is worse")
+        lines.append(f"- {arm} minus {reference}: {difference} ({verdict})")
     gain = _interval(reports["C"]["eval_offline"]["world"]["all"][0]["model_minus_bigram"])
     lines.append(f"- top-1 at k = 1, C's world head minus bigram: {gain.percent}")
     ratio = reports["C"]["corrupt_world"]["corruptions"]["task_shuffle"]["ratio"]
@@ -128,6 +124,17 @@ def explanation_table(report: dict[str, Any]) -> str:
         ]
         change, fall = ("–", "–") if name == "model" else minus
         lines.append(f"| {name} | {perplexity} | {change} | {recall} | {fall} |")
+    control = report["conditions"]["instruction only"]
+    likelihood = _interval(control["nats_minus_model"])
+    events = _interval(control["recall_minus_model"]["all"])
+    lines += [
+        "",
+        "the decoder that reads the instruction only, against the model, paired by episode:",
+        f"- nats a token: {likelihood} "
+        f"({_verdict(likelihood, 'the model explains worse', 'the model explains better')})",
+        f"- event recall: {events.percent} "
+        f"({_verdict(events, 'the model explains better', 'the model explains worse')})",
+    ]
     example = report["examples"][0]
     lines += [
         "",
@@ -144,6 +151,18 @@ def paired_difference(first: dict[str, Any], second: dict[str, Any]) -> Interval
     """Return the difference of two arms' action MSE, from their episodes' sums."""
     sums = np.array(first["squared_error_sum"]) - np.array(second["squared_error_sum"])
     return ratio_interval(sums, np.array(first["num_steps"]))
+
+
+def _verdict(difference: Interval, negative: str, positive: str) -> str:
+    """Say what a difference means, where its interval tells its sign."""
+    if difference.low is None or difference.high is None:
+        return "not resolved: there is no interval"
+    verdict = "not resolved: the interval spans 0"
+    if difference.low > 0:
+        verdict = positive
+    if difference.high < 0:
+        verdict = negative
+    return f"{verdict}, for this one seed"
 
 
 def _interval(stored: dict[str, Any]) -> Interval:
