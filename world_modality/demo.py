@@ -47,7 +47,7 @@ class DemoConfig:
     """Training epochs of each arm."""
     n_trials: int = 20
     """Closed-loop episodes of each task and arm."""
-    num_coc_epochs: int = 6
+    num_coc_epochs: int = 4
     """Training epochs of the model that explains itself, and of its instruction-only control."""
     seed: int = 0
     """Of the recording, the split, the codebook and the training."""
