@@ -13,7 +13,7 @@ help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
 	@echo '  Variables: PYTHON=python3.12, KEEP_TORCH=1, ENV_DIR=path, PYTEST_ARGS="-k name"'
 
-demo: env ## Record demonstrations, run every stage, print the tables (about 25 minutes on two cores)
+demo: env ## Record demonstrations, run every stage, print the tables (about 32 minutes on two cores)
 	@$(RUN) world_modality.demo
 
 verdict: env ## Run the whole matrix of benchmarks/metaworld/verdict.yaml on a recording of its own (a night on two cores)

@@ -141,7 +141,7 @@ def explanation_table(report: dict[str, Any]) -> str:
         f"Episode {example['episode_index']}, {example['instruction']!r}, the model says:",
     ]
     lines += [
-        f"{number}. {step['what']}. {step['why']}."
+        f"{number}. {step['what']}: {step['why']}."
         for number, step in enumerate(example["model"], 1)
     ] or ["(nothing)"]
     return "\n".join(lines)
