@@ -64,6 +64,16 @@ def test_every_hidden_state_that_is_read_changes_the_text(kind):
         assert torch.equal(*logits) is not depends
 
 
+def test_what_is_attended_to_is_not_dropped_in_training():
+    model = decoder("lang", dropout=0.5)
+    memory = model.memory(hidden())
+    queries = torch.randn(3, 10, SIZES["d_model"])
+    for layer in model.train().layers:
+        for attention in (layer.self_attn, layer.multihead_attn):
+            first, second = (attention(queries, memory, memory)[0] for _ in range(2))
+            assert torch.equal(first, second)
+
+
 def tokens_with_marks():
     text = tokens()
     text[0, 4], text[1, 2], text[1, 7] = MARKS[0], MARKS[1], MARKS[0]

@@ -82,6 +82,24 @@ def test_one_episode_has_a_value_and_no_interval():
     assert str(interval) == "0.75 [no interval: 1 episode]"
 
 
+@pytest.mark.parametrize(
+    ("low", "high", "null", "side"),
+    [
+        (0.1, 0.2, 0.0, 1),
+        (-0.2, -0.1, 0.0, -1),
+        (-0.1, 0.1, 0.0, 0),
+        (0.0, 0.1, 0.0, 0),
+        (-0.1, 0.0, 0.0, 0),
+        (1.1, 2.0, 1.0, 1),
+        (0.5, 0.9, 1.0, -1),
+        (0.5, 1.1, 1.0, 0),
+        (None, None, 0.0, 0),
+    ],
+)
+def test_an_interval_resolves_a_side_where_it_leaves_no_effect_out(low, high, null, side):
+    assert Interval(0.0, low, high, 2).side(null) == side
+
+
 def test_no_episode_has_no_value():
     assert ratio_interval(np.zeros(0), np.zeros(0)) == Interval(None, None, None, 0)
     assert ratio_interval(np.zeros(3), np.zeros(3)) == Interval(None, None, None, 0)

@@ -157,12 +157,8 @@ def _verdict(difference: Interval, negative: str, positive: str) -> str:
     """Say what a difference means, where its interval tells its sign."""
     if difference.low is None or difference.high is None:
         return "not resolved: there is no interval"
-    verdict = "not resolved: the interval spans 0"
-    if difference.low > 0:
-        verdict = positive
-    if difference.high < 0:
-        verdict = negative
-    return f"{verdict}, for this one seed"
+    words = {-1: negative, 0: "not resolved: the interval spans 0", 1: positive}
+    return f"{words[difference.side()]}, for this one seed"
 
 
 def _interval(stored: dict[str, Any]) -> Interval:

@@ -23,6 +23,16 @@ class Interval:
     def __str__(self) -> str:
         return self._text(1, ".3g", "")
 
+    def side(self, null: float = 0.0) -> int:
+        """Return 1 or -1 where all of it lies above or below `null`; 0 where nothing is resolved.
+
+        Args:
+            null: no effect: 0 for a difference, 1 for a ratio.
+        """
+        if self.low is None or self.high is None:
+            return 0
+        return int(self.low > null) - int(self.high < null)
+
     @property
     def percent(self) -> str:
         """The estimate and its interval in percent, for shares."""

@@ -188,12 +188,12 @@ def _reading(result: CorruptWorldResult) -> str:
         return "One held-out episode: whether the actions use the world token is not resolved."
     if ratio.low == ratio.high == 1:
         return "No corruption changes the actions: they do not depend on the world token."
-    if ratio.low > 1:
+    if ratio.side(1.0) > 0:
         return (
             f"Another frame's token of the same task raises the action error by "
             f"{100 * ((ratio.value or 1) - 1):.1f} %: the actions use what the token says."
         )
-    if ratio.high < 1:
+    if ratio.side(1.0) < 0:
         return "Another frame's token of the same task lowers the action error: the token misleads."
     return "Whether the actions use what the token says is not resolved: the interval spans 1."
 

@@ -54,11 +54,11 @@ class Comparison:
         difference = self.difference
         if difference.low is None or difference.high is None:
             return "not resolved: no episode in common"
-        if difference.low > 0:
-            return f"{self.first} is better"
-        if difference.high < 0:
-            return f"{self.second} is better"
-        return "not resolved: the interval spans 0"
+        return {
+            -1: f"{self.second} is better",
+            0: "not resolved: the interval spans 0",
+            1: f"{self.first} is better",
+        }[difference.side()]
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON."""

@@ -84,13 +84,10 @@ class ContrastResult:
     @property
     def direction(self) -> int:
         """1 where the first arm is better, -1 where it is worse, 0 where that is not resolved."""
-        interval = self.interval
-        if self.holm_p is None or self.holm_p >= LEVEL or interval.low is None:
+        if self.holm_p is None or self.holm_p >= LEVEL:
             return 0
-        if interval.high is None or interval.low <= 0 <= interval.high:
-            return 0
-        is_better = (self.estimate.value < 0) == self.measure.lower_is_better
-        return 1 if is_better else -1
+        side = self.interval.side()
+        return -side if self.measure.lower_is_better else side
 
     @property
     def verdict(self) -> str:

@@ -84,10 +84,8 @@ def _correlation(pairs: list[Pair]) -> tuple[str, str]:
         return "–", "not defined: it takes two checkpoints that differ in both"
     if interval.low is None or interval.high is None:
         return interval_text(interval, signed=True), "not resolved: too few checkpoints"
-    if interval.low <= 0 <= interval.high:
-        return interval_text(interval, signed=True), "not resolved"
-    word = "rises" if interval.low > 0 else "falls"
-    return interval_text(interval, signed=True), f"success {word} with it"
+    words = {-1: "success falls with it", 0: "not resolved", 1: "success rises with it"}
+    return interval_text(interval, signed=True), words[interval.side()]
 
 
 def _token_accuracy(run: FinishedRun) -> float | None:

@@ -41,14 +41,12 @@ class OfflineEffect:
     @property
     def reading(self) -> str:
         """What the interval says."""
-        low, high = self.ratio.low, self.ratio.high
         if undefined := self.per_seed.count(None):
             return f"not defined: an error is 0 or not finite in {undefined} of {self._seeds}"
         if set(self.per_seed) == {1.0}:
             return "no effect at all"
-        if low is None or high is None or low <= 1 <= high:
-            return "not resolved"
-        return "raises the error" if low > 1 else "lowers the error"
+        words = {-1: "lowers the error", 0: "not resolved", 1: "raises the error"}
+        return words[self.ratio.side(1.0)]
 
     @property
     def _seeds(self) -> str:
@@ -76,10 +74,8 @@ class ClosedLoopEffect:
     @property
     def reading(self) -> str:
         """What the interval says."""
-        interval = self.difference.interval
-        if interval.low is None or interval.high is None or interval.low <= 0 <= interval.high:
-            return "not resolved"
-        return "raises success" if interval.low > 0 else "lowers success"
+        words = {-1: "lowers success", 0: "not resolved", 1: "raises success"}
+        return words[self.difference.interval.side()]
 
 
 def offline_effects(group: ComparisonGroup) -> list[OfflineEffect]:
