@@ -38,8 +38,8 @@ from ops.training_folder import Writer, checksums
 _KINDS = (*FAULTS, "kill")
 _RETRY_S = "1"
 _RECOVERIES = 0.6
-# A round lists twice, then copies objects and the manifest.
-_CALLS = {"cut": (2, 3), "torn": (2, 3), "full": (2,)}
+# A round lists twice, then copies and checks objects, and copies and checks the manifest.
+_CALLS = {"cut": (2, 4), "torn": (2, 4), "full": (2,)}
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ class ChaosSync:
             time.sleep(self._rng.uniform(0.05, 2.0))
         else:
             # Which call of the round is hit is left to chance, as far as it makes a difference.
-            lines = [""] * self._rng.choice(_CALLS.get(kind, (0, 1, 2, 3))) + [kind]
+            lines = [""] * self._rng.choice(_CALLS.get(kind, (0, 1, 2, 3, 4, 5))) + [kind]
             self._plan.write_text("".join(f"{line}\n" for line in lines))
         self._wait_for_report(process, kind, "last_error")
         if kind != "kill" and self._rng.random() < _RECOVERIES:

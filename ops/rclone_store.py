@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ops.errors import OpsError, RemoteError
+from ops.rclone_environment import rclone_environment
 from ops.remote_name import RemoteName
 
 # rclone says so for a folder that was never written.
@@ -106,6 +107,33 @@ class RcloneStore:
             flags.append("--no-traverse")
         self._copy(str(source), self.remote.folder(folder), flags, _total_size(files))
 
+    def confirm(self, source: Path, folder: str) -> None:
+        """Check that the remote lists all files of a local folder, with their sizes and hashes.
+
+        A remote that keeps no hash which can be made here is asked for the sizes alone.
+
+        Raises:
+            RemoteError: it does not list one, or lists it with other content.
+        """
+        files = list(source.iterdir())
+        with _name_list([file.name for file in files]) as listing:
+            flags = [*self._flags(), listing]
+            if len(files) < _NO_TRAVERSE_BELOW:
+                flags.append("--no-traverse")
+            places = (str(source), self.remote.folder(folder))
+            seconds = _total_size(files) / self.limits.bytes_per_s
+            _, found = self._call(
+                _rclone("check"), *places, None, False, False, True, flags, extra_seconds=seconds
+            )
+        equal = {name for sign, name in found if sign == "="}
+        missing = sorted(file.name for file in files if file.name not in equal)
+        if missing:
+            raise RemoteError(
+                f"{self.remote} was sent {len(files)} files without an error, but its own listing "
+                f"of {folder}/ does not show {len(missing)} of them as they were sent "
+                f"({missing[0]} is the first)"
+            )
+
     def download(self, folder: str, names: list[str], target: Path, num_bytes: int) -> None:
         """Copy these files of a folder of the remote into a local folder.
 
@@ -189,6 +217,9 @@ def _work(
     os.setsid()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+    environment = rclone_environment(os.environ)
+    os.environ.clear()
+    os.environ.update(environment)
     os.setpriority(os.PRIO_PROCESS, 0, max(nice, os.getpriority(os.PRIO_PROCESS, 0)))
     silent = os.open(os.devnull, os.O_RDWR)
     for descriptor in (0, 1, 2):

@@ -10,6 +10,7 @@ Exit codes: 0 done, 1 an error that the message says how to mend, 2 a wrong comm
 interrupted. `run` has the exit code of its command.
 """
 
+import os
 import signal
 import sys
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ from ops.command_line import run_cli
 from ops.errors import OpsError, UsageError
 from ops.folder_lock import FolderLock
 from ops.manifest import STATE_FOLDER_PREFIX, newest_first
+from ops.rclone_environment import ignored_variables
 from ops.rclone_store import CallLimits, RcloneStore
 from ops.remote_name import RemoteName, parse_remote
 from ops.restore import RestoreOptions, Restorer
@@ -117,6 +119,8 @@ def run(config: Command, command: list[str]) -> int:
     if isinstance(config, Run) != bool(command):
         raise UsageError("`run` needs the command to run after --; the other subcommands take none")
     remote = parse_remote(config.remote)
+    if ignored := ignored_variables(os.environ):
+        print(f"[sync] rclone runs without {', '.join(ignored)}", file=sys.stderr, flush=True)
     if isinstance(config, Run):
         return _run_command(config, remote, command)
     if isinstance(config, Dir | File):

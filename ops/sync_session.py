@@ -146,6 +146,8 @@ class SyncSession:
         try:
             self._warn_of_another_run()
             result: RoundResult = self._uploader.round(final=final)
+            if final:
+                self._uploader.confirm()
         except (OpsError, OSError) as error:
             self._note_failure(str(error), final=final)
             return False

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from ops.atomic import write_bytes, write_json
-from ops.errors import DamagedError, OpsError
+from ops.errors import DamagedError, OpsError, RemoteError
 from ops.manifest import FileEntry, Manifest, ManifestName, decode, newest_first
 from ops.manifest_reading import newest_readable
 from ops.rclone_store import RcloneStore
@@ -77,6 +77,7 @@ class Uploader:
         self._present: set[str] = set()
         self._saved: dict[str, FileEntry] | None = None
         self._last_number: int | None = None
+        self._saved_name = ""
         self._saved_number = 0
 
     def require_same_run(self) -> None:
@@ -120,6 +121,7 @@ class Uploader:
         num_bytes = sum(path.stat().st_size for path in staged)
         if staged:
             self._store.upload(self._staging.objects, "objects")
+            self._store.confirm(self._staging.objects, "objects")
         self._refuse_changed_links()
         self._present |= {path.name for path in staged}
         # An upload that failed may have arrived all the same, so each try has a number of its own.
@@ -131,6 +133,29 @@ class Uploader:
         return RoundResult(
             self._saved_number, num_files, len(staged), num_bytes, snapshot.left, self._prune()
         )
+
+    def confirm(self) -> None:
+        """Check that the remote's own listing shows all that the newest state written here names.
+
+        Until that has succeeded, all files count as not saved.
+
+        Raises:
+            RemoteError: it does not, so that the next round sends all again; or it cannot be read.
+        """
+        saved, self._saved = self._saved or {}, None
+        objects = self._store.list_files("objects")
+        missing = [
+            path
+            for path, entry in saved.items()
+            if any(objects.get(part.sha256) != part.size for part in entry.parts)
+        ]
+        if missing or self._saved_name not in self._store.list_files("manifests"):
+            self._present.clear()
+            raise RemoteError(
+                f"{self._store.remote} does not list all of state {self._saved_number}: "
+                f"{', '.join(missing[:5]) or self._saved_name} is missing"
+            )
+        self._saved = saved
 
     def unsaved(self) -> list[str]:
         """Return the paths that the newest state written from here lacks or has older."""
@@ -166,7 +191,9 @@ class Uploader:
         self._staging.clear()
         write_bytes(self._staging.objects / name.file_name, text)
         self._store.upload(self._staging.objects, "manifests")
+        self._store.confirm(self._staging.objects, "manifests")
         self._staging.clear()
+        self._saved_name = name.file_name
         remember_state(self._state_dir, self._writer, name)
 
     def _prune(self) -> str | None:

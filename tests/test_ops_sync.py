@@ -112,6 +112,22 @@ def test_a_damaged_state_is_passed_over_and_healed_by_the_next_start(world):
     assert world.content("healed") == {"a": "first", "b": "second"}
 
 
+def test_what_vanished_from_the_remote_is_not_confirmed_and_is_sent_again(world):
+    (world.local / "a").write_text("first")
+    (world.local / "b").write_text("second")
+    uploader = world.uploader()
+    uploader.round()
+    uploader.confirm()
+    world.object_of(world.manifests()[0], "b").unlink()
+    with pytest.raises(RemoteError, match=r"does not list all of state 1: b is missing"):
+        uploader.confirm()
+    assert uploader.unsaved() == ["a", "b"]
+    uploader.round()
+    uploader.confirm()
+    assert uploader.unsaved() == []
+    assert world.restore().number == 2
+
+
 def test_a_torn_manifest_names_nothing(world):
     (world.local / "a").write_text("first")
     uploader = world.uploader()
