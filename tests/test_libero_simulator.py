@@ -18,9 +18,9 @@ from benchmarks.libero.simulator import (
     STATE_NAMES,
     WRIST_IMAGE_KEY,
     LiberoSimulator,
-    gl_backend,
 )
 from benchmarks.libero.suites import find_task
+from benchmarks.rendering_record import gl_backend
 from benchmarks.rollouts.suite import Simulator
 from world_modality.errors import InvalidInputError, MissingKeyError, UserError
 

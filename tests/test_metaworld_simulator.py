@@ -19,9 +19,9 @@ from benchmarks.metaworld.simulator import (
     STATE_KEY,
     MetaworldSimulator,
     Rendering,
-    gl_backend,
     scripted_expert,
 )
+from benchmarks.rendering_record import gl_backend
 from world_modality.errors import InvalidInputError, MissingKeyError, UserError
 
 SMALL = Rendering(image_size=64, gl_backend=gl_backend())
