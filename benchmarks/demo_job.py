@@ -83,9 +83,13 @@ class DemoJob:
         if num_staged:
             print(f"going on with {num_staged} episodes recorded before")
         with tqdm(total=num_wanted, desc="recording", unit="episode", initial=num_staged) as bar:
+            num_shown = num_staged
 
             def show_progress() -> None:
-                bar.update(sum(task.num_done for task in tasks) - bar.n)
+                nonlocal num_shown
+                num_done = sum(task.num_done for task in tasks)
+                bar.update(num_done - num_shown)
+                num_shown = num_done
 
             record_attempts(self.recorder, staging, tasks, self.config.num_workers, show_progress)
         return tasks

@@ -21,7 +21,7 @@ def read_sections(path: Path) -> dict[str, Any]:
         InvalidInputError: it does not.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
         raise _no_recipe(path, f"is no JSON ({str(error)[:100]})") from error
     for section in RECIPE_SECTIONS:

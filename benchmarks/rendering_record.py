@@ -1,13 +1,48 @@
-"""How a simulator's images are made, as a record that travels with recordings and checkpoints."""
+"""How a simulator's images are made: what renders, and the record that recordings carry of it."""
 
+import os
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar
 
-from world_modality.errors import InvalidInputError
+from world_modality.errors import InvalidInputError, UserError
 
 # Not `Self`, which the run-time check of signatures does not take in a method.
 RenderingT = TypeVar("RenderingT", bound="RenderingRecord")
+RENDERING_ERRORS = (ImportError, AttributeError, RuntimeError, ValueError)
+"""What MuJoCo and PyOpenGL raise where there is no way to render: an AttributeError on None where
+libEGL is not there, a ValueError where MUJOCO_EGL_DEVICE_ID is no number."""
+
+
+def gl_backend() -> str:
+    """Return the backend MuJoCo is told to render with: `MUJOCO_GL`, or EGL where it is unset."""
+    return os.environ.get("MUJOCO_GL") or "egl"
+
+
+def _pass_over_half_made_renderer(unraisable: Any) -> None:
+    # MuJoCo's destructors trip over what its constructors did not come to.
+    if not str(getattr(unraisable.object, "__module__", "")).startswith("mujoco"):
+        sys.__unraisablehook__(unraisable)
+
+
+def rendering_failed(error: Exception) -> UserError:
+    """Build the error for a machine where MuJoCo cannot render off screen, with what mends it."""
+    sys.unraisablehook = _pass_over_half_made_renderer
+    advice = "unset MUJOCO_GL"
+    device = os.environ.get("MUJOCO_EGL_DEVICE_ID")
+    if device is not None:
+        advice += (
+            f" and MUJOCO_EGL_DEVICE_ID={device} (it counts EGL's own devices from 0, whatever "
+            "CUDA_VISIBLE_DEVICES says)"
+        )
+    platform = os.environ.get("PYOPENGL_PLATFORM")
+    if platform not in (None, gl_backend()):  # MuJoCo sets it to what it renders with
+        advice += f" and PYOPENGL_PLATFORM={platform}"
+    return UserError(
+        f"MuJoCo cannot render off screen with MUJOCO_GL={gl_backend()} ({error}); {advice} and "
+        "install EGL, on Debian and Ubuntu: apt-get install libegl1 libgles2 libgl1-mesa-dri"
+    )
 
 
 @dataclass(frozen=True)

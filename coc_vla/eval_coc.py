@@ -233,7 +233,7 @@ def _write(config: EvalCocConfig, result: EvalCocResult) -> None:
     write_json(out_dir / "eval_coc.json", report)
     text = markdown_report(report)
     with replacing(out_dir / "eval_coc.md") as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")
     plot_explanations(report, out_dir / "eval_coc.png")
     print(text)
     print(f"report: {out_dir / 'eval_coc.md'} and .json\nplot: {out_dir / 'eval_coc.png'}")

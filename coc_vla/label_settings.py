@@ -63,7 +63,7 @@ def _recorded(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        recorded: list[dict[str, Any]] = json.loads(file.read_text())["settings"]
+        recorded: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["settings"]
         return [dict(settings) for settings in recorded]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(

@@ -84,13 +84,13 @@ class ChaosSync:
         else:
             # Which call of the round is hit is left to chance, as far as it makes a difference.
             lines = [""] * self._rng.choice(_CALLS.get(kind, (0, 1, 2, 3, 4, 5))) + [kind]
-            self._plan.write_text("".join(f"{line}\n" for line in lines))
+            self._plan.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         self._wait_for_report(process, kind, "last_error")
         if kind != "kill" and self._rng.random() < _RECOVERIES:
             # Otherwise the machine dies before the sync has tried again.
             self._wait_for_report(process, kind, "saved_at")
         _kill(process)
-        self._plan.write_text("")
+        self._plan.write_text("", encoding="utf-8")
         return self.problems(kind)
 
     def problems(self, kind: str) -> list[str]:
@@ -142,7 +142,7 @@ class ChaosSync:
         until = time.monotonic() + (0 if kind == "kill" else 60)
         next_step = time.monotonic() + self._rng.uniform(0.1, 3.0)
         while time.monotonic() < until and process.poll() is None:
-            found = json.loads(status.read_text()) if status.exists() else {}
+            found = json.loads(status.read_text(encoding="utf-8")) if status.exists() else {}
             if found.get(field) or found.get("saved_at"):
                 return
             time.sleep(0.02)

@@ -3,6 +3,7 @@
 Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted.
 """
 
+import io
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -28,6 +29,10 @@ def run_cli(config_type: Any, run: Callable[[Any, list[str]], int]) -> None:
         config_type: a frozen dataclass, or a union of them as subcommands.
         run: does the work; what it returns is the exit code.
     """
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal's encoding lacks, in a file's name, is printed as an escape.
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     own, command = split_command(sys.argv[1:])
     try:
         code = run(tyro.cli(config_type, args=own, use_underscores=True), command)

@@ -115,7 +115,7 @@ def _without(value: Any, ignored: tuple[str, ...]) -> Any:
 
 
 def _json_lines(path: Path) -> list[Any]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
 def _array(path: Path) -> Any:

@@ -176,7 +176,7 @@ create() {
 # Each is several GB, but another checkout may use it: only its owner knows.
 mention_other_environments() {
     local others
-    others="$(find "$store" -maxdepth 1 -type d -name 'env-*' ! -path "$env_dir" 2>/dev/null | sort | xargs)"
+    others="$(find "$store" -maxdepth 1 -type d -name 'env-*' ! -path "$env_dir" 2>/dev/null | sort | paste -sd ' ')"
     [[ -z "$others" ]] || say "other environments, made for other requirements or another Python: $others"
 }
 

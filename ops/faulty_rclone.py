@@ -12,6 +12,7 @@ next calls; without a line there, the call goes through. What it does with a fau
 """
 
 import os
+import shlex
 import stat
 import subprocess
 import sys
@@ -30,10 +31,9 @@ def install(folder: Path, rclone: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     program = folder / "rclone"
     plan = folder / "plan"
-    program.write_text(
-        "#!/bin/sh\n"
-        f"exec '{sys.executable}' -S '{Path(__file__).resolve()}' '{rclone}' '{plan}' \"$@\"\n"
-    )
+    words = [sys.executable, "-S", Path(__file__).resolve(), rclone, plan]
+    command = shlex.join(map(str, words))
+    program.write_text(f'#!/bin/sh\nexec {command} "$@"\n', encoding="utf-8")
     program.chmod(program.stat().st_mode | stat.S_IXUSR)
     return plan
 
@@ -41,12 +41,12 @@ def install(folder: Path, rclone: Path) -> Path:
 def next_fault(plan: Path) -> str:
     """Take the first line off the plan."""
     try:
-        lines = plan.read_text().splitlines()
+        lines = plan.read_text(encoding="utf-8").splitlines()
     except FileNotFoundError:
         return ""
     if not lines:
         return ""
-    plan.write_text("".join(f"{line}\n" for line in lines[1:]))
+    plan.write_text("".join(f"{line}\n" for line in lines[1:]), encoding="utf-8")
     return lines[0].strip()
 
 

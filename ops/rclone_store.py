@@ -250,7 +250,7 @@ class _name_list:  # noqa: N801  used like a function
 
     def __enter__(self) -> str:
         descriptor, self._path = tempfile.mkstemp(prefix="ops-names-")
-        with os.fdopen(descriptor, "w") as file:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as file:
             file.write("".join(f"{name}\n" for name in self._names))
         return f"--files-from-raw {shlex.quote(self._path)}"
 

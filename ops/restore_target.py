@@ -89,7 +89,7 @@ class RestoreTarget:
     def unfinished(self) -> dict[str, FileEntry]:
         """Return the files that an earlier restore, which did not end, was putting here."""
         try:
-            files = json.loads(self.marker.read_text())["files"]
+            files = json.loads(self.marker.read_text(encoding="utf-8"))["files"]
         except (OSError, ValueError, KeyError, TypeError):
             return {}
         return {

@@ -69,6 +69,6 @@ class Retention:
 
     def _noted(self) -> set[str]:
         try:
-            return set(json.loads(self._plan.read_text()))
+            return set(json.loads(self._plan.read_text(encoding="utf-8")))
         except (FileNotFoundError, ValueError):
             return set()

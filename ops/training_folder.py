@@ -35,7 +35,7 @@ class Writer:
             json.dumps({"epoch": self._epoch, "line": line}) + "\n"
             for line in range(self._rng.randrange(1, 40))
         ]
-        with (self.folder / "metrics.jsonl").open("a") as log:
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
             log.write("".join(lines))
         self._note()
         checkpoint = self._rng.randbytes(self._checkpoint_bytes)

@@ -20,8 +20,8 @@ from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_NAMES,
     MetaworldSimulator,
     Rendering,
-    gl_backend,
 )
+from benchmarks.rendering_record import gl_backend
 from world_modality.errors import InvalidInputError
 
 # At this seed the expert needs 49, 60, 41 and 36 steps in its first attempts: with 50 one fails.

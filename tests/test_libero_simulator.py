@@ -18,9 +18,9 @@ from benchmarks.libero.simulator import (
     STATE_NAMES,
     WRIST_IMAGE_KEY,
     LiberoSimulator,
-    gl_backend,
 )
 from benchmarks.libero.suites import find_task
+from benchmarks.rendering_record import gl_backend
 from benchmarks.rollouts.suite import Simulator
 from world_modality.errors import InvalidInputError, MissingKeyError, UserError
 
@@ -329,6 +329,36 @@ def test_without_a_driver_says_what_to_install_and_neither_asks_nor_writes_setti
     assert "apt-get install libegl1" in done.stdout
     assert "robosuite" not in done.stderr
     assert not [path for path in Path(tmp_path).rglob("*") if "libero" in path.name]
+
+
+def built_with(**environment):
+    """Build a simulator in a process of its own; returns what it printed, and its errors."""
+    program = (
+        "import os\n"
+        "from benchmarks.libero.simulator import LiberoSimulator, Rendering\n"
+        "from world_modality.errors import UserError\n"
+        f"try:\n    LiberoSimulator('{SUITE}', '{SOUP}', Rendering(image_size=64)).close()\n"
+        "    print('drawn on device', os.environ['MUJOCO_EGL_DEVICE_ID'])\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    return subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+def test_mujocos_device_need_not_be_one_of_cudas():
+    done = built_with(CUDA_VISIBLE_DEVICES="3", MUJOCO_EGL_DEVICE_ID="0")
+    assert done.stdout == "drawn on device 0\n"
+
+
+def test_a_device_that_is_no_number_is_named_without_a_traceback():
+    done = built_with(MUJOCO_EGL_DEVICE_ID="gpu")
+    assert "unset MUJOCO_GL and MUJOCO_EGL_DEVICE_ID=gpu" in done.stdout
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.slow

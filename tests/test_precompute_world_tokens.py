@@ -1,6 +1,7 @@
 """The stage that writes the cache: its arrays, reuse, resumption, leakage, and what it refuses."""
 
 import dataclasses
+import functools
 import io
 import json
 import shutil
@@ -13,6 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from tqdm import tqdm
 
 from tests.lerobot_fixtures import make_dataset
 from tests.precompute_fixtures import flags_of, kill_after_first_rows
@@ -263,6 +265,14 @@ def test_killed_and_started_again_it_writes_the_same_arrays(config, tmp_path, da
     whole = run(changed(vit, cache_dir=tmp_path / "whole")).cache
     assert files_of(resumed.cache) == files_of(whole)
     assert resumed.cache.fingerprint() == whole.fingerprint()
+
+
+def test_rows_are_counted_with_the_progress_bar_switched_off(config, tmp_path, monkeypatch):
+    with_bar = run(changed(config, cache_dir=tmp_path / "with_bar", batch_size=4)).cache
+    monkeypatch.setattr(embedding_pass, "tqdm", functools.partial(tqdm, disable=True))
+    monkeypatch.setattr(embedding_pass, "FLUSH_INTERVAL_S", 0)
+    without = run(changed(config, batch_size=4)).cache
+    assert files_of(without) == files_of(with_bar)
 
 
 def test_the_command_line_works_and_says_what_the_encoder_is(config):

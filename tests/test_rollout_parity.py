@@ -16,9 +16,9 @@ from benchmarks.metaworld.simulator import (
     IMAGE_KEY,
     STATE_KEY,
     Rendering,
-    gl_backend,
 )
 from benchmarks.metaworld.suite import MetaworldSuite
+from benchmarks.rendering_record import gl_backend
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.parity import ParityReport, check_parity
 from benchmarks.rollouts.parity_findings import (

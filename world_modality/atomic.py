@@ -54,4 +54,4 @@ def write_json(path: Path, content: Any) -> None:
     """Write `content` as indented JSON, atomically. Numbers that JSON lacks (NaN) are refused."""
     text = json.dumps(content, indent=2, allow_nan=False) + "\n"
     with replacing(path) as partial:
-        partial.write_text(text)
+        partial.write_text(text, encoding="utf-8")

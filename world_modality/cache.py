@@ -150,7 +150,7 @@ class Cache:
                 f"no cache at {self.folder} (expected {path.name}); {self.mend()}"
             )
         try:
-            manifest = json.loads(path.read_text())
+            manifest = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
             raise InvalidInputError(f"{path} is not JSON ({error}); {self.mend()}") from error
         found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__

@@ -43,7 +43,7 @@ class CacheWriter:
 
     def _read_progress(self) -> None:
         try:
-            progress = json.loads(self._progress_path.read_text())
+            progress = json.loads(self._progress_path.read_text(encoding="utf-8"))
             checksum = progress.pop("checksum")
         except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
             return

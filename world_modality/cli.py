@@ -5,6 +5,7 @@ Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 in
 """
 
 import dataclasses
+import io
 import json
 import sys
 from collections.abc import Callable
@@ -28,6 +29,7 @@ def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> Non
         run: does the work; what it returns is ignored here. Interrupted, it gets a
             KeyboardInterrupt in the main thread.
     """
+    print_in_any_locale()
     try:
         with termination_as_interrupt():
             run(tyro.cli(config_type, use_underscores=True))
@@ -40,6 +42,13 @@ def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> Non
         # The machine refused a read or write: a full disk, a read-only folder, a missing
         # permission.
         _fail(f"{error.strerror or error}: {error.filename or 'unnamed file'}")
+
+
+def print_in_any_locale() -> None:
+    """Print what the terminal's encoding lacks as an escape, instead of ending in an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test may have put something else there
+            stream.reconfigure(errors="backslashreplace")
 
 
 def _how_to_go_on(config_type: type[Any]) -> str:

@@ -79,7 +79,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     pictures = _pictures(config)
     text = "\n".join([table, "", "pictures:", *(f"  {path}" for path in pictures)])
     with replacing(config.out_dir / "summary.md") as partial:
-        partial.write_text(text + "\n")
+        partial.write_text(text + "\n", encoding="utf-8")
     reports |= {
         "rollouts": rollouts,
         "rollouts_corrupted": corrupted,
@@ -158,7 +158,7 @@ def _evaluate(config: DemoConfig, arm: str, cache_flags: list[str]) -> dict[str,
         path = log_dir / f"{name}_{checkpoint.stem}" / f"{name}.json"
         if not path.exists() or path.stat().st_mtime < checkpoint.stat().st_mtime:
             _stage(module, *flags)
-        reports[name] = json.loads(path.read_text())
+        reports[name] = json.loads(path.read_text(encoding="utf-8"))
     return reports
 
 
@@ -174,7 +174,7 @@ def _roll_out(config: DemoConfig, name: str, arms: Sequence[str], *flags: str) -
         *("--out_dir", str(folder), "--dataset_root", str(config.out_dir / "dataset")),
         *("--n_trials", str(config.n_trials), "--seed", str(config.seed), *flags, "--resume"),
     )
-    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     return summary
 
 
@@ -210,7 +210,7 @@ def _explain(config: DemoConfig, cache_flags: list[str], dataset_root: str) -> d
             *("--dataset_root", dataset_root, "--out_dir", str(report.parent)),
             *(*POSITION_AXES, "--seed", str(config.seed)),
         )
-    content: dict[str, Any] = json.loads(report.read_text())
+    content: dict[str, Any] = json.loads(report.read_text(encoding="utf-8"))
     return content
 
 

@@ -119,7 +119,11 @@ def check_disk(config: DoctorConfig) -> list[Finding]:
 def check_machine(config: DoctorConfig) -> list[Finding]:
     """Count the cores and the memory that this process may use, a container's limit included."""
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = CGROUP_MEMORY_PATH.read_text().strip() if CGROUP_MEMORY_PATH.exists() else "max"
+    limit = (
+        CGROUP_MEMORY_PATH.read_text(encoding="utf-8").strip()
+        if CGROUP_MEMORY_PATH.exists()
+        else "max"
+    )
     if limit != "max":
         memory = min(memory, int(limit))
     return [machine_finding(len(os.sched_getaffinity(0)), memory / 1e9)]

@@ -72,19 +72,21 @@ def write_embeddings(
     start = done if done == num_frames else done - done % batch_size
     began = last_flush = time.monotonic()
     pending: list[np.ndarray] = []
-    pending_start = start
+    # Counted here: a bar that is switched off (TQDM_DISABLE=1) counts nothing.
+    written = embedded = start
     progress = tqdm(total=num_frames, initial=start, unit="frame", desc=f"embed {encoder.name}")
     indices = np.arange(first + start, first + num_frames)
     blocks = prefetch(frame_blocks(source, image_key, indices, batch_size))
     # Decoding has threads of its own; numpy's beside them would only fight for the cores.
     with progress, threadpool_limits(1, user_api="blas"):
         for embeddings in encoder.encode_blocks(blocks, batch_size):
-            rows = to_float16(embeddings, first + progress.n)
+            rows = to_float16(embeddings, first + embedded)
             pending.append(rows)
+            embedded += len(rows)
             progress.update(len(rows))
-            if time.monotonic() - last_flush >= FLUSH_INTERVAL_S or progress.n == num_frames:
-                writer.write(pending_start, {"embeddings": np.concatenate(pending)})
-                pending, pending_start = [], progress.n
+            if time.monotonic() - last_flush >= FLUSH_INTERVAL_S or embedded == num_frames:
+                writer.write(written, {"embeddings": np.concatenate(pending)})
+                pending, written = [], embedded
                 last_flush = time.monotonic()
     return PassSpeed(num_frames - start, time.monotonic() - began)
 

@@ -110,7 +110,7 @@ def read_matrix(path: Path) -> Matrix:
     if not path.is_file():
         raise MissingFileError(f"no matrix {path}; benchmarks/metaworld/verdict.yaml is an example")
     try:
-        content = yaml.safe_load(path.read_text())
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{path} is no YAML: {error}") from error
     reader = _Reader(path)

@@ -167,7 +167,7 @@ def _progress_path(job: Job) -> Path:
 
 def _done_commands(job: Job) -> list[str]:
     try:
-        content = json.loads(_progress_path(job).read_text())
+        content = json.loads(_progress_path(job).read_text(encoding="utf-8"))
     except FileNotFoundError:
         return []
     except ValueError as error:

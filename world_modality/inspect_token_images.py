@@ -202,7 +202,10 @@ def _remove_earlier_grids(out_dir: Path) -> None:
     if not earlier.exists():
         return
     try:
-        names = [str(token["file"]) for token in json.loads(earlier.read_text())["tokens"]]
+        names = [
+            str(token["file"])
+            for token in json.loads(earlier.read_text(encoding="utf-8"))["tokens"]
+        ]
     except (ValueError, KeyError, TypeError, RecursionError):
         return
     for name in names:

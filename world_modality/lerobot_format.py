@@ -25,7 +25,7 @@ def read_json(path: Path) -> dict[str, Any]:
         InvalidInputError: it is none.
     """
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise InvalidInputError(f"{path} is not JSON ({error})") from error
     if not isinstance(content, dict):

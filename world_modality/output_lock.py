@@ -131,7 +131,7 @@ class OutputLock:
         if _held.get(self._key) == os.getpid():
             return "this very process"
         try:
-            holder = self.path.read_text(errors="replace").strip()[:200]
+            holder = self.path.read_text(encoding="utf-8", errors="replace").strip()[:200]
         except FileNotFoundError:
             holder = ""  # it has ended since, with its folder
         return holder or "another process"

@@ -205,7 +205,7 @@ def _told_by_the_first(is_first: bool) -> Iterator[None]:
     if is_first:
         yield
         return
-    with Path(os.devnull).open("w") as nowhere, redirect_stdout(nowhere):
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         try:
             yield
         except UserError:

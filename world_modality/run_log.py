@@ -33,7 +33,7 @@ class RunLog:
         kept = _lines_up_to(path, start, num_steps)
         self.last_epoch_metrics: dict[str, float] = _last_epoch_metrics(kept)
         with replacing(path) as partial:
-            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
         self._file = LineFile(path)
         self._pending: list[str] = []
         self._num_steps = num_steps

@@ -175,7 +175,7 @@ def _read_json(files: TextModelFiles, name: str) -> Any:
     if path is None:
         return None
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidInputError(f"{path} is not JSON ({error})") from error
 

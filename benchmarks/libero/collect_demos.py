@@ -33,6 +33,7 @@ from benchmarks.libero.suites import (
     resolve_suite,
     select_tasks,
 )
+from benchmarks.rendering_record import gl_backend
 from world_modality.cli import run_cli
 from world_modality.errors import InvalidInputError
 
@@ -75,7 +76,7 @@ def run(config: CollectDemosConfig) -> Path:
     if config.layouts == "stored":
         _require_stored_states(tasks, config.episodes_per_task)
     lerobot_version()
-    rendering = Rendering(image_size=config.image_size, gl_backend=simulator.gl_backend())
+    rendering = Rendering(image_size=config.image_size, gl_backend=gl_backend())
     settings = DemoSettings(
         action_noise=config.action_noise,
         action_label=config.action_label,

@@ -12,6 +12,7 @@ import numpy as np
 from jaxtyping import UInt8, UInt32
 
 from benchmarks.libero.rendering import Rendering
+from benchmarks.rendering_record import RENDERING_ERRORS, rendering_failed
 from world_modality.errors import UserError
 
 _KINEMATICS = (
@@ -40,11 +41,6 @@ def simulator_versions() -> dict[str, str]:
     return versions
 
 
-def gl_backend() -> str:
-    """Return the backend MuJoCo is told to render with: `MUJOCO_GL`, or EGL where it is unset."""
-    return os.environ.get("MUJOCO_GL") or "egl"
-
-
 def build_environment(bddl_path: Path, fps: int) -> Any:
     """Build robosuite's environment of a task, which renders nothing and never ends by itself.
 
@@ -56,10 +52,10 @@ def build_environment(bddl_path: Path, fps: int) -> Any:
     # robosuite says at every import what it would like to be configured with.
     logging.getLogger("robosuite_logs").setLevel(logging.ERROR)
     try:
-        from libero.libero.envs.env_wrapper import ControlEnv
-    except (ImportError, AttributeError, RuntimeError) as error:
-        # PyOpenGL fails with an AttributeError on None where libEGL is not there.
-        raise _no_rendering(error) from error
+        with _hidden("MUJOCO_EGL_DEVICE_ID"):
+            from libero.libero.envs.env_wrapper import ControlEnv
+    except RENDERING_ERRORS as error:
+        raise rendering_failed(error) from error
     return ControlEnv(
         bddl_file_name=str(bddl_path),
         use_camera_obs=False,
@@ -68,6 +64,21 @@ def build_environment(bddl_path: Path, fps: int) -> Any:
         ignore_done=True,
         hard_reset=False,
     ).env
+
+
+@contextmanager
+def _hidden(variable: str) -> Iterator[None]:
+    """Take a variable out of the environment for a while.
+
+    When it is imported, robosuite asserts that MuJoCo's device is one of CUDA_VISIBLE_DEVICES;
+    those are numbers of another kind, and it is MuJoCo that renders here, not robosuite.
+    """
+    value = os.environ.pop(variable, None)
+    try:
+        yield
+    finally:
+        if value is not None:
+            os.environ[variable] = value
 
 
 def put_fixtures_at_origin(env: Any) -> None:
@@ -148,8 +159,8 @@ class Renderer:
         model.vis.global_.offwidth = model.vis.global_.offheight = size
         try:
             self._renderer = mujoco.Renderer(model, size, size)
-        except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-            raise _no_rendering(error) from error
+        except (*RENDERING_ERRORS, mujoco.FatalError) as error:
+            raise rendering_failed(error) from error
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = rendering.shadows
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = rendering.reflections
         self._option = mujoco.MjvOption()
@@ -165,11 +176,3 @@ class Renderer:
     def close(self) -> None:
         """Free the rendering context."""
         self._renderer.close()
-
-
-def _no_rendering(error: Exception) -> UserError:
-    return UserError(
-        f"MuJoCo cannot render off screen with MUJOCO_GL={gl_backend()} ({error}); unset "
-        "MUJOCO_GL and install EGL, on Debian and Ubuntu: "
-        "apt-get install libegl1 libgles2 libgl1-mesa-dri"
-    )

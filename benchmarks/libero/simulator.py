@@ -22,7 +22,6 @@ from benchmarks.libero.environment import (
     Renderer,
     build_environment,
     draw_placement,
-    gl_backend,
     numpy_random,
     put_fixtures_at_origin,
     simulator_versions,
@@ -31,10 +30,11 @@ from benchmarks.libero.environment import (
 from benchmarks.libero.rendering import Rendering
 from benchmarks.libero.scene import Scene, axis_angle
 from benchmarks.libero.suites import find_task, load_initial_states
+from benchmarks.rendering_record import gl_backend
 from benchmarks.rollouts.suite import Observation
 from world_modality.errors import InvalidInputError
 
-__all__ = ["LiberoSimulator", "Rendering", "gl_backend", "simulator_versions"]
+__all__ = ["LiberoSimulator", "Rendering", "simulator_versions"]
 
 FPS = 20
 """Control steps per second of simulated time."""

@@ -20,6 +20,7 @@ from benchmarks.layouts import SCHEME
 from benchmarks.metaworld import simulator
 from benchmarks.metaworld.demo_recorder import DemoSettings, MetaworldDemoRecorder
 from benchmarks.metaworld.instructions import select_tasks
+from benchmarks.rendering_record import gl_backend
 from world_modality.cli import run_cli
 
 _ROBOT_TYPE = "sawyer"
@@ -52,7 +53,7 @@ def run(config: CollectDemosConfig) -> Path:
     config.require_ranges(simulator.MAX_EPISODE_STEPS)
     instructions = select_tasks(config.tasks)
     lerobot_version()
-    rendering = simulator.Rendering(image_size=config.image_size, gl_backend=simulator.gl_backend())
+    rendering = simulator.Rendering(image_size=config.image_size, gl_backend=gl_backend())
     settings = DemoSettings(
         action_noise=config.action_noise,
         action_label=config.action_label,

@@ -68,5 +68,5 @@ def _table() -> dict[str, Any]:
         raise MissingFileError(
             f"lerobot has no {table}; this project is tested with lerobot 0.4.4 and 0.6.1"
         )
-    content: dict[str, Any] = json.loads(table.read_text())
+    content: dict[str, Any] = json.loads(table.read_text(encoding="utf-8"))
     return content

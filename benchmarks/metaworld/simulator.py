@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from benchmarks.rendering_record import RenderingRecord
+from benchmarks.rendering_record import RENDERING_ERRORS, RenderingRecord, rendering_failed
 from benchmarks.rollouts.suite import Observation
 from world_modality.errors import UserError, missing_key
 
@@ -80,11 +80,6 @@ def simulator_versions() -> dict[str, str]:
         if importlib.util.find_spec(package) is None:
             raise UserError(f"{package} is not installed; pip install metaworld==3.1.1")
     return {package: importlib.metadata.version(package) for package in packages}
-
-
-def gl_backend() -> str:
-    """Return the backend MuJoCo is told to render with: `MUJOCO_GL`, or EGL where it is unset."""
-    return os.environ.get("MUJOCO_GL") or "egl"
 
 
 def scripted_expert(task: str) -> Expert:
@@ -199,9 +194,8 @@ def _import_simulator() -> Any:
     try:
         import metaworld
         import metaworld.policies
-    except (ImportError, AttributeError, RuntimeError) as error:
-        # PyOpenGL fails with an AttributeError on None where libEGL is not there.
-        raise _no_rendering(error) from error
+    except RENDERING_ERRORS as error:
+        raise rendering_failed(error) from error
     return metaworld
 
 
@@ -225,16 +219,8 @@ def _build_renderer(model: Any, rendering: Rendering) -> Any:
     model.vis.global_.offwidth = model.vis.global_.offheight = rendering.image_size
     try:
         renderer = mujoco.Renderer(model, rendering.image_size, rendering.image_size)
-    except (ImportError, AttributeError, RuntimeError, mujoco.FatalError) as error:
-        raise _no_rendering(error) from error
+    except (*RENDERING_ERRORS, mujoco.FatalError) as error:
+        raise rendering_failed(error) from error
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = rendering.shadows
     renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = rendering.reflections
     return renderer
-
-
-def _no_rendering(error: Exception) -> UserError:
-    return UserError(
-        f"MuJoCo cannot render off screen with MUJOCO_GL={gl_backend()} ({error}); unset "
-        "MUJOCO_GL and install EGL, on Debian and Ubuntu: "
-        "apt-get install libegl1 libgles2 libgl1-mesa-dri"
-    )

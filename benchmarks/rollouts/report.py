@@ -59,7 +59,7 @@ class Report:
         """Write the three files, each whole or not at all."""
         write_json(folder / "summary.json", self.record())
         with replacing(folder / "summary.md") as partial:
-            partial.write_text(self.markdown())
+            partial.write_text(self.markdown(), encoding="utf-8")
         plot_success(self.suite, self.checkpoints, folder / "summary.png")
 
     def _rows(self) -> list[list[str]]:

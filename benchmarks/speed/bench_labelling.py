@@ -112,7 +112,11 @@ def cpu_s() -> float:
 def measure_run(config: CocGenerationConfig) -> dict[str, float]:
     """Label once; return time and processor time an episode, start-up included."""
     began, cpu_began = time.monotonic(), cpu_s()
-    with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+    with (
+        open(os.devnull, "w", encoding="utf-8") as nowhere,
+        redirect_stdout(nowhere),
+        redirect_stderr(nowhere),
+    ):
         summary = generate(config)
     count = summary.num_labels
     assert summary.num_errors == 0

@@ -79,7 +79,7 @@ def be_stand_in(config: BenchSyncConfig, folder: Path) -> None:
         num_steps += 1
         if elapsed > num_lines:
             num_lines += 1
-            with (folder / "metrics.jsonl").open("a") as log:
+            with (folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
                 log.write(json.dumps({"step": num_steps, "loss": 0.5}) + "\n")
         if elapsed > config.checkpoint_every_s * (num_checkpoints + 1):
             begun = time.perf_counter()
@@ -115,7 +115,7 @@ def take_turn(config: BenchSyncConfig, *, with_sync: bool) -> Turn:
         before = _children_cpu_s()
         subprocess.run(words, check=True, env=os.environ)
         total_cpu_s = _children_cpu_s() - before
-        result = json.loads((folder / _RESULT).read_text())
+        result = json.loads((folder / _RESULT).read_text(encoding="utf-8"))
     return Turn(total_cpu_s=total_cpu_s, **result)
 
 

@@ -169,7 +169,7 @@ def read_json(path: Path) -> Any:
         InvalidInputError: it is missing or damaged.
     """
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InvalidInputError(f"no {path.name}") from error
     except ValueError as error:
@@ -200,7 +200,7 @@ def _with_keys(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
 
 def _epoch_lines(path: Path) -> tuple[Mapping[str, Any], ...]:
     try:
-        lines = path.read_text().splitlines()
+        lines = path.read_text(encoding="utf-8").splitlines()
     except (FileNotFoundError, UnicodeDecodeError) as error:
         raise InvalidInputError("no readable metrics.jsonl: the training did not start") from error
     epochs = []

@@ -17,7 +17,7 @@ def html_page(document: Document) -> str:
     environment = jinja2.Environment(
         autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    template = environment.from_string(_TEMPLATE.read_text())
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     return template.render(document=document, uri=_data_uri, runs=_runs)
 
 
