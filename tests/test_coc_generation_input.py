@@ -25,7 +25,7 @@ from world_modality.errors import InvalidInputError, MissingKeyError
 from world_modality.lerobot_adapter import open_dataset
 
 NAME = "local/tiny"
-README = (Path(__file__).parents[1] / "coc_vla" / "README.md").read_text()
+README = (Path(__file__).parents[1] / "coc_vla" / "README.md").read_text(encoding="utf-8")
 COMMANDS = [c for c in shell_commands(README) if c.startswith("python -m coc_vla.")]
 
 

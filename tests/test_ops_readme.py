@@ -20,7 +20,7 @@ from ops.sync import Command
 from tests.test_readme import parsed_config
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "ops" / "README.md").read_text()
+README = (ROOT / "ops" / "README.md").read_text(encoding="utf-8")
 BLOCKS = "\n".join(re.findall(r"^ *```bash\n(.*?)^ *```", README, re.DOTALL | re.MULTILINE))
 COMMANDS = [line.strip() for line in BLOCKS.splitlines() if not line.strip().startswith("#")]
 SCRIPTS = sorted((ROOT / "ops").glob("*.sh")) + sorted((ROOT / "ops").glob("slurm/*.sbatch"))

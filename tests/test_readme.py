@@ -17,7 +17,7 @@ def shell_commands(text):
     return [line.split(" #")[0].strip() for line in lines if line and not line.startswith("#")]
 
 
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 COMMANDS = shell_commands(README)
 LAUNCHER = re.compile(r"^accelerate launch (?:--\w+ (?:\d+ )?)*")
 PYTHON_COMMANDS = [
@@ -91,6 +91,6 @@ def test_every_make_target_of_the_readme_exists():
     targets = set(re.findall(r"make (?:-s )?([a-z][a-z-]*)", "\n".join(COMMANDS)))
     targets |= set(re.findall(r"`(?:\w+=\S+ )?make (?:-s )?([a-z][a-z-]*)", README))
     assert {"demo", "test", "env", "clean"} <= targets
-    makefile = (ROOT / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
