@@ -7,6 +7,13 @@ from typing import Any
 from coc_vla.pictures import image_url
 from coc_vla.vlm import VlmAnswer, VlmRequest
 
+# Why a finished completion has no text, where the server does not say it in words.
+_NO_TEXT = {
+    "content_filter": "the server's content filter keeps the answer back",
+    "tool_calls": "the model called a tool instead of writing",
+    "function_call": "the model called a function instead of writing",
+}
+
 
 class NonsenseError(Exception):
     """The server answered, but not with a completion."""
@@ -27,7 +34,9 @@ def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
     """Read a completion, the body of a reply.
 
     A server that streams although it was not asked to (`transformers serve` of release 4 does)
-    gives events instead; they are put together.
+    gives events instead; they are put together. A completion without a text is an answer, too: one
+    that the token limit ended while the model thought is cut off and empty, one that was refused
+    says why in `refusal`.
 
     Raises:
         NonsenseError: it is neither.
@@ -35,19 +44,33 @@ def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
     try:
         content = json.loads(_joined_events(reply) if reply.startswith(b"data:") else reply)
         choice = content["choices"][0]
-        text = choice["message"]["content"]
+        message, reason = choice["message"], choice.get("finish_reason")
+        text, refusal = _text_of(message.get("content")), message.get("refusal")
         usage = content.get("usage") or {}
         num_tokens = usage.get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
         raise NonsenseError(reply[:120].decode(errors="replace")) from error
-    if not isinstance(text, str):
-        raise NonsenseError(f"a message with content {text!r}"[:120])
+    if not text.strip() and not refusal:
+        if reason in _NO_TEXT:
+            refusal = _NO_TEXT[reason]
+        elif message.get("content") is None and reason not in ("stop", "length"):
+            raise NonsenseError(f"no content, and finish_reason {reason!r}"[:120])
     return VlmAnswer(
         text,
         num_tokens if type(num_tokens) is int else None,
         seconds,
-        is_cut_off=choice.get("finish_reason") == "length",
+        is_cut_off=reason == "length",
+        refusal=str(refusal) if refusal and not text.strip() else None,
     )
+
+
+def _text_of(content: Any) -> str:
+    """Return a message's text; some servers give it in parts, thoughts among them."""
+    if isinstance(content, list):
+        return "".join(part["text"] for part in content if part["type"] == "text")
+    if content is not None and not isinstance(content, str):
+        raise TypeError
+    return content or ""
 
 
 def _joined_events(reply: bytes) -> str:
@@ -55,11 +78,14 @@ def _joined_events(reply: bytes) -> str:
     lines = [line.removeprefix(b"data:").strip() for line in reply.splitlines() if line.strip()]
     events = [json.loads(line) for line in lines if line != b"[DONE]"]
     choices = [event["choices"][0] for event in events if event.get("choices")]
-    text = "".join(choice["delta"].get("content") or "" for choice in choices)
+    message = {
+        name: "".join(choice["delta"].get(name) or "" for choice in choices)
+        for name in ("content", "refusal")
+    }
     reasons = [c["finish_reason"] for c in choices if c.get("finish_reason")]
     if not reasons:
         raise ValueError("the stream has no end")
-    choice = {"message": {"content": text}, "finish_reason": reasons[-1]}
+    choice = {"message": message, "finish_reason": reasons[-1]}
     usages = [event["usage"] for event in events if event.get("usage")]
     return json.dumps({"choices": [choice], "usage": usages[-1] if usages else None})
 

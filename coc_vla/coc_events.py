@@ -132,7 +132,7 @@ def recorded_events(source: LeRobotSource, keys: EventKeys) -> RecordedEvents:
 
     Raises:
         MissingKeyError, InvalidInputError: the columns of state and action are not there, or do
-            not say which dimension is what.
+            not say which dimension is what, or the gripper's commands lie elsewhere.
     """
     for key in (keys.state, keys.action):
         source.require(key)
@@ -156,7 +156,8 @@ def recorded_events(source: LeRobotSource, keys: EventKeys) -> RecordedEvents:
         motion = EpisodeMotion(
             positions=columns[keys.state][chosen][:, list(dims)],
             gripper_events=gripper.events(
-                (columns[keys.action] if actions is None else actions)[chosen]
+                (columns[keys.action] if actions is None else actions)[chosen],
+                f"column {keys.action} of {source.name}, frames {start}:{end},",
             ),
             fps=source.fps,
             axes=keys.axes,
@@ -214,7 +215,8 @@ def _columns(source: LeRobotSource, keys: EventKeys) -> dict[str, np.ndarray]:
     if ENVIRONMENT_STATE_KEY in source.features:
         names.append(ENVIRONMENT_STATE_KEY)
     blocks = list(source.columns(names))
-    return {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    whole = {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    return {name: values.reshape(len(values), -1) for name, values in whole.items()}
 
 
 def _signal(source: LeRobotSource, name: str) -> np.ndarray | None:

@@ -90,7 +90,7 @@ class CocGenerationConfig:
     """Column of the action, for the same."""
     position_dims: tuple[int, int, int] | None = None
     """Dimensions of the state with the hand's position, height last; by default those whose names
-    end in x, y, z, else the first three."""
+    say x, y, z."""
     position_axes: tuple[Side, Side] | None = None
     """Which way the first two of them grow, as the robot sees it: right forward in MetaWorld,
     forward left in LIBERO. The rules then say where a movement leads, not only that it is one."""

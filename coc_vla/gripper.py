@@ -1,5 +1,6 @@
 """When a gripper closes and opens, from the commands that a recording holds."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -7,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
+from world_modality.dimension_names import dimension_names
 from world_modality.errors import InvalidInputError
 
 NO_GRIPPER = "none"
@@ -15,6 +17,8 @@ NO_GRIPPER = "none"
 # half way while they approach.
 CLOSING, OPENING = 0.65, 0.35
 MIN_EVENT_FRAMES = 3
+# How far a command may lie outside, in shares of the way: a drive overshoots, noise is added.
+OVERSHOOT = 0.05
 
 
 @dataclass(frozen=True)
@@ -46,16 +50,34 @@ class GripperChannel:
                 f"gripper and the one that closes it; got {self.open_command} twice"
             )
 
-    def events(self, actions: Float[np.ndarray, "T A"]) -> tuple[GripperEvent, ...]:
+    def events(
+        self, actions: Float[np.ndarray, "T A"], origin: str = "the recording"
+    ) -> tuple[GripperEvent, ...]:
         """Return when the gripper is told to close and to open, in order.
 
         It counts as open before the first command; a change that lasts less than three frames is
         none.
+
+        Args:
+            actions: of one episode.
+            origin: where they are from, for the error.
+
+        Raises:
+            InvalidInputError: a command lies outside `open_command` and `closed_command`, by more
+                than 5 % of the way between them.
         """
         if self.dim is None:
             return ()
+        commands = actions[:, self.dim].astype(np.float64)
         span = self.closed_command - self.open_command
-        share = (actions[:, self.dim].astype(np.float64) - self.open_command) / span
+        share = (commands - self.open_command) / span
+        if share.min() < -OVERSHOOT or share.max() > 1 + OVERSHOOT:
+            raise InvalidInputError(
+                f"--gripper_commands {self.open_command:g} {self.closed_command:g}: in dimension "
+                f"{self.dim} of {origin} the gripper's commands run from {commands.min():g} to "
+                f"{commands.max():g}; give the command that opens this gripper and the one that "
+                "closes it, or the dimension that holds them with --gripper_dim"
+            )
         wanted = np.where(share > CLOSING, 1, np.where(share < OPENING, 0, -1))
         events: list[GripperEvent] = []
         closed = 0
@@ -82,7 +104,7 @@ def find_gripper_dim(
         InvalidInputError: no such dimension; or none asked for, and not exactly one has `gripper`
             in its name.
     """
-    num_dims = int(feature["shape"][0])
+    num_dims = math.prod(feature["shape"])
     if requested == NO_GRIPPER:
         return None
     if requested is not None:
@@ -91,20 +113,23 @@ def find_gripper_dim(
                 f"--gripper_dim {requested}: column {key} has dimensions 0 to {num_dims - 1}"
             )
         return int(requested)
-    names = dimension_names(feature)
+    names = dimension_names(feature.get("names"), num_dims) or []
     found = [position for position, name in enumerate(names) if "gripper" in name.lower()]
     if len(found) != 1:
         raise InvalidInputError(
             f"which dimension of column {key} commands the gripper? Expected one with 'gripper' in "
-            f"its name, found {len(found)} among {names or 'no names'}; name it with --gripper_dim "
-            f"(0 to {num_dims - 1}), or --gripper_dim {NO_GRIPPER} for a robot without one"
+            f"its name, found {len(found)} among {described_names(feature)}; name it with "
+            f"--gripper_dim (0 to {num_dims - 1}), or --gripper_dim {NO_GRIPPER} for a robot "
+            "without one"
         )
     return found[0]
 
 
-def dimension_names(feature: Mapping[str, Any]) -> list[str]:
-    """Return a column's names of dimensions; LeRobot has them as a list or under a heading."""
-    names = feature.get("names")
-    if isinstance(names, dict) and len(names) == 1:
-        (names,) = names.values()
-    return [str(name) for name in names] if isinstance(names, list) else []
+def described_names(feature: Mapping[str, Any]) -> str:
+    """Say what names a column has, and where they are not one for each dimension."""
+    names, num_dims = feature.get("names"), math.prod(feature["shape"])
+    found = dimension_names(names, num_dims)
+    if found is not None:
+        return str(found)
+    told = f"{names}, which is not one name for each" if names else "no names"
+    return f"{told} of its {num_dims} dimensions"

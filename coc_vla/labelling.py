@@ -12,10 +12,12 @@ from coc_vla.labels import CocLabel
 from coc_vla.motion import EpisodeMotion
 from coc_vla.pictures import Pictures
 from coc_vla.prompt import Prompt
-from coc_vla.trace import TraceStep, parse_trace, trace_faults
+from coc_vla.trace import TraceStep, parse_trace, trace_faults, without_thoughts
 from coc_vla.vlm import Vlm, VlmAnswer, VlmRequest, VlmUnavailableError
 
 CUT_OFF_FAULT = "the answer was cut off at the token limit; be shorter"
+# A model that thinks is not told to be shorter: it would think again as long.
+NOTHING_SAID = "cut off at the token limit before the answer began; raise --max_tokens"
 
 
 @dataclass(frozen=True)
@@ -190,6 +192,10 @@ class Labeller:
             return self._record(draft, answer.text, error=f"request failed: {answer.error}")
         with self._lock:
             self._failures = 0
+        if answer.refusal is not None:
+            return self._record(draft, answer.text, error=f"refused to answer: {answer.refusal}")
+        if answer.is_cut_off and not without_thoughts(answer.text).strip():
+            return self._record(draft, answer.text, error=NOTHING_SAID)
         trace = parse_trace(answer.text)
         faults = trace_faults(trace, draft.task.instruction)
         if answer.is_cut_off:

@@ -1,5 +1,8 @@
 """What a recording says about the hand's motion: phases of one direction, and gripper events."""
 
+import math
+import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -8,9 +11,10 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from coc_vla.gripper import GripperEvent, dimension_names
+from coc_vla.gripper import GripperEvent, described_names
 from coc_vla.hand_axes import NO_SHIFT, HandAxes, Leaning, Shift, leanings_of
 from coc_vla.keyframes import hand_speed, smooth
+from world_modality.dimension_names import dimension_names
 from world_modality.errors import InvalidInputError
 
 Direction = Literal["still", "up", "down", "across"]
@@ -20,6 +24,10 @@ STILL_SHARE = 0.15
 STEEP = float(np.sqrt(0.5))
 # A phase shorter than this share of the episode belongs to its neighbours.
 MIN_PHASE_SHARE = 0.08
+# What x, y and z are of where they are no position; the beginnings of words.
+_NO_POSITION = re.compile(
+    r"rot|orient|ang|axis|quat|euler|vel|speed|dot|acc|joint|force|torque|wrench|delta|imu|gyro"
+)
 
 
 @dataclass(frozen=True)
@@ -104,7 +112,10 @@ def movement_leanings(direction: Direction, shift: Shift) -> tuple[Leaning, ...]
 def find_position_dims(
     feature: Mapping[str, Any], key: str, requested: Sequence[int] | None
 ) -> tuple[int, int, int]:
-    """Find the hand's position in a state: the names that end in x, y, z, else the first three.
+    """Find the hand's position in a state by the dimensions' names, or check those asked for.
+
+    `x`, `hand_y` and `ee.z` name positions; joint angles, rotations and velocities are none, and
+    what has no names may be anything.
 
     Args:
         feature: the column's entry in `meta/info.json`, with `shape` and `names`.
@@ -112,9 +123,10 @@ def find_position_dims(
         requested: `--position_dims`, the third of which is the height.
 
     Raises:
-        InvalidInputError: there are no three dimensions, or those asked for do not exist.
+        InvalidInputError: those asked for do not exist; or none are, and the names do not tell
+            exactly one position.
     """
-    num_dims = int(feature["shape"][0])
+    num_dims = math.prod(feature["shape"])
     if requested is not None:
         if len(set(requested)) != 3 or not all(0 <= dim < num_dims for dim in requested):
             raise InvalidInputError(
@@ -122,16 +134,33 @@ def find_position_dims(
                 f"dimensions of column {key}, 0 to {num_dims - 1}"
             )
         return (requested[0], requested[1], requested[2])
-    names = [name.lower() for name in dimension_names(feature)]
-    for first in range(len(names) - 2):
-        if [name[-1:] for name in names[first : first + 3]] == ["x", "y", "z"]:
-            return (first, first + 1, first + 2)
-    if num_dims < 3:
+    found = _named_positions(dimension_names(feature.get("names"), num_dims) or [])
+    if len(found) != 1:
         raise InvalidInputError(
-            f"column {key} has {num_dims} dimensions, but the hand's position needs three; name "
-            "another column with --state_key"
+            f"which dimensions of column {key} are the hand's position? Expected one x, y and z "
+            f"among their names, found {len(found)} in {described_names(feature)}; name them with "
+            "--position_dims, height last, as in --position_dims 0 1 2 (joint angles are no "
+            "position), or another column with --state_key"
         )
-    return (0, 1, 2)
+    return found[0]
+
+
+def _named_positions(names: Sequence[str]) -> list[tuple[int, int, int]]:
+    """Return the dimensions of each x, y and z whose names are alike otherwise."""
+    groups: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
+    for dim, name in enumerate(names):
+        words = re.findall(r"[^\W_]+", name.lower())
+        axes = [word for word in words if word in ("x", "y", "z", "w")]
+        others = tuple(word for word in words if word not in axes)
+        if len(axes) == 1 and not any(map(_NO_POSITION.match, others)):
+            groups[others].append((axes[0], dim))
+    found = []
+    for group in groups.values():
+        dims = dict(group)
+        # With a w it is a quaternion; twice the same name is not clear.
+        if sorted(axis for axis, _ in group) == ["x", "y", "z"]:
+            found.append((dims["x"], dims["y"], dims["z"]))
+    return found
 
 
 def _directions(motion: EpisodeMotion) -> list[Direction]:

@@ -82,8 +82,9 @@ class RecordedEpisodes:
             instruction_key in TASK_ALIASES and instruction_key not in source.features
         )
         if by_task or instruction_key is None:
-            texts = _texts_by_task(source, episodes, task_key)
-            return cls(source, episodes, texts, "the dataset's task table (LeRobot's `task`)", 0)
+            texts, num_several = _texts_by_task(source, episodes, task_key)
+            origin = "the dataset's task table (LeRobot's `task`)"
+            return cls(source, episodes, texts, origin, num_several)
         if instruction_key not in source.features:
             keys = [TASK_ALIASES[0], *source.features]
             missing = missing_key("column", instruction_key, keys, f"dataset {source.name}")
@@ -150,7 +151,9 @@ class RecordedEpisodes:
                 )
         return EpisodeMotion(
             states[:, list(columns.position_dims)],
-            columns.gripper.events(actions),
+            columns.gripper.events(
+                actions, f"column {columns.action_key} of {self.source.name}, frames {first}:{end},"
+            ),
             self.source.fps,
             columns.axes,
         )
@@ -204,15 +207,20 @@ def _whole_numbers(column: np.ndarray, key: str, name: str) -> np.ndarray:
     return column.reshape(-1).astype(np.int64)
 
 
-def _texts_by_task(source: LeRobotSource, episodes: Episodes, task_key: str) -> tuple[str, ...]:
-    tasks = episodes.tasks.tolist()
-    missing = sorted(set(tasks) - set(source.tasks))
+def _texts_by_task(
+    source: LeRobotSource, episodes: Episodes, task_key: str
+) -> tuple[tuple[str, ...], int]:
+    """Return each episode's first text, and how many episodes have several."""
+    tasks = np.concatenate([block[task_key].reshape(-1) for block in source.columns([task_key])])
+    missing = sorted(set(tasks.tolist()) - set(source.tasks))
     if missing:
         raise InvalidInputError(
             f"column {task_key} of {source.name} has values {missing[:5]} that meta/tasks.parquet "
             "does not list; is --task_index_key right?"
         )
-    return tuple(str(source.tasks[task]) for task in tasks)
+    changes = tasks != np.repeat(episodes.tasks, episodes.lengths)
+    num_several = len(np.unique(episodes.of_frame[changes]))
+    return tuple(str(source.tasks[task]) for task in episodes.tasks.tolist()), num_several
 
 
 def _texts_of_column(

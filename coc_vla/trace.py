@@ -4,25 +4,44 @@ The checks keep out what is no explanation. They do not say that a trace is true
 """
 
 import re
+import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from coc_vla.instruction_objects import instruction_objects, words_of
 
 MIN_STEPS, MAX_STEPS = 4, 7
 MIN_HALF_WORDS, MAX_HALF_WORDS = 2, 40
 
+_THOUGHT = r"[<\[◁](?:think|thinking|thought|reasoning)[>\]▷]"
+_THOUGHT_END = _THOUGHT.replace("(?:", "/(?:", 1)
+# What stands around words and means nothing without a renderer: fences, HTML, a server's own marks.
+_TAGS = re.compile(
+    r"<\|[^<>]*\|>|</?(?:answer|b|br|code|em|h\d|i|li|ol|p|pre|span|strong|u|ul)\s*/?>",
+    re.IGNORECASE,
+)
+_FENCE = re.compile(r"^[ \t]*(?:```|~~~).*$", re.MULTILINE)
+_BULLET = re.compile(r"^([ \t]*)[*+•‣◦▪●·–—-][ \t]+", re.MULTILINE)
+# Asterisks and backticks are never words; an underscore within one is.
+_EMPHASIS = re.compile(r"[*`]+|(?<!\w)_+|_+(?!\w)")
 _STEP_START = re.compile(
-    r"^[ \t]*(?:#+[ \t]*)?(?:step[ \t]+)?(\d{1,2})[ \t]*[.):][ \t]*", re.IGNORECASE | re.MULTILINE
+    r"^[ \t>#-]*(?:step[ \t]+\(?(\d{1,2})(?:[ \t]*$|[ \t]+[-–—:]|\\?[.):])"
+    r"|\(?(\d{1,2})(?:[ \t]*\\?[.):](?!\d)|[ \t]+[-–—](?=[ \t])))[ \t]*",
+    re.IGNORECASE | re.MULTILINE,
 )
 _LABELLED = re.compile(
-    r"^(?:what\s*:\s*)?(?P<what>.*?)[\s|;,.(–—-]*\bwhy\s*:\s*(?P<why>.*)$",
+    r"^(?:.*?\bwhat\s*:)?(?P<what>.*?)[\s|;,.(–—-]*\bwhy\s*:(?P<why>.*)$",
     re.IGNORECASE | re.DOTALL,
 )
 _CONNECTED = re.compile(
     r"^(?:what\s*:\s*)?(?P<what>.*?)[,;]?\s+"
     r"(?:because\s+|(?=(?:so that|in order to|so as to)\s))(?P<why>.*)$",
     re.IGNORECASE | re.DOTALL,
+)
+_MARKUP = re.compile(
+    r"[*`#|{}\[\]<>\\~^$]+|&#?\w+;|\bhttps?:\S+|^\W*(?:what|why)\b|\b(?:what|why)\W{0,2}:",
+    re.IGNORECASE,
 )
 _COORDINATES = re.compile(
     r"-?\d+\.\d+"
@@ -69,26 +88,31 @@ def format_trace(steps: Sequence[TraceStep]) -> str:
     )
 
 
+def without_thoughts(answer: str) -> str:
+    """Return what an answer says after a model's thoughts (`<think>`); nothing where it thinks on.
+
+    A chat template may have opened the thoughts itself, so that the answer holds their end alone.
+    """
+    after = re.split(_THOUGHT_END, answer, flags=re.IGNORECASE)[-1]
+    return re.split(_THOUGHT, after, maxsplit=1, flags=re.IGNORECASE)[0]
+
+
 def parse_trace(answer: str) -> ParsedTrace:
     """Read the numbered steps of an answer.
 
-    A line that begins with `1.`, `1)`, `1:` or `Step 1:` begins a step. Its halves are marked by
-    `What:` and `Why:`, or joined by `because`, `so that`, `in order to` or `so as to`. What a model
-    thought before (`<think>`), emphasis, code fences, a preamble and a paragraph after the last
-    step are left out.
+    A line that begins with `1.`, `1)`, `(1)`, `1:`, `1 -` or `Step 1` begins a step. Its halves are
+    marked by `What:` and `Why:`, or joined by `because`, `so that`, `in order to` or `so as to`.
+    Left out are a model's thoughts, emphasis, bullets, headings, code fences, what stands before
+    the first step, a step's title before `What:`, and what follows a half: another paragraph,
+    bullet or sentence on a line of its own. `trace_faults` refuses markup that is left.
     """
-    text = answer.rpartition("</think>")[2]
-    text = re.sub(r"^\s*```.*$", "", text, flags=re.MULTILINE).replace("**", "").replace("__", "")
+    text = _TAGS.sub("", "\n".join(without_thoughts(answer).splitlines()))
+    text = _EMPHASIS.sub("", _BULLET.sub(r"\1- ", _FENCE.sub("", text)))
     starts = list(_STEP_START.finditer(text))
-    numbers, steps = [], []
-    ends = [*(start.start() for start in starts[1:]), len(text)]
-    for match, end in zip(starts, ends, strict=False):
-        body = text[match.end() : end].strip()
-        if end == len(text):
-            body = re.split(r"\n\s*\n", body)[0]
-        numbers.append(int(match.group(1)))
-        steps.append(_split(body))
-    return ParsedTrace(tuple(numbers), tuple(steps))
+    bounds = [*(start.start() for start in starts), len(text)]
+    bodies = [text[start.end() : end] for start, end in zip(starts, bounds[1:], strict=True)]
+    numbers = tuple(int(start[1] or start[2]) for start in starts)
+    return ParsedTrace(numbers, tuple(_split(body) for body in bodies))
 
 
 def trace_faults(trace: ParsedTrace, instruction: str) -> list[str]:
@@ -119,14 +143,27 @@ def trace_faults(trace: ParsedTrace, instruction: str) -> list[str]:
 
 
 def _split(body: str) -> TraceStep:
-    match = _LABELLED.match(body) or _CONNECTED.match(body)
+    match = _LABELLED.match(body) or _CONNECTED.match(_first_block(body))
     if match is None:
         return TraceStep(_clean(re.sub(r"^what\s*:", "", body, flags=re.IGNORECASE)), "")
     return TraceStep(_clean(match["what"]), _clean(match["why"]))
 
 
+def _first_block(text: str) -> str:
+    """Return the first line with those into which its sentence is wrapped."""
+    lines = text.strip().lstrip("># -\t\n").split("\n")
+    for count, (line, following) in enumerate(pairwise(lines), 1):
+        goes_on = re.match(r"[ \t]*[\"'(]?([^\W\d_])", following)
+        is_new = goes_on is None or not goes_on[1].islower()
+        if is_new or re.search(r"[.!?][\"')]*\s*$", line) or re.match(r"\s*\w+\s*:", following):
+            return "\n".join(lines[:count])
+    return "\n".join(lines)
+
+
 def _clean(half: str) -> str:
-    return " ".join(half.split()).strip(" .;,|-–—)").strip()
+    words = " ".join(_first_block(half).split()).strip(" .;,|-–—)")
+    is_quoted = len(words) > 1 and words[0] == words[-1] == '"' and words.count('"') == 2
+    return words.strip('"' if is_quoted else " ").strip(" .;,")
 
 
 def _half_faults(name: str, half: str) -> list[str]:
@@ -139,6 +176,9 @@ def _half_faults(name: str, half: str) -> list[str]:
         ]
     if re.search(r"<[^<>]*>|\.\.\.|…", half):
         return [f"has a placeholder after '{name}:'; write what happens"]
+    markup = _MARKUP.findall(half) or [sign for sign in half if unicodedata.category(sign) == "So"]
+    if markup:
+        return [f"has markup after '{name}:' ('{markup[0]}'); write plain words"]
     return []
 
 

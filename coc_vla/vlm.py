@@ -44,6 +44,8 @@ class VlmAnswer:
         seconds: its share of the time.
         is_cut_off: whether the token limit ended it.
         error: why there is no answer, None where there is one.
+        refusal: why the author does not write a text, in its own words; the next episode may fare
+            better.
     """
 
     text: str
@@ -51,6 +53,7 @@ class VlmAnswer:
     seconds: float
     is_cut_off: bool = False
     error: str | None = None
+    refusal: str | None = None
 
 
 @runtime_checkable

@@ -10,7 +10,9 @@ from benchmarks.demo_dataset import unchanged_scheduling
 
 TASKS = ("push the block", "lift the block", "open the drawer")
 FPS = 10
-STATE_DIM = 4
+# Named as a hand's position is, so that the rules can label the episodes.
+STATE_NAMES = ("x", "y", "z", "speed")
+STATE_DIM = len(STATE_NAMES)
 ACTION_DIM = 2
 
 
@@ -54,7 +56,10 @@ def make_dataset(
         }
         for camera in cameras
     }
-    features["observation.state"] = _vector("float32", STATE_DIM)
+    features["observation.state"] = {
+        **_vector("float32", STATE_DIM),
+        "names": list(STATE_NAMES),
+    }
     features["action"] = _vector("float32", ACTION_DIM)
     if environment_state:
         features["observation.environment_state"] = _vector("float32", 3)

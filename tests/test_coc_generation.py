@@ -197,3 +197,39 @@ def test_a_cut_off_answer_is_no_label(config):
     with serving(server) as url, pytest.raises(InvalidInputError, match="none of 1"):
         run(of_server(config, url, max_episodes=1, max_retries=0))
     assert "cut off" in read_records(config.output_jsonl)[0].error
+
+
+def no_text(reason, text=None, **message):
+    choice = {"message": {"content": text, **message}, "finish_reason": reason}
+    return Misbehaviour(200, json.dumps({"choices": [choice]}))
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (no_text("length"), "cut off at the token limit before the answer began; raise --max_tok"),
+        (no_text("length", "<think>1. What: the"), "before the answer began; raise --max_tokens"),
+        (no_text("stop", refusal="I cannot help."), "refused to answer: I cannot help."),
+    ],
+)
+def test_answers_without_a_text_cost_one_request_each_and_the_run_goes_on(config, reply, told):
+    """Every episode but the last; more in a row than failed requests may be."""
+    server = ChatServer(
+        lambda body, count: reply if count < NUM_EPISODES - 1 else good_reply(body, count)
+    )
+    with serving(server) as url:
+        summary = run(of_server(config, url, concurrency=1, max_failures_in_row=2))
+    assert len(server.bodies) == NUM_EPISODES
+    assert (summary.num_labels, summary.num_errors) == (1, NUM_EPISODES - 1)
+    records = read_records(config.output_jsonl)
+    errors = [record.error for record in records if record.error is not None]
+    assert len(errors) == NUM_EPISODES - 1
+    assert all(told in error for error in errors)
+
+
+def test_a_run_in_which_nobody_answers_ends_with_the_reason(config):
+    with (
+        serving(ChatServer(lambda body, count: no_text("length"))) as url,
+        pytest.raises(InvalidInputError, match=r"none of 6 episodes got a label.*--max_tokens"),
+    ):
+        run(of_server(config, url))

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -132,6 +133,66 @@ def test_an_unknown_gripper_is_an_error_that_names_the_flag(config, tmp_path):
     root = make_dataset(tmp_path / "own", num_episodes=2)
     with pytest.raises(InvalidInputError, match="--gripper_dim"):
         run(changed(config, dataset_root=root))
+
+
+def with_changed(root, copy, column, change):
+    """Copy a dataset with some rows of a column changed."""
+    shutil.copytree(root, copy)
+    (path,) = copy.glob("data/*/*.parquet")
+    table = pq.read_table(path)
+    place = table.schema.get_field_index(column)
+    values = table.column(column).to_pylist()
+    change(values)
+    field = table.schema.field(place)
+    pq.write_table(table.set_column(place, field, pa.array(values, field.type)), path)
+    return copy
+
+
+def test_two_tasks_in_one_episode_are_noted(config, root, tmp_path):
+    def change(tasks):
+        tasks[5] = tasks[11] = 2  # within episode 0
+        tasks[30] = 0  # within episode 2, which begins with frame 25
+
+    summary = run(
+        changed(config, dataset_root=with_changed(root, tmp_path / "d", "task_index", change))
+    )
+    assert "(2 episodes have several; their first is taken)" in summary.instruction_origin
+    assert [label.instruction for label in read_labels(config.output_jsonl)] == [*TASKS, *TASKS]
+
+
+def test_a_task_within_an_episode_that_no_table_lists_is_refused(config, root, tmp_path):
+    def change(tasks):
+        tasks[5] = 9
+
+    copy = with_changed(root, tmp_path / "d", "task_index", change)
+    with pytest.raises(InvalidInputError, match=r"task_index .* values \[9\] .*tasks\.parquet"):
+        run(changed(config, dataset_root=copy))
+
+
+def test_commands_of_a_dataset_on_another_scale_are_refused_with_column_and_frames(
+    config, root, tmp_path
+):
+    def change(actions):
+        for action in actions:
+            action[1] = 50.0 + 50 * action[1]
+
+    copy = with_changed(root, tmp_path / "d", "action", change)
+    with pytest.raises(InvalidInputError, match=r"-1 1: in dimension 1 of column action of .*0:12"):
+        run(changed(config, dataset_root=copy))
+    assert run(changed(config, dataset_root=copy, gripper_commands=(100.0, 0.0))).num_labels == 6
+
+
+@pytest.mark.parametrize("keyframes", ["uniform", "events"])
+def test_joint_angles_are_no_position_unless_they_are_asked_for(config, root, tmp_path, keyframes):
+    copy = tmp_path / "d"
+    shutil.copytree(root, copy)
+    info = json.loads((copy / "meta" / "info.json").read_text())
+    info["features"]["observation.state"]["names"] = ["joint_1", "joint_2", "joint_3", "joint_4"]
+    (copy / "meta" / "info.json").write_text(json.dumps(info))
+    config = changed(config, dataset_root=copy, keyframes=keyframes)
+    with pytest.raises(InvalidInputError, match=r"found 0 in \['joint_1', .*--position_dims"):
+        run(config)
+    assert run(changed(config, position_dims=(0, 1, 2))).num_labels == 6
 
 
 @pytest.mark.parametrize(

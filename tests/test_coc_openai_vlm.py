@@ -85,6 +85,68 @@ def test_passing_trouble_is_tried_again_and_lasting_trouble_is_an_error(trouble)
     assert len(lasting.bodies) == 3
 
 
+def without_text(reason, **message):
+    """Return a completion that has no text."""
+    choice = {"message": {"role": "assistant", **message}, "finish_reason": reason}
+    return Misbehaviour(200, json.dumps({"choices": [choice], "usage": {"completion_tokens": 99}}))
+
+
+@pytest.mark.parametrize(
+    ("reply", "told"),
+    [
+        (without_text("stop", content=None, refusal="I cannot help."), "I cannot help."),
+        (without_text("stop", content="", refusal="I cannot help."), "I cannot help."),
+        (without_text("content_filter", content=None), "content filter"),
+        (without_text("content_filter"), "content filter"),
+        (without_text("tool_calls", content=None, tool_calls=[{"id": "1"}]), "called a tool"),
+        (
+            Misbehaviour(
+                200,
+                'data: {"choices": [{"delta": {"refusal": "I cannot"}}]}\n\n'
+                'data: {"choices": [{"delta": {"refusal": " help."}, "finish_reason": "stop"}]}\n\n'
+                "data: [DONE]\n\n",
+            ),
+            "I cannot help.",
+        ),
+    ],
+)
+def test_a_refusal_is_an_answer_that_is_not_asked_for_again(reply, told):
+    server = ChatServer(lambda body, count: reply)
+    answer = asked(server)
+    assert told in answer.refusal
+    assert (answer.text, answer.error) == ("", None)
+    assert len(server.bodies) == 1
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        {"content": None},
+        {"content": None, "reasoning_content": "1. What: the hand"},
+        {"content": ""},
+        {},
+        {"content": [{"type": "thinking", "thinking": []}]},
+    ],
+)
+def test_an_answer_that_ends_while_the_model_thinks_is_cut_off_and_empty(message):
+    server = ChatServer(lambda body, count: without_text("length", **message))
+    answer = asked(server)
+    assert (answer.text, answer.error, answer.refusal) == ("", None, None)
+    assert answer.is_cut_off
+    assert answer.num_tokens == 99
+    assert len(server.bodies) == 1
+
+
+def test_an_answer_in_parts_is_put_together_without_its_thoughts():
+    parts = [
+        {"type": "thinking", "thinking": [{"type": "text", "text": "hm"}]},
+        {"type": "text", "text": "1. What: "},
+        {"type": "text", "text": "go"},
+    ]
+    answer = asked(ChatServer(lambda body, count: without_text("stop", content=parts)))
+    assert answer.text == "1. What: go"
+
+
 def test_a_silent_server_is_given_up_after_the_time_limit():
     slow = Misbehaviour(200, completion("late"), wait_s=6.0)
     server = ChatServer(lambda body, count: slow)

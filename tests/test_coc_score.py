@@ -196,10 +196,13 @@ def test_what_the_recording_does_not_tell_is_not_scored(recording, tmp_path):
 
 def test_a_gripper_that_closes_at_another_command_is_read_by_its_own(recording):
     source = open_dataset("local/tiny", dataset_root=recording)
-    # All that was recorded lies far above this command that closes.
-    told = EventFlags(gripper_dim=1, gripper_commands=(-20.0, -10.0)).event_keys
+    # All that was recorded lies near this command that closes.
+    told = EventFlags(gripper_dim=1, gripper_commands=(-20.0, 0.0)).event_keys
     assert gripper_kinds(recorded_events(source, told)) == [["gripper_closes"]] * 6
     assert gripper_kinds(recorded_events(source, EventKeys(gripper_dim=1))) == [[]] * 6
+    elsewhere = EventFlags(gripper_dim=1, gripper_commands=(-20.0, -10.0)).event_keys
+    with pytest.raises(InvalidInputError, match="--gripper_commands -20 -10: in dimension 1 of"):
+        recorded_events(source, elsewhere)
     absent = recorded_events(source, EventFlags(gripper_dim="none").event_keys)
     assert not {"gripper_closes", "gripper_opens"} & set(absent.known)
 

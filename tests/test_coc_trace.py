@@ -1,7 +1,10 @@
+import json
+from dataclasses import replace
+
 import pytest
 
 from coc_vla.instruction_objects import instruction_clauses, instruction_objects
-from coc_vla.trace import TraceStep, format_trace, parse_trace, trace_faults
+from coc_vla.trace import ParsedTrace, TraceStep, format_trace, parse_trace, trace_faults
 from tests.chat_server import GOOD_ANSWER, GOOD_STEPS
 
 INSTRUCTION = "push the block to the goal"
@@ -25,20 +28,103 @@ def test_a_written_trace_reads_back_and_has_no_faults():
     assert faults_of(GOOD_ANSWER) == []
 
 
-@pytest.mark.parametrize(
-    "dressing",
-    [
-        lambda text: f"Here are the steps:\n\n{text}\n\nI hope that 1 of them helps.",
-        lambda text: f"<think>1. What: no. Why: no.</think>\n{text}",
-        lambda text: f"```\n{text}\n```",
-        lambda text: text.replace("What:", "**What:**").replace("Why:", "\n   **Why:**"),
-        lambda text: "\n".join(f"Step {line.replace('.', ':', 1)}" for line in text.splitlines()),
-        lambda text: text.replace("What: ", "").replace(". Why: ", " because "),
-        lambda text: text.replace("\n", "\r\n"),
-    ],
-)
-def test_what_models_put_around_a_trace_is_left_out(dressing):
-    assert parse_trace(dressing(GOOD_ANSWER)) == parse_trace(GOOD_ANSWER)
+def each_step(form):
+    """Write the good steps in a form with {n}, {what} and {why}."""
+    return "\n".join(
+        form.format(n=n, what=what, why=why) for n, (what, why) in enumerate(GOOD_STEPS, 1)
+    )
+
+
+# What models write around the steps and in them; the same trace has to be read from each.
+DRESSINGS = {
+    "preamble and closing": f"Here are the steps:\n\n{GOOD_ANSWER}\n\nI hope that 1 of them helps.",
+    "thoughts": f"<think>1. What: no. Why: no.</think>\n{GOOD_ANSWER}",
+    "thoughts that the template opens": f"1. What: no. Why: no.</think>\n{GOOD_ANSWER}",
+    "Mistral's thoughts": f"[THINK]1. What: no. Why: no.[/THINK]{GOOD_ANSWER}",
+    "an answer's tag": f"<thinking>1. Hm.</thinking>\n<answer>\n{GOOD_ANSWER}\n</answer>",
+    "a fence and a remark": f"```markdown\n{GOOD_ANSWER}\n```\nThese steps fit the pictures.",
+    "a server's end mark": f"{GOOD_ANSWER}<|im_end|>",
+    "bold halves": each_step("{n}. **What:** {what}.\n   **Why:** {why}."),
+    "colon after the bold": each_step("{n}. **What**: {what}. **Why**: {why}."),
+    "bold numbers": each_step("**{n}.** **What:** *{what}*. **Why:** *{why}*."),
+    "bullets under a title": each_step("**Step {n}: Act**\n- **What:** {what}\n- **Why:** {why}\n"),
+    "starred bullets": each_step("{n}.\n   * __What__: {what}\n   * __Why__: {why}"),
+    "headings": each_step(
+        "### Step {n}: The gripper\n**What:** {what}.\n\n**Why:** {why}.\n\n---\n"
+    ),
+    "a heading for each half": each_step("## {n}. Act\n#### What:\n{what}\n#### Why:\n{why}\n"),
+    "bulleted numbers": each_step("- {n}) What: {what}; _Why:_ {why}"),
+    "quotation": each_step("> {n}. What: {what}. Why: {why}."),
+    "numbers in brackets": each_step("({n}) What: {what} (Why: {why})"),
+    "escaped points": each_step("{n}\\. What: {what}. Why: {why}."),
+    "a dash after the number": each_step("{n} - What: {what} – Why: {why}"),
+    "a step's number alone": each_step("Step {n}\nWhat: {what}\nWhy: {why}\n"),
+    "HTML": each_step("{n}. <b>What:</b> {what}.<br> <b>Why:</b> {why}."),
+    "code": each_step("{n}. `What:` {what}. `Why:` {why}."),
+    "quotation marks": each_step('{n}. What: "{what}". Why: "{why}".'),
+    "because": each_step("{n}. {what} because {why}."),
+    "because on a line of its own": each_step("{n}. {what}\n   because {why}."),
+    "other lines": GOOD_ANSWER.replace("\n", "\r\n"),
+    "wrapped lines": GOOD_ANSWER.replace(" to ", " to\n   ").replace(" has ", "\n   has "),
+    "closing on the next line": f"{GOOD_ANSWER}\nThis completes the task.",
+    "closing without a point before": f"{GOOD_ANSWER[:-1]}\nIn summary, it is done.",
+    "a closing heading": f"{GOOD_ANSWER}\n### Summary\nIt is done.",
+    "a closing bullet": f"{GOOD_ANSWER}\n* Note: the steps follow the pictures.",
+    "a rule between steps": GOOD_ANSWER.replace("\n", "\n***\n"),
+    "phases between steps": GOOD_ANSWER.replace("\n", "\n## Phase 2: onwards\n"),
+    "further lines of a step": each_step(
+        "{n}. **What:** {what}.\n   **Why:** {why}.\n   **Evidence:** frame {n}."
+    ),
+}
+
+
+@pytest.mark.parametrize("answer", DRESSINGS.values(), ids=DRESSINGS)
+def test_what_models_put_around_a_trace_is_left_out(answer):
+    assert parse_trace(answer) == parse_trace(GOOD_ANSWER)
+    assert faults_of(answer) == []
+
+
+# Forms that hold no trace, or one that cannot be told from its markup.
+REFUSED = {
+    "a plan in thoughts without an end": (f"<think>\n{GOOD_ANSWER}", "no numbered steps"),
+    "thoughts again, after others": (
+        f"<think>no</think><think>{GOOD_ANSWER}",
+        "no numbered steps",
+    ),
+    "JSON": (
+        json.dumps([{"step": 1, "what": what, "why": why} for what, why in GOOD_STEPS]),
+        "no numbered steps",
+    ),
+    "JSON by number": (
+        each_step('{n}. {{"What": "{what}", "Why": "so that {why}"}}'),
+        "step 1 has markup",
+    ),
+    "a table": (each_step("| {n} | {what} | because {why} |"), "no numbered steps"),
+    "a table's cells": (each_step("{n}. What: {what} | Who: robot. Why: {why}"), "markup"),
+    "a link": (each_step("{n}. What: {what}. Why: [{why}](frame.jpg)"), "markup"),
+    "TeX": (each_step("{n}. What: {what} $\\rightarrow$ go. Why: {why}"), "markup"),
+    "an escaped sign": (each_step("{n}. What: {what} &amp; go. Why: {why}"), "markup"),
+    "struck out": (each_step("{n}. What: ~~no~~ {what}. Why: {why}"), "markup"),
+    "a box": (each_step("{n}. What: \\boxed{{{what}}}. Why: {why}"), "markup"),
+    "a picture": (each_step("{n}. What: {what} ✅. Why: {why}"), "markup after 'What:' ('✅')"),
+    "a dash for the colon": (each_step("{n}. What - {what}, because {why}"), "markup"),
+    "two reasons": (each_step("{n}. What: {what}. Why: {why}. Why: it has to"), "markup"),
+    "numbered halves": (each_step("{n}. Act\n   1. What: {what}\n   2. Why: {why}"), "numbered"),
+}
+
+
+@pytest.mark.parametrize(("answer", "fault"), REFUSED.values(), ids=REFUSED)
+def test_an_answer_whose_markup_cannot_be_cut_off_is_refused(answer, fault):
+    assert fault in "; ".join(faults_of(answer))
+
+
+@pytest.mark.parametrize("half", ["what", "why"])
+@pytest.mark.parametrize("markup", ["**", "`", "# ", "|", "{", "[", "<", "\\", "Why: ", "🙂"])
+def test_markup_in_a_half_is_a_fault_wherever_it_came_from(half, markup):
+    steps = [TraceStep(*step) for step in GOOD_STEPS]
+    steps[2] = replace(steps[2], **{half: f"{markup}close the gripper around the block"})
+    trace = ParsedTrace((1, 2, 3, 4), tuple(steps))
+    assert f"step 3 has markup after '{half.capitalize()}:'" in trace_faults(trace, INSTRUCTION)[0]
 
 
 def test_a_connector_of_purpose_stays_in_the_reason():

@@ -254,6 +254,8 @@ def test_the_identity_of_a_dataset_does_not_depend_on_its_folder(roots, copy):
     [
         (["a", "b", "c", "d"], ["a", "b", "c", "d"]),
         ({"motors": ["a", "b", "c", "d"]}, ["a", "b", "c", "d"]),
+        ([["a", "b", "c", "d"]], ["a", "b", "c", "d"]),
+        ({"a": 0, "c": 2, "b": 1, "d": 3}, ["a", "b", "c", "d"]),
         (["state"], None),
         (["a", "a", "b", "c"], None),
         ({"x": 0, "y": 1}, None),

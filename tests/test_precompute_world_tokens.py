@@ -131,7 +131,7 @@ def test_the_manifest_says_what_the_arrays_are_made_of(config):
     assert (dataset["num_frames"], dataset["num_episodes"], dataset["num_tasks"]) == (135, 9, 3)
     assert dataset["recording"] == {"simulator": "drawn", "seed": 0}
     assert dataset["tasks"]["2"] == "open the drawer"
-    assert dataset["state_names"] == ["x0", "x1", "x2", "x3"]
+    assert dataset["state_names"] == ["x", "y", "z", "speed"]
     assert (dataset["image_key"], dataset["state_key"]) == (CAMERA, "observation.state")
     assert sorted(manifest["split"]["train"] + manifest["split"]["val"]) == list(range(9))
     assert len(manifest["split"]["val"]) == 1

@@ -13,6 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from world_modality.dimension_names import dimension_names
 from world_modality.errors import InvalidInputError, MissingKeyError, missing_key
 from world_modality.lerobot_format import (
     INFO_PATH,
@@ -123,17 +124,9 @@ class LeRobotSource:
             raise missing_key("column", key, self.features, self._where)
 
     def dim_names(self, key: str, num_dims: int) -> list[str] | None:
-        """Return the names of a column's dimensions, or None where there is not one for each.
-
-        LeRobot leaves `names` free: a list, a list under a heading (`{"motors": […]}`), one word
-        for the whole axis, or nothing.
-        """
-        names = self.features[key].get("names")
-        if isinstance(names, dict) and len(names) == 1:
-            (names,) = names.values()
-        if not isinstance(names, list) or not len(set(map(str, names))) == len(names) == num_dims:
-            return None
-        return [str(name) for name in names]
+        """Return the names of a column's dimensions, or None where each has none of its own."""
+        names = dimension_names(self.features[key].get("names"), num_dims)
+        return names if names and len(set(names)) == num_dims else None
 
     def describe(self, image_key: str) -> dict[str, Any]:
         """Return what a manifest says about the dataset, independent of where it lies.
