@@ -78,9 +78,9 @@ def test_times_and_versions_of_a_page_are_left_out(tmp_path):
     page = tmp_path / "report.md"
     page.write_text(
         "Made 2026-11-27 06:39 UTC on x86_64 Linux, Python 3.11.7, commit 3f21b4a.\n"
-        "| main | C | 0 | runs/C | 84f9d1a355 | ae5664e143 | numpy 2.4.6, torch 2.10.0 |\n"
+        "| main | C | 0 | 84f9d1a355 | ae5664e143 | numpy 2.4.6, python 3.11.7, torch 2.10.0 |\n"
     )
     assert kept_lines(page) == [
         "Made <when and where>",
-        "| main | C | 0 | runs/C | 84f9d1a355 | <sha256> | <versions> |",
+        "| main | C | 0 | <hash> | <hash> | <versions> |",
     ]

@@ -17,17 +17,21 @@ from typing import Any
 import numpy as np
 
 TOLERANCE = 1e-4
-"""Relative to the larger of the two numbers; printed numbers may differ by one in the last digit."""
+"""Relative to the larger of two numbers; printed ones may also differ by one in the last digit."""
 ZERO = 1e-6
 """Two numbers nearer than this are equal on another machine."""
 MISSING = "<missing>"
-# Times, rates, versions, and hashes of files whose layout may change while their content does not.
+# Times, rates and versions; hashes of files (a recording's, a checkpoint's) and what is made of
+# them, which may change while the content does not. An array is compared by a hash of its own.
 VOLATILE = frozenset(
-    {"seconds", "steps_per_s", "frames_per_s", "versions", "software", "checkpoint_sha256"}
+    {"seconds", "steps_per_s", "frames_per_s", "versions", "software"}
+    | {"checkpoint_sha256", "cache_fingerprint", "dataset"}
 )
 VOLATILE_TEXT = (
     (re.compile(r"^Made .*$"), "Made <when and where>"),
-    (re.compile(r"[0-9a-f]{10} \| numpy [^|]*"), "<sha256> | <versions> "),
+    (re.compile(r"\b(?=[0-9]*[a-f])[0-9a-f]{10}\b"), "<hash>"),
+    (re.compile(r"\b\d{10}\b"), "<hash>"),
+    (re.compile(r"numpy [\d.]+\w*, python [^ ]+, torch [\w.+]+"), "<versions>"),
     (re.compile(r'"simulator": \{[^}]*\}'), '"simulator": <versions>'),
 )
 NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?")

@@ -10,11 +10,9 @@ are made once, where they are missing, and never replaced.
 """
 
 import argparse
-import contextlib
 import json
 import os
 import re
-import shutil
 import subprocess
 import sys
 import tarfile
