@@ -83,7 +83,8 @@ class TextTokenizer:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InvalidInputError(
                 f"--text_tokenizer {name}: no tokenizer could be loaded{by_way_of_hub(location)} "
-                f"({reason[:300]}); give a hub name, a local folder with its files, {PACKAGED}, or {TRAINED}"
+                f"({reason[:300]}); give a hub name, a local folder with its files, "
+                f"{PACKAGED}, or {TRAINED}"
             ) from error
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(

@@ -1,4 +1,4 @@
-"""A proxy between: who goes through it, how a failure names it, and that its password shows nowhere."""
+"""A proxy between: who goes through it, and how a failure names it without its password."""
 
 import http.server
 import threading

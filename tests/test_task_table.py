@@ -1,4 +1,4 @@
-"""The task table, checked: a fault is one line that names the file, in every stage that reads it."""
+"""The task table, checked: a fault is one line that names the file, in every stage."""
 
 import json
 import shutil
