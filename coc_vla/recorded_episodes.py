@@ -220,7 +220,7 @@ def _texts_by_task(
         )
     changes = tasks != np.repeat(episodes.tasks, episodes.lengths)
     num_several = len(np.unique(episodes.of_frame[changes]))
-    return tuple(str(source.tasks[task]) for task in episodes.tasks.tolist()), num_several
+    return tuple(source.tasks[task] for task in episodes.tasks.tolist()), num_several
 
 
 def _texts_of_column(
