@@ -5,12 +5,14 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from jaxtyping import Int, UInt8
 
-from world_modality.errors import InvalidInputError
+from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.lerobot_source import LeRobotSource
 from world_modality.png_decoding import decode_png
 
@@ -88,20 +90,29 @@ def _images_of_group(
         column = batch.column(image_key)
         low, high = np.searchsorted(rows, [start, start + batch.num_rows])
         for row in rows[low:high] - start:
-            image = column[int(row)].as_py()
-            content = image["bytes"] if image else None
-            if content is None and image and image["path"]:
-                content = (source.root / image["path"]).read_bytes()
-            if content is None:
-                raise InvalidInputError(
-                    f"camera {image_key} has no image in a frame of {source.name}"
-                )
-            yield content
+            yield _file_of(column[int(row)].as_py(), source, image_key)
         start += batch.num_rows
 
 
+def _file_of(stored: Any, source: LeRobotSource, image_key: str) -> bytes:
+    """Return the file in a cell: `datasets` takes {bytes, path}, and either of the two alone."""
+    if not isinstance(stored, dict):
+        stored = {"bytes" if isinstance(stored, bytes) else "path": stored}
+    content, path = stored.get("bytes"), stored.get("path")
+    if isinstance(content, bytes):
+        return content
+    if not isinstance(path, str):
+        raise InvalidInputError(f"camera {image_key} has no image in a frame of {source.name}")
+    try:
+        return (source.root / path).read_bytes()
+    except OSError as error:
+        raise MissingFileError(
+            f"camera {image_key} of {source.name} names an image that cannot be read: {error}"
+        ) from error
+
+
 def decode_image(content: bytes, image_key: str, index: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode an image file.
+    """Decode an image file as `datasets` and LeRobot do: upright, grey in three equal channels.
 
     Args:
         content: the file.
@@ -109,23 +120,43 @@ def decode_image(content: bytes, image_key: str, index: int) -> UInt8[np.ndarray
         index: its global frame index, for errors.
 
     Raises:
-        InvalidInputError: it is damaged, or not 8-bit RGB.
+        InvalidInputError: it is damaged, or no picture of RGB or grey with 8 bits.
     """
     pixels = decode_png(content)
     if pixels is not None:
         return pixels
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    with refused_if_damaged(image_key, index), Image.open(io.BytesIO(content)) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    is_opaque = image.mode not in ("RGBA", "LA") or image.getextrema()[-1] == (255, 255)
+    if image.mode not in ("RGB", "L", "1", "RGBA", "LA") or not is_opaque:
+        # LeRobot hands on a palette's indices, CMYK's four channels, 16 bits without a scale.
+        raise InvalidInputError(
+            f"frame {index} of camera {image_key} is {image.format} of mode {image.mode}"
+            f"{'' if is_opaque else ', partly transparent'}; expected RGB or grey of 8 bits"
+        )
+    return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def refused_if_damaged(image_key: str, index: int) -> Iterator[None]:
+    """Say in one line what Pillow finds wrong with an image file.
+
+    Args:
+        image_key: its camera.
+        index: its global frame index.
+
+    Raises:
+        InvalidInputError: Pillow could not read it.
+    """
+    from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(content))
-        pixels = np.asarray(image)
-    except (UnidentifiedImageError, OSError) as error:
+        yield
+    # Pillow says SyntaxError where a PNG's check sum is wrong, RuntimeError of a damaged AVIF.
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise InvalidInputError(
             f"frame {index} of camera {image_key} is no readable image: {error}"
         ) from error
-    if image.mode != "RGB":
-        raise InvalidInputError(
-            f"frame {index} of camera {image_key} has mode {image.mode} ({pixels.dtype}), expected "
-            "8-bit RGB"
-        )
-    return pixels
