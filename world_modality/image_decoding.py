@@ -137,7 +137,7 @@ def decode_image(content: bytes, image_key: str, index: int) -> UInt8[np.ndarray
             f"frame {index} of camera {image_key} is {image.format} of mode {image.mode}"
             f"{'' if is_opaque else ', partly transparent'}; expected RGB or grey of 8 bits"
         )
-    return np.asarray(image.convert("RGB"))
+    return np.asarray(image if image.mode == "RGB" else image.convert("RGB"))
 
 
 @contextmanager
