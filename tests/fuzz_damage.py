@@ -145,3 +145,67 @@ def change_rows(rows: Sequence[Any], rng: np.random.Generator) -> tuple[list[Any
     else:
         rows[at], rows[other] = rows[other], rows[at]
     return rows, f"row {at}: {kind} {other}"
+
+
+def change_table(path: Path, rng: np.random.Generator) -> str:
+    """Change one row, column or cell of a parquet file."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    table = pq.read_table(path)
+    kind = str(rng.choice(["rows", "rows", "cell", "cell", "cell", "drop", "rename", "type"]))
+    if kind == "rows":
+        order, said = change_rows(range(table.num_rows), rng)
+        pq.write_table(table.take(order), path)
+        return f"{path.name} {said}"
+    number = int(rng.integers(table.num_columns))
+    name = table.column_names[number]
+    if kind == "drop":
+        table = table.drop_columns([name])
+    elif kind == "rename":
+        table = table.rename_columns([f"{n}x" if n == name else n for n in table.column_names])
+    else:
+        cells = table.column(name).to_pylist()
+        row = int(rng.integers(len(cells)))
+        dtype = table.schema.field(name).type
+        if kind == "cell":
+            cells[row], said = _changed_cell(cells[row], rng)
+            kind = f"cell {row} {said}"
+        else:
+            dtype = (pa.string(), pa.large_list(pa.float64()))[int(rng.integers(2))]
+            cells = [str(c) if dtype == pa.string() else [0.0] for c in cells]
+        field = table.schema.field(name).with_type(dtype)
+        try:
+            column = pa.array(cells, dtype)
+        except (pa.ArrowException, OverflowError, TypeError, ValueError):
+            # The column's type holds no such value: it becomes a missing one.
+            cells[row] = None
+            column = pa.array(cells, dtype)
+        table = table.set_column(number, field, column)
+    pq.write_table(table, path)
+    return f"{path.name} {name}: {kind}"
+
+
+def _changed_cell(cell: Any, rng: np.random.Generator) -> tuple[Any, str]:
+    """Change a cell: an element of a list or field of a struct, or the whole of it."""
+    if isinstance(cell, list) and cell and rng.random() < 0.8:
+        at = int(rng.integers(len(cell)))
+        value, said = _changed_cell(cell[at], rng)
+        return [*cell[:at], value, *cell[at + 1 :]], f"[{at}] {said}"
+    if isinstance(cell, dict) and rng.random() < 0.9:
+        key = sorted(cell)[int(rng.integers(len(cell)))]
+        value, said = _changed_cell(cell[key], rng)
+        return {**cell, key: value}, f"{key} {said}"
+    if isinstance(cell, bytes) and cell and rng.random() < 0.8:
+        content = bytearray(cell)
+        at = int(rng.integers(len(content)))
+        content[at] = (content[at] + int(rng.integers(1, 256))) % 256
+        return bytes(content), f"byte {at}"
+    if isinstance(cell, int | float) and rng.random() < 0.6:
+        step = (1, -1, 7)[int(rng.integers(3))]
+        return cell + step, f"{step:+}"
+    if isinstance(cell, str) and rng.random() < 0.5:
+        return cell + "s", "+s"
+    odd = (None, -1, 10**12, float("nan"), float("inf"), "", "x", b"", [])
+    value = odd[int(rng.integers(len(odd)))]
+    return value, f"= {value!r}"
