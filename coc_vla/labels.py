@@ -95,6 +95,8 @@ class CocLabel:
         if not indices or not is_counted or any(a >= b for a, b in pairwise(indices)):
             raise ValueError(f"has keyframe_indices {indices!r}, expected frames in their order")
         values = {name: without_checksum(content)[name] for name in _FIELDS}
+        # Only the raw answer is kept whatever it holds; half a surrogate pair cannot be printed.
+        json.dumps({**values, "raw_text": ""}, ensure_ascii=False).encode()
         values["keyframe_indices"] = tuple(content["keyframe_indices"])
         values["coc_text"] = tuple(_step(step) for step in content["coc_text"])
         return cls(**values)
