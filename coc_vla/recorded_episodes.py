@@ -9,6 +9,7 @@ from jaxtyping import Int
 from coc_vla.gripper import GripperChannel
 from coc_vla.hand_axes import HandAxes
 from coc_vla.motion import EpisodeMotion
+from world_modality.dataset_episodes import read_episodes
 from world_modality.episodes import Episodes
 from world_modality.errors import InvalidInputError, MissingKeyError, missing_key
 from world_modality.instruction_column import raw_blocks
@@ -72,12 +73,7 @@ class RecordedEpisodes:
             MissingKeyError: no such column; lists those there are, nearest first.
             InvalidInputError: the columns are damaged, or a task has no text.
         """
-        blocks = list(source.columns([episode_key, task_key]))
-        episode_index, task_index = (
-            np.concatenate([_whole_numbers(block[key], key, source.name) for block in blocks])
-            for key in (episode_key, task_key)
-        )
-        episodes = Episodes.from_frames(episode_index, task_index)
+        episodes = read_episodes(source, episode_key, task_key)
         by_task = instruction_key is None or (
             instruction_key in TASK_ALIASES and instruction_key not in source.features
         )
@@ -193,15 +189,6 @@ def choose_episodes(ids: Sequence[int], chosen: str | None, max_episodes: int | 
             )
         positions.update(position_of[episode] for episode in found)
     return sorted(positions)[:max_episodes]
-
-
-def _whole_numbers(column: np.ndarray, key: str, name: str) -> np.ndarray:
-    if not np.issubdtype(column.dtype, np.integer) or column.size != len(column):
-        raise InvalidInputError(
-            f"column {key} of {name} holds {column.dtype} {list(column.shape[1:])}, expected one "
-            "whole number a frame"
-        )
-    return column.reshape(-1).astype(np.int64)
 
 
 def _texts_by_task(source: LeRobotSource, episodes: Episodes, task_key: str) -> tuple[str, ...]:

@@ -13,6 +13,7 @@ from coc_vla.label_statistics import label_report
 from coc_vla.labels import CocLabel, LabelScan, scan_labels
 from world_modality.atomic import write_json
 from world_modality.cli import run_cli
+from world_modality.dataset_episodes import read_episodes
 from world_modality.episodes import Episodes
 from world_modality.errors import InvalidInputError
 from world_modality.lerobot_adapter import open_dataset
@@ -64,7 +65,7 @@ def run(config: ValidateLabelsConfig) -> dict[str, Any]:
         source = open_dataset(
             config.dataset_name, dataset_root=config.dataset_root, revision=config.revision
         )
-        episodes = _episodes(source, config.episode_id_key)
+        episodes = read_episodes(source, config.episode_id_key)
     report = label_report(scan, None if episodes is None else episodes.ids.tolist())
     report_path = config.output_json or config.labels_jsonl.with_suffix(".report.json")
     write_json(report_path, report)
@@ -142,12 +143,6 @@ def _drawn(records: Sequence[CocLabel], count: int, seed: int) -> list[CocLabel]
     rng = np.random.default_rng(seed)
     chosen = rng.permutation(len(records))[:count]
     return sorted((records[int(i)] for i in chosen), key=lambda record: record.episode_id)
-
-
-def _episodes(source: LeRobotSource, episode_key: str) -> Episodes:
-    blocks = [block[episode_key] for block in source.columns([episode_key])]
-    index = np.concatenate(blocks).reshape(-1).astype(np.int64)
-    return Episodes.from_frames(index, np.zeros_like(index))
 
 
 def _write_sheet(

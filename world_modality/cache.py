@@ -199,6 +199,23 @@ class Cache:
         """Say whether the manifest lists the array."""
         return name in self.manifest["arrays"]
 
+    @property
+    def episode_ids(self) -> list[int] | None:
+        """The ids that `episode_index` counts, None where it holds the ids themselves.
+
+        Raises:
+            InvalidInputError: the manifest lists something else than whole numbers.
+        """
+        ids = (self.manifest.get("dataset") or {}).get("episode_ids")
+        if ids is None:
+            return None
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**63 for i in ids):
+            raise InvalidInputError(
+                f"{self.manifest_path} has episode_ids that are no list of whole numbers; "
+                f"{self.mend('episode_index')}"
+            )
+        return ids
+
     def load(self, name: str) -> np.ndarray:
         """Map one array read-only, after checking it against the manifest, SHA-256 included.
 

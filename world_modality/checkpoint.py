@@ -94,7 +94,9 @@ def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
     """
     names = ("world_tokens", "codebook_centroids", "episode_index", "task_index")
     arrays = require_arrays(cache, names)
-    episodes = Episodes.from_frames(arrays["episode_index"], arrays["task_index"])
+    episodes = Episodes.from_frames(
+        arrays["episode_index"], arrays["task_index"], cache.episode_ids
+    )
     frames = episodes.frames_of(cache.manifest["split"]["train"])
     rows = {int(task): row for row, task in enumerate(cache.manifest["dataset"]["tasks"])}
     counts = np.zeros((len(rows), len(arrays["codebook_centroids"])), dtype=np.int32)

@@ -7,10 +7,13 @@ import numpy as np
 from jaxtyping import Int
 
 from world_modality.cache_writer import CacheWriter
+from world_modality.dataset_episodes import episode_ids, episode_table, whole_numbers
+from world_modality.episodes import Episodes
 from world_modality.errors import InvalidInputError
 from world_modality.lerobot_source import LeRobotSource
 
 ENVIRONMENT_STATE_KEY = "observation.environment_state"
+MAX_INT32 = np.iinfo(np.int32).max
 _JOIN = "+"
 
 
@@ -80,14 +83,27 @@ class ColumnScan:
     Attributes:
         sha256: of all their values; part of the dataset's identity.
         dims: numbers per frame of each array that has a second axis.
-        episode_index: of every frame.
+        episodes: of the frames, with the dataset's own ids.
         task_index: of every frame.
     """
 
     sha256: str
     dims: dict[str, int]
-    episode_index: Int[np.ndarray, " N"] = field(repr=False)
+    episodes: Episodes = field(repr=False)
     task_index: Int[np.ndarray, " N"] = field(repr=False)
+
+    @property
+    def numbered_ids(self) -> list[int] | None:
+        """The ids where the cache counts the episodes, since its int32 does not hold their ids."""
+        ids = self.episodes.ids
+        return None if ids.max() <= MAX_INT32 else ids.tolist()
+
+    @property
+    def episode_index(self) -> Int[np.ndarray, " N"]:
+        """Each frame's episode as the cache has it: its id, or its number in `numbered_ids`."""
+        of_frame = self.episodes.of_frame
+        numbers = of_frame if self.numbered_ids is not None else self.episodes.ids[of_frame]
+        return numbers.astype(np.int32)
 
 
 def joined_columns(key: str) -> list[str]:
@@ -95,10 +111,28 @@ def joined_columns(key: str) -> list[str]:
     return key.split(_JOIN)
 
 
-def _as_array(name: str, key: str, block: dict[str, np.ndarray]) -> np.ndarray:
-    """Bring a block's columns into the dtype and rank of their cache array."""
-    if name in ("episode_index", "task_index"):
-        return block[key].astype(np.int32).reshape(len(block[key]))
+def column_array(name: str, key: str, block: dict[str, np.ndarray], where: str) -> np.ndarray:
+    """Bring a block's columns into the rank of their cache array; ids stay as they are, in int64.
+
+    Args:
+        name: of the cache array.
+        key: of its column, or several joined.
+        block: the columns.
+        where: whose columns, for errors.
+
+    Raises:
+        InvalidInputError: an index is no whole number, or one that the cache cannot hold.
+    """
+    if name == "episode_index":
+        return episode_ids(block[key], key, where)
+    if name == "task_index":
+        tasks = whole_numbers(block[key], key, where)
+        if len(tasks) and np.abs(tasks).max() > MAX_INT32:
+            raise InvalidInputError(
+                f"column {key} of {where} has the number {tasks[np.argmax(np.abs(tasks))]}, "
+                f"expected at most {MAX_INT32}; is --task_index_key {key} right?"
+            )
+        return tasks
     parts = [block[column].astype(np.float32) for column in joined_columns(key)]
     return np.concatenate([part.reshape(len(part), -1) for part in parts], axis=1)
 
@@ -107,9 +141,11 @@ def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
     """Read every column once and check it.
 
     Raises:
-        InvalidInputError: a number is not finite (names the first frame and its episode), or a
-            frame's task has no text.
+        InvalidInputError: a number is not finite (names the first frame and its episode), a
+            frame's task has no text, the episodes are not those of the metadata, or an index is
+            none.
     """
+    episode_table(source)
     digest = hashlib.sha256()
     dims: dict[str, int] = {}
     indices: dict[str, list[np.ndarray]] = {"episode_index": [], "task_index": []}
@@ -117,11 +153,11 @@ def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
     first: dict[str, tuple[int, int]] = {}
     start = 0
     for block in source.columns(keys.columns):
-        episodes = _as_array("episode_index", keys.episode, block)
+        episodes = column_array("episode_index", keys.episode, block, source.name)
         for name, key in keys.arrays.items():
-            array = _as_array(name, key, block)
+            array = column_array(name, key, block, source.name)
             digest.update(f"{name} {array.shape[1:]}".encode())
-            digest.update(array.tobytes())
+            digest.update(_narrow(array).tobytes())
             if name in indices:
                 indices[name].append(array)
                 continue
@@ -138,19 +174,21 @@ def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
             f"{count} frames, first in frame {frame} (episode {episode}); mend or leave out these "
             "episodes"
         )
-    scan = ColumnScan(
-        digest.hexdigest(),
-        dims,
-        np.concatenate(indices["episode_index"]),
-        np.concatenate(indices["task_index"]),
-    )
-    without_text = sorted(set(np.unique(scan.task_index).tolist()) - set(source.tasks))
+    task_index = np.concatenate(indices["task_index"]).astype(np.int32)
+    without_text = sorted(set(np.unique(task_index).tolist()) - set(source.tasks))
     if without_text:
         raise InvalidInputError(
             f"column {keys.task} of {source.name} has values {without_text[:5]} that "
             f"meta/tasks.parquet does not list; is --task_index_key {keys.task} right?"
         )
-    return scan
+    episodes = Episodes.from_frames(np.concatenate(indices["episode_index"]), task_index)
+    return ColumnScan(digest.hexdigest(), dims, episodes, task_index)
+
+
+def _narrow(array: np.ndarray) -> np.ndarray:
+    """Return indices as the int32 that the cache holds, where it holds them all."""
+    fits = array.dtype == np.int64 and (not array.size or array.max() <= MAX_INT32)
+    return array.astype(np.int32) if fits else array
 
 
 def column_shapes(
@@ -170,10 +208,16 @@ def write_columns(
     """Write the columns in blocks; the caller publishes them."""
     shapes = column_shapes(source, keys, scan)
     done = min(writer.open(name, shape) for name, shape in shapes.items())
+    indices = {"episode_index": scan.episode_index, "task_index": scan.task_index}
     start = 0
     for block in source.columns(keys.columns):
-        arrays = {name: _as_array(name, key, block) for name, key in keys.arrays.items()}
-        end = start + len(arrays["states"])
+        end = start + len(block[keys.task])
         if end > done:
+            arrays = {
+                name: indices[name][start:end]
+                if name in indices
+                else column_array(name, key, block, source.name)
+                for name, key in keys.arrays.items()
+            }
             writer.write(start, arrays)
         start = end

@@ -1,5 +1,6 @@
 """Where episodes begin and end, and which of them are held out."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,7 @@ class Episodes:
     Attributes:
         starts: first frame of each episode.
         ends: one past its last frame.
-        ids: the dataset's `episode_index` values.
+        ids: the dataset's numbers of the episodes (its `episode_index`, or `--episode_id_key`).
         tasks: the task of each episode (that of its first frame).
     """
 
@@ -26,18 +27,35 @@ class Episodes:
 
     @classmethod
     def from_frames(
-        cls, episode_index: Int[np.ndarray, " N"], task_index: Int[np.ndarray, " N"]
+        cls,
+        episode_index: Int[np.ndarray, " N"],
+        task_index: Int[np.ndarray, " N"],
+        numbered: Sequence[int] | None = None,
     ) -> "Episodes":
         """Find the episodes in the per-frame columns.
 
+        Args:
+            episode_index: each frame's episode.
+            task_index: each frame's task.
+            numbered: the ids that `episode_index` counts, as a cache keeps ids that int32 does not
+                hold; None where it holds the ids themselves.
+
         Raises:
-            InvalidInputError: no frames, or an episode's frames are not consecutive.
+            InvalidInputError: no frames, an episode's frames are not consecutive, or a number has
+                no id.
         """
         if len(episode_index) == 0:
             raise InvalidInputError("the dataset has no frames")
         starts = np.concatenate([[0], np.flatnonzero(np.diff(episode_index)) + 1])
         ends = np.concatenate([starts[1:], [len(episode_index)]])
         ids = np.asarray(episode_index)[starts]
+        if numbered is not None:
+            if not np.array_equal(ids, np.arange(len(numbered))):
+                raise InvalidInputError(
+                    f"expected the episodes 0 to {len(numbered) - 1} in order, one for each of the "
+                    f"{len(numbered)} ids that the manifest lists, found {ids[:5].tolist()} …"
+                )
+            ids = np.array(numbered, dtype=np.int64)
         unique, counts = np.unique(ids, return_counts=True)
         if len(unique) != len(ids):
             split = unique[counts > 1][:5].tolist()

@@ -23,12 +23,13 @@ def frame_blocks(
         block_size: frames per block; the last block may be smaller.
 
     Raises:
-        InvalidInputError: a frame is not RGB, differs in size, or is missing from its video.
+        InvalidInputError: a frame is not RGB, differs in size, or is not there.
     """
     if len(indices) > 1 and not (np.diff(indices) > 0).all():
         raise ValueError("frame indices must ascend strictly")
     read = image_blocks if source.features[image_key]["dtype"] == "image" else video_blocks
     size: tuple[int, ...] | None = None
+    done = 0
     for images in read(source, image_key, np.asarray(indices), block_size):
         block = _stack(images, image_key)
         size = size or block.shape[1:]
@@ -37,6 +38,12 @@ def frame_blocks(
                 f"camera {image_key} changes its image size: {size}, {block.shape[1:]}"
             )
         yield block
+        done += len(block)
+    if done != len(indices):
+        raise InvalidInputError(
+            f"camera {image_key} of {source.name} gave {done} of {len(indices)} frames, "
+            f"{indices[0]} to {indices[-1]}; the dataset has {source.num_frames}"
+        )
 
 
 def frames_at(

@@ -122,7 +122,9 @@ class FrameTensors:
         if with_language:
             names.append("instruction_embeddings")
         arrays = require_arrays(cache, [*names, "episode_index", "task_index"])
-        episodes = Episodes.from_frames(arrays["episode_index"], arrays["task_index"])
+        episodes = Episodes.from_frames(
+            arrays["episode_index"], arrays["task_index"], cache.episode_ids
+        )
         num_bytes = sum(arrays[name].nbytes for name in _LARGE_ARRAYS if name in arrays)
         mapped = stays_on_disk(num_bytes, device, place)
         tensors = cls(arrays, episodes, device, mapped=mapped)

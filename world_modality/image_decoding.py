@@ -5,13 +5,15 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 from jaxtyping import Int, UInt8
 
-from world_modality.errors import InvalidInputError
-from world_modality.lerobot_source import LeRobotSource
+from world_modality.errors import InvalidInputError, MissingFileError
+from world_modality.lerobot_format import to_numpy
+from world_modality.lerobot_source import INDEX_KEY, LeRobotSource
 from world_modality.png_decoding import decode_png
 
 PARQUET_BATCH_ROWS = 64
@@ -66,38 +68,62 @@ def encoded_images(source: LeRobotSource, image_key: str, indices: np.ndarray) -
         indices: strictly ascending global frame indices.
 
     Raises:
-        InvalidInputError: a frame has no image.
+        InvalidInputError: a frame has no image, or there is no such frame.
     """
+    done = 0
     first_row = 0
     for path in source.data_files:
-        file = source.open_parquet(path)
-        for group in range(file.num_row_groups):
-            end_row = first_row + file.metadata.row_group(group).num_rows
+        metadata = source.open_parquet(path).metadata
+        for group in range(metadata.num_row_groups):
+            end_row = first_row + metadata.row_group(group).num_rows
             low, high = np.searchsorted(indices, [first_row, end_row])
             if high > low:
-                rows = indices[low:high] - first_row
-                yield from _images_of_group(source, file, group, image_key, rows)
+                yield from _images_of_group(source, path, group, image_key, first_row, indices)
+                done += high - low
             first_row = end_row
+    if done != len(indices):
+        raise InvalidInputError(
+            f"{source.name} has {first_row} frames of camera {image_key}, but {len(indices)} were "
+            f"asked for, {indices[0]} to {indices[-1]}, of which it has {done}"
+        )
 
 
 def _images_of_group(
-    source: LeRobotSource, file: pq.ParquetFile, group: int, image_key: str, rows: np.ndarray
+    source: LeRobotSource,
+    path: Path,
+    group: int,
+    image_key: str,
+    first_frame: int,
+    indices: np.ndarray,
 ) -> Iterator[bytes]:
-    start = 0
-    for batch in file.iter_batches(PARQUET_BATCH_ROWS, row_groups=[group], columns=[image_key]):
-        column = batch.column(image_key)
-        low, high = np.searchsorted(rows, [start, start + batch.num_rows])
-        for row in rows[low:high] - start:
-            image = column[int(row)].as_py()
-            content = image["bytes"] if image else None
-            if content is None and image and image["path"]:
-                content = (source.root / image["path"]).read_bytes()
-            if content is None:
-                raise InvalidInputError(
-                    f"camera {image_key} has no image in a frame of {source.name}"
-                )
-            yield content
-        start += batch.num_rows
+    """Yield the wanted files of one row group, whose first row is the frame `first_frame`."""
+    keys = [image_key, INDEX_KEY]
+    for batch in source.batches(path, keys, PARQUET_BATCH_ROWS, group):
+        low, high = np.searchsorted(indices, [first_frame, first_frame + batch.num_rows])
+        if high > low:
+            frames = to_numpy(batch.column(INDEX_KEY), INDEX_KEY, path)
+            source.require_order(frames.reshape(-1), first_frame, path)
+        for frame in indices[low:high].tolist():
+            stored = batch.column(image_key)[frame - first_frame].as_py()
+            yield _file_of(stored, source, image_key)
+        first_frame += batch.num_rows
+
+
+def _file_of(stored: Any, source: LeRobotSource, image_key: str) -> bytes:
+    """Return the file in a cell: `datasets` takes {bytes, path}, and either of the two alone."""
+    if not isinstance(stored, dict):
+        stored = {"bytes" if isinstance(stored, bytes) else "path": stored}
+    content, path = stored.get("bytes"), stored.get("path")
+    if isinstance(content, bytes):
+        return content
+    if not isinstance(path, str):
+        raise InvalidInputError(f"camera {image_key} has no image in a frame of {source.name}")
+    try:
+        return (source.root / path).read_bytes()
+    except OSError as error:
+        raise MissingFileError(
+            f"camera {image_key} of {source.name} names an image that cannot be read: {error}"
+        ) from error
 
 
 def decode_image(content: bytes, image_key: str, index: int) -> UInt8[np.ndarray, "H W 3"]:

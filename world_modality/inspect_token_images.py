@@ -64,7 +64,9 @@ def run(config: InspectConfig) -> list[TokenSample]:
         cache, ("world_tokens", "codebook_centroids", "episode_index", "task_index")
     )
     world_tokens = np.asarray(arrays["world_tokens"])
-    episodes = Episodes.from_frames(arrays["episode_index"], arrays["task_index"])
+    episodes = Episodes.from_frames(
+        arrays["episode_index"], arrays["task_index"], cache.episode_ids
+    )
     num_codes = len(arrays["codebook_centroids"])
     chosen = choose_tokens(world_tokens, num_codes, config.num_tokens, config.tokens)
     rng = np.random.default_rng(config.seed)

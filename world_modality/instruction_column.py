@@ -8,6 +8,8 @@ import pyarrow as pa
 from jaxtyping import Int
 
 from world_modality.cache import PRECOMPUTE_COMMAND, Cache
+from world_modality.dataset_columns import column_array, joined_columns
+from world_modality.dataset_episodes import whole_numbers
 from world_modality.errors import InvalidInputError, MissingKeyError, missing_key
 from world_modality.instruction_text import text_fault
 from world_modality.instruction_texts import (
@@ -38,7 +40,7 @@ def require_same_frames(cache: Cache, source: LeRobotSource) -> None:
         InvalidInputError: names the first frame that differs.
     """
     section = dataset_section(cache)
-    keys = {section[role]: name for role, name in ALIGNED.items()}
+    keys = {name: section[role] for role, name in ALIGNED.items()}
     remake = (
         f"{cache.folder} was made from another dataset than the one in {source.root}; run "
         f"{PRECOMPUTE_COMMAND} again, or give the --dataset_root that it had"
@@ -48,20 +50,25 @@ def require_same_frames(cache: Cache, source: LeRobotSource) -> None:
             f"the dataset has {source.num_frames} frames, the cache {section['num_frames']}: "
             f"{remake}"
         )
-    paths = {key: cache.array_path(name) for key, name in keys.items() if cache.load(name).size}
+    ids = cache.episode_ids
+    paths = {name: cache.array_path(name) for name in keys if cache.load(name).size}
     start = 0
-    for block in source.columns(list(keys), BLOCK_ROWS):
-        for key, path in paths.items():
+    for block in source.columns(
+        [c for key in keys.values() for c in joined_columns(key)], BLOCK_ROWS
+    ):
+        for name, path in paths.items():
+            found = column_array(name, keys[name], block, source.name)
             mapped = np.load(path, mmap_mode="r", allow_pickle=False)
-            cached = np.array(mapped[start : start + len(block[key])])
-            found = block[key].astype(cached.dtype).reshape(len(cached), -1)
-            differs = (found != cached.reshape(len(cached), -1)).any(axis=1)
+            cached = np.array(mapped[start : start + len(found)])
+            if name == "episode_index" and ids is not None:
+                cached = np.asarray(ids)[cached]
+            differs = (found != cached).reshape(len(found), -1).any(axis=1)
             if differs.any():
                 raise InvalidInputError(
-                    f"frame {start + int(np.argmax(differs))} has another {key} in the dataset "
-                    f"than in the cache: {remake}"
+                    f"frame {start + int(np.argmax(differs))} has another {keys[name]} in the "
+                    f"dataset than in the cache: {remake}"
                 )
-        start += len(block[next(iter(keys))])
+        start += len(found)
 
 
 def require_same_episodes(cache: Cache, source: LeRobotSource, key: str) -> None:
@@ -98,11 +105,10 @@ def raw_blocks(source: LeRobotSource, key: str) -> Iterator[pa.Array]:
         MissingKeyError: no such column; an image is none either.
     """
     source.require(key)
+    if key in source.camera_keys:
+        raise MissingKeyError(f"{key} of {source.name} is no column of numbers or texts")
     for path in source.data_files:
-        parquet = source.open_parquet(path)
-        if key in source.camera_keys or key not in parquet.schema_arrow.names:
-            raise MissingKeyError(f"{key} of {source.name} is no column of numbers or texts")
-        for batch in parquet.iter_batches(BLOCK_ROWS, columns=[key]):
+        for batch in source.batches(path, [key], BLOCK_ROWS):
             if batch.num_rows:
                 yield batch.column(0)
 
@@ -115,13 +121,7 @@ def integer_blocks(source: LeRobotSource, key: str) -> Iterator[Int[np.ndarray, 
         InvalidInputError: it holds something else.
     """
     for block in source.columns([key], BLOCK_ROWS):
-        column = block[key]
-        if not np.issubdtype(column.dtype, np.integer) or column.size != len(column):
-            raise InvalidInputError(
-                f"--task_index_key {key}: that column of {source.name} holds {column.dtype} "
-                f"{list(column.shape[1:])}, expected one whole number a frame"
-            )
-        yield column.reshape(-1).astype(np.int64)
+        yield whole_numbers(block[key], key, source.name)
 
 
 def texts_of_column(

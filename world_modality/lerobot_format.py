@@ -68,22 +68,29 @@ def content_sha256(root: Path, data_files: Sequence[Path]) -> str:
 
 
 def to_numpy(column: pa.Array, key: str, path: Path) -> np.ndarray:
-    """Return a column of numbers, or of equally long lists of numbers, as [B] or [B, dim].
+    """Return a column of numbers, or of equally long lists of numbers, as [B] or [B, dim, …].
 
     Raises:
         InvalidInputError: missing values, rows of different lengths, or no numbers.
     """
-    if column.null_count:
-        raise InvalidInputError(f"column {key} of {path} has {column.null_count} missing values")
-    width = 1
     shape: tuple[int, ...] = (len(column),)
-    while pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+    while True:
+        if isinstance(column.type, pa.BaseExtensionType):
+            # What `datasets` writes for two dimensions and more, once it has been imported.
+            column = column.storage
+        if column.null_count:
+            raise InvalidInputError(
+                f"column {key} of {path} has {column.null_count} missing values"
+            )
+        is_even = pa.types.is_fixed_size_list(column.type)
+        if not (is_even or pa.types.is_list(column.type) or pa.types.is_large_list(column.type)):
+            break
         flat = column.flatten()
-        width = len(flat) // max(len(column), 1)
-        if pa.types.is_list(column.type) and len(set(column.value_lengths().to_pylist())) > 1:
+        if not is_even and len(column.value_lengths().unique()) > 1:
             raise InvalidInputError(f"column {key} of {path} has rows of different lengths")
-        shape = (*shape, width)
+        shape = (*shape, len(flat) // max(len(column), 1))
         column = flat
-    if not (pa.types.is_integer(column.type) or pa.types.is_floating(column.type)):
+    kinds = (pa.types.is_integer, pa.types.is_floating, pa.types.is_boolean)
+    if not any(is_kind(column.type) for is_kind in kinds):
         raise InvalidInputError(f"column {key} of {path} holds {column.type}, expected numbers")
     return np.asarray(column.to_numpy(zero_copy_only=False)).reshape(shape)

@@ -4,6 +4,7 @@ The files are read as the v3.0 format lays them out (`meta/info.json`, `meta/tas
 `meta/episodes/`, `data/`, `videos/`), which every lerobot release of that format shares.
 """
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from jaxtyping import Int
 
 from world_modality.errors import InvalidInputError, MissingKeyError, missing_key
 from world_modality.lerobot_format import (
@@ -167,16 +169,19 @@ class LeRobotSource:
 
         Raises:
             MissingKeyError: a column does not exist.
-            InvalidInputError: the frames are not numbered 0…N-1 in order, or a file is damaged.
+            InvalidInputError: the frames are not numbered 0…N-1 in order, a column has another
+                shape than the metadata say, or a file is damaged.
         """
         for key in keys:
             self.require(key)
         wanted = list(dict.fromkeys([*keys, INDEX_KEY]))
         next_index = 0
         for path in self.data_files:
-            for batch in self.open_parquet(path).iter_batches(block_rows, columns=wanted):
+            for batch in self.batches(path, wanted, block_rows):
                 block = {key: to_numpy(batch.column(key), key, path) for key in wanted}
-                self._check_order(block[INDEX_KEY], next_index, path)
+                for key in keys:
+                    self._check_width(block[key], key, path)
+                self.require_order(block[INDEX_KEY], next_index, path)
                 next_index += batch.num_rows
                 yield {key: block[key] for key in keys}
         if next_index != self.num_frames:
@@ -184,6 +189,29 @@ class LeRobotSource:
                 f"{self._where} says {self.num_frames} frames, but its parquet files hold "
                 f"{next_index}; was the recording ended with finalize()?"
             )
+
+    def batches(
+        self, path: Path, keys: Sequence[str], rows: int, row_group: int | None = None
+    ) -> Iterator[pa.RecordBatch]:
+        """Yield some columns of one of the dataset's parquet files, `rows` at a time.
+
+        Raises:
+            InvalidInputError: the file is damaged, or lacks a column.
+        """
+        file = self.open_parquet(path)
+        absent = [key for key in keys if key not in file.schema_arrow.names]
+        if absent:
+            raise InvalidInputError(
+                f"{path} has no column {absent[0]}, expected one in every file of its kind; it has "
+                f"{', '.join(file.schema_arrow.names)}"
+            )
+        groups = None if row_group is None else [row_group]
+        try:
+            yield from file.iter_batches(rows, row_groups=groups, columns=list(keys))
+        except (pa.ArrowException, OSError) as error:
+            raise InvalidInputError(
+                f"{path} is damaged ({error}); fetch, record or convert the dataset again"
+            ) from error
 
     def open_parquet(self, path: Path) -> pq.ParquetFile:
         """Open one of the dataset's parquet files.
@@ -203,7 +231,21 @@ class LeRobotSource:
     def _where(self) -> str:
         return f"dataset {self.name} ({self.root})"
 
-    def _check_order(self, index: np.ndarray, start: int, path: Path) -> None:
+    def _check_width(self, column: np.ndarray, key: str, path: Path) -> None:
+        shape = self.features[key].get("shape")
+        width = math.prod(column.shape[1:])
+        if shape is not None and width != math.prod(shape):
+            raise InvalidInputError(
+                f"column {key} of {path} has {width} numbers a frame, but {INFO_PATH} says shape "
+                f"{list(shape)}; fetch, record or convert the dataset again"
+            )
+
+    def require_order(self, index: Int[np.ndarray, " B"], start: int, path: Path) -> None:
+        """Check that rows of a file are the frames from `start` on.
+
+        Raises:
+            InvalidInputError: names the first row that is another frame.
+        """
         expected = np.arange(start, start + len(index))
         if not np.array_equal(index, expected):
             row = int(np.argmax(index != expected))

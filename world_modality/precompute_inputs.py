@@ -27,7 +27,6 @@ class PrecomputeInputs:
     image_key: str
     keys: ColumnKeys
     scan: ColumnScan
-    episodes: Episodes
     split: Split
     split_section: dict[str, Any]
 
@@ -53,16 +52,20 @@ class PrecomputeInputs:
         camera = source.camera(image_key)
         column_keys = ColumnKeys.of(source, **keys)
         scan = scan_columns(source, column_keys)
-        episodes = Episodes.from_frames(scan.episode_index, scan.task_index)
         val_fraction, seed = split
-        drawn = split_episodes(episodes, val_fraction, seed)
+        drawn = split_episodes(scan.episodes, val_fraction, seed)
         section = {
             "val_fraction": val_fraction,
             "seed": seed,
             "train": drawn.train,
             "val": drawn.val,
         }
-        return cls(source, camera, column_keys, scan, episodes, drawn, section)
+        return cls(source, camera, column_keys, scan, drawn, section)
+
+    @property
+    def episodes(self) -> Episodes:
+        """Where episodes begin and end."""
+        return self.scan.episodes
 
     @property
     def dataset_section(self) -> dict[str, Any]:
@@ -73,10 +76,12 @@ class PrecomputeInputs:
             for name, array in (("state", "states"), ("environment_state", "environment_states"))
             if array in keys
         }
+        numbered = self.scan.numbered_ids
         return {
             **self.source.describe(self.image_key),
             **self.keys.record,
             **names,
+            **({} if numbered is None else {"episode_ids": numbered}),
             "columns_sha256": self.scan.sha256,
         }
 

@@ -74,7 +74,9 @@ def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) ->
         InvalidInputError: an array is not what the manifest says, or not finite.
     """
     arrays = require_arrays(cache, _array_names(cache))
-    episodes = Episodes.from_frames(arrays["episode_index"], arrays["task_index"])
+    episodes = Episodes.from_frames(
+        arrays["episode_index"], arrays["task_index"], cache.episode_ids
+    )
     split = _read_split(cache, episodes)
     tokens = np.asarray(arrays["world_tokens"])
     num_tokens = len(arrays["codebook_centroids"])

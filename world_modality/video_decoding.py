@@ -2,12 +2,14 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
-from jaxtyping import Int, UInt8
+from jaxtyping import Float64, Int, UInt8
 
+from world_modality.dataset_episodes import MEND, episode_table
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.lerobot_source import LeRobotSource
 
@@ -16,18 +18,26 @@ if TYPE_CHECKING:
 
 # LeRobotDataset's own tolerance for the distance between a frame's timestamp and the video's.
 VIDEO_TOLERANCE_S = 1e-4
+TIME_KEY = "timestamp"
 # Decoding on to the next wanted frame is cheaper than seeking for gaps up to this.
 SEEK_GAP_S = 2.0
 
 
 @dataclass(frozen=True)
 class _VideoSpan:
-    """The part of a video file that holds one episode."""
+    """The part of a video file that holds one episode.
+
+    Attributes:
+        path: the file.
+        episode: its `episode_index`.
+        first_frame: global index of its first frame.
+        times: of its frames in the file, in seconds.
+    """
 
     path: Path
+    episode: int
     first_frame: int
-    end_frame: int
-    from_timestamp: float
+    times: Float64[np.ndarray, " _T"]
 
 
 def video_blocks(
@@ -53,35 +63,57 @@ def video_blocks(
 
 
 def _video_spans(source: LeRobotSource, image_key: str) -> list[_VideoSpan]:
-    prefix = f"videos/{image_key}"
-    keys = ["dataset_from_index", "dataset_to_index"]
-    keys += [f"{prefix}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")]
+    """Return where each episode lies in which file, in frame order.
+
+    Raises:
+        InvalidInputError: timestamps do not ascend, or leave the stretch that `meta/episodes` gives
+            an episode in its file, or two episodes have the same frames.
+    """
+    names = ("chunk_index", "file_index", "from_timestamp", "to_timestamp")
+    keys = [f"videos/{image_key}/{name}" for name in names]
+    episodes, table = episode_table(source, keys)
+    parts = [block[TIME_KEY].reshape(-1) for block in source.columns([TIME_KEY])]
+    # One mp4 holds many episodes: a frame's time counts from its episode's start in the file.
+    in_episode = np.concatenate(parts).astype(np.float64)
     spans = []
-    for path in sorted(source.root.glob("meta/episodes/*/*.parquet")):
-        table = source.open_parquet(path).read(columns=keys)
-        for start, end, chunk, file, timestamp in zip(
-            *(table.column(key).to_pylist() for key in keys), strict=True
-        ):
-            name = source.info["video_path"].format(
-                video_key=image_key, chunk_index=chunk, file_index=file
+    columns = [episodes.ids, episodes.starts, episodes.ends, *(table[key] for key in keys)]
+    for episode, start, end, chunk, file, begin, finish in zip(
+        *(column.tolist() for column in columns), strict=True
+    ):
+        path = source.root / str(source.info["video_path"]).format(
+            video_key=image_key, chunk_index=chunk, file_index=file
+        )
+        times = begin + in_episode[start:end]
+        # Half a frame's slack: files round their times.
+        fits = times[0] > begin - VIDEO_TOLERANCE_S and (finish - times[-1]) * source.fps > 0.5
+        if not (fits and (np.diff(times) > VIDEO_TOLERANCE_S).all()):
+            raise InvalidInputError(
+                f"the timestamps of episode {episode} of {source.name} do not ascend within "
+                f"{begin:.4f} to {finish:.4f} s of {path}, its place in meta/episodes; {MEND}"
             )
-            spans.append(_VideoSpan(source.root / name, start, end, timestamp))
-    return sorted(spans, key=lambda span: span.first_frame)
+        spans.append(_VideoSpan(path, episode, start, times))
+    ordered = sorted(spans, key=lambda span: (span.path, span.times[0]))
+    for one, other in pairwise(ordered):
+        if one.path == other.path and not (other.times[0] - one.times[-1]) * source.fps > 0.5:
+            raise InvalidInputError(
+                f"episodes {one.episode} and {other.episode} of {source.name} have the same frames "
+                f"of {one.path}; {MEND}"
+            )
+    return spans
 
 
 def _video_requests(
     source: LeRobotSource, image_key: str, indices: np.ndarray
 ) -> Iterator[tuple[Path, np.ndarray]]:
     """Yield (file, timestamps in it): consecutive episodes of one file are decoded in one pass."""
-    in_episode = np.concatenate([block["timestamp"] for block in source.columns(["timestamp"])])
     path: Path | None = None
     pending: list[np.ndarray] = []
     for span in _video_spans(source, image_key):
-        low, high = np.searchsorted(indices, [span.first_frame, span.end_frame])
+        end = span.first_frame + len(span.times)
+        low, high = np.searchsorted(indices, [span.first_frame, end])
         if high == low:
             continue
-        # One mp4 holds many episodes: a frame's time counts from its episode's start in the file.
-        timestamps = span.from_timestamp + in_episode[indices[low:high]].astype(np.float64)
+        timestamps = span.times[indices[low:high] - span.first_frame]
         if path is not None and (span.path != path or timestamps[0] <= pending[-1][-1]):
             yield path, np.concatenate(pending)
             pending = []

@@ -1,0 +1,145 @@
+"""The episodes of a dataset: those of its rows, joined by `episode_index` with `meta/episodes`.
+
+`dataset_from_index` and `dataset_to_index` of `meta/episodes` are not read: some converters let
+them begin again in each data file. Where an episode lies is what the rows themselves say.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Int
+
+from world_modality.episodes import Episodes
+from world_modality.errors import InvalidInputError, MissingFileError
+from world_modality.lerobot_format import to_numpy
+from world_modality.lerobot_source import LeRobotSource
+
+EPISODE_KEY = "episode_index"
+LENGTH_KEY = "length"
+BATCH_EPISODES = 4_096
+MEND = "fetch, record or convert the dataset again"
+
+
+def whole_numbers(column: np.ndarray, key: str, where: str) -> Int[np.ndarray, " B"]:
+    """Return a column of whole numbers as int64, none of them changed.
+
+    Raises:
+        InvalidInputError: other numbers, several a row, or some that int64 does not hold.
+    """
+    if not np.issubdtype(column.dtype, np.integer) or column.size != len(column):
+        raise InvalidInputError(
+            f"column {key} of {where} holds {column.dtype} {list(column.shape[1:])}, expected one "
+            "whole number a frame"
+        )
+    if column.dtype == np.uint64 and column.size and column.max() > np.iinfo(np.int64).max:
+        raise InvalidInputError(
+            f"column {key} of {where} has the number {column.max()}, expected at most "
+            f"{np.iinfo(np.int64).max}"
+        )
+    return column.reshape(-1).astype(np.int64)
+
+
+def episode_ids(column: np.ndarray, key: str, where: str) -> Int[np.ndarray, " B"]:
+    """Return a column that numbers episodes as int64.
+
+    Raises:
+        InvalidInputError: it holds something else than whole numbers from 0.
+    """
+    ids = whole_numbers(column, key, where)
+    if len(ids) and ids.min() < 0:
+        raise InvalidInputError(
+            f"column {key} of {where} has the number {ids.min()}; episodes are numbered from 0"
+        )
+    return ids
+
+
+def read_episodes(
+    source: LeRobotSource, episode_key: str = EPISODE_KEY, task_key: str | None = None
+) -> Episodes:
+    """Find the episodes that a column numbers; no image is touched.
+
+    Args:
+        source: the dataset; its own episodes are checked against `meta/episodes`.
+        episode_key: the column.
+        task_key: column that numbers the tasks; without one every episode has task 0.
+
+    Raises:
+        MissingKeyError: no such column.
+        InvalidInputError: a column is damaged or holds no whole numbers, or the metadata have
+            other episodes than the rows.
+    """
+    episode_table(source)
+    return _episodes_of_rows(source, episode_key, task_key)
+
+
+def episode_table(
+    source: LeRobotSource, keys: Sequence[str] = ()
+) -> tuple[Episodes, dict[str, np.ndarray]]:
+    """Join the dataset's own episodes with their rows in `meta/episodes`.
+
+    Args:
+        source: the dataset.
+        keys: columns of numbers of `meta/episodes`.
+
+    Returns:
+        the episodes of the rows, by LeRobot's `episode_index`, and key → [E], in the same order.
+
+    Raises:
+        MissingFileError: there is no such table.
+        InvalidInputError: an episode is missing there, double, of another length, or has no rows.
+    """
+    episodes = _episodes_of_rows(source, EPISODE_KEY, None)
+    table = _read_table(source, [EPISODE_KEY, LENGTH_KEY, *keys])
+    where = f"meta/episodes of {source.name} ({source.root})"
+    ids, counts = np.unique(table[EPISODE_KEY], return_counts=True)
+    for fault, found in (
+        ("lacks episodes that the data's rows have", np.setdiff1d(episodes.ids, ids)),
+        ("lists several times the episodes", ids[counts > 1]),
+        ("lists episodes that the data's rows lack", np.setdiff1d(ids, episodes.ids)),
+    ):
+        if len(found):
+            raise InvalidInputError(
+                f"{where} {fault}: {found[:5].tolist()} ({len(found)} in all); {MEND}"
+            )
+    order = np.argsort(table[EPISODE_KEY])[np.searchsorted(ids, episodes.ids)]
+    joined = {key: column[order] for key, column in table.items()}
+    wrong = np.flatnonzero(joined[LENGTH_KEY] != episodes.lengths)
+    if len(wrong):
+        first = int(wrong[0])
+        raise InvalidInputError(
+            f"{where} says that episode {episodes.ids[first]} has {joined[LENGTH_KEY][first]} "
+            f"frames, but the data have {episodes.lengths[first]} rows of it ({len(wrong)} such "
+            f"episodes in all); {MEND}"
+        )
+    if source.info.get("total_episodes") != len(episodes):
+        raise InvalidInputError(
+            f"meta/info.json of {source.name} ({source.root}) says "
+            f"{source.info.get('total_episodes')} episodes, but the data's rows have "
+            f"{len(episodes)}; {MEND}"
+        )
+    return episodes, {key: joined[key] for key in keys}
+
+
+def _episodes_of_rows(source: LeRobotSource, episode_key: str, task_key: str | None) -> Episodes:
+    keys = [episode_key] if task_key is None else [episode_key, task_key]
+    blocks = list(source.columns(keys))
+    index = np.concatenate([episode_ids(b[episode_key], episode_key, source.name) for b in blocks])
+    if task_key is None:
+        return Episodes.from_frames(index, np.zeros_like(index))
+    tasks = np.concatenate([whole_numbers(b[task_key], task_key, source.name) for b in blocks])
+    return Episodes.from_frames(index, tasks)
+
+
+def _read_table(source: LeRobotSource, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    paths = sorted(source.root.glob("meta/episodes/*/*.parquet"))
+    if not paths:
+        raise MissingFileError(
+            f"no table of the episodes: expected {source.root / 'meta/episodes'}/*/*.parquet; "
+            f"{MEND}"
+        )
+    parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    for path in paths:
+        for batch in source.batches(path, keys, BATCH_EPISODES):
+            for key in keys:
+                parts[key].append(to_numpy(batch.column(key), key, path).reshape(-1))
+    return {key: np.concatenate(part) for key, part in parts.items()}
