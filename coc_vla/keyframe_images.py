@@ -8,10 +8,11 @@ import numpy as np
 from jaxtyping import UInt8
 
 from coc_vla.pictures import Picture, Pictures, RecordedImage
-from world_modality.errors import InvalidInputError, UserError
+from world_modality.errors import UserError
 from world_modality.frame_decoding import frame_blocks
-from world_modality.image_decoding import decode_image, encoded_images
+from world_modality.image_decoding import decode_image, encoded_images, refused_if_damaged
 from world_modality.lerobot_source import LeRobotSource
+from world_modality.png_decoding import is_plain_rgb
 
 BLOCK_FRAMES = 32
 # What browsers and inference servers read.
@@ -88,20 +89,19 @@ def _joined(frames: Sequence[Sequence[int]]) -> np.ndarray:
 
 def _file(content: bytes, image_key: str, frame: int, max_side: int) -> Picture:
     """Return an image's file where it can be handed on, else its pixels."""
-    from PIL import Image, UnidentifiedImageError
+    from PIL import ExifTags, Image
 
-    try:
+    with refused_if_damaged(image_key, frame):
         image = Image.open(io.BytesIO(content))
         media_type = _MEDIA_TYPES.get(image.format or "")
         is_small = max(image.size) <= max_side and image.mode == "RGB"
-        if media_type is not None and is_small:
+        # Not every server turns a picture as its EXIF says; a plain PNG has none.
+        is_upright = is_plain_rgb(content) or (
+            image.format == "JPEG" and image.getexif().get(ExifTags.Base.Orientation, 1) == 1
+        )
+        if media_type is not None and is_small and is_upright:
             image.verify()  # check sums; no pixel is decoded
             return RecordedImage(content, media_type)
-    # Pillow says SyntaxError where a PNG's check sum is wrong.
-    except (UnidentifiedImageError, OSError, SyntaxError) as error:
-        raise InvalidInputError(
-            f"frame {frame} of camera {image_key} is no readable image: {error}"
-        ) from error
     return _limited(decode_image(content, image_key, frame), max_side)
 
 

@@ -70,6 +70,19 @@ def test_files_and_pixels_show_the_same(root):
             assert np.array_equal(Image.open(io.BytesIO(file.content)), image)
 
 
+@pytest.mark.parametrize("kind", ["jpeg", "png"])
+def test_a_file_that_is_to_be_turned_is_decoded(root, kind):
+    """A server that does not know the tag would show it on its side."""
+    image = Image.open(io.BytesIO(stored(root)[6]))
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    buffer = io.BytesIO()
+    image.transpose(Image.Transpose.ROTATE_90).save(buffer, kind, exif=exif)
+    store(root, {6: buffer.getvalue()})
+    found = read(root)[0][1]
+    assert np.abs(found.astype(float) - np.asarray(image)).mean() < 8
+
+
 def flipped(content):
     """Change one byte in the middle of a file, which only its check sum shows."""
     middle = len(content) // 2

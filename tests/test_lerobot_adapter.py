@@ -178,7 +178,7 @@ def test_fewer_rows_than_the_metadata_says_are_refused(copy):
         list(open_dataset("x", dataset_root=copy).columns(["action"]))
 
 
-def test_a_grey_image_and_a_damaged_image_are_refused(copy):
+def test_a_palettes_image_and_a_damaged_image_are_refused(copy):
     import io
 
     from PIL import Image
@@ -193,9 +193,11 @@ def test_a_grey_image_and_a_damaged_image_are_refused(copy):
             {**row, "bytes": content if i == 3 else row["bytes"]} for i, row in enumerate(rows)
         ]
 
-    rewrite_column(copy, CAMERA, replace(encoded("L")))
+    rewrite_column(copy, CAMERA, replace(encoded("P")))
     source = open_dataset("x", dataset_root=copy)
-    with pytest.raises(InvalidInputError, match=r"frame 3 of camera observation.image has mode L"):
+    with pytest.raises(
+        InvalidInputError, match=r"frame 3 of camera observation.image is PNG of mode P;"
+    ):
         frames_at(source, CAMERA, np.arange(8))
     rewrite_column(copy, CAMERA, replace(b"no image"))
     with pytest.raises(InvalidInputError, match=r"frame 3 .*no readable image"):

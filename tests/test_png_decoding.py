@@ -54,6 +54,7 @@ def test_what_is_not_8_bit_rgb_is_left_to_pillow(mode):
 
 def test_transparency_and_other_formats_are_left_to_pillow():
     assert decode_png(png(0, before_data=chunk(b"tRNS", bytes(6)))) is None
+    assert decode_png(png(0, before_data=chunk(b"tEXt", b"Raw profile type exif\0"))) is None
     buffer = io.BytesIO()
     Image.new("RGB", (WIDTH, HEIGHT)).save(buffer, "jpeg")
     assert decode_png(buffer.getvalue()) is None

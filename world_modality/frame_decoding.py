@@ -23,11 +23,19 @@ def frame_blocks(
         block_size: frames per block; the last block may be smaller.
 
     Raises:
-        InvalidInputError: a frame is not RGB, differs in size, or is not there.
+        InvalidInputError: the camera measures depth, or a frame has other colours than RGB and
+            grey, differs in size, or is not there.
     """
     if len(indices) > 1 and not (np.diff(indices) > 0).all():
         raise ValueError("frame indices must ascend strictly")
-    read = image_blocks if source.features[image_key]["dtype"] == "image" else video_blocks
+    feature = source.features[image_key]
+    described = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
+    if described.get("is_depth_map") or described.get("video.is_depth_map"):
+        raise InvalidInputError(
+            f"camera {image_key} of {source.name} measures depth, expected colours; choose another "
+            "with --image_key"
+        )
+    read = image_blocks if feature["dtype"] == "image" else video_blocks
     size: tuple[int, ...] | None = None
     done = 0
     for images in read(source, image_key, np.asarray(indices), block_size):

@@ -5,6 +5,7 @@ import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -127,7 +128,7 @@ def _file_of(stored: Any, source: LeRobotSource, image_key: str) -> bytes:
 
 
 def decode_image(content: bytes, image_key: str, index: int) -> UInt8[np.ndarray, "H W 3"]:
-    """Decode an image file.
+    """Decode an image file as `datasets` and LeRobot do: upright, grey in three equal channels.
 
     Args:
         content: the file.
@@ -135,23 +136,43 @@ def decode_image(content: bytes, image_key: str, index: int) -> UInt8[np.ndarray
         index: its global frame index, for errors.
 
     Raises:
-        InvalidInputError: it is damaged, or not 8-bit RGB.
+        InvalidInputError: it is damaged, or no picture of RGB or grey with 8 bits.
     """
     pixels = decode_png(content)
     if pixels is not None:
         return pixels
-    from PIL import Image, UnidentifiedImageError
+    from PIL import Image, ImageOps
+
+    with refused_if_damaged(image_key, index), Image.open(io.BytesIO(content)) as image:
+        image.load()
+        ImageOps.exif_transpose(image, in_place=True)
+    is_opaque = image.mode not in ("RGBA", "LA") or image.getextrema()[-1] == (255, 255)
+    if image.mode not in ("RGB", "L", "1", "RGBA", "LA") or not is_opaque:
+        # LeRobot hands on a palette's indices, CMYK's four channels, 16 bits without a scale.
+        raise InvalidInputError(
+            f"frame {index} of camera {image_key} is {image.format} of mode {image.mode}"
+            f"{'' if is_opaque else ', partly transparent'}; expected RGB or grey of 8 bits"
+        )
+    return np.asarray(image.convert("RGB"))
+
+
+@contextmanager
+def refused_if_damaged(image_key: str, index: int) -> Iterator[None]:
+    """Say in one line what Pillow finds wrong with an image file.
+
+    Args:
+        image_key: its camera.
+        index: its global frame index.
+
+    Raises:
+        InvalidInputError: Pillow could not read it.
+    """
+    from PIL import Image
 
     try:
-        image = Image.open(io.BytesIO(content))
-        pixels = np.asarray(image)
-    except (UnidentifiedImageError, OSError) as error:
+        yield
+    # Pillow says SyntaxError where a PNG's check sum is wrong, RuntimeError of a damaged AVIF.
+    except (OSError, SyntaxError, ValueError, RuntimeError, Image.DecompressionBombError) as error:
         raise InvalidInputError(
             f"frame {index} of camera {image_key} is no readable image: {error}"
         ) from error
-    if image.mode != "RGB":
-        raise InvalidInputError(
-            f"frame {index} of camera {image_key} has mode {image.mode} ({pixels.dtype}), expected "
-            "8-bit RGB"
-        )
-    return pixels

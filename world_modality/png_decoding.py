@@ -18,6 +18,8 @@ LAST_CHUNK = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 # Bit depth 8, colour type RGB, deflate, adaptive filters, not interlaced: bytes 24 to 28 (PNG
 # specification, 11.2.1).
 RGB_HEADER = bytes([8, 2, 0, 0, 0])
+# Chunks that change no pixel. Others may: a text or EXIF says that the image is to be turned.
+PLAIN_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME"}
 _of_thread = threading.local()
 
 
@@ -29,8 +31,7 @@ def decode_png(content: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
     """
     import av
 
-    is_plain = content.startswith(SIGNATURE) and content[24:29] == RGB_HEADER
-    if not is_plain or not content.endswith(LAST_CHUNK):
+    if not is_plain_rgb(content):
         return None
     packet = av.Packet(content)
     packet.is_keyframe = True  # otherwise it would be added to the image before, as in an APNG
@@ -43,6 +44,24 @@ def decode_png(content: bytes) -> UInt8[np.ndarray, "H W 3"] | None:
         return None
     pixels: np.ndarray = frames[0].to_ndarray()
     return pixels
+
+
+def is_plain_rgb(content: bytes) -> bool:
+    """Return whether a file is a whole PNG of 8-bit RGB in which nothing else changes the picture.
+
+    Args:
+        content: the file; its check sums are not compared.
+    """
+    is_whole = content.startswith(SIGNATURE) and content.endswith(LAST_CHUNK)
+    if not is_whole or content[24:29] != RGB_HEADER:
+        return False
+    place = len(SIGNATURE)
+    while place < len(content):
+        if content[place + 4 : place + 8] not in PLAIN_CHUNKS:
+            return False
+        # Length, kind and check sum take four bytes each.
+        place += int.from_bytes(content[place : place + 4], "big") + 12
+    return place == len(content)
 
 
 def _decoder() -> "VideoCodecContext":

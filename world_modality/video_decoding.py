@@ -21,6 +21,10 @@ VIDEO_TOLERANCE_S = 1e-4
 TIME_KEY = "timestamp"
 # Decoding on to the next wanted frame is cheaper than seeking for gaps up to this.
 SEEK_GAP_S = 2.0
+# The matrices from RGB to YUV that FFmpeg converts back, by their numbers in ITU-T H.273: BT.709,
+# none named (then BT.601, as torchcodec has it), FCC, BT.601 twice, SMPTE 240M, BT.2020. It would
+# take any other for BT.601.
+YUV_MATRICES = frozenset({1, 2, 4, 5, 6, 7, 9})
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,9 @@ def _decode_video(path: Path, timestamps: np.ndarray) -> Iterator[UInt8[np.ndarr
         raise MissingFileError(f"the video {path} of the dataset is missing")
     try:
         with av.open(str(path)) as container:
-            stream = container.streams.video[0]
+            stream = container.streams.best("video")
+            if stream is None or stream.codec_context is None:
+                raise InvalidInputError(f"{path} has no video that FFmpeg can decode")
             stream.thread_type = "AUTO"
             for run in np.split(timestamps, np.flatnonzero(np.diff(timestamps) > SEEK_GAP_S) + 1):
                 # One tick of margin: a frame's time is rounded to the stream's time base.
@@ -139,9 +145,11 @@ def _decode_video(path: Path, timestamps: np.ndarray) -> Iterator[UInt8[np.ndarr
                 container.seek(start, stream=stream, backward=True, any_frame=False)
                 decoded = container.decode(stream)
                 for wanted in run:
-                    yield _advance_to(decoded, float(wanted), path).to_ndarray(format="rgb24")
-    except av.error.InvalidDataError as error:
-        raise InvalidInputError(f"{path} is damaged: {error}") from error
+                    yield _rgb(_advance_to(decoded, float(wanted), path), path)
+    except av.error.FFmpegError as error:
+        raise InvalidInputError(
+            f"{path} is damaged, or FFmpeg cannot decode it: {error}"
+        ) from error
 
 
 def _advance_to(decoded: "Iterator[VideoFrame]", wanted: float, path: Path) -> "VideoFrame":
@@ -157,3 +165,42 @@ def _advance_to(decoded: "Iterator[VideoFrame]", wanted: float, path: Path) -> "
         f"{path} has no frame at {wanted:.4f} s (went on to {found} s); timestamps and video "
         "disagree"
     )
+
+
+def _rgb(frame: "VideoFrame", path: Path) -> UInt8[np.ndarray, "H W 3"]:
+    """Convert a frame by its own colour tags, to the very pixels that torchcodec gives.
+
+    The tag also counts where torchcodec 0.10 overlooks it: in grey of limited range, and in full
+    range where the width is a multiple of 32.
+
+    Raises:
+        InvalidInputError: FFmpeg cannot convert its colours, or it is damaged or turned.
+    """
+    from av.video.reformatter import ColorRange, Interpolation
+
+    layout = frame.format.name
+    if not frame.format.is_rgb and frame.colorspace not in YUV_MATRICES:
+        raise InvalidInputError(
+            f"{path} holds {layout} with colour matrix {frame.colorspace} of ITU-T H.273, expected "
+            f"one of {sorted(YUV_MATRICES)}; encode it again with BT.709"
+        )
+    if frame.rotation:
+        raise InvalidInputError(
+            f"{path} is to be turned by {frame.rotation} degrees when it is shown, which not every "
+            "release of torchcodec does; encode it again without the rotation"
+        )
+    if frame.is_corrupt:
+        raise InvalidInputError(f"{path} is damaged: its frame at {frame.time:.4f} s is not whole")
+    is_full = frame.color_range == ColorRange.JPEG or (
+        frame.color_range == ColorRange.UNSPECIFIED and layout.startswith(("yuvj", "gray"))
+    )
+    if layout == "gray" and not is_full:  # the one layout whose range FFmpeg's converter overlooks
+        frame = frame.reformat(format="gray10le")
+    pixels: np.ndarray = frame.to_ndarray(
+        format="rgb24",
+        src_colorspace=frame.colorspace,
+        dst_colorspace=0,  # RGB; where it equals the source's, PyAV sets neither matrix nor range
+        src_color_range=ColorRange.JPEG if is_full else ColorRange.MPEG,
+        interpolation=Interpolation.BICUBIC,
+    )
+    return pixels
