@@ -31,7 +31,7 @@ from coc_vla.gripper import GripperChannel, find_gripper_dim
 from coc_vla.hand_axes import HandAxes, Side
 from coc_vla.motion import EpisodeMotion, find_position_dims, motion_phases, movement_leanings
 from world_modality.dataset_columns import ENVIRONMENT_STATE_KEY
-from world_modality.episodes import Episodes
+from world_modality.dataset_episodes import EPISODE_KEY, read_episodes
 from world_modality.errors import MissingFileError
 from world_modality.lerobot_source import LeRobotSource
 
@@ -91,7 +91,7 @@ class RecordedEvents:
     """The events of a dataset.
 
     Attributes:
-        by_episode: by `episode_index`, in order of time.
+        by_episode: by the episode's id, in order of time.
         known: the types that the recording can tell; the others are never scored.
     """
 
@@ -114,6 +114,7 @@ class EventKeys:
         gripper_commands: the one that opens it and the one that closes it.
         position_dims: of the state, None to find them by name.
         axes: which way the position's numbers point, None where nobody knows.
+        episode: the column that numbers the episodes, as the labels do.
     """
 
     state: str = "observation.state"
@@ -122,6 +123,7 @@ class EventKeys:
     gripper_commands: tuple[float, float] = (-1.0, 1.0)
     position_dims: tuple[int, int, int] | None = None
     axes: HandAxes | None = None
+    episode: str = EPISODE_KEY
 
 
 def recorded_events(source: LeRobotSource, keys: EventKeys) -> RecordedEvents:
@@ -137,8 +139,7 @@ def recorded_events(source: LeRobotSource, keys: EventKeys) -> RecordedEvents:
     for key in (keys.state, keys.action):
         source.require(key)
     columns = _columns(source, keys)
-    episode_index = columns["episode_index"].reshape(-1).astype(np.int64)
-    episodes = Episodes.from_frames(episode_index, np.zeros_like(episode_index))
+    episodes = read_episodes(source, keys.episode)
     actions = _signal(source, EXECUTED_ACTION)
     gripper = GripperChannel(
         find_gripper_dim(source.features[keys.action], keys.action, keys.gripper_dim),
@@ -210,11 +211,14 @@ def _first_held(holds: Bool[np.ndarray, " T"]) -> int | None:
 
 
 def _columns(source: LeRobotSource, keys: EventKeys) -> dict[str, np.ndarray]:
-    names = ["episode_index", keys.state, keys.action]
+    names = [keys.state, keys.action]
     if ENVIRONMENT_STATE_KEY in source.features:
         names.append(ENVIRONMENT_STATE_KEY)
     blocks = list(source.columns(names))
-    return {name: np.concatenate([block[name] for block in blocks]) for name in names}
+    return {
+        name: np.concatenate([block[name].reshape(len(block[name]), -1) for block in blocks])
+        for name in names
+    }
 
 
 def _signal(source: LeRobotSource, name: str) -> np.ndarray | None:

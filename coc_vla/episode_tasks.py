@@ -21,6 +21,7 @@ from coc_vla.labelling import EpisodeTask
 from coc_vla.motion import EpisodeMotion, find_position_dims
 from coc_vla.pictures import Pictures
 from coc_vla.recorded_episodes import MotionColumns, RecordedEpisodes, choose_episodes
+from world_modality.dataset_episodes import EPISODE_KEY
 from world_modality.errors import InvalidInputError
 from world_modality.instruction_text import text_fault
 from world_modality.lerobot_format import content_sha256
@@ -98,6 +99,10 @@ class TaskPlan:
         columns = self.columns
         return {
             "dataset_sha256": content_sha256(source.root, source.data_files, self.image_key),
+            # None as in files that were written before the column was kept.
+            "episode_key": None
+            if self.request.episode_key == EPISODE_KEY
+            else self.request.episode_key,
             "instruction_origin": self.recorded.instruction_origin,
             "image_key": self.image_key,
             "max_image_side": self.request.max_image_side if self.image_key else None,

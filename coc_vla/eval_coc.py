@@ -96,7 +96,7 @@ def _evaluated(config: EvalCocConfig, opened: OfflineRun) -> EvalCocResult:
     traces = read_traces(config.labels_jsonl, opened.cache, opened.tensors.episodes)
     episodes = _episodes(config, opened, traces)
     explained = ExplainedRun(opened, explainer, episodes)
-    truth, known = _truth(config, episodes)
+    truth, known = _truth(config, opened, episodes)
     conditions = evaluate_conditions(
         _conditions(config, explained), truth, event_groups(known), config.seed
     )
@@ -139,13 +139,14 @@ def _episodes(
 
 
 def _truth(
-    config: EvalCocConfig, episodes: EvaluatedEpisodes
+    config: EvalCocConfig, opened: OfflineRun, episodes: EvaluatedEpisodes
 ) -> tuple[list[list[EventType]], tuple[EventType, ...]]:
     if config.dataset_root is None:
         pairs = zip(episodes.traces, episodes.instructions, strict=True)
         return [claimed_events(trace, told) for trace, told in pairs], EVENT_TYPES
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
-    recorded = recorded_events(source, config.event_keys)
+    keys = dataclasses.replace(config.event_keys, episode=opened.cache.episode_key)
+    recorded = recorded_events(source, keys)
     strangers = [i for i in episodes.ids.tolist() if i not in recorded.by_episode]
     if strangers:
         raise InvalidInputError(

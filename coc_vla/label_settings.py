@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.atomic import write_json
+from world_modality.dataset_episodes import EPISODE_KEY
 from world_modality.errors import InvalidInputError
 
 Settings = Mapping[str, Any]
@@ -56,6 +57,23 @@ def settings_changes(path: Path, settings: Settings) -> list[str]:
         for name in sorted({*latest, *settings})
         if latest.get(name) != settings.get(name)
     ]
+
+
+def require_episode_key(path: Path, episode_key: str) -> None:
+    """Check that the labels name episodes by the numbers of this column.
+
+    A file without recorded settings is not known to differ.
+
+    Raises:
+        InvalidInputError: they were made with another `--episode_id_key`.
+    """
+    recorded = [settings for settings in _recorded(path) if "episode_key" in settings]
+    others = {settings["episode_key"] or EPISODE_KEY for settings in recorded} - {episode_key}
+    if others:
+        raise InvalidInputError(
+            f"{path} numbers episodes by the column {min(others)} ({settings_path(path)}), "
+            f"expected {episode_key}; give the same --episode_id_key everywhere"
+        )
 
 
 def _recorded(path: Path) -> list[dict[str, Any]]:

@@ -9,6 +9,7 @@ import numpy as np
 
 from coc_vla.coc_events import EVENT_TYPES, RecordedEvents, recorded_events
 from coc_vla.event_flags import EventFlags
+from coc_vla.label_settings import require_episode_key
 from coc_vla.labels import CocLabel, read_records
 from coc_vla.text_claims import claimed_events
 from coc_vla.text_judge import JudgeResult, judge_labels
@@ -30,6 +31,8 @@ class ScoreConfig(EventFlags):
     """LeRobot repository id of the labelled recording."""
     dataset_root: Path | None = None
     """The recording's folder; by default HF_LEROBOT_HOME or the hub is asked."""
+    episode_id_key: str = "episode_index"
+    """Column that numbers the episodes, as for coc_generation."""
     out_dir: Path | None = None
     """Receives score_labels.json; by default a folder beside the labels."""
     num_shuffles: int = 20
@@ -74,10 +77,12 @@ def run(config: ScoreConfig) -> ScoreResult:
         MissingFileError, InvalidInputError: labels or dataset are missing, damaged, or do not
             belong together.
     """
+    require_episode_key(config.labels_jsonl, config.episode_id_key)
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
     records = read_records(config.labels_jsonl)
     labels = [record for record in records if record.is_label]
-    recorded = recorded_events(source, config.event_keys)
+    keys = dataclasses.replace(config.event_keys, episode=config.episode_id_key)
+    recorded = recorded_events(source, keys)
     _require_labels_of(source, labels, recorded, config)
     compared = ClaimedAndRecorded(
         claimed=[claimed_events(label.coc_text, label.instruction) for label in labels],

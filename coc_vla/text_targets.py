@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from coc_vla.label_settings import require_episode_key
 from coc_vla.labels import GENERATION_COMMAND, CocLabel, read_records
 from coc_vla.text_tokenizer import TextTokenizer
 from coc_vla.trace import TraceStep
@@ -43,9 +44,10 @@ def read_traces(path: Path, cache: Cache, episodes: Episodes) -> EpisodeTraces:
 
     Raises:
         MissingFileError: there is no such file.
-        InvalidInputError: it is damaged, or labels episodes that the cache lacks or that were told
-            something else.
+        InvalidInputError: it is damaged, numbers the episodes by another column, or labels episodes
+            that the cache lacks or that were told something else.
     """
+    require_episode_key(path, cache.episode_key)
     steps: dict[int, tuple[TraceStep, ...]] = {}
     instructions: dict[int, str] = {}
     num_errors = 0

@@ -9,6 +9,7 @@ import numpy as np
 
 from coc_vla.contact_sheet import SheetEntry, write_contact_sheet
 from coc_vla.keyframe_images import keyframe_images
+from coc_vla.label_settings import require_episode_key
 from coc_vla.label_statistics import label_report
 from coc_vla.labels import CocLabel, LabelScan, scan_labels
 from world_modality.atomic import write_json
@@ -65,6 +66,7 @@ def run(config: ValidateLabelsConfig) -> dict[str, Any]:
         source = open_dataset(
             config.dataset_name, dataset_root=config.dataset_root, revision=config.revision
         )
+        require_episode_key(config.labels_jsonl, config.episode_id_key)
         episodes = read_episodes(source, config.episode_id_key)
     report = label_report(scan, None if episodes is None else episodes.ids.tolist())
     report_path = config.output_json or config.labels_jsonl.with_suffix(".report.json")

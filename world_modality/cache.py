@@ -200,6 +200,11 @@ class Cache:
         return name in self.manifest["arrays"]
 
     @property
+    def episode_key(self) -> str:
+        """The dataset's column that numbers the episodes."""
+        return str((self.manifest.get("dataset") or {}).get("episode_key", "episode_index"))
+
+    @property
     def episode_ids(self) -> list[int] | None:
         """The ids that `episode_index` counts, None where it holds the ids themselves.
 

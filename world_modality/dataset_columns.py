@@ -153,7 +153,7 @@ def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
     first: dict[str, tuple[int, int]] = {}
     start = 0
     for block in source.columns(keys.columns):
-        episodes = column_array("episode_index", keys.episode, block, source.name)
+        ids = column_array("episode_index", keys.episode, block, source.name)
         for name, key in keys.arrays.items():
             array = column_array(name, key, block, source.name)
             digest.update(f"{name} {array.shape[1:]}".encode())
@@ -165,8 +165,8 @@ def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
             rows = np.flatnonzero(~np.isfinite(array).all(axis=1))
             if len(rows):
                 bad[name] = bad.get(name, 0) + len(rows)
-                first.setdefault(name, (start + int(rows[0]), int(episodes[rows[0]])))
-        start += len(episodes)
+                first.setdefault(name, (start + int(rows[0]), int(ids[rows[0]])))
+        start += len(ids)
     for name, count in bad.items():
         frame, episode = first[name]
         raise InvalidInputError(

@@ -11,6 +11,7 @@ from benchmarks.demo_signals import EXECUTED_ACTION, SUCCESS, read_signal
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.suite import Simulator, Suite
 from world_modality.dataset_columns import joined_columns
+from world_modality.dataset_episodes import read_episodes
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.frame_decoding import frames_at
 from world_modality.lerobot_adapter import open_dataset
@@ -148,9 +149,7 @@ class RecordedDemonstrations:
             episode: one of the recording's.
             state_key: what the policy is shown as the robot's state.
         """
-        entries = self.recording["episodes"]
-        lengths = [entry["num_frames"] for entry in entries[: episode.episode_index]]
-        rows = slice(sum(lengths), sum(lengths) + episode.num_frames)
+        rows = self._rows_of(episode)
         frames = np.unique(np.linspace(0, episode.num_frames - 1, _NUM_IMAGES).round())
         image_frames = [int(frame) for frame in frames]
         shared = [key for key in suite.state_keys if key in self.source.features]
@@ -170,6 +169,18 @@ class RecordedDemonstrations:
             recorded_success=bool(self.successes[rows].any()),
             success=solved,
         )
+
+    def _rows_of(self, episode: RecordedEpisode) -> slice:
+        episodes = read_episodes(self.source)
+        found = episodes.positions_of([episode.episode_index]).tolist()
+        lengths = episodes.lengths[found].tolist()
+        if lengths != [episode.num_frames]:
+            raise InvalidInputError(
+                f"meta/recording.json in {self.source.root} says that episode "
+                f"{episode.episode_index} has {episode.num_frames} frames, but the data have "
+                f"{lengths[0] if lengths else 'none'}; record the dataset again, or {WAIVE}"
+            )
+        return slice(int(episodes.starts[found[0]]), int(episodes.ends[found[0]]))
 
     def _play(
         self,
