@@ -9,7 +9,7 @@ import httpx
 import orjson
 
 from world_modality.errors import InvalidInputError
-from world_modality.proxies import by_way_of, require_proxy_support
+from world_modality.proxies import by_way_of, proxy_between, require_proxy_support
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 CONNECT_TIMEOUT_S = 10.0
@@ -64,6 +64,8 @@ class ServerConnection:
         url = _checked_url(base_url)
         require_proxy_support(base_url, "httpx")
         self.way = by_way_of(base_url)
+        proxy = proxy_between(base_url)
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._key = _key_of_environment()
         self._client = httpx.Client(
             base_url=url,
@@ -72,7 +74,8 @@ class ServerConnection:
                 "Content-Type": "application/json",
             },
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            # By itself the client prepares every proxy of the environment, needed or not.
+            transport=httpx.HTTPTransport(proxy=proxy.url if proxy else None, limits=limits),
         )
 
     def get(self, path: str) -> Reply:

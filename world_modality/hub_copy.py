@@ -17,7 +17,13 @@ from typing import Any, TypeVar
 from world_modality.atomic import write_json
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.lerobot_format import INFO_PATH, read_info, read_json, require_format_v3
-from world_modality.proxies import by_way_of, require_proxy_support, without_credentials
+from world_modality.lerobot_home import lerobot_home
+from world_modality.proxies import (
+    by_way_of,
+    hub_endpoint,
+    require_proxy_support,
+    without_credentials,
+)
 
 RECORD_PATH = Path(".cache") / "hub_copy.json"
 # What the hub's client notes beside a file that it has fetched; the first line is the commit.
@@ -159,8 +165,8 @@ class HubCopy:
             file = self.folder / path
             if not file.exists():
                 raise MissingFileError(
-                    f"{file} is missing, and the hub{by_way_of(_endpoint())} does not answer; the "
-                    "same command fetches what is missing when it does"
+                    f"{file} is missing, and the hub{by_way_of(hub_endpoint())} does not answer; "
+                    "the same command fetches what is missing when it does"
                 )
             if file.stat().st_size != size:
                 raise InvalidInputError(
@@ -197,12 +203,6 @@ def _sizes(name: str, commit: str) -> dict[str, int]:
     return _asked(name, listed)
 
 
-def _endpoint() -> str:
-    import huggingface_hub
-
-    return str(huggingface_hub.constants.ENDPOINT)
-
-
 def _asked(name: str, request: Callable[[Any], Answer]) -> Answer:
     """Ask the hub through its client.
 
@@ -214,8 +214,8 @@ def _asked(name: str, request: Callable[[Any], Answer]) -> Answer:
     from huggingface_hub.errors import HFValidationError
 
     is_first = importlib.metadata.version("huggingface_hub").startswith("0.")
-    require_proxy_support(_endpoint(), "requests" if is_first else "httpx")
-    failures: list[type[Exception]] = [OSError, HFValidationError]
+    require_proxy_support(hub_endpoint(), "requests" if is_first else "httpx")
+    failures: list[type[Exception]] = [OSError, HFValidationError, ImportError]
     with suppress(ImportError):  # the client of release 1 speaks through it
         import httpx
 
@@ -227,7 +227,8 @@ def _asked(name: str, request: Callable[[Any], Answer]) -> Answer:
             raise
         reason = without_credentials(" ".join(str(error).split()))[:200]
         raise MissingFileError(
-            f"no whole dataset {name} on this disk, and the hub{by_way_of(_endpoint())} did not "
-            f"give it ({type(error).__name__}: {reason}); name a local folder with --dataset_root "
-            "or set HF_LEROBOT_HOME; a download that broke off goes on with the same command"
+            f"no dataset {name} in {lerobot_home()} that is whole, and the hub"
+            f"{by_way_of(hub_endpoint())} did not give it "
+            f"({type(error).__name__}: {reason}); name a local folder with --dataset_root or set "
+            "HF_LEROBOT_HOME; a download that broke off goes on with the same command"
         ) from error

@@ -41,11 +41,14 @@ def open_dataset(
     if copy is not None:
         copy.fetch("meta/")
     source = LeRobotSource.at(root, name, revision)
-    camera = source.camera(image_key) if needs_images or image_key is not None else None
-    if copy is not None:
-        copy.fetch("data/")
+    parts = ["data/"]
+    if needs_images or image_key is not None:
+        camera = source.camera(image_key)
         if needs_images and source.features[camera]["dtype"] == "video":
-            copy.fetch(f"videos/{camera}/")
+            parts.append(f"videos/{camera}/")
+    if copy is not None:
+        for part in parts:
+            copy.fetch(part)
     if not source.data_files:
         raise InvalidInputError(f"dataset {name} at {root} is empty: it has no data/*/*.parquet")
     return source

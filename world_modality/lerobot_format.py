@@ -69,7 +69,9 @@ def read_info(path: Path, name: str, folder: Path, where: str | None = None) -> 
     info = read_json(path)
     where = where or str(path)
     require_format_v3(str(info.get("codebase_version")), where, name, folder)
-    absent = [key for key in ("features", "fps", "total_frames", "total_episodes") if key not in info]
+    absent = [
+        key for key in ("features", "fps", "total_frames", "total_episodes") if key not in info
+    ]
     if absent:
         raise InvalidInputError(f"{where} lacks {', '.join(absent)}, which format v3 has")
     return info

@@ -1,12 +1,14 @@
 """The proxy that the environment puts between this process and an address.
 
-Its user name and password are told nowhere. `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` name one, `NO_PROXY` the hosts that need none.
+Its user name and password are told nowhere. `HTTPS_PROXY`, `HTTP_PROXY` and `ALL_PROXY` name one,
+`NO_PROXY` the hosts that need none.
 """
 
 import importlib.util
 import os
 import re
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
@@ -91,6 +93,16 @@ def by_way_of(url: str) -> str:
     """Return what a failed connection's message says of the proxy; empty where there is none."""
     proxy = proxy_between(url)
     return f" through the proxy {proxy.shown} ({proxy.variable})" if proxy else ""
+
+
+def hub_endpoint() -> str:
+    """Return the hub's address."""
+    return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
+
+
+def by_way_of_hub(model: str) -> str:
+    """Return the same for a model that could not be loaded; empty where it is a local folder."""
+    return "" if Path(model).exists() else by_way_of(hub_endpoint())
 
 
 def without_credentials(text: str) -> str:
