@@ -192,18 +192,20 @@ class Labeller:
             return self._record(draft, answer.text, error=f"request failed: {answer.error}")
         with self._lock:
             self._failures = 0
+        text = _encodable(answer.text)
         if answer.refusal is not None:
-            return self._record(draft, answer.text, error=f"refused to answer: {answer.refusal}")
-        if answer.is_cut_off and not without_thoughts(answer.text).strip():
+            refusal = _encodable(answer.refusal)
+            return self._record(draft, answer.text, error=f"refused to answer: {refusal}")
+        if answer.is_cut_off and not without_thoughts(text).strip():
             return self._record(draft, answer.text, error=NOTHING_SAID)
-        trace = parse_trace(answer.text)
+        trace = parse_trace(text)
         faults = trace_faults(trace, draft.task.instruction)
         if answer.is_cut_off:
             faults = [CUT_OFF_FAULT, *faults]
         if not faults:
             return self._record(draft, answer.text, steps=trace.steps)
         if draft.attempts <= self.max_retries and self.prompt is not None:
-            draft.prompt = self.prompt.question_again(draft.question, answer.text, faults)
+            draft.prompt = self.prompt.question_again(draft.question, text, faults)
             return None
         return self._record(draft, answer.text, error=f"answer refused: {'; '.join(faults)}")
 
@@ -234,7 +236,7 @@ class Labeller:
             backend=self.backend,
             prompt_sha256=None if self.prompt is None else self.prompt.sha256,
             seed=draft.seed,
-            error=error,
+            error=error and _encodable(error),
             seconds=round(draft.seconds, 6),
             tokens=draft.tokens,
             attempts=draft.attempts,
@@ -245,6 +247,11 @@ def episode_seed(seed: int, episode_id: int) -> int:
     """Return the seed of an episode's first question, in [0, 2**31)."""
     sequence = np.random.SeedSequence([seed, episode_id])
     return int(sequence.generate_state(1)[0]) >> 1
+
+
+def _encodable(text: str) -> str:
+    """Replace half a surrogate pair, which can be neither printed nor sent to a server again."""
+    return text.encode("utf-8", "replace").decode()
 
 
 def _is_whole(future: Future[CocLabel]) -> bool:

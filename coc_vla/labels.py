@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from coc_vla.trace import TraceStep, format_trace
+from world_modality.cache import with_checksum, without_checksum
 from world_modality.errors import InvalidInputError, MissingFileError
 
 GENERATION_COMMAND = "python -m coc_vla.coc_generation"
@@ -69,17 +70,18 @@ class CocLabel:
         """Return the line, without its end."""
         content = {name: getattr(self, name) for name in _FIELDS}
         content["coc_text"] = [{"what": step.what, "why": step.why} for step in self.coc_text]
+        content["keyframe_indices"] = list(self.keyframe_indices)
         # ASCII only: half a surrogate pair in a model's answer could not be written as UTF-8.
-        return json.dumps(content, ensure_ascii=True, allow_nan=False)
+        return json.dumps(with_checksum(content), ensure_ascii=True, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> "CocLabel":
-        """Read a line.
+        """Read a line; one that was changed by hand is taken once its `checksum` is deleted.
 
         Raises:
             ValueError: it is no such record; says why.
         """
-        content = json.loads(line)
+        content = json.loads(line, parse_constant=_refuse_constant)
         if not isinstance(content, dict):
             raise ValueError(f"holds {type(content).__name__}, expected an object")
         missing = [name for name in _FIELDS if name not in content]
@@ -92,7 +94,9 @@ class CocLabel:
         is_counted = all(type(index) is int and index >= 0 for index in indices)
         if not indices or not is_counted or any(a >= b for a, b in pairwise(indices)):
             raise ValueError(f"has keyframe_indices {indices!r}, expected frames in their order")
-        values = {name: content[name] for name in _FIELDS}
+        values = {name: without_checksum(content)[name] for name in _FIELDS}
+        # Only the raw answer is kept whatever it holds; half a surrogate pair cannot be printed.
+        json.dumps({**values, "raw_text": ""}, ensure_ascii=False).encode()
         values["keyframe_indices"] = tuple(content["keyframe_indices"])
         values["coc_text"] = tuple(_step(step) for step in content["coc_text"])
         return cls(**values)
@@ -113,6 +117,10 @@ _FIELDS: dict[str, tuple[type, ...]] = {
     "tokens": (int, type(None)),
     "attempts": (int,),
 }
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"has {name}, which is no number")
 
 
 def _step(content: Any) -> TraceStep:
@@ -198,13 +206,16 @@ def scan_labels(path: Path) -> LabelScan:
 def read_records(path: Path) -> list[CocLabel]:
     """Read the record of each episode, by episode: labels and errors.
 
-    A torn last line is left out, since a run may be writing at this moment.
+    A torn last line is left out, and named, since a run may be writing at this moment.
 
     Raises:
         MissingFileError: no such file.
         InvalidInputError: another line is damaged.
     """
     scan = scan_labels(path)
+    for line in scan.damaged:
+        if line.is_torn:
+            print(f"note: {path} line {line.number} {line.reason}; it is left out")
     damaged = [line for line in scan.damaged if not line.is_torn]
     if damaged:
         raise InvalidInputError(

@@ -262,7 +262,7 @@ def test_an_output_folder_that_cannot_be_made_ends_with_one_message(
 def test_a_damaged_array_or_a_foreign_split_is_refused(tmp_path):
     cache = write_synthetic_cache(tmp_path, SPEC)
     config = AnalyzeConfig(DATASET_NAME, tmp_path, max_k=1)
-    manifest = json.loads(cache.manifest_path.read_text())
+    manifest = cache.manifest
     for change, message in (
         ({"val": manifest["split"]["val"][:-1]}, "each episode of the arrays exactly once"),
         ({"train": list(range(20)), "val": []}, "20 training and 0 validation episodes"),

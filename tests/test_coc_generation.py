@@ -6,6 +6,8 @@ import pytest
 from coc_vla.coc_generation import run
 from coc_vla.generation_config import CocGenerationConfig
 from coc_vla.labels import read_labels, read_records, scan_labels
+from coc_vla.validate_labels import ValidateLabelsConfig
+from coc_vla.validate_labels import run as validate
 from tests.chat_server import GOOD_ANSWER, ChatServer, Misbehaviour, good_reply, serving
 from tests.instruction_fixtures import add_column
 from tests.lerobot_fixtures import TASKS, make_dataset
@@ -233,3 +235,27 @@ def test_a_run_in_which_nobody_answers_ends_with_the_reason(config):
         pytest.raises(InvalidInputError, match=r"none of 6 episodes got a label.*--max_tokens"),
     ):
         run(of_server(config, url))
+
+
+def test_half_a_surrogate_pair_in_an_answer_becomes_a_character_that_can_be_shown(config, capsys):
+    torn = GOOD_ANSWER.replace("Why:", "\ud83d Why:", 1)
+    server = ChatServer(lambda body, count: "no steps \ud83d" if count == 0 else torn)
+    with serving(server) as url:
+        run(of_server(config, url, max_episodes=1, concurrency=1))
+    (label,) = read_labels(config.output_jsonl)
+    assert label.raw_text == torn, "the raw answer stays as it came"
+    assert "?" in label.text
+    capsys.readouterr()
+    validate(ValidateLabelsConfig(config.output_jsonl))
+    assert label.text.encode().decode() in capsys.readouterr().out
+
+
+def test_a_line_whose_text_cannot_be_shown_is_damage(config):
+    run(config)
+    lines = config.output_jsonl.read_text().splitlines()
+    content = json.loads(lines[0])
+    del content["checksum"]
+    lines[0] = json.dumps({**content, "model_name": "\ud83d"})
+    config.output_jsonl.write_text("\n".join(lines) + "\n")
+    with pytest.raises(InvalidInputError, match="line 1: it 'utf-8' codec can't encode"):
+        read_labels(config.output_jsonl)

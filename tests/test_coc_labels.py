@@ -32,6 +32,7 @@ ERROR = replace(LABEL, coc_text=(), error="answer refused: too short")
 FIELDS = [
     *("episode_id", "instruction", "keyframe_indices", "coc_text", "raw_text", "model_name"),
     *("backend", "prompt_sha256", "seed", "error", "seconds", "tokens", "attempts"),
+    "checksum",
 ]
 
 

@@ -69,7 +69,7 @@ def run_shards(config, indices, num_shards):
 
 def content_of(cache):
     """All that a cache is, apart from how fast it was made."""
-    manifest = json.loads(cache.manifest_path.read_text())
+    manifest = Cache(cache.cache_dir, cache.dataset_name).manifest
     assert manifest["compute"].pop("frames_per_s") > 0
     files = {p.name: p.read_bytes() for p in cache.folder.glob("*.npy")}
     return manifest, files

@@ -25,6 +25,7 @@ from world_modality.output_lock import OutputLock
 
 FORMAT = "world-modality-cache/1"
 PRECOMPUTE_COMMAND = "python -m world_modality.precompute_world_tokens"
+CHECKSUM_KEY = "checksum"
 SECTIONS = ("dataset", "encoder", "codebook", "split", "text", "steps")
 # A manifest is written in milliseconds.
 MANIFEST_WAIT_S = 60.0
@@ -88,6 +89,23 @@ def sha256_of_json(content: Any) -> str:
     """Return the SHA-256 of a JSON value in canonical form."""
     text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
     return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the SHA-256 of the rest of it as its `checksum`."""
+    return {**content, CHECKSUM_KEY: sha256_of_json(content)}
+
+
+def without_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what `with_checksum` was given; an object that has no checksum is taken as it is.
+
+    Raises:
+        ValueError: the content is not what the checksum was made of.
+    """
+    rest = {name: value for name, value in content.items() if name != CHECKSUM_KEY}
+    if CHECKSUM_KEY in content and sha256_of_json(rest) != content[CHECKSUM_KEY]:
+        raise ValueError(f"its {CHECKSUM_KEY} differs from its content: changed or damaged")
+    return rest
 
 
 class Cache:
@@ -172,7 +190,10 @@ class Cache:
                     f"{path} describes {name!r} by {record!r}, expected the file {expected}; "
                     f"{self.mend()}"
                 )
-        return dict(manifest)
+        try:
+            return without_checksum(manifest)
+        except ValueError as error:
+            raise InvalidInputError(f"{path} was altered ({error}); {self.mend()}") from error
 
     def has(self, name: str) -> bool:
         """Say whether the manifest lists the array."""
@@ -281,7 +302,7 @@ def _update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, A
     if steps:
         manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
     manifest["arrays"] = {name: record for name, record in records.items() if record is not None}
-    write_json(cache.manifest_path, manifest)
+    write_json(cache.manifest_path, with_checksum(manifest))
     cache._manifest = manifest
 
 

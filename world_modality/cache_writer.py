@@ -10,7 +10,15 @@ from typing import Any
 import numpy as np
 
 from world_modality.atomic import partial_path, publish, write_json
-from world_modality.cache import ARRAYS, Cache, sha256_of_file, sha256_of_json, update_manifest
+from world_modality.cache import (
+    ARRAYS,
+    Cache,
+    sha256_of_file,
+    sha256_of_json,
+    update_manifest,
+    with_checksum,
+    without_checksum,
+)
 from world_modality.errors import InvalidInputError
 
 READ_BYTES = 1 << 20
@@ -43,14 +51,12 @@ class CacheWriter:
 
     def _read_progress(self) -> None:
         try:
-            progress = json.loads(self._progress_path.read_text(encoding="utf-8"))
-            checksum = progress.pop("checksum")
+            progress = without_checksum(json.loads(self._progress_path.read_text(encoding="utf-8")))
+            if progress["identity"] == self._identity:
+                self._rows, self._records = progress["rows"], progress["records"]
+                self._found_digests = progress["digests"]
         except (FileNotFoundError, ValueError, AttributeError, KeyError, TypeError):
             return
-        if checksum == sha256_of_json(progress) and progress["identity"] == self._identity:
-            self._rows = progress["rows"]
-            self._found_digests = progress["digests"]
-            self._records = progress["records"]
 
     def _save_progress(self) -> None:
         digests = {name: digest.hexdigest() for name, digest in self._digests.items()}
@@ -60,7 +66,7 @@ class CacheWriter:
             "digests": {**self._found_digests, **digests},
             "records": self._records,
         }
-        write_json(self._progress_path, {**content, "checksum": sha256_of_json(content)})
+        write_json(self._progress_path, with_checksum(content))
 
     def open(self, name: str, shape: tuple[int, ...]) -> int:
         """Create the array, or go on with it, and return how many rows are already written."""
