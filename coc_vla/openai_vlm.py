@@ -30,6 +30,7 @@ FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 # What a server that has too much to do answers with; one that restarts, with 500 or more.
 _BUSY_STATUS = frozenset({408, 409, 425, 429})
 _SERVER_ERRORS = 500
+_PROXY_REFUSES = 407
 _OK = 200
 _REFUSED_STATUS = {
     401: f"the key in {API_KEY_VARIABLE} is missing or wrong",
@@ -193,7 +194,10 @@ class OpenAiVlm:
 
     def _status_error(self, reply: Reply) -> str:
         text = self._connection.without_key(reply.content.decode(errors="replace"))
-        return f"status {reply.status} {' '.join(text.split())[:300]}".rstrip()
+        told = f"status {reply.status} {' '.join(text.split())[:300]}".rstrip()
+        # A proxy that finds no server answers in its place.
+        is_of_proxy = reply.status == _PROXY_REFUSES or reply.status >= _SERVER_ERRORS
+        return told + self._connection.way if is_of_proxy else told
 
     def _unavailable(self, status: int, error: str) -> str:
         model = self._settings.model_name

@@ -9,6 +9,7 @@ import httpx
 import orjson
 
 from world_modality.errors import InvalidInputError
+from world_modality.proxies import by_way_of, proxy_between, require_proxy_support
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 CONNECT_TIMEOUT_S = 10.0
@@ -40,7 +41,11 @@ class Reply:
 
 
 class ServerConnection:
-    """Exchanges JSON with a server; may be used from many threads at once."""
+    """Exchanges JSON with a server; may be used from many threads at once.
+
+    Attributes:
+        way: the proxy between, for an error's reader; empty where there is none.
+    """
 
     def __init__(self, base_url: str, timeout_s: float, concurrency: int) -> None:
         """Prepare connections; none is made yet.
@@ -51,11 +56,16 @@ class ServerConnection:
             concurrency: connections at most.
 
         Raises:
-            InvalidInputError: the address is none or holds a secret, or the key cannot be sent.
+            InvalidInputError: the address is none or holds a secret, the key cannot be sent, or
+                the environment names a proxy that cannot be used.
         """
         self._base_url = base_url
         self._timeout_s = timeout_s
         url = _checked_url(base_url)
+        require_proxy_support(base_url, "httpx")
+        self.way = by_way_of(base_url)
+        proxy = proxy_between(base_url)
+        limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._key = _key_of_environment()
         self._client = httpx.Client(
             base_url=url,
@@ -64,7 +74,8 @@ class ServerConnection:
                 "Content-Type": "application/json",
             },
             timeout=httpx.Timeout(timeout_s, connect=CONNECT_TIMEOUT_S, pool=None),
-            limits=httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency),
+            # By itself the client prepares every proxy of the environment, needed or not.
+            transport=httpx.HTTPTransport(proxy=proxy.url if proxy else None, limits=limits),
         )
 
     def get(self, path: str) -> Reply:
@@ -91,12 +102,14 @@ class ServerConnection:
     def _exchanged(self, method: str, path: str, body: dict[str, Any] | None) -> Reply:
         try:
             return self._read(method, path, body)
-        except (httpx.ConnectError, httpx.ConnectTimeout) as error:
-            raise NoConnectionError(f"no connection to {self._base_url} ({error})") from error
+        except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
+            raise NoConnectionError(
+                f"no connection to {self._base_url}{self.way} ({error})"
+            ) from error
         except httpx.TimeoutException as error:
             raise self._too_slow() from error
         except (httpx.TransportError, httpx.DecodingError) as error:
-            reason = f"{type(error).__name__} {error}".rstrip()
+            reason = f"{type(error).__name__} {error}".rstrip() + self.way
             raise ServerError(self.without_key(reason)) from error
 
     def _read(self, method: str, path: str, body: dict[str, Any] | None) -> Reply:

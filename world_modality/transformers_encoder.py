@@ -16,6 +16,7 @@ from world_modality.encoder_record import preprocessing_of, weights_sha256
 from world_modality.encoder_workers import encode_side_by_side
 from world_modality.errors import InvalidInputError
 from world_modality.hub_revision import hub_revision
+from world_modality.proxies import by_way_of_hub
 from world_modality.recorded_calls import RecordedCalls, Tensors
 from world_modality.vision_encoders import RANDOM_VIT, Pooling, Precision
 
@@ -221,9 +222,10 @@ def load_transformers_encoder(
         model = AutoModel.from_pretrained(name, **options)
     except (OSError, ValueError, ImportError) as error:
         raise InvalidInputError(
-            f"--vision_model_name {name}: no vision model could be loaded "
-            f"({str(error).splitlines()[0]}); give a hub name like facebook/dinov2-base, a local "
-            "folder with its files, or, where no hub is reachable, pixel-pca"
+            f"--vision_model_name {name}: no vision model could be loaded"
+            f"{by_way_of_hub(name)} ({str(error).splitlines()[0]}); give a hub name like "
+            "facebook/dinov2-base, a local folder with its files, or, where no hub is reachable, "
+            "pixel-pca"
         ) from error
     # Of a model of images and texts, its image tower.
     takes_images = getattr(model, "main_input_name", None) == "pixel_values"
