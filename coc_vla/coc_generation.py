@@ -35,6 +35,7 @@ def run(config: CocGenerationConfig) -> GenerationSummary:
         dataset_root=config.dataset_root,
         revision=config.revision,
         image_key=config.image_key,
+        needs_images=is_model,
     )
     plan = plan_tasks(source, config.task_request, needs_images=is_model, needs_motion=not is_model)
     with LabelFile(config.output_jsonl) as file:

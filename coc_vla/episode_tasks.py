@@ -97,7 +97,7 @@ class TaskPlan:
         source = self.recorded.source
         columns = self.columns
         return {
-            "dataset_sha256": content_sha256(source.root, source.data_files),
+            "dataset_sha256": content_sha256(source.root, source.data_files, self.image_key),
             "instruction_origin": self.recorded.instruction_origin,
             "image_key": self.image_key,
             "max_image_side": self.request.max_image_side if self.image_key else None,

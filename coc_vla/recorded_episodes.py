@@ -212,7 +212,7 @@ def _texts_by_task(source: LeRobotSource, episodes: Episodes, task_key: str) -> 
             f"column {task_key} of {source.name} has values {missing[:5]} that meta/tasks.parquet "
             "does not list; is --task_index_key right?"
         )
-    return tuple(str(source.tasks[task]) for task in tasks)
+    return tuple(source.tasks[task] for task in tasks)
 
 
 def _texts_of_column(

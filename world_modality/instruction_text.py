@@ -3,8 +3,10 @@
 MAX_TEXT_CHARS = 2_000
 
 
-def text_fault(text: str) -> str | None:
+def text_fault(text: object) -> str | None:
     """Say what keeps a text from being an instruction; None where nothing does."""
+    if not isinstance(text, str):
+        return f"is {text!r}, which is no text"
     if not text.strip():
         return "is blank"
     if len(text) > MAX_TEXT_CHARS:

@@ -3,6 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,26 @@ STATS_PATH = Path("meta") / "stats.json"
 RECORDING_PATH = Path("meta") / "recording.json"
 
 
+# What git-lfs leaves in the place of a file that it has not fetched.
+LFS_MARK = b"version https://git-lfs.github.com/spec/"
+
+
+def damaged_file(path: Path, kind: str, error: Exception) -> InvalidInputError:
+    """Build the error for a file that cannot be read as what it should be."""
+    with path.open("rb") as file:
+        is_pointer = file.read(len(LFS_MARK)) == LFS_MARK
+    if is_pointer:
+        return InvalidInputError(
+            f"{path} is a git-lfs pointer of {path.stat().st_size} bytes, expected {kind}: its "
+            "content was not fetched; run git lfs pull in the dataset's folder"
+        )
+    reason = " ".join(str(error).split())[:200]
+    return InvalidInputError(
+        f"{path} is not {kind}, or was never closed ({path.stat().st_size} bytes: {reason}); copy "
+        "it again, or end the recording with finalize()"
+    )
+
+
 def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object.
 
@@ -25,12 +46,76 @@ def read_json(path: Path) -> dict[str, Any]:
         InvalidInputError: it is none.
     """
     try:
-        content = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise InvalidInputError(f"{path} is not JSON ({error})") from error
+        content = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested without end
+        raise damaged_file(path, "JSON", error) from error
     if not isinstance(content, dict):
         raise InvalidInputError(f"{path} holds {type(content).__name__}, expected an object")
     return content
+
+
+def read_info(path: Path, name: str, folder: Path, where: str | None = None) -> dict[str, Any]:
+    """Read a dataset's `meta/info.json`.
+
+    Args:
+        path: the file.
+        name: of the dataset.
+        folder: where the dataset lies, or would lie.
+        where: the same for an error's reader, where the file's path says nothing.
+
+    Raises:
+        InvalidInputError: it is damaged, of another format than v3, or lacks an entry.
+    """
+    info = read_json(path)
+    where = where or str(path)
+    require_format_v3(str(info.get("codebase_version")), where, name, folder)
+    absent = [
+        key for key in ("features", "fps", "total_frames", "total_episodes") if key not in info
+    ]
+    if absent:
+        raise InvalidInputError(f"{where} lacks {', '.join(absent)}, which format v3 has")
+    return info
+
+
+def require_format_v3(version: str, where: str, name: str, folder: Path) -> None:
+    """Refuse a dataset of another format, with the command that converts it.
+
+    Args:
+        version: as `codebase_version` or the hub's tag says it, "v2.1".
+        where: what says so.
+        name: of the dataset.
+        folder: where it lies, or would lie.
+
+    Raises:
+        InvalidInputError: the version is not v3.x.
+    """
+    if version.startswith("v3."):
+        return
+    found = f"{where} has codebase_version {version}, expected v3.x; "
+    major = version.removeprefix("v").split(".")[0]
+    if major.isdecimal() and int(major) > 3:
+        raise InvalidInputError(
+            f"{found}this project reads no newer format: on the hub, name a revision of format v3 "
+            "with --revision"
+        )
+    earlier = ""
+    if version != "v2.1":
+        earlier = (
+            "only LeRobot's earlier releases convert it to v2.1 (lerobot 0.3: python -m lerobot."
+            "datasets.v2.convert_dataset_v1_to_v2, lerobot.datasets.v21."
+            "convert_dataset_v20_to_v21); from there, "
+        )
+    depth = len(Path(name).parts)
+    repo_id, parent = folder.name, folder.parent
+    if folder.parts[-depth:] == Path(name).parts:
+        repo_id, parent = name, folder.parents[depth - 1]
+    # The two releases mean different folders by --root.
+    raise InvalidInputError(
+        f"{found}{earlier}convert it with python -m lerobot.datasets.v30."
+        f"convert_dataset_v21_to_v30 --repo-id={repo_id} --root={parent} --push-to-hub=false "
+        f"(lerobot 0.4) or python -m lerobot.scripts.convert_dataset_v21_to_v30 "
+        f"--repo-id={repo_id} --root={folder} --push-to-hub=false (lerobot 0.6)"
+    )
 
 
 def read_tasks(root: Path) -> dict[int, str]:
@@ -38,31 +123,49 @@ def read_tasks(root: Path) -> dict[int, str]:
 
     Raises:
         MissingFileError: the dataset has no `meta/tasks.parquet`.
-        InvalidInputError: the file has other columns.
+        InvalidInputError: the file is damaged or has other columns, an index is missing or has two
+            texts, or a text is missing or none.
     """
     path = root / TASKS_PATH
     if not path.exists():
         raise MissingFileError(f"no task texts: expected {path}")
-    table = pq.read_table(path)
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise damaged_file(path, "a whole parquet file", error) from error
     # pandas stores an unnamed index as `__index_level_0__`; later releases name it `task`.
     texts = [name for name in table.column_names if name != "task_index"]
     if "task_index" not in table.column_names or len(texts) != 1:
         raise InvalidInputError(
             f"{path} has columns {table.column_names}, expected task_index and one text column"
         )
-    indices = table.column("task_index").to_pylist()
-    return dict(zip(indices, table.column(texts[0]).to_pylist(), strict=True))
+    tasks: dict[int, str] = {}
+    pairs = zip(*(table.column(key).to_pylist() for key in ("task_index", texts[0])), strict=True)
+    for row, (index, text) in enumerate(pairs):
+        if type(index) is not int or not isinstance(text, str):
+            raise InvalidInputError(
+                f"{path} row {row} has task_index {index!r} and {texts[0]} {text!r}, expected a "
+                "whole number and a text; mend the table"
+            )
+        if tasks.setdefault(index, text) != text:
+            raise InvalidInputError(
+                f"{path} gives task_index {index} two texts, {tasks[index]!r} and {text!r}; mend "
+                "the table"
+            )
+    return tasks
 
 
-def content_sha256(root: Path, data_files: Sequence[Path]) -> str:
+def content_sha256(root: Path, data_files: Sequence[Path], image_key: str | None) -> str:
     """Return a hash of what a dataset is, wherever its folder lies.
 
-    Covers the metadata with its statistics and the names and sizes of all data and video files.
+    Covers the metadata with its statistics and the names and sizes of all data files and of one
+    camera's videos: of a hub's dataset, no other camera has to be there.
     """
     digest = hashlib.sha256()
     for path in (root / INFO_PATH, root / STATS_PATH, root / TASKS_PATH):
         digest.update(path.read_bytes() if path.exists() else b"-")
-    for path in [*data_files, *sorted(root.glob("videos/*/*/*.mp4"))]:
+    videos = [] if image_key is None else sorted(root.glob(f"videos/{escape(image_key)}/*/*.mp4"))
+    for path in [*data_files, *videos]:
         digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
     return digest.hexdigest()
 

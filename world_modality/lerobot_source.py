@@ -6,6 +6,7 @@ The files are read as the v3.0 format lays them out (`meta/info.json`, `meta/tas
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from world_modality.lerobot_format import (
     INFO_PATH,
     RECORDING_PATH,
     content_sha256,
+    damaged_file,
+    read_info,
     read_json,
     read_tasks,
     to_numpy,
@@ -37,7 +40,6 @@ class LeRobotSource:
         revision: the hub revision it was pinned to, None for whatever the folder holds.
         info: `meta/info.json`.
         tasks: task texts by `task_index`.
-        data_files: the parquet files in frame order.
         recording: `meta/recording.json`, what a simulator recording says about its rendering.
     """
 
@@ -46,25 +48,17 @@ class LeRobotSource:
     revision: str | None
     info: dict[str, Any] = field(repr=False)
     tasks: dict[int, str] = field(repr=False)
-    data_files: tuple[Path, ...] = field(repr=False)
     recording: dict[str, Any] | None = field(repr=False)
 
     @classmethod
     def at(cls, root: Path, name: str, revision: str | None = None) -> "LeRobotSource":
-        """Read the metadata of a dataset folder.
+        """Read the metadata of a dataset folder; its data files need not be there yet.
 
         Raises:
-            InvalidInputError: not of format v3, without frames, or written without `finalize()`.
+            InvalidInputError: not of format v3, or without frames.
         """
-        info = read_json(root / INFO_PATH)
-        version = str(info.get("codebase_version"))
-        if not version.startswith("v3."):
-            raise InvalidInputError(
-                f"{root / INFO_PATH} has codebase_version {version}, expected v3.x; convert it "
-                "with python -m lerobot.datasets.v30.convert_dataset_v21_to_v30 (lerobot 0.4)"
-            )
-        data_files = tuple(sorted(root.glob("data/*/*.parquet")))
-        if info.get("total_frames", 0) == 0 or not data_files:
+        info = read_info(root / INFO_PATH, name, root)
+        if info["total_frames"] == 0:
             raise InvalidInputError(f"dataset {name} at {root} is empty: it has no frames")
         recording = root / RECORDING_PATH
         return cls(
@@ -73,9 +67,13 @@ class LeRobotSource:
             revision=revision,
             info=info,
             tasks=read_tasks(root),
-            data_files=data_files,
             recording=read_json(recording) if recording.exists() else None,
         )
+
+    @cached_property
+    def data_files(self) -> tuple[Path, ...]:
+        """The parquet files in frame order."""
+        return tuple(sorted(self.root.glob("data/*/*.parquet")))
 
     @property
     def features(self) -> dict[str, dict[str, Any]]:
@@ -145,7 +143,7 @@ class LeRobotSource:
         return {
             "name": self.name,
             "revision": self.revision,
-            "content_sha256": content_sha256(self.root, self.data_files),
+            "content_sha256": content_sha256(self.root, self.data_files, image_key),
             "num_frames": self.num_frames,
             "num_episodes": int(self.info["total_episodes"]),
             "num_tasks": len(self.tasks),
@@ -189,15 +187,12 @@ class LeRobotSource:
         """Open one of the dataset's parquet files.
 
         Raises:
-            InvalidInputError: truncated, or without a footer.
+            InvalidInputError: truncated, without a footer, or a git-lfs pointer.
         """
         try:
             return pq.ParquetFile(path)
         except pa.ArrowInvalid as error:
-            raise InvalidInputError(
-                f"{path} is damaged or was never closed ({error}); a LeRobotDataset is whole after "
-                "finalize()"
-            ) from error
+            raise damaged_file(path, "a whole parquet file", error) from error
 
     @property
     def _where(self) -> str:

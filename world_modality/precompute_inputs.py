@@ -48,7 +48,11 @@ class PrecomputeInputs:
             UserError: whatever is wrong with the dataset, a key or the split.
         """
         source = open_dataset(
-            name, dataset_root=dataset_root, revision=revision, image_key=image_key
+            name,
+            dataset_root=dataset_root,
+            revision=revision,
+            image_key=image_key,
+            needs_images=True,
         )
         camera = source.camera(image_key)
         column_keys = ColumnKeys.of(source, **keys)

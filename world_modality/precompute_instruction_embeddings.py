@@ -154,10 +154,7 @@ def read_texts(config: InstructionConfig, cache: Cache) -> InstructionTexts:
     source = None
     if not (own_episodes and by_task and own_tasks):
         source = open_dataset(
-            config.dataset_name,
-            dataset_root=config.dataset_root,
-            revision=config.revision,
-            image_key=section.get("image_key"),
+            config.dataset_name, dataset_root=config.dataset_root, revision=config.revision
         )
         require_same_frames(cache, source)
         if not own_episodes:

@@ -95,7 +95,10 @@ class RecordedDemonstrations:
         _require_recording(dataset.get("recording"), name, suite)
         try:
             source = open_dataset(
-                name, dataset_root=config.dataset_root, image_key=dataset["image_key"]
+                name,
+                dataset_root=config.dataset_root,
+                image_key=dataset["image_key"],
+                needs_images=True,
             )
             signals = [
                 read_signal(source.root, signal, source.num_frames)
@@ -106,7 +109,8 @@ class RecordedDemonstrations:
                 f"the parity check replays {name}, which the checkpoint was trained on: {error}. "
                 f"Say where the recording lies with --dataset_root, or {WAIVE}"
             ) from error
-        if content_sha256(source.root, source.data_files) != dataset["content_sha256"]:
+        found = content_sha256(source.root, source.data_files, dataset["image_key"])
+        if found != dataset["content_sha256"]:
             raise InvalidInputError(
                 f"{source.root} is not the recording that the checkpoint was trained on (its "
                 "content's SHA-256 differs): recorded anew since? Give that one's folder with "
