@@ -30,10 +30,7 @@ _STEP_START = re.compile(
     r"|\(?(\d{1,2})(?:[ \t]*\\?[.):](?!\d)|[ \t]+[-–—](?=[ \t])))[ \t]*",
     re.IGNORECASE | re.MULTILINE,
 )
-_LABELLED = re.compile(
-    r"^(?:.*?\bwhat\s*:)?(?P<what>.*?)[\s|;,.(–—-]*\bwhy\s*:(?P<why>.*)$",
-    re.IGNORECASE | re.DOTALL,
-)
+_WHAT, _WHY = (re.compile(rf"\b{name}\s*:", re.IGNORECASE) for name in ("what", "why"))
 _CONNECTED = re.compile(
     r"^(?:what\s*:\s*)?(?P<what>.*?)[,;]?\s+"
     r"(?:because\s+|(?=(?:so that|in order to|so as to)\s))(?P<why>.*)$",
@@ -143,9 +140,15 @@ def trace_faults(trace: ParsedTrace, instruction: str) -> list[str]:
 
 
 def _split(body: str) -> TraceStep:
-    match = _LABELLED.match(body) or _CONNECTED.match(_first_block(body))
+    label = _WHY.search(body)
+    if label is not None:
+        title, what = body[: label.start()], _WHAT.search(body, 0, label.start())
+        acted = title if what is None else title[what.end() :]
+        return TraceStep(_clean(acted), _clean(body[label.end() :]))
+    block = _first_block(body)
+    match = _CONNECTED.match(block)
     if match is None:
-        return TraceStep(_clean(re.sub(r"^what\s*:", "", body, flags=re.IGNORECASE)), "")
+        return TraceStep(_clean(re.sub(r"^what\s*:", "", block, flags=re.IGNORECASE)), "")
     return TraceStep(_clean(match["what"]), _clean(match["why"]))
 
 
@@ -161,7 +164,7 @@ def _first_block(text: str) -> str:
 
 
 def _clean(half: str) -> str:
-    words = " ".join(_first_block(half).split()).strip(" .;,|-–—)")
+    words = " ".join(_first_block(half).split()).strip(" .;,|-–—)").rstrip(" (")
     is_quoted = len(words) > 1 and words[0] == words[-1] == '"' and words.count('"') == 2
     return words.strip('"' if is_quoted else " ").strip(" .;,")
 

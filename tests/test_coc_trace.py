@@ -1,4 +1,5 @@
 import json
+import time
 from dataclasses import replace
 
 import pytest
@@ -116,6 +117,13 @@ REFUSED = {
 @pytest.mark.parametrize(("answer", "fault"), REFUSED.values(), ids=REFUSED)
 def test_an_answer_whose_markup_cannot_be_cut_off_is_refused(answer, fault):
     assert fault in "; ".join(faults_of(answer))
+
+
+@pytest.mark.parametrize("filling", ["what: move a ", "- , . ", "because ", "((", "why "])
+def test_an_answer_that_rambles_is_read_in_no_time(filling):
+    began = time.process_time()
+    faults_of("1. " + filling * 5000)
+    assert time.process_time() - began < 2
 
 
 @pytest.mark.parametrize("half", ["what", "why"])
