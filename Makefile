@@ -7,7 +7,7 @@ PYTEST_ARGS ?=
 RUN = "$$(ops/environment.sh python)" -m
 
 .DEFAULT_GOAL := help
-.PHONY: help demo verdict env python test test-slow lint check-requirements clean
+.PHONY: help demo verdict env python test test-slow lint lock check-requirements clean
 
 help: ## Say what there is
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-20s %s\n", $$1, $$2 }' Makefile
@@ -36,6 +36,9 @@ lint: env ## Check style, formatting, types and who imports whom
 	for check in "ruff check" "ruff format --check" mypy "lint-imports --no-logo"; do \
 	    echo "== $$check"; PATH="$$(dirname "$$(ops/environment.sh python)"):$$PATH" $$check || failed=1; \
 	done; exit $$failed
+
+lock: ## Resolve the requirements into the lock files that make env installs
+	@ops/environment.sh lock
 
 check-requirements: env ## Resolve the requirements for every supported Python
 	@ops/check_requirements.sh

@@ -23,6 +23,10 @@ for version in 3.11 3.12; do
         echo "error: requirements.txt does not resolve on Python $version" >&2
         failed=1
     fi
+    if ! grep -q "$(sha256sum < "$repo/requirements.txt" | cut -c 1-64)" "$repo/requirements-$version.lock"; then
+        echo "error: requirements-$version.lock was not made from this requirements.txt; run make lock" >&2
+        failed=1
+    fi
     if ! packages="$(resolve "$version" --override "$repo/requirements-keep-torch.txt")"; then
         echo "error: requirements.txt without torch does not resolve on Python $version" >&2
         failed=1

@@ -10,6 +10,7 @@ from typing import Any
 
 import tyro
 
+from ops import __version__
 from ops.errors import OpsError, UsageError
 
 
@@ -33,6 +34,9 @@ def run_cli(config_type: Any, run: Callable[[Any, list[str]], int]) -> None:
         # What the terminal's encoding lacks, in a file's name, is printed as an escape.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if sys.argv[1:] == ["--version"]:
+        print(f"world-modality-vla {__version__}")
+        sys.exit()
     own, command = split_command(sys.argv[1:])
     try:
         code = run(tyro.cli(config_type, args=own, use_underscores=True), command)

@@ -4,6 +4,7 @@
 #   ops/environment.sh create   make the environment unless a whole one is there
 #   ops/environment.sh python   print the path of its interpreter
 #   ops/environment.sh remove   remove it, and nothing else
+#   ops/environment.sh lock     resolve requirements.txt into a lock file for each Python, installing nothing
 #
 # Variables:
 #   PYTHON        interpreter to build on (default: the first of python3.11, python3.12, python3 that fits)
@@ -16,6 +17,7 @@ set -euo pipefail
 repo="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 requirements="$repo/requirements.txt"
 keep_torch_overrides="$repo/requirements-keep-torch.txt"
+lock_versions=(3.11 3.12)
 keep_torch="${KEEP_TORCH:-}"
 [[ "$keep_torch" == 0 ]] && keep_torch=""
 # A user-wide `pip install --user` setting makes every install into a virtual environment fail.
@@ -61,9 +63,27 @@ if [[ -n "$keep_torch" ]]; then
         "Name the interpreter that has it (make env KEEP_TORCH=1 PYTHON=...), or leave KEEP_TORCH out to install one"
 fi
 
+lock_file() { echo "$repo/requirements-$1.lock"; }
+
+lock_header() {
+    echo "# Made by \`make lock\` for Linux on x86_64 from the requirements.txt with SHA-256" \
+        "$(sha256sum < "$requirements" | cut -c 1-64)"
+}
+
+# Exact versions where they were resolved for this platform and this torch, else ranges.
+chosen="$requirements"
+stale_lock=""
+if [[ -z "$keep_torch" && "$(uname -sm)" == "Linux x86_64" ]]; then
+    chosen="$(lock_file "$(python_version "$python")")"
+    if [[ "$(head -n 1 "$chosen" 2>/dev/null)" != "$(lock_header)" ]]; then
+        stale_lock="$chosen"
+        chosen="$requirements"
+    fi
+fi
+
 fingerprint="$({
     describe_python "$python"
-    cat "$requirements"
+    cat "$chosen"
     if [[ -n "$keep_torch" ]]; then
         echo "$kept_torch"
         cat "$keep_torch_overrides"
@@ -123,22 +143,27 @@ if sys.prefix != sys.base_prefix:
 PYTHON
 }
 
+# Sets `uv` to the program, installed into this virtual environment where there is none, or to nothing.
+find_uv() {
+    uv="$(command -v uv || true)"
+    if [[ -z "$uv" ]] && "$1/bin/python" -m pip install --quiet uv >&2; then
+        uv="$1/bin/uv"
+    fi
+    eval "$("$1/bin/python" "$repo/ops/uv_from_pip.py")"
+}
+
 install_requirements() {
     local uv
-    uv="$(command -v uv || true)"
-    if [[ -z "$uv" ]] && "$env_python" -m pip install --quiet uv >&2; then
-        uv="$env_dir/bin/uv"
-    fi
+    find_uv "$env_dir"
     if [[ -n "$uv" ]]; then
-        eval "$("$env_python" "$repo/ops/uv_from_pip.py")"
-        local options=(--python "$env_python" --requirement "$requirements")
+        local options=(--python "$env_python" --requirement "$chosen")
         [[ -z "$keep_torch" ]] || options+=(--override "$keep_torch_overrides")
         "$uv" pip install "${options[@]}" >&2
     elif [[ -n "$keep_torch" ]]; then
         die "KEEP_TORCH=1 needs uv, which pip could not install: pip alone cannot leave torch out of a resolution"
     else
         say "uv cannot be had; installing with pip, which takes longer"
-        "$env_python" -m pip install --requirement "$requirements" >&2
+        "$env_python" -m pip install --requirement "$chosen" >&2
     fi
 }
 
@@ -164,6 +189,8 @@ create() {
     is_complete && return # made while this process waited
     remove_environment
     say "making $env_dir with $("$python" --version 2>&1) ($python)"
+    [[ -z "$stale_lock" ]] || say "note: $stale_lock was not made from this requirements.txt, whose ranges are" \
+        "resolved now instead; make lock renews it"
     local started=$SECONDS
     make_virtual_environment
     install_requirements || explain_failed_install
@@ -180,9 +207,28 @@ mention_other_environments() {
     [[ -z "$others" ]] || say "other environments, made for other requirements or another Python: $others"
 }
 
+make_lock_files() {
+    local uv version file
+    scratch="$(mktemp -d)"
+    trap 'rm -rf -- "$scratch"' EXIT
+    "$python" -m venv "$scratch/uv"
+    find_uv "$scratch/uv"
+    [[ -n "$uv" ]] || die "uv, which resolves without installing, could not be had; pip install uv"
+    for version in "${lock_versions[@]}"; do
+        file="$(lock_file "$version")"
+        lock_header > "$scratch/lock"
+        "$uv" pip compile --quiet --no-header --no-annotate --no-emit-index-url --generate-hashes --upgrade \
+            --python-version "$version" --python-platform x86_64-manylinux_2_28 "$requirements" >> "$scratch/lock" ||
+            die "requirements.txt does not resolve on Python $version; $file is as it was"
+        mv "$scratch/lock" "$file"
+        say "$file: $(grep -c '^[a-z0-9]' "$file") packages"
+    done
+}
+
 case "${1:-}" in
+    lock) make_lock_files ;;
     create) create ;;
     python) is_complete || die "there is no environment at $env_dir; run make env"; echo "$env_python" ;;
     remove) if [[ -e "$env_dir" ]]; then lock; remove_environment; say "removed $env_dir"; fi ;;
-    *) die "usage: ops/environment.sh create|python|remove" ;;
+    *) die "usage: ops/environment.sh create|python|remove|lock" ;;
 esac

@@ -1,6 +1,8 @@
 """ops/environment.sh without installing anything: a stand-in for uv records what it is asked."""
 
+import hashlib
 import os
+import re
 import shlex
 import subprocess
 import sys
@@ -115,6 +117,55 @@ def test_the_path_changes_with_the_requirements(checkout):
     with (checkout.root / "requirements.txt").open("a") as file:
         file.write("another-package\n")
     assert checkout.environment_path() != first
+
+
+@pytest.mark.skipif("x86_64" not in os.uname(), reason="the lock is of this platform alone")
+def test_the_lock_of_this_python_is_installed_unless_it_is_of_other_requirements(checkout):
+    checkout.fake_uv("echo 'some-package==1'")
+    assert checkout.run("lock")[0] == 0
+    lock = checkout.root / "requirements-{}.{}.lock".format(*sys.version_info)
+    locked = checkout.environment_path()
+    assert checkout.run("create")[0] == 0
+    assert checkout.installs()[-1].endswith(f"--requirement {lock}")
+
+    lock.write_text(lock.read_text() + "another-package==1\n")
+    assert checkout.environment_path() != locked, "the path changes with the lock"
+
+    with (checkout.root / "requirements.txt").open("a") as file:
+        file.write("another-package\n")
+    code, _, errors = checkout.run("create")
+    assert code == 0
+    assert f"{lock} was not made from this requirements.txt" in errors
+    assert checkout.installs()[-1].endswith(f"--requirement {checkout.root}/requirements.txt")
+
+
+def test_locks_are_made_for_both_pythons_and_name_what_they_were_made_from(checkout):
+    checkout.fake_uv("echo 'some-package==1'")
+    code, _, errors = checkout.run("lock")
+    assert code == 0, errors
+    digest = hashlib.sha256((checkout.root / "requirements.txt").read_bytes()).hexdigest()
+    for version, call in zip(("3.11", "3.12"), checkout.installs(), strict=True):
+        header, package = (checkout.root / f"requirements-{version}.lock").read_text().splitlines()
+        assert header.endswith(digest)
+        assert package == "some-package==1"
+        assert f"--generate-hashes --upgrade --python-version {version} " in call
+    checkout.fake_uv("exit 1")
+    before = (checkout.root / "requirements-3.11.lock").read_text()
+    code, _, errors = checkout.run("lock")
+    assert code == 1
+    assert "does not resolve on Python 3.11" in errors
+    assert (checkout.root / "requirements-3.11.lock").read_text() == before
+
+
+@pytest.mark.parametrize("version", ["3.11", "3.12"])
+def test_the_locks_are_of_these_requirements_and_name_no_source(version):
+    lock = (REPOSITORY / f"requirements-{version}.lock").read_text()
+    digest = hashlib.sha256((REPOSITORY / "requirements.txt").read_bytes()).hexdigest()
+    assert lock.splitlines()[0].endswith(digest), "run make lock"
+    assert "://" not in lock
+    packages = re.findall(r"^([a-z0-9].*?)==\S+ (.*)$", lock, re.MULTILINE)
+    assert len(packages) > 100
+    assert all(hashed == "\\" for _, hashed in packages)
 
 
 def test_keeping_a_torch_that_is_not_there_is_refused(checkout, tmp_path):

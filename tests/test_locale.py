@@ -32,7 +32,7 @@ def test_letters_that_the_terminal_lacks_are_printed_as_escapes():
 
 
 def test_a_file_with_other_letters_than_asciis_is_read_as_utf8(tmp_path):
-    folder = tmp_path / "a folder of größer"
+    folder = tmp_path / "a folder"
     folder.mkdir()
     (folder / "matrix.yaml").write_text("größe: 1\n", encoding="utf-8")
     done = run_in_ascii("world_modality.experiment", "matrix.yaml", cwd=folder)

@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 
 import tyro
 
+from world_modality import __version__
 from world_modality.atomic import write_json
 from world_modality.errors import UserError
 from world_modality.interruption import termination_as_interrupt
@@ -22,7 +23,7 @@ ConfigT = TypeVar("ConfigT")
 
 
 def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> None:
-    """Parse `sys.argv` into `config_type`, call `run` with it, and exit.
+    """Parse `sys.argv` into `config_type`, call `run` with it, and exit; or print the version.
 
     Args:
         config_type: the stage's frozen dataclass; its fields are the flags, with underscores.
@@ -30,6 +31,9 @@ def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> Non
             KeyboardInterrupt in the main thread.
     """
     print_in_any_locale()
+    if sys.argv[1:] == ["--version"]:
+        print(f"world-modality-vla {__version__}")
+        sys.exit()
     try:
         with termination_as_interrupt():
             run(tyro.cli(config_type, use_underscores=True))

@@ -16,6 +16,7 @@ from typing import Any
 
 from world_modality.atomic import replacing, write_json
 from world_modality.cli import run_cli
+from world_modality.command_line import located
 from world_modality.demo_table import closed_loop_table, explanation_table, offline_table
 from world_modality.errors import UserError
 
@@ -220,7 +221,7 @@ def _stage(module: str, *arguments: str) -> None:
 
 def _command(*arguments: str) -> None:
     print("\n$ python " + " ".join(arguments), flush=True)
-    process = subprocess.Popen([sys.executable, *arguments])
+    process = subprocess.Popen([sys.executable, *located(arguments)])
     try:
         code = process.wait()
     except KeyboardInterrupt:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from world_modality.atomic import write_json
+from world_modality.command_line import located
 from world_modality.errors import InvalidInputError
 from world_modality.experiment_jobs import Job, Step
 from world_modality.output_lock import OutputLock
@@ -133,7 +134,7 @@ class Runner:
         environment = {"OMP_NUM_THREADS": threads, **os.environ}
         with self._lock:
             process = subprocess.Popen(
-                [sys.executable, *step.arguments],
+                [sys.executable, *located(step.arguments)],
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,

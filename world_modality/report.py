@@ -17,6 +17,7 @@ import tyro
 
 from world_modality.atomic import replacing
 from world_modality.cli import run_cli
+from world_modality.command_line import TOP
 from world_modality.errors import InvalidInputError
 from world_modality.verdict.document import Document, Figure, Section, Table
 from world_modality.verdict.text_forms import csv_text, latex, markdown
@@ -115,7 +116,7 @@ def _made() -> str:
     """Return the one line that two reports of the same inputs may differ in."""
     now = datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
     machine = f"{platform.machine()} {platform.system()}, Python {platform.python_version()}"
-    git = ["git", "-C", str(Path(__file__).parent), "rev-parse", "--short", "HEAD"]
+    git = ["git", f"--git-dir={TOP / '.git'}", "rev-parse", "--short", "HEAD"]
     try:
         done = subprocess.run(git, capture_output=True, text=True, check=False)
     except FileNotFoundError:
