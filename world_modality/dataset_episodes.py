@@ -146,10 +146,12 @@ def _require_listed_tasks(source: LeRobotSource, episodes: Episodes) -> None:
     tasks = np.concatenate([block[TASK_KEY].reshape(-1) for block in source.columns([TASK_KEY])])
     pairs = np.unique(np.stack([episodes.ids[episodes.of_frame], tasks], axis=1), axis=0)
     for episode, task in pairs.tolist():
-        if source.tasks.get(task) not in (listed[episode] or ()):
+        text = source.tasks.get(task)
+        # A task without a text is refused by whoever needs one.
+        if text is not None and text not in (listed[episode] or ()):
             raise InvalidInputError(
                 f"episode {episode} of {source.name} ({source.root}) has rows of task {task}, "
-                f"{source.tasks.get(task)!r} in meta/tasks.parquet, but meta/episodes lists "
+                f"{text!r} in meta/tasks.parquet, but meta/episodes lists "
                 f"{listed[episode]} for it; {MEND}"
             )
 
