@@ -34,7 +34,7 @@ from world_modality.cache import Cache
 from world_modality.frame_decoding import frame_blocks
 from world_modality.lerobot_adapter import open_dataset
 
-NUM_CASES = 100  # of each of the two datasets
+NUM_CASES = 250  # of each of the two datasets
 NAME = "local/tiny"
 NUM_EPISODES = 4
 CAMERA = "observation.image"
