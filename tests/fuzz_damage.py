@@ -52,7 +52,7 @@ def command_line(run: Callable[[Any], Any], config: Any) -> Outcome:
             kind = "traceback"
             traceback.print_exc(file=io.StringIO())
             printed.buffer.write(traceback.format_exc().encode("utf-8", "replace"))
-    said = printed.buffer.getvalue().decode("utf-8", "replace")  # type: ignore[attr-defined]
+    said = printed.buffer.getvalue().decode("utf-8", "replace")
     if kind == "refused" and "error: " not in said:
         kind = "traceback"
     return Outcome(kind, said)
@@ -206,6 +206,6 @@ def _changed_cell(cell: Any, rng: np.random.Generator) -> tuple[Any, str]:
         return cell + step, f"{step:+}"
     if isinstance(cell, str) and rng.random() < 0.5:
         return cell + "s", "+s"
-    odd = (None, -1, 10**12, float("nan"), float("inf"), "", "x", b"", [])
+    odd: tuple[Any, ...] = (None, -1, 10**12, float("nan"), float("inf"), "", "x", b"", [])
     value = odd[int(rng.integers(len(odd)))]
     return value, f"= {value!r}"

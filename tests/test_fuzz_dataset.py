@@ -1,14 +1,13 @@
 """A dataset with one random change is refused, or gives what the undamaged one gives.
 
 A change can be noticed where it breaks the form of a file, or where one part of the dataset
-contradicts another: keys, rows, counts, ids, indices, times, types, missing values, numbers that are
-not finite, task texts, and the checksums that PNG images carry. What nothing contradicts cannot be
-noticed: another number in the state or action of a frame, other pixels of an image file or video
+contradicts another: keys, rows, counts, ids, indices, times, types, missing values, numbers that
+are not finite, task texts, and the checksums that PNG images carry. What nothing contradicts cannot
+be noticed: another number in the state or action of a frame, other pixels of an image file or video
 that decodes without an error, another text in a column of texts. Then the frames concerned get what
 the file says now, and nothing else changes.
 """
 
-import json
 import shutil
 from collections import Counter
 
@@ -35,14 +34,20 @@ from world_modality.cache import Cache
 from world_modality.frame_decoding import frame_blocks
 from world_modality.lerobot_adapter import open_dataset
 
-NUM_CASES = 30  # of each of the two datasets
+NUM_CASES = 250  # of each of the two datasets
 NAME = "local/tiny"
 NUM_EPISODES = 4
 CAMERA = "observation.image"
 # Columns of the data that other columns or files contradict where they are changed.
 STRUCTURE = ("index", "episode_index", "frame_index", "timestamp", "task_index")
 # Where the manifest keeps what a dataset says of itself and nothing contradicts.
-FREE_WORDS = ("content_sha256", "recording", "state_names", "environment_state_names")
+FREE_WORDS = (
+    "content_sha256",
+    "columns_sha256",
+    "recording",
+    "state_names",
+    "environment_state_names",
+)
 
 
 def any_byte(root, rng):

@@ -5,6 +5,7 @@ them begin again in each data file. Where an episode lies is what the rows thems
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int
@@ -16,6 +17,11 @@ from world_modality.lerobot_source import LeRobotSource
 
 EPISODE_KEY = "episode_index"
 LENGTH_KEY = "length"
+TASK_KEY = "task_index"
+LISTED_KEY = "tasks"
+TIME_KEY = "timestamp"
+# Of the distance between frames: a converter may keep the clock's own times.
+FPS_TOLERANCE = 0.01
 BATCH_EPISODES = 4_096
 MEND = "fetch, record or convert the dataset again"
 
@@ -86,7 +92,8 @@ def episode_table(
 
     Raises:
         MissingFileError: there is no such table.
-        InvalidInputError: an episode is missing there, double, of another length, or has no rows.
+        InvalidInputError: an episode is missing there, double, of another length or other tasks,
+            or has no rows; or the timestamps are not those of the recording's fps.
     """
     episodes = _episodes_of_rows(source, EPISODE_KEY, None)
     table = _read_table(source, [EPISODE_KEY, LENGTH_KEY, *keys])
@@ -117,7 +124,49 @@ def episode_table(
             f"{source.info.get('total_episodes')} episodes, but the data's rows have "
             f"{len(episodes)}; {MEND}"
         )
+    _require_listed_tasks(source, episodes)
+    _require_fps(source, episodes)
     return episodes, {key: joined[key] for key in keys}
+
+
+def _require_listed_tasks(source: LeRobotSource, episodes: Episodes) -> None:
+    """Check the tasks of each episode's rows against the texts that `meta/episodes` lists for it.
+
+    Some converters list none.
+    """
+    paths = _table_paths(source)
+    has_lists = all(LISTED_KEY in source.open_parquet(p).schema_arrow.names for p in paths)
+    if TASK_KEY not in source.features or not has_lists:
+        return
+    listed: dict[int, list[str] | None] = {}
+    for path in paths:
+        for batch in source.batches(path, [EPISODE_KEY, LISTED_KEY], BATCH_EPISODES):
+            ids, texts = (batch.column(key).to_pylist() for key in (EPISODE_KEY, LISTED_KEY))
+            listed.update(zip(ids, texts, strict=True))
+    tasks = np.concatenate([block[TASK_KEY].reshape(-1) for block in source.columns([TASK_KEY])])
+    pairs = np.unique(np.stack([episodes.ids[episodes.of_frame], tasks], axis=1), axis=0)
+    for episode, task in pairs.tolist():
+        text = source.tasks.get(task)
+        # A task without a text is refused by whoever needs one.
+        if text is not None and text not in (listed[episode] or ()):
+            raise InvalidInputError(
+                f"episode {episode} of {source.name} ({source.root}) has rows of task {task}, "
+                f"{text!r} in meta/tasks.parquet, but meta/episodes lists "
+                f"{listed[episode]} for it; {MEND}"
+            )
+
+
+def _require_fps(source: LeRobotSource, episodes: Episodes) -> None:
+    if TIME_KEY not in source.features:
+        return
+    times = np.concatenate([block[TIME_KEY].reshape(-1) for block in source.columns([TIME_KEY])])
+    steps = np.diff(times.astype(np.float64))[np.diff(episodes.of_frame) == 0]
+    step = float(np.median(steps)) if len(steps) else 1 / source.fps
+    if not abs(step * source.fps - 1) <= FPS_TOLERANCE:
+        raise InvalidInputError(
+            f"meta/info.json of {source.name} ({source.root}) says {source.fps:g} frames per "
+            f"second, but the timestamps of its rows are {step:.6g} s apart; {MEND}"
+        )
 
 
 def _episodes_of_rows(source: LeRobotSource, episode_key: str, task_key: str | None) -> Episodes:
@@ -130,8 +179,12 @@ def _episodes_of_rows(source: LeRobotSource, episode_key: str, task_key: str | N
     return Episodes.from_frames(index, tasks)
 
 
+def _table_paths(source: LeRobotSource) -> list[Path]:
+    return sorted(source.root.glob("meta/episodes/*/*.parquet"))
+
+
 def _read_table(source: LeRobotSource, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    paths = sorted(source.root.glob("meta/episodes/*/*.parquet"))
+    paths = _table_paths(source)
     if not paths:
         raise MissingFileError(
             f"no table of the episodes: expected {source.root / 'meta/episodes'}/*/*.parquet; "

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Sequence
 from glob import escape
 from pathlib import Path
@@ -17,7 +18,13 @@ INFO_PATH = Path("meta") / "info.json"
 TASKS_PATH = Path("meta") / "tasks.parquet"
 STATS_PATH = Path("meta") / "stats.json"
 RECORDING_PATH = Path("meta") / "recording.json"
-
+# What every `meta/info.json` says, and by values of which types.
+INFO_ENTRIES: dict[str, tuple[type, ...]] = {
+    "features": (dict,),
+    "fps": (int, float),
+    "total_frames": (int,),
+    "total_episodes": (int,),
+}
 
 # What git-lfs leaves in the place of a file that it has not fetched.
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
@@ -69,11 +76,22 @@ def read_info(path: Path, name: str, folder: Path, where: str | None = None) -> 
     info = read_json(path)
     where = where or str(path)
     require_format_v3(str(info.get("codebase_version")), where, name, folder)
-    absent = [
-        key for key in ("features", "fps", "total_frames", "total_episodes") if key not in info
-    ]
+    absent = [key for key in INFO_ENTRIES if key not in info]
     if absent:
         raise InvalidInputError(f"{where} lacks {', '.join(absent)}, which format v3 has")
+    for key, types in INFO_ENTRIES.items():
+        if not isinstance(info[key], types) or isinstance(info[key], bool):
+            raise InvalidInputError(f"{where} has {key} {info[key]!r:.80}, which format v3 has not")
+    if not 0 < info["fps"] < math.inf:
+        raise InvalidInputError(f"{where} has fps {info['fps']}, expected frames per second")
+    for key, feature in info["features"].items():
+        shape = feature.get("shape", []) if isinstance(feature, dict) else None
+        is_shape = isinstance(shape, list) and all(type(size) is int for size in shape)
+        if not is_shape or not isinstance(feature.get("dtype"), str):
+            raise InvalidInputError(
+                f"{where} describes the column {key} by {str(feature)[:80]}, expected its dtype "
+                "and shape"
+            )
     return info
 
 
@@ -131,6 +149,7 @@ def read_tasks(root: Path) -> dict[int, str]:
         raise MissingFileError(f"no task texts: expected {path}")
     try:
         table = pq.read_table(path)
+        table.validate(full=True)  # texts that are not UTF-8
     except (pa.ArrowException, OSError) as error:
         raise damaged_file(path, "a whole parquet file", error) from error
     # pandas stores an unnamed index as `__index_level_0__`; later releases name it `task`.

@@ -198,7 +198,9 @@ class LeRobotSource:
             )
         groups = None if row_group is None else [row_group]
         try:
-            yield from file.iter_batches(rows, row_groups=groups, columns=list(keys))
+            for batch in file.iter_batches(rows, row_groups=groups, columns=list(keys)):
+                batch.validate(full=True)  # offsets that lead nowhere, texts that are not UTF-8
+                yield batch
         except (pa.ArrowException, OSError) as error:
             raise InvalidInputError(
                 f"{path} is damaged ({error}); fetch, record or convert the dataset again"

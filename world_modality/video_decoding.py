@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
-from world_modality.dataset_episodes import MEND, episode_table
+from world_modality.dataset_episodes import MEND, TIME_KEY, episode_table
 from world_modality.errors import InvalidInputError, MissingFileError
 from world_modality.lerobot_source import LeRobotSource
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
 
 # LeRobotDataset's own tolerance for the distance between a frame's timestamp and the video's.
 VIDEO_TOLERANCE_S = 1e-4
-TIME_KEY = "timestamp"
 # Decoding on to the next wanted frame is cheaper than seeking for gaps up to this.
 SEEK_GAP_S = 2.0
 # The matrices from RGB to YUV that FFmpeg converts back, by their numbers in ITU-T H.273: BT.709,
