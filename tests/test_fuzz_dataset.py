@@ -285,3 +285,27 @@ def test_a_dataset_with_one_random_change_is_refused_or_gives_the_same(undamaged
     print(dict(sorted(counts.items())))
     assert not faults, f"{len(faults)} of {NUM_CASES} cases:\n" + "\n".join(faults)
     assert counts["vision", "refused"] > NUM_CASES / 4, "the damage is real"
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "told"),
+    [
+        ("info.json", lambda text: text.replace('"fps": 10', '"fps": 11'), "11 frames per second"),
+        ("info.json", lambda text: text.replace('"fps": 10', '"fps": "10"'), "has fps '10'"),
+        ("tasks.parquet", None, "meta/episodes lists ['push the block'] for it"),
+    ],
+)
+def test_parts_of_a_dataset_that_contradict_each_other_are_refused(tmp_path, name, change, told):
+    root = make_dataset(tmp_path / "tiny", num_episodes=2, num_frames=3)
+    path = root / "meta" / name
+    if change is not None:
+        path.write_text(change(path.read_text()))
+    else:
+        table = pq.read_table(path)
+        key = next(key for key in table.column_names if key != "task_index")
+        texts = pa.array([f"{text}s" for text in table[key].to_pylist()])
+        pq.write_table(table.set_column(table.column_names.index(key), key, texts), path)
+    run, config = stages(root, tmp_path / "out", tmp_path)["labels"]
+    outcome = command_line(run, config)
+    assert outcome.kind == "refused"
+    assert told in outcome.said

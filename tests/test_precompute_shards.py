@@ -1,7 +1,6 @@
 """Embeddings made in shards, by several processes: the same cache as of one, whatever happens."""
 
 import dataclasses
-import json
 import os
 import subprocess
 import sys
