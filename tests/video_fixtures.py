@@ -59,7 +59,7 @@ def smooth_frames(num_frames: int, height: int, width: int) -> np.ndarray:
         [30 + 190 * rows, 220 - 160 * columns, 40 + 20 * i + 130 * (rows + columns) / 2]
         for i in range(num_frames)
     ]
-    return np.round(np.moveaxis(frames, 1, -1)).astype(np.uint8)
+    return np.round(np.moveaxis(np.array(frames), 1, -1)).astype(np.uint8)
 
 
 def write_video(path: Path, frames: np.ndarray, video: VideoFormat) -> None:
