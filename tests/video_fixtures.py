@@ -6,6 +6,8 @@ from pathlib import Path
 import av
 import numpy as np
 
+from benchmarks.demo_dataset import unchanged_scheduling
+
 FPS = 10
 # Red's and blue's share of the luma, and the matrix's number in ITU-T H.273 (2: none is named).
 MATRICES = {
@@ -66,7 +68,7 @@ def write_video(path: Path, frames: np.ndarray, video: VideoFormat) -> None:
     """Encode uint8 RGB frames [N, H, W, 3], without a loss where the codec can."""
     _, height, width, _ = frames.shape
     tag = video.tag or (0 if video.pixels.startswith("gbr") else MATRICES[video.matrix][2])
-    with av.open(str(path), "w") as container:
+    with unchanged_scheduling(), av.open(str(path), "w") as container:
         stream = container.add_stream(video.codec, rate=FPS, options=LOSSLESS[video.codec])
         stream.width, stream.height, stream.pix_fmt = width, height, video.pixels
         if tag != 2:
