@@ -4,6 +4,8 @@ import os
 
 os.environ.setdefault("MUJOCO_GL", "egl")
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Help and errors of command lines are wrapped at the terminal's width.
+os.environ["COLUMNS"] = "120"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 # Also what limits torch, which reads it when it is imported.
 for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):

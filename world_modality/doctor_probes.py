@@ -73,6 +73,7 @@ def run_probe(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="replace",
         env=variables,
     )
     failure = None
