@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from world_modality.cli import run_cli
-from world_modality.side_by_side import SeedsConfig, run
+from world_modality.system.cli import run_cli
+from world_modality.train import SeedsConfig, run
 
 
 @dataclass(frozen=True)

@@ -2,26 +2,26 @@
 
 from collections.abc import Iterator
 
-from coc_vla.backends import build_vlm
-from coc_vla.episode_tasks import TaskPlan, plan_tasks
-from coc_vla.generation_config import CocGenerationConfig, check_config
-from coc_vla.generation_summary import GenerationSummary, print_summary
-from coc_vla.label_file import LabelFile
-from coc_vla.label_settings import (
+from coc_vla.authors.backends import build_vlm
+from coc_vla.authors.prompt import Prompt
+from coc_vla.authors.vlm import Vlm
+from coc_vla.labels.episode_tasks import TaskPlan, plan_tasks
+from coc_vla.labels.file import LabelFile
+from coc_vla.labels.generation_config import CocGenerationConfig, check_config
+from coc_vla.labels.generation_summary import GenerationSummary, print_summary
+from coc_vla.labels.labelling import Labeller
+from coc_vla.labels.record import CocLabel, LabelScan
+from coc_vla.labels.settings import (
     config_path,
     settings_changes,
     settings_path,
     summary_path,
     write_settings,
 )
-from coc_vla.labelling import Labeller
-from coc_vla.labels import CocLabel, LabelScan
-from coc_vla.prompt import Prompt
-from coc_vla.vlm import Vlm
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli, write_config
-from world_modality.errors import InvalidInputError
-from world_modality.lerobot_adapter import open_dataset
+from world_modality.source.lerobot_adapter import open_dataset
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli, write_config
+from world_modality.system.errors import InvalidInputError
 
 
 def run(config: CocGenerationConfig) -> GenerationSummary:

@@ -7,26 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from coc_vla.coc_events import EVENT_TYPES, EventType, recorded_events
-from coc_vla.event_flags import EventFlags
-from coc_vla.text_claims import claimed_events
-from coc_vla.text_conditions import Condition, ConditionReport, evaluate_conditions
-from coc_vla.text_evaluation import EvaluatedEpisodes, ExplainedRun
-from coc_vla.text_head import EVAL_SHARES, Explainer
-from coc_vla.text_plots import plot_explanations
-from coc_vla.text_report import markdown_report
-from coc_vla.text_scores import event_groups
-from coc_vla.text_targets import EpisodeTraces, read_traces
-from world_modality.action_metrics import action_metrics, trivial_errors
-from world_modality.atomic import replacing, write_json
-from world_modality.cache import sha256_of_file
-from world_modality.cli import run_cli, write_config
-from world_modality.errors import InvalidInputError
-from world_modality.lerobot_adapter import open_dataset
-from world_modality.offline_predictions import predict
-from world_modality.offline_run import OfflineConfig, OfflineRun
-from world_modality.world_corruption import task_shuffled_tokens, uniform_tokens
-from world_modality.world_metrics import HorizonAccuracy, world_metrics
+from coc_vla.events.claims import claimed_events
+from coc_vla.events.event_flags import EventFlags
+from coc_vla.events.recorded import EVENT_TYPES, EventType, recorded_events
+from coc_vla.head.conditions import Condition, ConditionReport, evaluate_conditions
+from coc_vla.head.evaluation import EvaluatedEpisodes, ExplainedRun
+from coc_vla.head.plots import plot_explanations
+from coc_vla.head.report import markdown_report
+from coc_vla.head.scores import event_groups
+from coc_vla.head.targets import EpisodeTraces, read_traces
+from coc_vla.head.text_head import EVAL_SHARES, Explainer
+from world_modality.cache.contract import sha256_of_file
+from world_modality.evaluation.action_metrics import action_metrics, trivial_errors
+from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun
+from world_modality.evaluation.world_metrics import HorizonAccuracy, world_metrics
+from world_modality.policy.predictions import predict
+from world_modality.source.lerobot_adapter import open_dataset
+from world_modality.system.atomic import replacing, write_json
+from world_modality.system.cli import run_cli, write_config
+from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.corruption import task_shuffled_tokens, uniform_tokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from world_modality.errors import InvalidInputError
-from world_modality.policy import PolicyConfig
-from world_modality.policy_output import TrunkHidden
+from world_modality.policy.network import PolicyConfig
+from world_modality.policy.output import TrunkHidden
+from world_modality.system.errors import InvalidInputError
 
 TextContext = Literal["trunk", "lang"]
 

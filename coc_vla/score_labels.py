@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
-from coc_vla.coc_events import EVENT_TYPES, RecordedEvents, recorded_events
-from coc_vla.event_flags import EventFlags
-from coc_vla.label_settings import require_episode_key
-from coc_vla.labels import CocLabel, read_records
-from coc_vla.text_claims import claimed_events
-from coc_vla.text_judge import JudgeResult, judge_labels
-from coc_vla.text_scores import ClaimedAndRecorded, GroupScore, event_groups
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli, write_config
-from world_modality.errors import InvalidInputError
-from world_modality.lerobot_adapter import open_dataset
-from world_modality.lerobot_source import LeRobotSource
+from coc_vla.events.claims import claimed_events
+from coc_vla.events.event_flags import EventFlags
+from coc_vla.events.recorded import EVENT_TYPES, RecordedEvents, recorded_events
+from coc_vla.head.judge import JudgeResult, judge_labels
+from coc_vla.head.scores import ClaimedAndRecorded, GroupScore, event_groups
+from coc_vla.labels.record import CocLabel, read_records
+from coc_vla.labels.settings import require_episode_key
+from world_modality.source.lerobot_adapter import open_dataset
+from world_modality.source.lerobot_source import LeRobotSource
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli, write_config
+from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

@@ -7,20 +7,20 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from coc_vla.labels import GENERATION_COMMAND
+from coc_vla.head.targets import EpisodeTraces, read_traces, text_targets
+from coc_vla.head.text_head import ExplainingHead, HeadRecord, HeadTraining
+from coc_vla.head.tokenizer import TRAINED, TextTokenizer
+from coc_vla.labels.record import GENERATION_COMMAND
+from coc_vla.labels.trace import TraceStep
 from coc_vla.model import DecoderConfig, TextContext, TrunkView
-from coc_vla.text_head import ExplainingHead, HeadRecord, HeadTraining
-from coc_vla.text_targets import EpisodeTraces, read_traces, text_targets
-from coc_vla.text_tokenizer import TRAINED, TextTokenizer
-from coc_vla.trace import TraceStep
-from world_modality.auxiliary_head import HeadSite
-from world_modality.cache import sha256_of_file
-from world_modality.cli import run_cli
-from world_modality.errors import InvalidInputError
-from world_modality.policy import ModelType
-from world_modality.train import TrainResult
-from world_modality.train import run as train_policy
-from world_modality.train_config import TrainConfig
+from world_modality.cache.contract import sha256_of_file
+from world_modality.policy.auxiliary_head import HeadSite
+from world_modality.policy.network import ModelType
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError
+from world_modality.training.config import TrainConfig
+from world_modality.training.single import TrainResult
+from world_modality.training.single import run as train_policy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,18 +7,18 @@ from typing import Any
 
 import numpy as np
 
-from coc_vla.contact_sheet import SheetEntry, write_contact_sheet
-from coc_vla.keyframe_images import keyframe_images
-from coc_vla.label_settings import require_episode_key
-from coc_vla.label_statistics import label_report
-from coc_vla.labels import CocLabel, LabelScan, scan_labels
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
-from world_modality.dataset_episodes import read_episodes
-from world_modality.episodes import Episodes
-from world_modality.errors import InvalidInputError
-from world_modality.lerobot_adapter import open_dataset
-from world_modality.lerobot_source import LeRobotSource
+from coc_vla.labels.contact_sheet import SheetEntry, write_contact_sheet
+from coc_vla.labels.keyframe_images import keyframe_images
+from coc_vla.labels.record import CocLabel, LabelScan, scan_labels
+from coc_vla.labels.settings import require_episode_key
+from coc_vla.labels.statistics import label_report
+from world_modality.source.dataset_episodes import read_episodes
+from world_modality.source.episodes import Episodes
+from world_modality.source.lerobot_adapter import open_dataset
+from world_modality.source.lerobot_source import LeRobotSource
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

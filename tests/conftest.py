@@ -13,7 +13,7 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 from jaxtyping import install_import_hook
 
-from tests import signature_check
+from tests.fixtures import signature_check
 
 # Before the first import of a module that it is to check.
 install_import_hook(

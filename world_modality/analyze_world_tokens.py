@@ -7,14 +7,14 @@ Reads the cache and nothing else; prints a report and writes `analysis.json`, `a
 from dataclasses import dataclass
 from pathlib import Path
 
-from world_modality.analysis_report import report_json, report_text
-from world_modality.atomic import write_json
-from world_modality.cache import Cache
-from world_modality.cli import run_cli, write_config
-from world_modality.errors import InvalidInputError
-from world_modality.output_lock import OutputLock
-from world_modality.token_advice import advice
-from world_modality.token_analysis import Analysis, analyze_cache
+from world_modality.cache.contract import Cache
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli, write_config
+from world_modality.system.errors import InvalidInputError
+from world_modality.system.output_lock import OutputLock
+from world_modality.tokens.advice import advice
+from world_modality.tokens.analysis import Analysis, analyze_cache
+from world_modality.tokens.analysis_report import report_json, report_text
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,9 @@ def run(config: AnalyzeConfig) -> AnalyzeResult:
         tokens_sha256 = cache.manifest["arrays"]["world_tokens"]["sha256"]
         content = {**report_json(analysis, sentences), "world_tokens_sha256": tokens_sha256}
         write_json(result.json_path, content)
-        from world_modality.analysis_plot import save_plot  # matplotlib: a second that errors save
+        from world_modality.tokens.analysis_plot import (
+            save_plot,  # matplotlib: a second that errors save
+        )
 
         save_plot(analysis, result.plot_path)
         print(f"\nwrote {result.json_path} and {result.plot_path}")

@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from world_modality.atomic import replacing, write_json
-from world_modality.cli import run_cli
-from world_modality.command_line import located
-from world_modality.demo_table import closed_loop_table, explanation_table, offline_table
-from world_modality.errors import UserError
+from world_modality.matrix.demo_table import closed_loop_table, explanation_table, offline_table
+from world_modality.system.atomic import replacing, write_json
+from world_modality.system.cli import run_cli
+from world_modality.system.command_line import located
+from world_modality.system.errors import UserError
 
 DATASET_NAME = "local/metaworld_demo"
 STAGE_END_S = 30.0

@@ -9,9 +9,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
-from world_modality.doctor_findings import (
+from world_modality.source.lerobot_home import lerobot_home
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
+from world_modality.system.doctor_findings import (
     DEPENDENCIES,
     Finding,
     device_finding,
@@ -22,9 +23,8 @@ from world_modality.doctor_findings import (
     rendering_finding,
     video_finding,
 )
-from world_modality.doctor_probes import run_probe
-from world_modality.errors import UserError
-from world_modality.lerobot_home import lerobot_home
+from world_modality.system.doctor_probes import run_probe
+from world_modality.system.errors import UserError
 
 CheckName = Literal["dependencies", "rendering", "device", "hub", "video", "disk", "machine"]
 PUBLIC_DATASET = "HuggingFaceVLA/libero"

@@ -4,13 +4,13 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from world_modality.action_metrics import action_metrics, trivial_errors
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli, write_config
-from world_modality.offline_plots import plot_eval
-from world_modality.offline_predictions import predict
-from world_modality.offline_run import OfflineConfig, OfflineRun, print_header
-from world_modality.world_metrics import HorizonAccuracy, token_sums, world_metrics
+from world_modality.evaluation.action_metrics import action_metrics, trivial_errors
+from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun, print_header
+from world_modality.evaluation.plots import plot_eval
+from world_modality.evaluation.world_metrics import HorizonAccuracy, token_sums, world_metrics
+from world_modality.policy.predictions import predict
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli, write_config
 
 PREDICTORS = {
     "model": "the policy",

@@ -14,12 +14,12 @@ from typing import Annotated
 
 import tyro
 
-from world_modality.cli import run_cli
-from world_modality.errors import InvalidInputError, UserError
-from world_modality.experiment_jobs import Job, Step, cell_jobs, preparation_jobs
-from world_modality.experiment_matrix import Matrix, read_matrix
-from world_modality.experiment_runner import Failure, Runner, is_done
-from world_modality.interruption import termination_as_interrupt
+from world_modality.matrix.experiment_file import Matrix, read_matrix
+from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs
+from world_modality.matrix.runner import Failure, Runner, is_done
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError, UserError
+from world_modality.system.interruption import termination_as_interrupt
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class ExperimentConfig:
     """Run a matrix of arms, seeds and settings, and report on it."""
 
     matrix: Annotated[Path, tyro.conf.Positional]
-    """YAML file; world_modality/experiment_matrix.py describes it."""
+    """YAML file; world_modality/matrix/experiment_file.py describes it."""
     max_parallel: int = 1
     """Cells that run at once on this machine."""
     dry_run: bool = False

@@ -9,17 +9,23 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from world_modality.atomic import write_json
-from world_modality.cache import Cache, require_arrays
-from world_modality.cli import run_cli, write_config
-from world_modality.episodes import Episodes
-from world_modality.errors import InvalidInputError
-from world_modality.frame_decoding import frame_blocks
-from world_modality.lerobot_adapter import open_dataset
-from world_modality.lerobot_source import LeRobotSource
-from world_modality.output_lock import OutputLock
-from world_modality.token_grid import Tile, draw_contact_sheet, draw_grid, save_jpeg, thumbnail
-from world_modality.token_samples import TokenSample, choose_tokens, sample_frames
+from world_modality.cache.contract import Cache, require_arrays
+from world_modality.evaluation.token_grid import (
+    Tile,
+    draw_contact_sheet,
+    draw_grid,
+    save_jpeg,
+    thumbnail,
+)
+from world_modality.source.episodes import Episodes
+from world_modality.source.frame_decoding import frame_blocks
+from world_modality.source.lerobot_adapter import open_dataset
+from world_modality.source.lerobot_source import LeRobotSource
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli, write_config
+from world_modality.system.errors import InvalidInputError
+from world_modality.system.output_lock import OutputLock
+from world_modality.tokens.samples import TokenSample, choose_tokens, sample_frames
 
 FRAMES_FILE = "token_frames.json"
 GRID_NAME = re.compile(r"token_\d+\.jpg")

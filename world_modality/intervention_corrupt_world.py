@@ -7,14 +7,14 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli, write_config
-from world_modality.errors import InvalidInputError
-from world_modality.intervals import Interval, defined_ratio, ratio_interval
-from world_modality.offline_plots import plot_corruption
-from world_modality.offline_predictions import predict
-from world_modality.offline_run import OfflineConfig, OfflineRun, print_header
-from world_modality.world_corruption import (
+from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun, print_header
+from world_modality.evaluation.plots import plot_corruption
+from world_modality.policy.predictions import predict
+from world_modality.statistics.intervals import Interval, defined_ratio, ratio_interval
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli, write_config
+from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.corruption import (
     Draw,
     marginal_tokens,
     stale_tokens,

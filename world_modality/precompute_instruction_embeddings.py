@@ -7,26 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from world_modality.cache import Cache
-from world_modality.cli import run_cli, write_config
-from world_modality.errors import InvalidInputError
-from world_modality.instruction_column import (
+from world_modality.cache.contract import Cache
+from world_modality.encode.text_encoder import TextEncoderRequest, TextPooling, build_text_encoder
+from world_modality.precompute.instruction_column import (
     integer_blocks,
     require_same_episodes,
     require_same_frames,
     texts_of_column,
 )
-from world_modality.instruction_step import ARRAY, embed_instructions
-from world_modality.instruction_texts import (
+from world_modality.precompute.instruction_step import ARRAY, embed_instructions
+from world_modality.precompute.instruction_texts import (
     InstructionTexts,
     TextSource,
     cached_blocks,
     dataset_section,
     texts_by_task,
 )
-from world_modality.lerobot_adapter import open_dataset
-from world_modality.tasks_jsonl import location_record, read_tasks_jsonl
-from world_modality.text_encoder import TextEncoderRequest, TextPooling, build_text_encoder
+from world_modality.source.lerobot_adapter import open_dataset
+from world_modality.source.tasks_jsonl import location_record, read_tasks_jsonl
+from world_modality.system.cli import run_cli, write_config
+from world_modality.system.errors import InvalidInputError
 
 STAGE = "precompute_instruction_embeddings"
 ORIGINS = {
@@ -112,7 +112,7 @@ def run(config: InstructionConfig) -> InstructionResult:
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     texts = read_texts(config, cache)
     # Slow to import, and everything before it says within a second what is wrong.
-    from world_modality.device import resolve_device
+    from world_modality.system.device import resolve_device
 
     encoder = build_text_encoder(config.encoder_request, resolve_device(config.device))
     with cache.lock(STAGE):

@@ -3,17 +3,17 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from world_modality.cache import Cache
-from world_modality.cli import run_cli, write_config
-from world_modality.codebook import VqBackend
-from world_modality.codebook_step import CodebookRequest, codebook_step
-from world_modality.embedding_job import EmbeddingJob, Execution, PixelPcaRequest
-from world_modality.errors import InvalidInputError
-from world_modality.frame_shard import FrameShard
-from world_modality.precompute_inputs import PrecomputeInputs
-from world_modality.precompute_result import PrecomputeResult, print_summary
-from world_modality.precompute_steps import columns_step, embeddings_step, shard_step
-from world_modality.vision_encoders import EncoderRequest, Pooling, Precision, RandomVitSize
+from world_modality.cache.contract import Cache
+from world_modality.encode.vision_encoders import EncoderRequest, Pooling, Precision, RandomVitSize
+from world_modality.precompute.codebook_step import CodebookRequest, codebook_step
+from world_modality.precompute.embedding_job import EmbeddingJob, Execution, PixelPcaRequest
+from world_modality.precompute.frame_shard import FrameShard
+from world_modality.precompute.inputs import PrecomputeInputs
+from world_modality.precompute.result import PrecomputeResult, print_summary
+from world_modality.precompute.steps import columns_step, embeddings_step, shard_step
+from world_modality.system.cli import run_cli, write_config
+from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.codebook import VqBackend
 
 STAGE = "precompute_world_tokens"
 
@@ -152,7 +152,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     _check(config)
     shard = None if config.shard is None else FrameShard.parse(config.shard)
     # Here, for it imports torch, without which --help answers sooner.
-    from world_modality.process_group import ProcessGroup, is_launched
+    from world_modality.system.process_group import ProcessGroup, is_launched
 
     if not is_launched():
         cache, job = open_job(config, config.device)

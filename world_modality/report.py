@@ -15,10 +15,10 @@ from typing import Annotated
 
 import tyro
 
-from world_modality.atomic import replacing
-from world_modality.cli import run_cli
-from world_modality.command_line import TOP
-from world_modality.errors import InvalidInputError
+from world_modality.system.atomic import replacing
+from world_modality.system.cli import run_cli
+from world_modality.system.command_line import TOP
+from world_modality.system.errors import InvalidInputError
 from world_modality.verdict.document import Document, Figure, Section, Table
 from world_modality.verdict.text_forms import csv_text, latex, markdown
 
@@ -73,23 +73,23 @@ def build_document(runs: tuple[Path, ...]) -> Document:
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
-    from world_modality.verdict.codebook_section import codebook_section
-    from world_modality.verdict.contrast_section import contrast_section, main_section
-    from world_modality.verdict.corruption_section import corruption_section
-    from world_modality.verdict.curves_section import curves_section
     from world_modality.verdict.evidence import collect_evidence
     from world_modality.verdict.findings import Findings
-    from world_modality.verdict.media_section import media_section
-    from world_modality.verdict.offline_online_section import offline_online_section
-    from world_modality.verdict.reproduction_section import (
+    from world_modality.verdict.sections.codebook import codebook_section
+    from world_modality.verdict.sections.contrast import contrast_section, main_section
+    from world_modality.verdict.sections.corruption import corruption_section
+    from world_modality.verdict.sections.curves import curves_section
+    from world_modality.verdict.sections.media import media_section
+    from world_modality.verdict.sections.offline_online import offline_online_section
+    from world_modality.verdict.sections.reproduction import (
         left_out_section,
         method_section,
         reproduction_section,
     )
-    from world_modality.verdict.settings_section import settings_section
-    from world_modality.verdict.success_section import success_section
-    from world_modality.verdict.token_section import token_section
-    from world_modality.verdict.verdict_section import scope_section, verdict_section
+    from world_modality.verdict.sections.settings import settings_section
+    from world_modality.verdict.sections.success import success_section
+    from world_modality.verdict.sections.token import token_section
+    from world_modality.verdict.sections.verdict import scope_section, verdict_section
 
     findings = Findings.of(collect_evidence(runs))
     sections: list[Section | None] = [

@@ -16,13 +16,14 @@ is a function of the flags alone, whatever the number of workers.
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.demo_assembly import DatasetForm
-from benchmarks.demo_config import DemoConfig
-from benchmarks.demo_dataset import Feature, image_feature, lerobot_version
-from benchmarks.demo_job import DemoJob
-from benchmarks.demo_player import ACTION_KEY
-from benchmarks.demo_recipe import Recipe
-from benchmarks.layouts import SCHEME
+from benchmarks.demos.assembly import DatasetForm
+from benchmarks.demos.config import DemoConfig
+from benchmarks.demos.dataset import Feature, image_feature, lerobot_version
+from benchmarks.demos.job import DemoJob
+from benchmarks.demos.layouts import SCHEME
+from benchmarks.demos.player import ACTION_KEY
+from benchmarks.demos.recipe import Recipe
+from benchmarks.demos.rendering_record import gl_backend
 from benchmarks.libero import simulator
 from benchmarks.libero.demo_recorder import DemoSettings, Layouts, LiberoDemoRecorder
 from benchmarks.libero.rendering import Rendering
@@ -33,9 +34,8 @@ from benchmarks.libero.suites import (
     resolve_suite,
     select_tasks,
 )
-from benchmarks.rendering_record import gl_backend
-from world_modality.cli import run_cli
-from world_modality.errors import InvalidInputError
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError
 
 _ROBOT_TYPE = "panda"
 _PUBLIC_FPS = 10

@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from benchmarks.demo_episode import DemoEpisode
-from benchmarks.demo_player import PlaySettings, play_expert
-from benchmarks.layouts import DEMONSTRATION_STREAM, layout_seed, noise_generator
+from benchmarks.demos.episode import DemoEpisode
+from benchmarks.demos.layouts import DEMONSTRATION_STREAM, layout_seed, noise_generator
+from benchmarks.demos.player import PlaySettings, play_expert
 from benchmarks.libero.rendering import Rendering
 from benchmarks.libero.scripted_expert import PickAndPlaceExpert
 from benchmarks.libero.simulator import LiberoSimulator

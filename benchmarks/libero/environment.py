@@ -11,9 +11,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
+from benchmarks.demos.rendering_record import RENDERING_ERRORS, rendering_failed
 from benchmarks.libero.rendering import Rendering
-from benchmarks.rendering_record import RENDERING_ERRORS, rendering_failed
-from world_modality.errors import UserError
+from world_modality.system.errors import UserError
 
 _KINEMATICS = (
     *("qpos", "xpos", "xquat", "geom_xpos", "geom_xmat", "site_xpos", "site_xmat"),

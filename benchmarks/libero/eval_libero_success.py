@@ -14,8 +14,8 @@ from benchmarks.libero.simulator import Rendering
 from benchmarks.libero.suite import LiberoSuite, evaluation_episodes
 from benchmarks.libero.suites import max_episode_steps, resolve_suite, select_tasks
 from benchmarks.rollouts.config import RolloutConfig
-from world_modality.cli import run_cli
-from world_modality.errors import InvalidInputError, missing_key
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError, missing_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def suite_for(checkpoints: tuple[Path, ...], name: str, camera_key: str | None) 
 def _dataset(checkpoint_path: Path) -> Mapping[str, Any]:
     import torch
 
-    from world_modality.checkpoint import load_checkpoint
+    from world_modality.policy.checkpoint import load_checkpoint
 
     dataset: Mapping[str, Any] = load_checkpoint(checkpoint_path, torch.device("cpu")).manifest[
         "dataset"

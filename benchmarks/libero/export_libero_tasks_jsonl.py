@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.libero.suites import LiberoTask, resolve_suite, suite_tasks
-from world_modality.atomic import replacing
-from world_modality.cli import run_cli
-from world_modality.errors import InvalidInputError
+from world_modality.system.atomic import replacing
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

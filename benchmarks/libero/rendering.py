@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from benchmarks.rendering_record import RenderingRecord
+from benchmarks.demos.rendering_record import RenderingRecord
 
 
 @dataclass(frozen=True)

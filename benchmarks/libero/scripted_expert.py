@@ -15,7 +15,7 @@ from scipy.spatial.transform import Rotation
 from benchmarks.libero.grasps import TIP_LENGTH_M, best_grasp
 from benchmarks.libero.scene import Scene
 from benchmarks.libero.shapes import SceneShapes, highest_between, object_rotation
-from world_modality.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError
 
 _STEP_M = 0.05
 _STEP_RAD = 0.5

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Float32, Float64, UInt32
 
+from benchmarks.demos.rendering_record import gl_backend
 from benchmarks.libero.environment import (
     Renderer,
     build_environment,
@@ -30,9 +31,8 @@ from benchmarks.libero.environment import (
 from benchmarks.libero.rendering import Rendering
 from benchmarks.libero.scene import Scene, axis_angle
 from benchmarks.libero.suites import find_task, load_initial_states
-from benchmarks.rendering_record import gl_backend
 from benchmarks.rollouts.suite import Observation
-from world_modality.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError
 
 __all__ = ["LiberoSimulator", "Rendering", "simulator_versions"]
 

@@ -8,7 +8,7 @@ from benchmarks.libero import simulator
 from benchmarks.libero.simulator import LiberoSimulator, Rendering
 from benchmarks.libero.suites import LiberoTask, num_initial_states
 from benchmarks.rollouts.suite import EpisodeSpec
-from world_modality.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

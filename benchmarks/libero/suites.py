@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from benchmarks.libero.environment import simulator_versions
-from world_modality.errors import InvalidInputError, missing_key
+from world_modality.system.errors import InvalidInputError, missing_key
 
 MAX_EPISODE_STEPS = {
     "libero_spatial": 280,

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
-from benchmarks.demo_episode import DemoEpisode
-from benchmarks.demo_player import PlaySettings, play_expert
-from benchmarks.layouts import DEMONSTRATION_STREAM, layout_seed, noise_generator
+from benchmarks.demos.episode import DemoEpisode
+from benchmarks.demos.layouts import DEMONSTRATION_STREAM, layout_seed, noise_generator
+from benchmarks.demos.player import PlaySettings, play_expert
 from benchmarks.metaworld.simulator import MetaworldSimulator, Rendering, scripted_expert
 
 

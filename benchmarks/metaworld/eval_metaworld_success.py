@@ -13,8 +13,8 @@ from benchmarks.metaworld.instructions import difficulty_groups, select_tasks
 from benchmarks.metaworld.simulator import Rendering
 from benchmarks.metaworld.suite import MetaworldSuite, evaluation_episodes
 from benchmarks.rollouts.config import RolloutConfig
-from world_modality.cli import run_cli
-from world_modality.errors import InvalidInputError
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

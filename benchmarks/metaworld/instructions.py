@@ -10,7 +10,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from world_modality.errors import InvalidInputError, MissingFileError, missing_key
+from world_modality.system.errors import InvalidInputError, MissingFileError, missing_key
 
 ALL_TASKS = "all"
 

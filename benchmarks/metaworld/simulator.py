@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from benchmarks.rendering_record import RENDERING_ERRORS, RenderingRecord, rendering_failed
+from benchmarks.demos.rendering_record import RENDERING_ERRORS, RenderingRecord, rendering_failed
 from benchmarks.rollouts.suite import Observation
-from world_modality.errors import UserError, missing_key
+from world_modality.system.errors import UserError, missing_key
 
 SUITE_NAME = "metaworld"
 FPS = 80

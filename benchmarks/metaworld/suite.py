@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from benchmarks.layouts import EVALUATION_STREAM, layout_seed
+from benchmarks.demos.layouts import EVALUATION_STREAM, layout_seed
 from benchmarks.metaworld import simulator
 from benchmarks.metaworld.simulator import MetaworldSimulator, Rendering
 from benchmarks.rollouts.suite import EpisodeSpec

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.rollouts.results import RolloutResult
-from world_modality.intervals import Interval
-from world_modality.proportions import mcnemar_p, paired_difference
+from world_modality.statistics.intervals import Interval
+from world_modality.statistics.proportions import mcnemar_p, paired_difference
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from world_modality.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from benchmarks.rollouts.acting.instructions import with_wrong_instructions
 from benchmarks.rollouts.comparison import compare
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.instructions import with_wrong_instructions
 from benchmarks.rollouts.labels import checkpoint_labels, default_out_dir
 from benchmarks.rollouts.loop import Outcome, roll_out
 from benchmarks.rollouts.progress import Progress
@@ -34,11 +34,11 @@ from benchmarks.rollouts.slot import EnvironmentSlot, environment_slots
 from benchmarks.rollouts.suite import EpisodeSpec, Suite
 from benchmarks.rollouts.summary import summarise
 from benchmarks.rollouts.videos import VideoFolder, remove_videos
-from world_modality.cli import write_config
-from world_modality.errors import InvalidInputError, UserError
+from world_modality.system.cli import write_config
+from world_modality.system.errors import InvalidInputError, UserError
 
 if TYPE_CHECKING:
-    from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
+    from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
 
 Groups = Mapping[str, Sequence[str]]
 
@@ -89,7 +89,7 @@ class _Evaluation:
     def __init__(
         self, suite: Suite, episodes: Sequence[EpisodeSpec], config: RolloutConfig
     ) -> None:
-        from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
+        from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
 
         self.suite, self.episodes, self.config = suite, episodes, config
         self.labels = checkpoint_labels(config.checkpoint)
@@ -118,7 +118,7 @@ class _Evaluation:
         """Compare this simulator with the recording of each checkpoint that has episodes to run."""
         if not self.config.check_parity:
             return
-        from benchmarks.rollouts.parity import check_parity
+        from benchmarks.rollouts.parity.check import check_parity
 
         for path, origin in zip(self.config.checkpoint, self.origins, strict=True):
             if self._remaining(origin, earlier):

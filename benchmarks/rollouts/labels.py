@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks.rollouts.suite import Suite
-from world_modality.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError
 
 
 def checkpoint_labels(paths: Sequence[Path]) -> list[str]:

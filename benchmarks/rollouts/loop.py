@@ -16,7 +16,7 @@ from benchmarks.rollouts.slot import EnvironmentSlot
 from benchmarks.rollouts.suite import EpisodeSpec
 from benchmarks.rollouts.videos import VideoFolder
 from benchmarks.rollouts.worker import Crashed, Ended, Refused, Waiting
-from world_modality.errors import UserError
+from world_modality.system.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from world_modality.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError
 
 
 def recording_of(checkpoint_path: Path, suite: str) -> dict[str, Any] | None:
@@ -19,7 +19,7 @@ def recording_of(checkpoint_path: Path, suite: str) -> dict[str, Any] | None:
     """
     import torch
 
-    from world_modality.checkpoint import load_checkpoint
+    from world_modality.policy.checkpoint import load_checkpoint
 
     checkpoint = load_checkpoint(checkpoint_path, torch.device("cpu"))
     recording: dict[str, Any] | None = checkpoint.manifest["dataset"].get("recording")

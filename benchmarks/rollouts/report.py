@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.rollouts.comparison import Comparison
 from benchmarks.rollouts.summary import CheckpointSummary
-from world_modality.atomic import replacing, write_json
+from world_modality.system.atomic import replacing, write_json
 
 _COLOURS = ("#1b6ca8", "#c97b1a", "#5b8c3a", "#8e5ba6", "#b5423c", "#6b6b6b")
 _NONE = "–"

@@ -9,9 +9,9 @@ from typing import Any
 
 from benchmarks.rollouts.loop import Outcome
 from benchmarks.rollouts.suite import EpisodeSpec
-from world_modality.errors import InvalidInputError
-from world_modality.line_file import LineFile
-from world_modality.output_lock import OutputLock
+from world_modality.system.errors import InvalidInputError
+from world_modality.system.line_file import LineFile
+from world_modality.system.output_lock import OutputLock
 
 EpisodeKey = tuple[str, str, int]
 """SHA-256 of the checkpoint, task, number of the episode."""

@@ -5,8 +5,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from benchmarks.rollouts.results import RolloutOrigin, RolloutResult
-from world_modality.intervals import Interval
-from world_modality.proportions import wilson_interval
+from world_modality.statistics.intervals import Interval
+from world_modality.statistics.proportions import wilson_interval
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ import numpy as np
 from jaxtyping import UInt8
 
 from benchmarks.rollouts.suite import EpisodeSpec, Observation
-from world_modality.atomic import partial_path, publish
-from world_modality.errors import UserError, missing_key
+from world_modality.system.atomic import partial_path, publish
+from world_modality.system.errors import UserError, missing_key
 
 _ENCODERS = ("libx264", "libopenh264")
 

@@ -18,7 +18,7 @@ from jaxtyping import Float32
 from benchmarks.rollouts.shared_images import AttachedImages, ImageBlock
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
 from benchmarks.rollouts.videos import EpisodeVideo, VideoPlan
-from world_modality.errors import UserError
+from world_modality.system.errors import UserError
 
 _NUM_TRACEBACK_ENTRIES = 3
 

@@ -17,17 +17,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.speed.synthetic_training import (
+from benchmarks.speed.harness.synthetic_training import (
     open_trainer,
     synthetic_train_config,
     write_synthetic_cache,
 )
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
 
 if TYPE_CHECKING:
-    from world_modality.checkpoint import Checkpoint
-    from world_modality.trainer import Trainer
+    from world_modality.policy.checkpoint import Checkpoint
+    from world_modality.training.trainer import Trainer
 
 _MINUTE_S = 60.0
 
@@ -86,7 +86,7 @@ class Turns:
         """Return the seconds of a turn, and those that the training waited for its checkpoints."""
         import torch
 
-        from world_modality.checkpoint_saver import CheckpointSaver
+        from world_modality.training.saver import CheckpointSaver
 
         waited_s = 0.0
         started = time.perf_counter()
@@ -114,8 +114,8 @@ def run(config: BenchCheckpointConfig) -> dict[str, float]:
     """Measure and print; write JSON if asked."""
     import torch
 
-    from world_modality.checkpoint import Checkpoint, checkpoint_arrays
-    from world_modality.cli import config_dict
+    from world_modality.policy.checkpoint import Checkpoint, checkpoint_arrays
+    from world_modality.system.cli import config_dict
 
     with tempfile.TemporaryDirectory() as work:
         cache = write_synthetic_cache(Path(work, "cache"), config.num_frames, config.embedding_dim)

@@ -19,10 +19,10 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed.bench_precompute import machine
-from benchmarks.speed.codebook_rows import RowKind, write_rows
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
-from world_modality.codebook import VqBackend, assign_world_tokens, fit_codebook
+from benchmarks.speed.harness.codebook_rows import RowKind, write_rows
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
+from world_modality.tokens.codebook import VqBackend, assign_world_tokens, fit_codebook
 
 # The matrix product that stands for the machine's limit: N, V and D of one block.
 SGEMM_SHAPE = (16_384, 1_024, 768)
@@ -35,9 +35,9 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from benchmarks.speed.memory import peak_resident_bytes
-from world_modality import kmeans
-from world_modality.codebook_step import StoredRows
+from benchmarks.speed.harness.memory import peak_resident_bytes
+from world_modality.tokens import kmeans
+from world_modality.precompute.codebook_step import StoredRows
 kmeans.RESIDENT_BYTES = int(sys.argv[2])
 rows = StoredRows(Path(sys.argv[1]), np.arange(int(sys.argv[3])), normalize=False)
 kmeans.fit_kmeans(rows, 128, device=torch.device("cpu"), seed=0, num_rounds=3)
@@ -97,7 +97,7 @@ def fit_peer(rows: np.ndarray, num_tokens: int) -> np.ndarray:
 
 def fit_ours(rows: np.ndarray, num_tokens: int, backend: VqBackend, device: str) -> np.ndarray:
     """Fit by `fit_codebook`, as the stage does."""
-    from world_modality.device import resolve_device
+    from world_modality.system.device import resolve_device
 
     on = resolve_device(device) if backend == "torch" else None
     return fit_codebook(rows, num_tokens, backend=backend, device=on).centroids
@@ -107,8 +107,8 @@ def sgemm_flops(device: str) -> float:
     """Return the FLOP/s of a large float32 matrix product, the best of five."""
     import torch
 
-    from world_modality.device import resolve_device
-    from world_modality.kmeans import full_precision
+    from world_modality.system.device import resolve_device
+    from world_modality.tokens.kmeans import full_precision
 
     rows, columns, inner = SGEMM_SHAPE
     on = resolve_device(device)
@@ -169,7 +169,7 @@ def _line(name: str, result: dict[str, Any]) -> str:
 
 def measure_assignment(config: BenchCodebookConfig, rows: np.ndarray) -> dict[str, float]:
     """Return the FLOP/s of an iteration's product alone, and of both ways to assign tokens."""
-    from world_modality.device import resolve_device
+    from world_modality.system.device import resolve_device
 
     num_frames, dim, num_tokens, _ = config.sizes
     device = resolve_device(config.device)

@@ -18,11 +18,11 @@ import numpy as np
 from scipy import stats
 
 from benchmarks.speed.bench_precompute import machine
-from world_modality.atomic import replacing, write_json
-from world_modality.cli import run_cli
+from world_modality.system.atomic import replacing, write_json
+from world_modality.system.cli import run_cli
 
 if TYPE_CHECKING:
-    from benchmarks.speed.growth_stages import Case, Measured
+    from benchmarks.speed.harness.growth_stages import Case, Measured
 
 CONFIDENCE = 0.95
 _PANELS_A_ROW = 3
@@ -100,7 +100,7 @@ class Growth:
 
 def measure_together(case: "Case", num_processes: int = 1) -> list["Measured"]:
     """Run a case in fresh processes side by side."""
-    from benchmarks.speed import growth_stages
+    from benchmarks.speed.harness import growth_stages
 
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([growth_stages.__name__, *growth_stages.LAZILY_IMPORTED])
@@ -110,7 +110,7 @@ def measure_together(case: "Case", num_processes: int = 1) -> list["Measured"]:
 
 def measure_stage(stage: str, sizes: Sizes) -> list[Growth]:
     """Measure one stage along the three axes."""
-    from benchmarks.speed.growth_stages import REPEATS, Case
+    from benchmarks.speed.harness.growth_stages import REPEATS, Case
 
     base_frames, base_width = sizes.base
     axes = {

@@ -20,16 +20,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.speed.drawn_dataset import draw_dataset
+from benchmarks.speed.harness.drawn_dataset import draw_dataset
+from coc_vla.authors.pictures import image_url
 from coc_vla.coc_generation import run as generate
-from coc_vla.episode_tasks import TaskRequest, plan_tasks
-from coc_vla.generation_config import CocGenerationConfig
-from coc_vla.label_file import LabelFile
-from coc_vla.labels import read_labels
-from coc_vla.pictures import image_url
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
-from world_modality.lerobot_adapter import open_dataset
+from coc_vla.labels.episode_tasks import TaskRequest, plan_tasks
+from coc_vla.labels.file import LabelFile
+from coc_vla.labels.generation_config import CocGenerationConfig
+from coc_vla.labels.record import read_labels
+from world_modality.source.lerobot_adapter import open_dataset
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
 
 # Only keyframes are decoded, so that short episodes measure the same and are drawn sooner.
 EPISODE_LENGTH = 10

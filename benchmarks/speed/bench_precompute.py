@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.speed.drawn_dataset import CAMERA, draw_dataset
-from benchmarks.speed.lerobot_peer import frame_by_frame_rate
-from benchmarks.speed.pass_rates import measure_pass
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
-from world_modality.frame_decoding import frame_blocks
-from world_modality.lerobot_adapter import open_dataset
-from world_modality.pixel_pca import PixelPCA, area_average
-from world_modality.vision_encoders import EncoderRequest, RandomVitSize, build_encoder
+from benchmarks.speed.harness.drawn_dataset import CAMERA, draw_dataset
+from benchmarks.speed.harness.lerobot_peer import frame_by_frame_rate
+from benchmarks.speed.harness.pass_rates import measure_pass
+from world_modality.encode.pixel_pca import PixelPCA, area_average
+from world_modality.encode.vision_encoders import EncoderRequest, RandomVitSize, build_encoder
+from world_modality.source.frame_decoding import frame_blocks
+from world_modality.source.lerobot_adapter import open_dataset
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
 
 if TYPE_CHECKING:
     import torch
@@ -37,7 +37,7 @@ PEER_FRAMES = 200
 # Runs the stage in a fresh interpreter. The kernel's high-water mark begins anew there, while
 # getrusage would still count the parent's memory.
 _PEAK = """
-from benchmarks.speed.memory import peak_resident_bytes
+from benchmarks.speed.harness.memory import peak_resident_bytes
 from world_modality.precompute_world_tokens import main
 main()
 print("RESULT", peak_resident_bytes())
@@ -101,7 +101,7 @@ def machine(device: str) -> dict[str, Any]:
 
 def run(config: BenchPrecomputeConfig) -> dict[str, Any]:
     """Measure, print, and return the figures."""
-    from world_modality.device import resolve_device
+    from world_modality.system.device import resolve_device
 
     device = resolve_device(config.device)
     with tempfile.TemporaryDirectory(dir=config.work_dir) as name:

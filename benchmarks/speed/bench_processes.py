@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.speed.synthetic_training import (
+from benchmarks.speed.harness.synthetic_training import (
     open_trainer,
     synthetic_train_config,
     write_synthetic_cache,
 )
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
-from world_modality.errors import InvalidInputError
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError
 
 if TYPE_CHECKING:
-    from world_modality.process_group import ProcessGroup
-    from world_modality.trainer import Trainer
+    from world_modality.system.process_group import ProcessGroup
+    from world_modality.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def run(config: BenchProcessesConfig) -> dict[str, Any]:
     """Measure, print, and write JSON if asked."""
     import torch
 
-    from world_modality.process_group import ProcessGroup
+    from world_modality.system.process_group import ProcessGroup
 
     torch.set_num_threads(config.num_threads)
     with ProcessGroup.joined(config.device) as group, tempfile.TemporaryDirectory() as temporary:

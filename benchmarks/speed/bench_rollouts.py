@@ -23,14 +23,14 @@ import numpy as np
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.policy import RolloutPolicy
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
-from benchmarks.speed.idle_policies import (
+from benchmarks.speed.harness.idle_policies import (
     EveryFramePolicy,
     NoOpPolicy,
     RecordedPolicy,
     ReplayedPolicy,
 )
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
 
 if TYPE_CHECKING:
     from benchmarks.rollouts.slot import EnvironmentSlot
@@ -190,7 +190,7 @@ def run(config: BenchRolloutsConfig) -> dict[str, Any]:
     from benchmarks.metaworld.instructions import select_tasks
     from benchmarks.metaworld.simulator import SUITE_NAME, Rendering
     from benchmarks.metaworld.suite import MetaworldSuite, evaluation_episodes
-    from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
+    from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
     from benchmarks.rollouts.recorded_suite import recording_of
 
     recording = recording_of(config.checkpoint, SUITE_NAME)

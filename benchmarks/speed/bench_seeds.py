@@ -15,17 +15,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
-from benchmarks.speed.synthetic_training import (
+from benchmarks.speed.harness.synthetic_training import (
     open_trainer,
     synthetic_train_config,
     write_synthetic_cache,
 )
-from benchmarks.speed.turns import median_ratio, take_turns
-from world_modality.atomic import write_json
-from world_modality.cli import run_cli
+from benchmarks.speed.harness.turns import median_ratio, take_turns
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
 
 if TYPE_CHECKING:
-    from world_modality.trainer import Trainer
+    from world_modality.training.trainer import Trainer
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,8 @@ class BenchSeedsConfig:
 
 def measure(config: BenchSeedsConfig) -> dict[str, float]:
     """Return seconds a step of all seeds in both ways, and how many times faster side by side."""
-    from world_modality.device import resolve_device
-    from world_modality.side_by_side import Lane
+    from world_modality.system.device import resolve_device
+    from world_modality.training.side_by_side import Lane
 
     train_config = synthetic_train_config(
         d_model=config.d_model,

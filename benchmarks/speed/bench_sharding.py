@@ -20,18 +20,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks.speed.bench_precompute import machine
-from benchmarks.speed.drawn_dataset import CAMERA, draw_dataset
-from world_modality.atomic import write_json
-from world_modality.cache import Cache
-from world_modality.cache_writer import CacheWriter
-from world_modality.cli import run_cli
-from world_modality.errors import InvalidInputError
-from world_modality.frame_decoding import frame_blocks
-from world_modality.frame_shard import FrameShard
+from benchmarks.speed.harness.drawn_dataset import CAMERA, draw_dataset
+from world_modality.cache.contract import Cache
+from world_modality.cache.writer import CacheWriter
+from world_modality.encode.vision_encoders import RandomVitSize
+from world_modality.precompute.frame_shard import FrameShard
+from world_modality.precompute.shard_plan import ShardPlan
+from world_modality.precompute.shard_set import ShardSet
 from world_modality.precompute_world_tokens import PrecomputeConfig, open_job
-from world_modality.shard_plan import ShardPlan
-from world_modality.shard_set import ShardSet
-from world_modality.vision_encoders import RandomVitSize
+from world_modality.source.frame_decoding import frame_blocks
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError
 
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 START_WITHIN_S = 120.0

@@ -3,9 +3,9 @@
     python -m benchmarks.speed.bench_sync
 
 The training is a stand-in that keeps all cores busy with matrix products, logs a line a second and
-writes a checkpoint through `world_modality.atomic`. It runs in turns with and without the sync, on
-a folder remote. Two figures: the loss of steps, and the processor time of the sync and of rclone,
-which is the one that noise from other programs touches least.
+writes a checkpoint through `world_modality.system.atomic`. It runs in turns with and without the
+sync, on a folder remote. Two figures: the loss of steps, and the processor time of the sync and of
+rclone, which is the one that noise from other programs touches least.
 """
 
 import json
@@ -20,8 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
-from world_modality.atomic import replacing, write_json
-from world_modality.cli import run_cli
+from world_modality.system.atomic import replacing, write_json
+from world_modality.system.cli import run_cli
 
 _RESULT = "stand_in.json"
 _SIDE = 512

@@ -17,21 +17,25 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.speed import first_step, training_figures
-from benchmarks.speed.lerobot_loading import DrawnFrames
-from benchmarks.speed.loading_rate import measure_loading
-from benchmarks.speed.synthetic_training import (
+from benchmarks.speed.harness import first_step, training_figures
+from benchmarks.speed.harness.lerobot_loading import DrawnFrames
+from benchmarks.speed.harness.loading_rate import measure_loading
+from benchmarks.speed.harness.synthetic_training import (
     DATASET_NAME,
     open_trainer,
     synthetic_train_config,
     write_synthetic_cache,
 )
-from benchmarks.speed.training_figures import PARTS, Part
-from benchmarks.speed.training_step import NUM_WORLD_TOKENS, measure_flops, measure_throughput
-from world_modality.atomic import write_json
-from world_modality.cache import Cache
-from world_modality.cli import run_cli
-from world_modality.device import resolve_device
+from benchmarks.speed.harness.training_figures import PARTS, Part
+from benchmarks.speed.harness.training_step import (
+    NUM_WORLD_TOKENS,
+    measure_flops,
+    measure_throughput,
+)
+from world_modality.cache.contract import Cache
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import run_cli
+from world_modality.system.device import resolve_device
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from world_modality.cache import sha256_of_file
-from world_modality.errors import InvalidInputError
+from world_modality.cache.contract import sha256_of_file
+from world_modality.system.errors import InvalidInputError
 from world_modality.verdict.comparison_group import ComparisonGroup, group_runs
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.rollout_file import PolicyRollouts

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from world_modality.cache import sha256_of_json
-from world_modality.command_line import flag_arguments
-from world_modality.errors import InvalidInputError
+from world_modality.cache.contract import sha256_of_json
+from world_modality.system.command_line import flag_arguments
+from world_modality.system.errors import InvalidInputError
 
 WORLD_INPUT_KNOBS = (
     "world_input_scale",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float
 
-from world_modality.verdict.crossed_estimate import CrossedEstimate, crossed_estimate
+from world_modality.statistics.crossed_estimate import CrossedEstimate, crossed_estimate
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from world_modality.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError
 from world_modality.verdict.finished_run import read_json, repeated_command
 
 EpisodeKey = tuple[str, str, int, int, int, int]

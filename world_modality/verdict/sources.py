@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from world_modality.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError
 from world_modality.verdict.finished_run import (
     FinishedRun,
     is_training_config,

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from world_modality.intervals import Interval, defined_ratio
+from world_modality.statistics.crossed_estimate import CrossedEstimate, crossed_estimate
+from world_modality.statistics.intervals import Interval, defined_ratio
+from world_modality.statistics.ratio_estimate import geometric_mean, ratio_estimate
 from world_modality.verdict.comparison_group import ComparisonGroup
-from world_modality.verdict.crossed_estimate import CrossedEstimate, crossed_estimate
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun
-from world_modality.verdict.ratio_estimate import geometric_mean, ratio_estimate
 from world_modality.verdict.wording import counted
 
 READING_ARM = "C"

@@ -2,11 +2,11 @@
 
 import math
 
-from world_modality.intervals import Interval
+from world_modality.statistics.crossed_estimate import CrossedEstimate
+from world_modality.statistics.intervals import Interval
+from world_modality.statistics.power import MAX_NUMBER
 from world_modality.verdict.contrast_results import ContrastResult
-from world_modality.verdict.crossed_estimate import CrossedEstimate
 from world_modality.verdict.measures import Measure
-from world_modality.verdict.power import MAX_NUMBER
 
 NONE = "–"
 NOT_DEFINED = "not defined"

@@ -1,0 +1,1 @@
+"""Demonstrations of scripted experts, recorded as LeRobot datasets."""

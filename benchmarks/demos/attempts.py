@@ -1,0 +1,217 @@
+"""Runs a recorder's attempts in worker processes until every task has its episodes.
+
+The kept episodes of a task are its first solved attempts in the order of their numbers, and
+exactly the attempts up to the last kept one are made: the outcome depends neither on the number
+of workers nor on who finishes first.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from typing import Protocol, runtime_checkable
+
+from benchmarks.demos.episode import DemoEpisode
+from benchmarks.demos.staging import DemoStaging
+from world_modality.system.errors import InvalidInputError, UserError
+
+
+@runtime_checkable
+class DemoRecorder(Protocol):
+    """Plays a suite's expert. It is sent to worker processes, and opens its simulator there."""
+
+    def record(self, task: str, attempt: int) -> DemoEpisode | None:
+        """Return the episode, a function of the arguments alone, or None if it was not solved."""
+
+
+class AttemptCrashError(RuntimeError):
+    """A worker raised or died in an attempt, which is not counted as failed."""
+
+
+@dataclass
+class TaskAttempts:
+    """What is known of a task's attempts.
+
+    With `makes_every_attempt` all `max_attempts` are made, and every solved one is kept.
+    """
+
+    task: str
+    num_wanted: int
+    max_attempts: int
+    outcomes: dict[int, bool]
+    running: set[int] = field(default_factory=set)
+    makes_every_attempt: bool = False
+
+    @property
+    def kept(self) -> list[int]:
+        """Numbers of the attempts to keep: the first `num_wanted` solved ones."""
+        return sorted(attempt for attempt, solved in self.outcomes.items() if solved)[
+            : self.num_wanted
+        ]
+
+    @property
+    def num_discarded(self) -> int:
+        """Failed attempts before the last kept one, or all of them where every attempt is made."""
+        last = self.max_attempts if self.makes_every_attempt else max(self.kept, default=-1)
+        return sum(not solved and attempt < last for attempt, solved in self.outcomes.items())
+
+    @property
+    def num_done(self) -> int:
+        """How many of the `num_wanted` episodes need no further attempt."""
+        return len(self.outcomes) if self.makes_every_attempt else len(self.kept)
+
+    def next_attempt(self) -> int | None:
+        """Return the lowest attempt that is certainly needed, or None while there is none.
+
+        A running attempt counts as solved here: nothing is recorded that may turn out superfluous.
+
+        Raises:
+            InvalidInputError: the attempts are used up.
+        """
+        num_solved = 0
+        for attempt in range(self.max_attempts):
+            if num_solved == self.num_wanted:
+                return None
+            if attempt not in self.outcomes and attempt not in self.running:
+                return attempt
+            num_solved += self.outcomes.get(attempt, True)
+        enough = 1 if self.makes_every_attempt else self.num_wanted
+        if num_solved >= enough or self.running:
+            return None
+        raise InvalidInputError(
+            f"the expert solved {self.task} in {num_solved} of {self.max_attempts} attempts, "
+            f"{self.num_wanted} episodes are wanted; raise --max_attempts_per_episode to go on, or "
+            "start anew (--overwrite) with more --max_steps, less --action_noise, or other --tasks"
+        )
+
+
+class _Worker:
+    """One process in an executor of its own, so that a process that dies names its attempt."""
+
+    def __init__(self, recorder: DemoRecorder, staging: DemoStaging) -> None:
+        context = multiprocessing.get_context("spawn")  # rendering contexts do not survive a fork
+        theirs, self._lifeline = context.Pipe(duplex=False)
+        self._executor = ProcessPoolExecutor(
+            max_workers=1,
+            mp_context=context,
+            initializer=_start_worker,
+            initargs=(recorder, staging, theirs),
+        )
+        self.task: TaskAttempts | None = None
+        self.attempt = -1
+        self.future: Future[bool] | None = None
+
+    def submit(self, task: TaskAttempts, attempt: int) -> None:
+        self.task, self.attempt = task, attempt
+        task.running.add(attempt)
+        self.future = self._executor.submit(_record_attempt, task.task, attempt)
+
+    def collect(self) -> None:
+        """Take the finished attempt's outcome."""
+        assert self.future is not None
+        assert self.task is not None
+        name = f"{self.task.task} attempt {self.attempt}"
+        try:
+            solved = self.future.result()
+        except UserError:
+            raise
+        except BrokenProcessPool as error:
+            raise AttemptCrashError(f"the process that recorded {name} died") from error
+        except Exception as error:
+            raise AttemptCrashError(f"recording {name} crashed: {error!r}") from error
+        self.task.running.discard(self.attempt)
+        self.task.outcomes[self.attempt] = solved
+        self.future = None
+
+    def abandon(self) -> None:
+        """End the process in the middle of its attempt, which is made again another time."""
+        self._lifeline.close()
+
+    def close(self) -> None:
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._lifeline.close()
+
+
+def record_attempts(
+    recorder: DemoRecorder,
+    staging: DemoStaging,
+    tasks: Sequence[TaskAttempts],
+    num_workers: int,
+    on_progress: Callable[[], None],
+) -> None:
+    """Record into `staging` until every task has its episodes; `tasks` holds the outcomes then.
+
+    Args:
+        recorder: sent to every worker process.
+        staging: finished attempts in it are not made again.
+        tasks: what is wanted of each task; outcomes of finished attempts filled in.
+        num_workers: processes, at least 1.
+        on_progress: called after every finished attempt.
+
+    Raises:
+        InvalidInputError: a task's attempts are used up.
+        AttemptCrashError: a worker raised or died; the message names task and attempt.
+    """
+    if all(task.next_attempt() is None for task in tasks):
+        return
+    workers = [_Worker(recorder, staging) for _ in range(num_workers)]
+    try:
+        while True:
+            for worker in workers:
+                if worker.future is None:
+                    _submit_next(worker, tasks)
+            pending = {worker.future: worker for worker in workers if worker.future is not None}
+            if not pending:
+                return
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                pending[future].collect()
+                on_progress()
+    except KeyboardInterrupt:
+        for worker in workers:  # an attempt may take minutes
+            worker.abandon()
+        raise
+    finally:
+        for worker in workers:
+            worker.close()
+
+
+def _submit_next(worker: _Worker, tasks: Sequence[TaskAttempts]) -> None:
+    # Staying on a task, or taking one that no other worker is on, saves building simulators.
+    order = sorted(tasks, key=lambda task: (task is not worker.task, bool(task.running)))
+    for task in order:
+        attempt = task.next_attempt()
+        if attempt is not None:
+            worker.submit(task, attempt)
+            return
+
+
+_recorder: DemoRecorder
+_staging: DemoStaging
+
+
+def _start_worker(recorder: DemoRecorder, staging: DemoStaging, lifeline: Connection) -> None:
+    global _recorder, _staging
+    _recorder, _staging = recorder, staging
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C reaches the parent, which ends the workers
+    threading.Thread(target=_exit_with_lifeline, args=(lifeline,), daemon=True).start()
+
+
+def _exit_with_lifeline(lifeline: Connection) -> None:
+    # It ends when the parent closes its side or dies; an executor's process would wait for ever.
+    with suppress(EOFError):
+        lifeline.recv()
+    os._exit(1)
+
+
+def _record_attempt(task: str, attempt: int) -> bool:
+    episode = _recorder.record(task, attempt)
+    _staging.save(task, attempt, episode)
+    return episode is not None

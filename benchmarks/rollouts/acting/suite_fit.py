@@ -1,0 +1,129 @@
+"""Whether a suite shows a checkpoint's policy what it was trained on."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Float32
+
+from benchmarks.rollouts.config import RolloutConfig
+from benchmarks.rollouts.suite import Observation, Suite
+from world_modality.precompute.dataset_columns import joined_columns
+from world_modality.system.errors import InvalidInputError, missing_key
+
+if TYPE_CHECKING:
+    from world_modality.policy.checkpoint import Checkpoint
+
+# Other drivers draw nearly the same image; all else in a rendering is a choice.
+_GL_BACKEND = "gl_backend"
+
+
+@dataclass(frozen=True)
+class PolicyInputs:
+    """Which parts of an observation a policy sees.
+
+    Attributes:
+        image_key: the camera.
+        state_key: the robot's state; several joined by + stand one behind the other.
+        state_dim: S that the policy was built for.
+    """
+
+    image_key: str
+    state_key: str
+    state_dim: int
+
+    @classmethod
+    def of(cls, checkpoint: "Checkpoint", suite: Suite, config: RolloutConfig) -> "PolicyInputs":
+        """Choose them: those named, or those that the policy was trained on.
+
+        Raises:
+            MissingKeyError: the suite has no such camera or state; lists those there are.
+        """
+        dataset = checkpoint.manifest["dataset"]
+        image_key = config.camera_key or str(dataset["image_key"])
+        state_key = config.state_key or str(dataset["state_key"])
+        _require_key("camera", image_key, suite.image_keys, "--camera_key", suite)
+        for key in joined_columns(state_key):
+            _require_key("robot state", key, suite.state_keys, "--state_key", suite)
+        return cls(image_key, state_key, checkpoint.policy_config.state_dim)
+
+    def state(self, observation: Observation) -> Float32[np.ndarray, " S"]:
+        """Return a copy of an observation's state.
+
+        Raises:
+            InvalidInputError: its dimension is not the policy's.
+        """
+        state = joined_vectors(observation, self.state_key)
+        if state.shape != (self.state_dim,):
+            raise InvalidInputError(
+                f"the policy was trained on {self.state_dim} state dimensions, but the simulator's "
+                f"{self.state_key} has shape {list(state.shape)}; name the state that it was "
+                "trained on with --state_key"
+            )
+        return state
+
+
+def joined_vectors(vectors: Mapping[str, np.ndarray], key: str) -> Float32[np.ndarray, "*frames S"]:
+    """Return the vectors that a key stands for, one behind the other, as precompute joins them."""
+    parts = [vectors[column] for column in joined_columns(key)]
+    return np.concatenate(parts, axis=-1).astype(np.float32)
+
+
+def require_actions(checkpoint: "Checkpoint", suite: Suite) -> None:
+    """Check the action's dimension.
+
+    Raises:
+        InvalidInputError: the policy's actions are not the suite's.
+    """
+    dim = checkpoint.policy_config.action_dim
+    if dim != suite.action_dim:
+        raise InvalidInputError(
+            f"the policy predicts actions of {dim} dimensions, but {suite.name} takes "
+            f"{suite.action_dim}; roll it out in the suite that it was trained on "
+            f"({checkpoint.manifest['dataset'].get('name')})"
+        )
+
+
+def require_rendering(checkpoint: "Checkpoint", suite: Suite) -> list[str]:
+    """Check that images are made as in the recording; return notes on what may differ.
+
+    Datasets that this project did not record say nothing about their rendering, and pass.
+
+    Raises:
+        InvalidInputError: names the settings that differ.
+    """
+    recording = checkpoint.manifest["dataset"].get("recording") or {}
+    recorded: dict[str, Any] | None = recording.get("rendering")
+    if recorded is None:
+        return []
+    differing = differing_settings(recorded, suite.record()["rendering"])
+    notes = [change for name, change in differing.items() if name == _GL_BACKEND]
+    refused = [change for name, change in differing.items() if name != _GL_BACKEND]
+    if refused:
+        raise InvalidInputError(
+            f"the policy was trained on images that {suite.name} would not make: "
+            f"{'; '.join(refused)}. Roll it out with the rendering of its recording, and compare "
+            "only checkpoints that share one"
+        )
+    return notes
+
+
+def differing_settings(recorded: dict[str, Any], present: dict[str, Any]) -> dict[str, str]:
+    """Say of each rendering setting that differs what it was and what it is."""
+    return {
+        name: f"{name} was {_shown(recorded, name)} in the recording and is "
+        f"{_shown(present, name)} here"
+        for name in sorted({*recorded, *present})
+        if recorded.get(name) != present.get(name)
+    }
+
+
+def _shown(settings: dict[str, Any], name: str) -> str:
+    return json.dumps(settings[name]) if name in settings else "not known"
+
+
+def _require_key(kind: str, key: str, available: Sequence[str], flag: str, suite: Suite) -> None:
+    if key not in available:
+        raise missing_key(kind, key, available, f"suite {suite.name} ({flag} chooses one)")

@@ -1,0 +1,1 @@
+"""Whether the simulator shows the policy what it was trained on."""

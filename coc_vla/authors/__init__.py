@@ -1,0 +1,1 @@
+"""Who writes a label: rules, a local model, a server."""

@@ -1,0 +1,213 @@
+"""An author behind any server that speaks OpenAI's chat completions: vLLM, SGLang, a cloud.
+
+Requests may be made from many threads at once.
+"""
+
+import math
+import random
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from coc_vla.authors.chat_completion import (
+    NonsenseError,
+    message_content,
+    read_completion,
+    read_model_names,
+)
+from coc_vla.authors.server_connection import (
+    API_KEY_VARIABLE,
+    NoConnectionError,
+    Reply,
+    ServerConnection,
+    ServerError,
+)
+from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
+from world_modality.system.errors import InvalidInputError
+
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+# What a server that has too much to do answers with; one that restarts, with 500 or more.
+_BUSY_STATUS = frozenset({408, 409, 425, 429})
+_SERVER_ERRORS = 500
+_PROXY_REFUSES = 407
+_OK = 200
+_REFUSED_STATUS = {
+    401: f"the key in {API_KEY_VARIABLE} is missing or wrong",
+    403: f"the key in {API_KEY_VARIABLE} may not use this model",
+    404: "the model or the address is unknown to it; is --base_url right (it ends in /v1), and "
+    "--model_name what the server calls the model?",
+}
+
+
+@dataclass(frozen=True)
+class OpenAiSettings:
+    """How a server is asked.
+
+    Attributes:
+        base_url: ends in `/v1`.
+        model_name: what the server calls the model; None takes the only one it has.
+        max_tokens: of an answer.
+        temperature: 0 is greedy.
+        timeout_s: how long an answer may take, and how long the server may be silent on the way.
+        max_request_retries: further tries of a request that failed.
+        concurrency: connections at most.
+    """
+
+    base_url: str
+    model_name: str | None
+    max_tokens: int
+    temperature: float
+    timeout_s: float
+    max_request_retries: int
+    concurrency: int
+
+
+class OpenAiVlm:
+    """Asks a server; see `Vlm`.
+
+    Transient failures (no connection, silence, 429, 5xx, an answer that is no completion) are tried
+    again after 0.5 s, 1 s, 2 s … with jitter, or after what the server's Retry-After says. What
+    still fails is that episode's error, except where it would fail for every other, too.
+    """
+
+    needs_images = True
+    needs_motion = False
+
+    def __init__(self, settings: OpenAiSettings) -> None:
+        """Connect, and find out the model where none is named.
+
+        Raises:
+            InvalidInputError: the address is none, holds a password, the key cannot be sent, or
+                the model is not clear.
+            VlmUnavailableError: nobody answers there, or the key is refused.
+        """
+        self._settings = settings
+        self._connection = ServerConnection(
+            settings.base_url, settings.timeout_s, settings.concurrency
+        )
+        self._closed = threading.Event()
+        self._jitter = random.Random()
+        self.num_request_retries = 0
+        self._in_flight = 0
+        self._lock = threading.Lock()
+        self._model_name = self._find_model()
+
+    @property
+    def model_name(self) -> str:
+        """What the server calls the model."""
+        return self._model_name
+
+    def answer(self, requests: Sequence[VlmRequest]) -> list[VlmAnswer]:
+        """Answer each request, one after the other.
+
+        Raises:
+            VlmUnavailableError: the server cannot be reached, or refuses the key or the model.
+        """
+        return [self._answer(request) for request in requests]
+
+    def close(self) -> None:
+        """End the waits between tries; a request under way ends by itself, at its time limit."""
+        self._closed.set()
+        with self._lock:
+            if self._in_flight == 0:
+                self._connection.close()
+
+    def _answer(self, request: VlmRequest) -> VlmAnswer:
+        with self._lock:
+            if self._closed.is_set():
+                return VlmAnswer("", None, 0.0, error="the run ended before it was asked")
+            self._in_flight += 1
+        try:
+            return self._tried(request)
+        finally:
+            with self._lock:
+                self._in_flight -= 1
+
+    def _tried(self, request: VlmRequest) -> VlmAnswer:
+        body = {
+            "model": self._model_name,
+            "messages": [{"role": "user", "content": message_content(request)}],
+            "max_tokens": self._settings.max_tokens,
+            "temperature": self._settings.temperature,
+            "seed": request.seed,
+            "stream": False,
+        }
+        began = time.monotonic()
+        error: str | ServerError | NonsenseError = "not tried"
+        for tries in range(self._settings.max_request_retries + 1):
+            retry_after: str | None = None
+            try:
+                reply = self._connection.post("chat/completions", body)
+                retry_after = reply.retry_after
+                if reply.status == _OK:
+                    return read_completion(reply.content, time.monotonic() - began)
+                error = self._status_error(reply)
+                if reply.status in _REFUSED_STATUS:
+                    raise VlmUnavailableError(self._unavailable(reply.status, str(error)))
+                if reply.status not in _BUSY_STATUS and reply.status < _SERVER_ERRORS:
+                    break
+            except (ServerError, NonsenseError) as failure:
+                error = failure
+            is_last = tries == self._settings.max_request_retries
+            if is_last or self._closed.wait(self._wait_s(tries, retry_after)):
+                break
+            with self._lock:
+                self.num_request_retries += 1
+        if isinstance(error, NoConnectionError):
+            raise VlmUnavailableError(f"{error}; {self._how_to_serve}")
+        told = self._connection.without_key(str(error))
+        return VlmAnswer("", None, time.monotonic() - began, error=told)
+
+    def _wait_s(self, tries: int, retry_after: str | None) -> float:
+        """Return how long to wait; exponential back-off with full jitter above its half."""
+        try:
+            told = float(retry_after) if retry_after else 0.0
+        except ValueError:
+            told = 0.0  # an HTTP date; no inference server sends one
+        told = 0.0 if math.isnan(told) else told
+        wait = min(FIRST_WAIT_S * 2**tries, LONGEST_WAIT_S)
+        return max(min(told, 4 * LONGEST_WAIT_S), wait * self._jitter.uniform(0.5, 1.0))
+
+    def _find_model(self) -> str:
+        """Ask for the server's models; where one is named, only to see whether it is there."""
+        try:
+            reply = self._connection.get("models")
+        except ServerError as error:
+            self.close()
+            raise VlmUnavailableError(f"{error}; {self._how_to_serve}") from error
+        # Not every server lists its models to everybody; one that is named is tried.
+        is_needed = self._settings.model_name is None
+        if reply.status in (401, 403) or (is_needed and reply.status != _OK):
+            self.close()
+            raise VlmUnavailableError(self._unavailable(reply.status, self._status_error(reply)))
+        if self._settings.model_name is not None:
+            return self._settings.model_name
+        names = read_model_names(reply.content)
+        if len(names) != 1:
+            self.close()
+            raise InvalidInputError(
+                f"--base_url {self._settings.base_url} offers {len(names)} models "
+                f"({', '.join(names[:10]) or 'none listed'}); choose one with --model_name"
+            )
+        return names[0]
+
+    def _status_error(self, reply: Reply) -> str:
+        text = self._connection.without_key(reply.content.decode(errors="replace"))
+        told = f"status {reply.status} {' '.join(text.split())[:300]}".rstrip()
+        # A proxy that finds no server answers in its place.
+        is_of_proxy = reply.status == _PROXY_REFUSES or reply.status >= _SERVER_ERRORS
+        return told + self._connection.way if is_of_proxy else told
+
+    def _unavailable(self, status: int, error: str) -> str:
+        model = self._settings.model_name
+        asked = "to list its models" if model is None else f"model {model}"
+        hint = _REFUSED_STATUS.get(status, "is it a server of chat completions, and ready?")
+        return f"{self._settings.base_url} refuses {asked}: {error}; {hint}"
+
+    @property
+    def _how_to_serve(self) -> str:
+        return (
+            "start one with, for example, vllm serve Qwen/Qwen3-VL-8B-Instruct, and give its "
+            "--base_url, as in http://localhost:8000/v1; with --resume a run goes on where it was"
+        )

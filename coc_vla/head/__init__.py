@@ -1,0 +1,1 @@
+"""The explaining head: text targets, decoding, evaluation."""

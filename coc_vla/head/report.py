@@ -1,0 +1,117 @@
+"""The report on explanations as Markdown."""
+
+from typing import Any
+
+from world_modality.statistics.intervals import Interval
+
+_GROUPS = ("all", "simulator", "motion", "sides", "lifted")
+
+
+def markdown_report(report: dict[str, Any]) -> str:
+    """Write an `EvalCocResult`, as plain values, for reading."""
+    parts = [
+        *_header(report),
+        *_policy(report),
+        *_likelihood(report),
+        *_events(report),
+        *_examples(report),
+    ]
+    return "\n".join(parts) + "\n"
+
+
+def _header(report: dict[str, Any]) -> list[str]:
+    run, labels = report["run"], report["labels"]
+    lines = [
+        f"# Explanations of {run['checkpoint']}",
+        "",
+        f"Model {run['model_type']} on {run['dataset_name']}: {labels['num_explained']} of "
+        f"{run['num_val_episodes']} held-out episodes explained, each from "
+        f"{len(report['eval_shares'])} of its frames (at "
+        f"{', '.join(f'{share:g}' for share in report['eval_shares'])} of its length); 95 % "
+        "intervals by bootstrap over episodes; one training seed.",
+        f"Labels: {labels['path']} ({labels['num_val_labels']} of held-out episodes).",
+    ]
+    if not labels["is_training_file"]:
+        lines.append("**These are not the labels that the checkpoint was trained on.**")
+    if run["encoder_note"]:
+        lines.append(f"Encoder: {run['encoder_note']}")
+    return lines
+
+
+def _policy(report: dict[str, Any]) -> list[str]:
+    mse = _interval(report["actions"]["model"]["mse"])
+    mean = _interval(report["actions"]["task_mean"]["mse"])
+    lines = ["", "## Policy", "", f"- action MSE (training std²): {mse}; training mean: {mean}"]
+    if report["world"] is None:
+        return [*lines, "- world tokens: arm A predicts none"]
+    first = report["world"]["all"][0]
+    top1 = _interval(first["accuracy"]["model_top1"]).percent
+    bigram = _interval(first["accuracy"]["bigram_top1"]).percent
+    return [*lines, f"- world token top-1 at k = 1: {top1}; bigram: {bigram}"]
+
+
+def _likelihood(report: dict[str, Any]) -> list[str]:
+    lines = [
+        "",
+        "## How likely are the held-out labels?",
+        "",
+        "| condition | perplexity per token | nats per trace | nats per token minus the model's |",
+        "|---|---|---|---|",
+    ]
+    for name, condition in report["conditions"].items():
+        if condition["perplexity"] is None:
+            continue
+        difference = "–" if name == "model" else str(_interval(condition["nats_minus_model"]))
+        perplexity = _interval(condition["perplexity"]).with_decimals(4)
+        lines.append(
+            f"| {name} | {perplexity} | {condition['nats_per_trace']:.3g} | {difference} |"
+        )
+    return [
+        *lines,
+        "",
+        "Paired by episode; positive: the condition explains worse than the model. An interval "
+        "that spans 0 resolves nothing.",
+    ]
+
+
+def _events(report: dict[str, Any]) -> list[str]:
+    against = {
+        "recorder": "what the recorder knows to have happened",
+        "labels": "what the labels claim (no --dataset_root was given)",
+    }[report["truth"]]
+    groups = [g for g in _GROUPS if g in report["conditions"]["model"]["scores"]]
+    lines = ["", "## Events in the written explanations", "", f"Against {against}."]
+    for group in groups:
+        lines += [
+            "",
+            f"### {group}",
+            "",
+            "| condition | precision | recall | F1 | recall minus the model's | texts changed |",
+            "|---|---|---|---|---|---|",
+        ]
+        for name, condition in report["conditions"].items():
+            score = condition["scores"][group]
+            cells = [_interval(score[n]).percent for n in ("precision", "recall", "f1")]
+            is_model = name == "model"
+            change = "–" if is_model else _interval(condition["recall_minus_model"][group]).percent
+            changed = "–" if is_model else f"{100 * condition['changed']:.1f} %"
+            lines.append(f"| {' | '.join([name, *cells, change, changed])} |")
+    return lines
+
+
+def _examples(report: dict[str, Any]) -> list[str]:
+    lines = ["", "## Examples", "", "From the middle frame, greedy."]
+    for example in report["examples"]:
+        lines += ["", f"### Episode {example['episode_index']}: {example['instruction']}"]
+        for name in ("label", "model", "instruction only"):
+            if name in example:
+                lines += ["", f"{name}:", ""]
+                lines += [
+                    f"{number}. {step['what']}. {step['why']}."
+                    for number, step in enumerate(example[name], 1)
+                ] or ["(nothing)"]
+    return lines
+
+
+def _interval(values: dict[str, Any]) -> Interval:
+    return Interval(**values)

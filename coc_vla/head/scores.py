@@ -1,0 +1,203 @@
+"""Claimed events against recorded ones, and what traces of other episodes would score.
+
+Within a group of types the order counts: what is right is the longest common subsequence of the
+claimed and the recorded events. Of a single type the number counts.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, Num
+
+from coc_vla.events.recorded import MOTION_EVENTS, SIDE_EVENTS, SIMULATOR_EVENTS, EventType
+from world_modality.statistics.intervals import Interval, ratio_interval
+
+
+@dataclass(frozen=True)
+class EventCounts:
+    """How many events of one group each of E episodes has; means where there are several traces.
+
+    Attributes:
+        right: claimed in the recorded order.
+        claimed: by the trace.
+        recorded: by the recorder.
+    """
+
+    right: Num[np.ndarray, " E"]
+    claimed: Num[np.ndarray, " E"]
+    recorded: Num[np.ndarray, " E"]
+
+
+@dataclass(frozen=True)
+class EventScore:
+    """How well traces tell events.
+
+    Attributes:
+        precision: share of the claimed events that happened.
+        recall: share of the recorded events that are claimed.
+        f1: their harmonic mean.
+        num_recorded: events recorded, over all episodes.
+    """
+
+    precision: Interval
+    recall: Interval
+    f1: Interval
+    num_recorded: float
+
+    @classmethod
+    def of(cls, counts: EventCounts, seed: int) -> "EventScore":
+        """Add up over episodes, with intervals over episodes."""
+        total = counts.claimed + counts.recorded
+        return cls(
+            precision=ratio_interval(counts.right, counts.claimed, seed),
+            recall=ratio_interval(counts.right, counts.recorded, seed),
+            f1=ratio_interval(2 * counts.right, total, seed),
+            num_recorded=float(counts.recorded.sum()),
+        )
+
+
+@dataclass(frozen=True)
+class GroupScore:
+    """The scores of one group of event types, beside the same traces on other episodes.
+
+    Attributes:
+        labels: each trace on its own episode.
+        within_task: each episode with the trace of another episode of its task.
+        across_tasks: each episode with the trace of an episode of another task.
+        recall_gain_within_task: recall of `labels` minus that of `within_task`, paired.
+        recall_gain_across_tasks: the same for `across_tasks`.
+    """
+
+    labels: EventScore
+    within_task: EventScore
+    across_tasks: EventScore
+    recall_gain_within_task: Interval
+    recall_gain_across_tasks: Interval
+
+
+@dataclass(frozen=True)
+class ClaimedAndRecorded:
+    """E traces and what happened in their episodes.
+
+    Attributes:
+        claimed: by each trace, in its order.
+        recorded: in each episode, in order of time.
+        tasks: a number for each episode's task.
+    """
+
+    claimed: Sequence[Sequence[EventType]]
+    recorded: Sequence[Sequence[EventType]]
+    tasks: Int[np.ndarray, " E"]
+
+    def score(self, kinds: Sequence[EventType], num_shuffles: int, seed: int) -> GroupScore:
+        """Score these types.
+
+        Args:
+            kinds: the group.
+            num_shuffles: draws of each control, over which it is averaged.
+            seed: of the draws and the bootstrap.
+        """
+        own = count_events(self.claimed, self.recorded, kinds)
+        draws = [np.random.default_rng([seed, i]) for i in range(num_shuffles)]
+        within, across = (
+            mean_counts([self._shuffled(partners(self.tasks, rng), kinds) for rng in draws])
+            for partners in (partners_within_task, partners_across_tasks)
+        )
+        return GroupScore(
+            labels=EventScore.of(own, seed),
+            within_task=EventScore.of(within, seed),
+            across_tasks=EventScore.of(across, seed),
+            recall_gain_within_task=recall_difference(own, within, seed),
+            recall_gain_across_tasks=recall_difference(own, across, seed),
+        )
+
+    def _shuffled(self, partners: Int[np.ndarray, " E"], kinds: Sequence[EventType]) -> EventCounts:
+        return count_events([self.claimed[i] for i in partners], self.recorded, kinds)
+
+
+def event_groups(known: Sequence[EventType]) -> dict[str, tuple[EventType, ...]]:
+    """Return what is scored: all events, the simulator's, the hand's motion, its sides, each type.
+
+    Args:
+        known: the types that the recording can tell.
+    """
+    groups: dict[str, tuple[EventType, ...]] = {
+        "all": tuple(known),
+        "simulator": tuple(k for k in known if k in SIMULATOR_EVENTS),
+        "motion": tuple(k for k in known if k in MOTION_EVENTS),
+        "sides": tuple(k for k in known if k in SIDE_EVENTS),
+        **{kind: (kind,) for kind in known},
+    }
+    return {name: kinds for name, kinds in groups.items() if kinds}
+
+
+def count_events(
+    claimed: Sequence[Sequence[EventType]],
+    recorded: Sequence[Sequence[EventType]],
+    kinds: Sequence[EventType],
+) -> EventCounts:
+    """Compare the traces of E episodes with what happened in them, as far as these types go."""
+    counts = []
+    for said, happened in zip(claimed, recorded, strict=True):
+        own_said = [kind for kind in said if kind in kinds]
+        own_happened = [kind for kind in happened if kind in kinds]
+        right = common_subsequence(own_said, own_happened)
+        counts.append((right, len(own_said), len(own_happened)))
+    table = np.array(counts, dtype=np.float64).reshape(len(counts), 3)
+    return EventCounts(table[:, 0], table[:, 1], table[:, 2])
+
+
+def mean_counts(draws: Sequence[EventCounts]) -> EventCounts:
+    """Average each episode's counts over several traces of it."""
+    return EventCounts(
+        np.mean([counts.right for counts in draws], axis=0),
+        np.mean([counts.claimed for counts in draws], axis=0),
+        np.mean([counts.recorded for counts in draws], axis=0),
+    )
+
+
+def recall_difference(first: EventCounts, second: EventCounts, seed: int) -> Interval:
+    """Return the first's recall minus the second's, paired by episode.
+
+    Raises:
+        ValueError: they were not compared with the same recording.
+    """
+    if not np.array_equal(first.recorded, second.recorded):
+        raise ValueError("recalls of different recordings cannot be paired")
+    return ratio_interval(first.right - second.right, first.recorded, seed)
+
+
+def common_subsequence(first: Sequence[object], second: Sequence[object]) -> int:
+    """Return the length of the longest common subsequence (Wagner and Fischer, 1974)."""
+    row = [0] * (len(second) + 1)
+    for item in first:
+        before = row
+        row = [0]
+        for column, other in enumerate(second):
+            same = before[column] + 1
+            row.append(same if item == other else max(row[column], before[column + 1]))
+    return row[-1]
+
+
+def partners_within_task(
+    tasks: Int[np.ndarray, " E"], rng: np.random.Generator
+) -> Int[np.ndarray, " E"]:
+    """Give each episode another one of its task; its own only where the task has no other."""
+    partners = np.arange(len(tasks))
+    for task in np.unique(tasks):
+        chosen = rng.permutation(np.flatnonzero(tasks == task))
+        partners[chosen] = np.roll(chosen, 1)
+    return partners
+
+
+def partners_across_tasks(
+    tasks: Int[np.ndarray, " E"], rng: np.random.Generator
+) -> Int[np.ndarray, " E"]:
+    """Give each episode one of another task, as far as no task has more than half of them all."""
+    order = rng.permutation(len(tasks))
+    order = order[np.argsort(tasks[order], kind="stable")]
+    partners = np.empty_like(order)
+    # In the order of tasks, a step as long as the largest task leaves every task.
+    partners[order] = np.roll(order, int(np.unique(tasks, return_counts=True)[1].max()))
+    return partners

@@ -1,0 +1,1 @@
+"""Labels: the record, its file, the episodes that they are made from."""

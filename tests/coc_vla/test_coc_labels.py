@@ -1,0 +1,173 @@
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from coc_vla.labels.file import LabelFile
+from coc_vla.labels.record import CocLabel, read_labels, read_records, scan_labels
+from coc_vla.labels.settings import settings_changes, write_settings
+from coc_vla.labels.trace import TraceStep
+from tests.fixtures.chat_server import GOOD_ANSWER, GOOD_STEPS
+from world_modality.system.errors import InvalidInputError, MissingFileError
+
+LABEL = CocLabel(
+    episode_id=3,
+    instruction="push the block",
+    keyframe_indices=(0, 5, 11),
+    coc_text=tuple(TraceStep(*step) for step in GOOD_STEPS),
+    raw_text=GOOD_ANSWER + " – ünïcode \ud83d",
+    model_name="tiny",
+    backend="openai",
+    prompt_sha256="ab" * 32,
+    seed=7,
+    error=None,
+    seconds=0.25,
+    tokens=55,
+    attempts=1,
+)
+ERROR = replace(LABEL, coc_text=(), error="answer refused: too short")
+FIELDS = [
+    *("episode_id", "instruction", "keyframe_indices", "coc_text", "raw_text", "model_name"),
+    *("backend", "prompt_sha256", "seed", "error", "seconds", "tokens", "attempts"),
+    "checksum",
+]
+
+
+def written(path, *labels):
+    with LabelFile(path) as file:
+        file.append(labels)
+    return path
+
+
+def test_a_label_survives_its_file(tmp_path):
+    assert read_labels(written(tmp_path / "a.jsonl", LABEL)) == [LABEL]
+
+
+def test_a_line_has_exactly_the_documented_fields():
+    content = json.loads(LABEL.to_json())
+    assert list(content) == FIELDS
+    assert content["coc_text"][0] == {"what": GOOD_STEPS[0][0], "why": GOOD_STEPS[0][1]}
+
+
+@pytest.mark.parametrize("indices", [[], [-1, 3], [0, 3, 3], [5, 0], [0.5], ["0"]])
+def test_keyframes_that_are_no_frames_in_their_order_are_damage(indices):
+    content = json.loads(LABEL.to_json())
+    with pytest.raises(ValueError, match="keyframe_indices"):
+        CocLabel.from_json(json.dumps({**content, "keyframe_indices": indices}))
+
+
+def test_a_record_is_either_a_label_or_an_error():
+    with pytest.raises(ValueError, match="either"):
+        replace(LABEL, error="x")
+    with pytest.raises(ValueError, match="either"):
+        replace(LABEL, coc_text=())
+
+
+def test_the_newest_label_counts_and_an_error_never_hides_one(tmp_path):
+    path = tmp_path / "a.jsonl"
+    newer = replace(LABEL, seed=8)
+    other = replace(ERROR, episode_id=1)
+    written(path, other, ERROR, LABEL, newer, ERROR, replace(other, seed=9))
+    assert read_labels(path) == [newer]
+    assert read_records(path) == [replace(other, seed=9), newer]
+    scan = scan_labels(path)
+    assert (scan.num_lines, scan.num_superseded, scan.repeated) == (6, 4, (3,))
+
+
+@pytest.mark.parametrize("kept", [1, 40, -2, -1])
+def test_a_torn_last_line_is_cut_and_the_rest_kept(tmp_path, kept):
+    path = written(tmp_path / "a.jsonl", LABEL)
+    whole = path.read_bytes()
+    path.write_bytes(whole + whole[:kept])
+    assert read_labels(path) == [LABEL]
+    with LabelFile(path) as file:
+        scan = file.repair()
+        assert [line.is_torn for line in scan.damaged] == [True]
+        assert path.read_bytes() == whole
+        file.append([ERROR])
+    assert scan_labels(path).num_lines == 2
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        b"\0" * 200 + b"\n",
+        b"[]\n",
+        b'{"episode_id": 3}\n',
+        b"\xff\xfe\n",
+        b"[" * 100_000 + b"\n",
+        LABEL.to_json().replace('"seed": 7', '"seed": true').encode() + b"\n",
+        LABEL.to_json().replace('"error": null', '"error": "x"').encode() + b"\n",
+    ],
+)
+def test_damage_before_the_end_is_named_and_taken_out_by_a_resuming_writer(tmp_path, damage):
+    path = written(tmp_path / "a.jsonl", LABEL)
+    whole = path.read_bytes()
+    path.write_bytes(b"\n" + damage + whole + whole[:30])
+    with pytest.raises(InvalidInputError, match=r"1 damaged lines, the first is line 2.*--resume"):
+        read_labels(path)
+    with LabelFile(path) as file:
+        assert len(file.repair().damaged) == 2
+    assert read_labels(path) == [LABEL]
+    assert path.read_bytes().strip() == whole.strip()
+
+
+def test_no_file_of_labels_says_what_writes_it(tmp_path):
+    with pytest.raises(MissingFileError, match=r"coc_vla\.coc_generation"):
+        read_labels(tmp_path / "a.jsonl")
+
+
+HOLD_LOCK = """
+import sys, pathlib
+from coc_vla.labels.file import LabelFile
+with LabelFile(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_a_second_writer_is_refused_until_the_first_is_killed(tmp_path):
+    path = tmp_path / "a.jsonl"
+    root = Path(__file__).parents[2]
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, str(path)],
+        cwd=root,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(InvalidInputError, match=rf"process {holder.pid} .*one writer"):
+            LabelFile(path)
+    finally:
+        holder.kill()
+        holder.communicate()
+    written(path, LABEL)
+    assert read_labels(path) == [LABEL]
+
+
+def test_a_folder_that_cannot_be_written_is_named(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(InvalidInputError, match="cannot be written"):
+        LabelFile(tmp_path / "file" / "a.jsonl")
+    with pytest.raises(InvalidInputError, match="is a folder"):
+        LabelFile(tmp_path)
+
+
+def test_changed_settings_are_named(tmp_path):
+    path = tmp_path / "a.jsonl"
+    settings = {"model_name": "a", "prompt_sha256": "1", "seed": 0}
+    assert settings_changes(path, settings) == []
+    write_settings(path, settings)
+    assert settings_changes(path, dict(settings)) == []
+    changed = {**settings, "model_name": "b"}
+    assert settings_changes(path, changed) == ["model_name was 'a', is 'b'"]
+    write_settings(path, changed, keep_earlier=True)
+    assert settings_changes(path, changed) == []
+    (tmp_path / "a.settings.json").write_text("{")
+    with pytest.raises(InvalidInputError, match="damaged"):
+        settings_changes(path, settings)

@@ -1,0 +1,120 @@
+import os
+
+import numpy as np
+import pytest
+
+from benchmarks.demos.attempts import AttemptCrashError, TaskAttempts, record_attempts
+from benchmarks.demos.episode import DemoEpisode
+from benchmarks.demos.staging import DemoStaging
+from world_modality.system.errors import InvalidInputError, UserError
+
+
+# At this seed the expert needs 49, 60, 41 and 36 steps in its first attempts: with 50 one fails.
+def test_staged_episode_comes_back_exactly(tmp_path):
+    random = np.random.default_rng(0)
+    columns: dict[str, np.ndarray] = {
+        "observation.image": random.integers(0, 256, (3, 8, 10, 3)).astype(np.uint8),
+        "action": random.standard_normal((3, 4)).astype(np.float32),
+    }
+    signals = {"contact": random.random((3, 1)).astype(np.float32)}
+    DemoEpisode("Push", columns, signals).save(tmp_path / "episode.npz")
+    loaded = DemoEpisode.load(tmp_path / "episode.npz")
+    assert loaded.instruction == "Push"
+    for stored, given in ((loaded.columns, columns), (loaded.signals, signals)):
+        assert stored.keys() == given.keys()
+        for key, column in given.items():
+            np.testing.assert_array_equal(stored[key], column)
+            assert stored[key].dtype == column.dtype
+
+
+def test_damaged_staged_episode_is_named(tmp_path):
+    path = tmp_path / "episode.npz"
+    DemoEpisode("Push", {"action": np.zeros((3, 4), np.float32)}, {}).save(path)
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(UserError, match=r"episode\.npz is damaged"):
+        DemoEpisode.load(path)
+
+
+def test_any_flipped_byte_of_a_staged_episode_is_noticed(tmp_path):
+    path = tmp_path / "episode.npz"
+    columns = {"action": np.zeros((3, 4), np.float32), "state": np.ones((3, 2), np.float32)}
+    DemoEpisode("Push", columns, {}).save(path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        with pytest.raises(InvalidInputError, match=r"episode\.npz is damaged"):
+            DemoEpisode.load(path)
+
+
+@pytest.mark.parametrize(
+    "content", ["{", "[" * 100_000, "[]", '{"config": [], "rendering": {}, "software": {}}', "{}"]
+)
+def test_a_recipe_that_is_none_is_refused_with_the_file_and_the_flags(tmp_path, content):
+    (tmp_path / "recipe.json").write_text(content)
+    recipe = {"config": {"seed": 0}, "rendering": {}, "software": {}}
+    with pytest.raises(InvalidInputError, match=r"recipe\.json .*or --overwrite"):
+        DemoStaging(tmp_path).begin(recipe)
+
+
+def simulate(outcomes: list[bool], num_wanted: int, finish_order: int) -> TaskAttempts:
+    """Play a task's attempts with three workers that finish in an order drawn from a seed."""
+    random = np.random.default_rng(finish_order)
+    task = TaskAttempts("push-v3", num_wanted, len(outcomes), {})
+    while True:
+        while len(task.running) < 3 and (attempt := task.next_attempt()) is not None:
+            task.running.add(attempt)
+        if not task.running:
+            return task
+        done = int(random.choice(sorted(task.running)))
+        task.running.remove(done)
+        task.outcomes[done] = outcomes[done]
+
+
+@pytest.mark.parametrize("finish_order", range(20))
+def test_kept_episodes_are_the_first_solved_in_attempt_order(finish_order):
+    outcomes = [True, False, False, True, True, False, True, True, True]
+    task = simulate(outcomes, 4, finish_order)
+    assert task.kept == [0, 3, 4, 6]
+    assert task.num_discarded == 3
+    assert set(task.outcomes) == set(range(7)), "an attempt too many or too few was made"
+
+
+def test_attempt_lost_by_an_interruption_is_made_before_later_ones_count():
+    task = TaskAttempts("push-v3", 1, 5, {1: True})
+    assert task.next_attempt() == 0
+
+
+class StubbornRecorder:
+    """Solves nothing, raises at attempt 1 of one task and dies at attempt 1 of another."""
+
+    def record(self, task: str, attempt: int) -> DemoEpisode | None:
+        if attempt == 1 and task == "raising":
+            raise ZeroDivisionError("physics")
+        if attempt == 1 and task == "dying":
+            os._exit(9)
+        return None
+
+
+def record_stubbornly(task: str, staging: DemoStaging) -> TaskAttempts:
+    attempts = TaskAttempts(task, 1, 3, {})
+    record_attempts(StubbornRecorder(), staging, [attempts], 1, lambda: None)
+    return attempts
+
+
+@pytest.mark.parametrize(
+    ("task", "message"),
+    [
+        ("raising", "recording raising attempt 1 crashed"),
+        ("dying", "recorded dying attempt 1 died"),
+    ],
+)
+def test_crash_names_task_and_attempt_and_is_no_failure(task, message, tmp_path):
+    staging = DemoStaging(tmp_path)
+    with pytest.raises(AttemptCrashError, match=message):
+        record_stubbornly(task, staging)
+    assert staging.outcomes(task) == {0: False}
+
+
+def test_expert_that_keeps_failing_is_an_error_with_the_count(tmp_path):
+    with pytest.raises(InvalidInputError, match="solved hopeless in 0 of 3 attempts, 1 episodes"):
+        record_stubbornly("hopeless", DemoStaging(tmp_path))

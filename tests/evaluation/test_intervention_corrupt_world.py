@@ -1,0 +1,175 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
+from tests.fixtures.policy import tiny_train_config
+from world_modality.evaluation.offline_run import OfflineRun
+from world_modality.intervention_corrupt_world import CorruptWorldConfig, run
+from world_modality.policy.predictions import predict
+from world_modality.source.episodes import Episodes
+from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.corruption import (
+    marginal_tokens,
+    stale_tokens,
+    task_shuffled_tokens,
+    uniform_tokens,
+)
+from world_modality.training.single import run as train
+
+ROOT = Path(__file__).parents[2]
+
+
+def rng(seed=0):
+    return np.random.default_rng(seed)
+
+
+@pytest.fixture
+def episodes():
+    lengths = [5, 3, 7, 4]
+    return Episodes.from_frames(
+        np.repeat(np.arange(4), lengths), np.repeat(np.array([0, 1, 0, 1]), lengths)
+    )
+
+
+def test_uniform_draws_every_used_code_equally_often_and_no_unused_one():
+    train = np.array([2] * 90 + [5] * 9 + [7])
+    draw = uniform_tokens(train, 30_000)(rng())
+    values, counts = np.unique(draw, return_counts=True)
+    assert values.tolist() == [2, 5, 7]
+    assert stats.chisquare(counts).pvalue > 1e-3
+
+
+def test_marginal_draws_codes_as_often_as_training_has_them():
+    train = np.array([2] * 90 + [5] * 9 + [7])
+    values, counts = np.unique(marginal_tokens(train, 30_000)(rng()), return_counts=True)
+    assert values.tolist() == [2, 5, 7]
+    assert stats.chisquare(counts, 30_000 * np.array([0.9, 0.09, 0.01])).pvalue > 1e-3
+
+
+def test_task_shuffle_permutes_within_the_task_and_among_the_given_frames_only(episodes):
+    tokens = np.arange(19)
+    frames = np.r_[0:8, 8:15]
+    shuffled = task_shuffled_tokens(tokens, episodes, frames)(rng())
+    task = episodes.tasks[episodes.of_frame[frames]]
+    for value in (0, 1):
+        assert sorted(shuffled[task == value]) == sorted(tokens[frames][task == value])
+    assert (shuffled != tokens[frames]).any()
+
+
+@pytest.mark.parametrize("num_steps", [1, 3, 100])
+def test_stale_tokens_equal_a_plain_loop(episodes, num_steps):
+    tokens = np.arange(19) * 10
+    frames = np.arange(19)
+    expected = []
+    for start, end in zip(episodes.starts, episodes.ends, strict=True):
+        expected += [int(tokens[max(start, t - num_steps)]) for t in range(start, end)]
+    assert stale_tokens(tokens, episodes, frames, num_steps).tolist() == expected
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """Return a cache whose actions only the token tells, and a checkpoint per arm."""
+    folder = tmp_path_factory.mktemp("trained")
+    cache = write_synthetic_cache(folder / "cache", SyntheticSpec(num_episodes=40))
+    paths = {
+        arm: train(
+            tiny_train_config(cache, folder / arm, arm, num_epochs=12, learning_rate=3e-3)
+        ).checkpoint
+        for arm in ("C", "C_no_world_input")
+    }
+    return cache, paths
+
+
+def config(trained, arm, out_dir, **changes):
+    cache, paths = trained
+    return CorruptWorldConfig(
+        checkpoint=paths[arm],
+        dataset_name=cache.dataset_name,
+        cache_dir=cache.cache_dir,
+        out_dir=out_dir,
+        device="cpu",
+        **changes,
+    )
+
+
+def test_the_ablation_is_run_and_its_ratio_is_exactly_one(trained, tmp_path, monkeypatch):
+    calls = []
+
+    def counted(policy, tensors, frames, world_tokens=None, progress=None):
+        calls.append(world_tokens)
+        return predict(policy, tensors, frames, world_tokens, progress)
+
+    monkeypatch.setattr("world_modality.intervention_corrupt_world.predict", counted)
+    report = run(config(trained, "C_no_world_input", tmp_path, num_draws=3))
+    assert len(calls) == 1 + 3 * 3 + 3
+    assert sum(tokens is not None for tokens in calls) == 12
+    for effect in report.corruptions.values():
+        assert (effect.ratio.value, effect.ratio.low, effect.ratio.high) == (1, 1, 1)
+        assert set(effect.ratio_per_draw) == {1}
+        assert effect.changed_tokens > 0
+
+
+def test_a_policy_that_uses_the_token_gets_worse_and_the_ratio_is_exact(trained, tmp_path):
+    report = run(config(trained, "C", tmp_path, num_draws=2, seed=4))
+    effect = report.corruptions["task_shuffle"]
+    assert effect.ratio.low is not None
+    assert effect.ratio.low > 1
+    opened = OfflineRun.open(config(trained, "C", None))
+    frames = opened.val_frames
+    clean = predict(opened.policy, opened.tensors, frames)
+    draw = task_shuffled_tokens(opened.tokens, opened.tensors.episodes, frames)
+    tokens = [draw(np.random.default_rng([4, i])) for i in range(2)]
+    corrupted = [predict(opened.policy, opened.tensors, frames, t) for t in tokens]
+    ratios = [c.squared_error.sum() / clean.squared_error.sum() for c in corrupted]
+    assert effect.ratio_per_draw == pytest.approx(ratios, rel=1e-5)
+    assert effect.ratio.value == pytest.approx(np.mean(ratios), rel=1e-5)
+    assert report.clean_mse.value == pytest.approx(
+        clean.squared_error.sum() / clean.valid.sum(), rel=1e-5
+    )
+    changed = np.mean([t != opened.tokens[frames] for t in tokens])
+    assert effect.changed_tokens == pytest.approx(changed)
+
+
+@pytest.mark.parametrize("without_error", ["clean", "task_shuffle"])
+def test_a_ratio_to_or_of_no_error_is_not_defined(
+    trained, tmp_path, monkeypatch, capsys, without_error
+):
+    def sums(opened, tokens, name):
+        return np.full(len(opened.episode_counts), 0.0 if name == without_error else 2.0)
+
+    monkeypatch.setattr("world_modality.intervention_corrupt_world._sums_with", sums)
+    report = run(config(trained, "C", tmp_path, num_draws=2))
+    effect = report.corruptions["task_shuffle"]
+    assert effect.ratio.value is effect.ratio.low is effect.ratio.high is None
+    assert effect.ratio_per_draw == [None, None]
+    assert "is not defined" in capsys.readouterr().out
+    others = [one.ratio.value for name, one in report.corruptions.items() if name != "task_shuffle"]
+    assert set(others) == ({None} if without_error == "clean" else {1.0})
+    assert list(tmp_path.rglob("corrupt_world.png"))
+
+
+def test_through_the_command_line_with_the_documented_flags(trained, tmp_path):
+    cache, paths = trained
+    command = [sys.executable, "-m", "world_modality.intervention_corrupt_world"]
+    command += ["--checkpoint", str(paths["C"]), "--dataset_name", cache.dataset_name]
+    command += ["--cache_dir", str(cache.cache_dir), "--out_dir", str(tmp_path)]
+    command += ["--stale_steps", "2", "5", "--num_draws", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert "the actions use what the token says" in done.stdout
+    report = json.loads((tmp_path / "corrupt_world.json").read_text())
+    names = ["uniform", "marginal", "task_shuffle", "stale:2", "stale:5"]
+    assert list(report["corruptions"]) == names
+    assert (tmp_path / "corrupt_world.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("changes", [{"num_draws": 0}, {"stale_steps": (0,)}])
+def test_impossible_settings_are_refused(trained, tmp_path, changes):
+    with pytest.raises(InvalidInputError, match=f"--{next(iter(changes))} must be at least 1"):
+        config(trained, "C", tmp_path, **changes)

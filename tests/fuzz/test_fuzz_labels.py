@@ -1,0 +1,214 @@
+"""A file of labels with one random change is refused, or read as the undamaged one, or the change
+is said.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+
+from coc_vla import coc_generation, score_labels, train, validate_labels
+from coc_vla.labels.file import LabelFile
+from coc_vla.labels.generation_config import CocGenerationConfig
+from coc_vla.labels.record import CocLabel, read_labels, scan_labels
+from tests.fixtures.coc import coc_train_config
+from tests.fixtures.lerobot import make_dataset
+from tests.fuzz.damage import (
+    change_byte,
+    change_json,
+    change_rows,
+    command_line,
+    damage_file,
+)
+from world_modality.cache.contract import Cache
+from world_modality.policy.checkpoint import load_checkpoint
+from world_modality.precompute_world_tokens import PrecomputeConfig
+from world_modality.precompute_world_tokens import run as precompute_world_tokens
+
+NUM_CASES = 500
+NUM_CASES_WITHOUT_CHECKSUM = 150
+NAME = "local/tiny"
+NUM_EPISODES = 8
+
+
+def change_line(path, rng):
+    """Change one key or value of one record."""
+    lines = path.read_text().splitlines()
+    at = int(rng.integers(len(lines)))
+    content, said = change_json(json.loads(lines[at]), rng)
+    lines[at] = json.dumps(content)
+    path.write_text("\n".join(lines) + "\n")
+    return f"line {at + 1} {said}"
+
+
+def change_lines(path, rng):
+    """Remove, double or swap a line."""
+    lines, said = change_rows(path.read_text().splitlines(), rng)
+    path.write_text("\n".join(lines) + "\n")
+    return said
+
+
+DAMAGE = {change_byte: 0.4, change_line: 0.4, change_lines: 0.18, damage_file: 0.02}
+
+
+def damage(path, seed):
+    rng = np.random.default_rng(seed)
+    kinds = list(DAMAGE)
+    change = kinds[int(rng.choice(len(kinds), p=list(DAMAGE.values())))]
+    return change(path, rng)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """Return a folder with a dataset, its cache, and labels of its episodes."""
+    home = tmp_path_factory.mktemp("home")
+    root = make_dataset(home / "tiny", num_episodes=NUM_EPISODES, num_frames=20)
+    config = PrecomputeConfig(
+        dataset_name=NAME,
+        dataset_root=root,
+        cache_dir=home / "cache",
+        vision_model_name="pixel-pca",
+        pixel_pca_size=8,
+        pixel_pca_components=6,
+        vq_num_tokens=8,
+        val_fraction=0.25,
+    )
+    precompute_world_tokens(config)
+    path = home / "coc.jsonl"
+    labels = CocGenerationConfig(
+        dataset_name=NAME,
+        dataset_root=root,
+        output_jsonl=path,
+        backend="rules",
+        position_dims=(0, 1, 2),
+        gripper_dim="none",
+    )
+    coc_generation.run(labels)
+    first = read_labels(path)[0]
+    failed = dataclasses.replace(first, coc_text=(), error="answer refused: too short")
+    text = path.read_text()
+    with LabelFile(path) as file:
+        file.empty()
+        file.append([failed])
+    path.write_text(path.read_text() + text)
+    return home
+
+
+def stages(home, path, out):
+    """Give each stage's command, its config, and what reads back its result."""
+    root = home / "tiny"
+    validate = validate_labels.ValidateLabelsConfig(
+        path, dataset_name=NAME, dataset_root=root, output_json=out / "report.json"
+    )
+    score = score_labels.ScoreConfig(
+        path, NAME, root, out / "scores", 2, position_dims=(0, 1, 2), gripper_dim="none"
+    )
+    cache = Cache(home / "cache", NAME)
+    small = {"use_language": False, "num_epochs": 1, "d_model": 16, "text_width": 16}
+    training = coc_train_config(cache, path, out / "logs", max_text_tokens=512, **small)
+
+    def scores():
+        content = json.loads((out / "scores" / "score_labels.json").read_text())
+        return {name: value for name, value in content.items() if name != "labels_jsonl"}
+
+    def weights():
+        stored = load_checkpoint(out / "logs" / "model_C_epoch0.pt", torch.device("cpu"))
+        both = {**stored.model, **stored.auxiliary_head["weights"]}
+        return {name: value.tolist() for name, value in both.items()}
+
+    def report():
+        return json.loads((out / "report.json").read_text())
+
+    return {
+        "validate": (validate_labels.run, validate, report),
+        "score": (score_labels.run, score, scores),
+        "train": (train.run, training, weights),
+    }
+
+
+@pytest.fixture(scope="module")
+def expected(home):
+    results = {}
+    for name, (run, config, read) in stages(home, home / "coc.jsonl", home / "out").items():
+        outcome = command_line(run, config)
+        assert outcome.kind == "done", outcome.said
+        results[name] = read()
+    assert results["validate"]["coverage"]["num_labels"] == NUM_EPISODES
+    return results
+
+
+def verdict(name, outcome, found, expected, path, intact):
+    """Say what a stage that went through made of a changed file.
+
+    Args:
+        name: the stage's.
+        outcome: what it printed.
+        found: its result.
+        expected: its result from the intact file.
+        path: the changed file.
+        intact: the other one.
+    """
+    written = {CocLabel.from_json(line) for line in intact.read_text().splitlines()}
+    scan = scan_labels(path)
+    if not set(scan.records.values()) <= written:
+        return "silently different"
+    if name == "validate":
+        # The report says what it found, so that it may differ where the damage is named.
+        lines, as_written = found["lines"], expected["lines"]
+        told = (lines["num_damaged"], lines["num_lines"]) != (0, as_written["num_lines"])
+        return "told" if told else "same" if found == expected else "silently different"
+    if scan.records == scan_labels(intact).records:
+        return "same" if found == expected else "silently different"
+    # A line is gone: the file is one of fewer labels, and every stage counts them.
+    num_labels = len(scan.labelled)
+    counted = {"score": f"{num_labels} labels", "train": "training episodes"}[name]
+    return "told" if counted in outcome.said else "silently different"
+
+
+@pytest.mark.slow
+def test_labels_with_one_random_change_are_refused_or_the_change_is_told(home, expected, tmp_path):
+    intact = home / "coc.jsonl"
+    counts = Counter()
+    faults = []
+    for seed in range(NUM_CASES):
+        out = tmp_path / str(seed)
+        path = out / "coc.jsonl"
+        out.mkdir()
+        shutil.copy(home / "coc.jsonl", path)
+        said = damage(path, seed)
+        for name, (run, config, read) in stages(home, path, out).items():
+            outcome = command_line(run, config)
+            kind = outcome.kind
+            if kind == "done":
+                kind = verdict(name, outcome, read(), expected[name], path, intact)
+            counts[name, kind] += 1
+            if kind not in ("refused", "same", "told"):
+                faults.append(f"seed {seed}, {said}: {name} {kind}\n{outcome.said[-2000:]}")
+        shutil.rmtree(out)
+    print(dict(sorted(counts.items())))
+    assert not faults, f"{len(faults)} of {NUM_CASES} cases:\n" + "\n".join(faults[:20])
+    assert counts["train", "refused"] > NUM_CASES / 2, "the damage is real"
+    assert counts["validate", "told"] > NUM_CASES / 2, "the damage is real"
+
+
+@pytest.mark.slow
+def test_labels_of_before_checksums_with_one_random_change_end_in_no_traceback(home, tmp_path):
+    lines = [json.loads(line) for line in (home / "coc.jsonl").read_text().splitlines()]
+    bare = [{k: v for k, v in line.items() if k != "checksum"} for line in lines]
+    faults = []
+    for seed in range(NUM_CASES_WITHOUT_CHECKSUM):
+        out = tmp_path / str(seed)
+        out.mkdir()
+        path = out / "coc.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in bare))
+        said = change_line(path, np.random.default_rng(seed))
+        for name, (run, config, _) in stages(home, path, out).items():
+            outcome = command_line(run, config)
+            if outcome.kind == "traceback":
+                faults.append(f"seed {seed}, {said}: {name}\n{outcome.said[-2000:]}")
+        shutil.rmtree(out)
+    assert not faults, f"{len(faults)} tracebacks:\n" + "\n".join(faults[:20])

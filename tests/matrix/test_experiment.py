@@ -1,0 +1,339 @@
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.project.test_readme import parsed_config
+from world_modality.experiment import ExperimentConfig, run
+from world_modality.matrix.experiment_file import ARMS, read_matrix
+from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs
+from world_modality.matrix.runner import Runner, is_done, remaining
+from world_modality.system.errors import (
+    InvalidInputError,
+    MissingFileError,
+    MissingKeyError,
+    UserError,
+)
+from world_modality.verdict.arms import CONTRASTS
+
+ROOT = Path(__file__).parents[2]
+MATRIX = {
+    "out_dir": "out",
+    "dataset_name": "local/demo",
+    "dataset_root": "data",
+    "caches": {"main": {"vision_model_name": "pixel-pca"}, "small": {"vq_num_tokens": 16}},
+    "seeds": [0, 1],
+    "train": {"num_epochs": 2, "use_language": True},
+    "cells": [
+        {"arms": ["A", "C"]},
+        {"arms": ["C_shuffled"], "cache": "small", "train": {"future_stride": 4}, "seeds": [7]},
+    ],
+    "rollouts": {
+        "stage": "benchmarks.metaworld.eval_metaworld_success",
+        "flags": {"n_trials": 3},
+        "corruptions": ["stale:8"],
+        "films": 2,
+    },
+}
+
+
+@pytest.fixture
+def matrix_file(tmp_path):
+    def write(**changes):
+        path = tmp_path / "matrix.yaml"
+        content = {**MATRIX, "out_dir": str(tmp_path / "out"), **changes}
+        path.write_text(yaml.safe_dump(content))
+        return path
+
+    return write
+
+
+def test_each_arm_and_seed_is_a_cell_with_commands_of_its_own(matrix_file):
+    jobs = {job.name: job for job in cell_jobs(read_matrix(matrix_file()))}
+    assert list(jobs) == [
+        "main/a_seed0",
+        "main/a_seed1",
+        "main/c_seed0",
+        "main/c_seed1",
+        "small-future_stride_4/c_shuffled_seed7",
+    ]
+    assert len({job.folder for job in jobs.values()}) == 5
+    train = jobs["small-future_stride_4/c_shuffled_seed7"].steps[0]
+    assert train.arguments[0] == "train_model_c.py"
+    for words in ("--token_control shuffled", "--future_stride 4", "--seed 7", "--use_language"):
+        assert words in train.shell
+    assert train.produces.name == "model_C_epoch1.pt"
+    of_a, of_c = (
+        [step.shell for step in jobs[name].steps if "eval_metaworld" in step.shell]
+        for name in ("main/a_seed0", "main/c_seed1")
+    )
+    assert len(of_a) == 1
+    assert "--save_videos --videos_per_task 2" in of_a[0]
+    assert "--corrupt_world stale:8" in of_c[1]
+    assert "--save_videos" not in of_c[0]
+
+
+def test_only_what_reads_its_own_token_is_rolled_out_with_a_wrong_one(matrix_file):
+    path = matrix_file(cells=[{"arms": list(ARMS)}], seeds=[0])
+    number = {
+        job.name.split("/")[1]: sum("eval_metaworld" in step.shell for step in job.steps)
+        for job in cell_jobs(read_matrix(path))
+    }
+    assert number.pop("c_seed0") == 2
+    assert number.pop("c_oracle_seed0") == 0
+    assert set(number.values()) == {1}
+
+
+def test_a_cell_may_name_the_corruptions_that_it_is_rolled_out_with(matrix_file):
+    groups = [
+        {"arms": ["B", "C"], "corruptions": ["task", "random"], "train": {"future_stride": 2}},
+        {"arms": ["C"], "corruptions": [], "train": {"future_stride": 3}},
+    ]
+    jobs = cell_jobs(read_matrix(matrix_file(cells=groups, seeds=[0])))
+    folders = {
+        job.name: [
+            step.produces.parent.name for step in job.steps if "eval_metaworld" in step.shell
+        ]
+        for job in jobs
+    }
+    assert folders == {
+        "main-future_stride_2/b_seed0": ["rollouts"],
+        "main-future_stride_2/c_seed0": ["rollouts", "rollouts_task", "rollouts_random"],
+        "main-future_stride_3/c_seed0": ["rollouts"],
+    }
+
+
+def test_every_command_is_one_that_its_stage_understands(monkeypatch):
+    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "verdict.yaml")
+    seen = set()
+    for job in [*preparation_jobs(matrix), *cell_jobs(matrix)]:
+        for step in job.steps:
+            parsed_config(step.shell, monkeypatch)
+            seen.add(step.arguments[1] if step.arguments[0] == "-m" else step.arguments[0])
+    assert len(seen) == 11
+
+
+def test_the_verdicts_matrix_has_what_the_report_compares():
+    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "verdict.yaml")
+    names = {job.name for job in cell_jobs(matrix)}
+    for contrast in CONTRASTS:
+        for arm in (contrast.first, contrast.second):
+            if arm not in ("A_pca", "A_random"):
+                assert f"main/{arm.lower()}_seed2" in names
+    assert "random/a_seed2" in names
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({"cels": []}, MissingKeyError, r"no key 'cels' in the matrix of .*; there are: cells,"),
+        ({"seeds": [0, "1"]}, InvalidInputError, "seeds of .* list of integers"),
+        ({"seeds": [1, 1]}, InvalidInputError, "names a seed twice"),
+        ({"seeds": None}, InvalidInputError, "the matrix of .* lacks seeds"),
+        ({"caches": {}}, InvalidInputError, "caches of .* names none"),
+        ({"train": {"num_epoch": 1}}, MissingKeyError, "'num_epoch' .* there are: num_epochs,"),
+        ({"train": {"seed": 1}}, MissingKeyError, "no flag of the trainer 'seed'"),
+        ({"cells": {"arms": ["A"]}}, InvalidInputError, "cells of .* has to be a list"),
+        ({"cells": [{"arms": ["C_dumy"]}]}, MissingKeyError, r"cells\[0\].*are: C_dummy,"),
+        ({"cells": [{"arms": ["A"], "cash": "x"}]}, MissingKeyError, "are: cache,"),
+        ({"cells": [{"arms": ["A"], "cache": "min"}]}, MissingKeyError, "are: main,"),
+        (
+            {"cells": [{"arms": ["C"], "corruptions": "task"}]},
+            InvalidInputError,
+            r"cells\[0\].corruptions of .* has to be a list, not 'task'",
+        ),
+        ({"rollouts": {"flags": {}}}, InvalidInputError, "rollouts of .* lacks stage"),
+        ({"rollouts": {"stage": "x", "film": 1}}, MissingKeyError, "are: films,"),
+        ({"rollouts": {"stage": "x", "films": True}}, InvalidInputError, "a task, not True"),
+    ],
+)
+def test_a_matrix_that_is_not_right_says_where_and_what_there_is(
+    matrix_file, changes, error, message
+):
+    with pytest.raises(error, match=message):
+        read_matrix(matrix_file(**changes))
+
+
+def test_a_file_that_is_no_matrix_is_refused(tmp_path):
+    with pytest.raises(MissingFileError, match="no matrix"):
+        read_matrix(tmp_path / "nowhere.yaml")
+    path = tmp_path / "matrix.yaml"
+    path.write_text("cells: [")
+    with pytest.raises(InvalidInputError, match="is no YAML"):
+        read_matrix(path)
+    path.write_text("just a word")
+    with pytest.raises(InvalidInputError, match="has to be a mapping"):
+        read_matrix(path)
+
+
+def test_a_cell_named_twice_is_refused(matrix_file):
+    path = matrix_file(cells=[{"arms": ["A", "B"]}, {"arms": ["B"], "seeds": [1]}])
+    with pytest.raises(InvalidInputError, match="twice: main/b_seed1"):
+        cell_jobs(read_matrix(path))
+
+
+def test_a_dry_run_prints_the_commands_and_makes_nothing(matrix_file, tmp_path, capsys):
+    assert run(ExperimentConfig(matrix_file(), dry_run=True)) == []
+    printed = capsys.readouterr().out
+    assert "# cell 4: small-future_stride_4/c_shuffled_seed7" in printed
+    assert printed.count("\npython train_") == 5
+    assert printed.splitlines()[-1].startswith("python -m world_modality.report")
+    assert not (tmp_path / "out").exists()
+
+
+def step(code: str, produces: Path) -> Step:
+    return Step(("-c", code), produces)
+
+
+def writing(path: Path) -> Step:
+    return step(f"open({str(path)!r}, 'a').write('x')", path)
+
+
+def test_what_is_done_is_not_run_again(tmp_path):
+    job = Job("one", tmp_path / "one", (writing(tmp_path / "a"), writing(tmp_path / "b")))
+    assert Runner(1).run([job]) == []
+    assert is_done(job)
+    assert Runner(1).run([job]) == []
+    assert (tmp_path / "a").read_text() == "x"
+    (tmp_path / "b").unlink()
+    assert remaining(job) == [job.steps[1]]
+    Runner(1).run([job])
+    assert (tmp_path / "a").read_text() == "x"
+    changed = Job("one", job.folder, (step("print(1)", tmp_path / "a"), job.steps[1]))
+    assert len(remaining(changed)) == 2
+
+
+def test_a_failed_job_is_shown_with_its_last_lines_and_does_not_stop_the_rest(tmp_path, capsys):
+    bad = step(
+        "import sys; [print('line', i) for i in range(40)]; print('\\rbar\\rno such flag');"
+        "sys.exit(3)",
+        tmp_path / "never",
+    )
+    jobs = [
+        Job("first", tmp_path / "first", (writing(tmp_path / "a"), bad, writing(tmp_path / "c"))),
+        Job("second", tmp_path / "second", (writing(tmp_path / "b"),)),
+    ]
+    (failure,) = Runner(1).run(jobs)
+    assert (failure.job, failure.code) == ("first", 3)
+    assert failure.last_lines[-1] == "no such flag"
+    assert failure.last_lines[0] == "line 29"
+    assert "first failed with exit code 3" in capsys.readouterr().out
+    assert (tmp_path / "b").exists()
+    assert not (tmp_path / "c").exists()
+    assert remaining(jobs[0]) == list(jobs[0].steps[1:])
+
+
+def test_a_command_that_makes_nothing_is_not_done(tmp_path):
+    job = Job("one", tmp_path / "one", (step("pass", tmp_path / "never"),))
+    with pytest.raises(InvalidInputError, match="ended well, but there is no"):
+        Runner(1).run([job])
+
+
+def test_several_jobs_run_at_once(tmp_path):
+    # Each waits for the other: one at a time would never end.
+    codes = [
+        "import pathlib, time\n"
+        f"pathlib.Path({str(tmp_path / mine)!r}).touch()\n"
+        f"while not pathlib.Path({str(tmp_path / other)!r}).exists(): time.sleep(0.02)"
+        for mine, other in (("a", "b"), ("b", "a"))
+    ]
+    jobs = [
+        Job(name, tmp_path / f"job_{name}", (step(code, tmp_path / name),))
+        for name, code in zip("ab", codes, strict=True)
+    ]
+    assert Runner(2).run(jobs) == []
+
+
+def test_a_cell_alone_wants_the_caches_first(matrix_file):
+    with pytest.raises(InvalidInputError, match="not prepared: cache main, cache small"):
+        run(ExperimentConfig(matrix_file(), cell=0))
+    with pytest.raises(InvalidInputError, match="has the cells 0 to 4"):
+        run(ExperimentConfig(matrix_file(), cell=5))
+
+
+def test_a_preparation_that_fails_ends_the_experiment(matrix_file, tmp_path):
+    with pytest.raises(UserError, match="cache main failed, which every cell needs"):
+        run(ExperimentConfig(matrix_file(dataset_root=str(tmp_path / "nowhere"))))
+
+
+def test_sigterm_ends_the_running_command_too(tmp_path):
+    marker = tmp_path / "running"
+    sleeper = (
+        f"import os, pathlib, time; pathlib.Path({str(marker)!r}).write_text(str(os.getpid()));"
+        "time.sleep(60)"
+    )
+    code = f"""
+import pathlib, sys
+from world_modality.matrix.jobs import Job, Step
+from world_modality.matrix.runner import Runner
+from world_modality.system.interruption import termination_as_interrupt
+step = Step(("-c", {sleeper!r}), pathlib.Path({str(marker)!r}))
+with termination_as_interrupt():
+    Runner(1).run([Job("one", pathlib.Path({str(tmp_path / "job")!r}), (step,))])
+"""
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
+    deadline = time.monotonic() + 60
+    while not (marker.exists() and marker.read_text()):
+        assert process.poll() is None, process.stderr.read()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    inner = int(marker.read_text())
+    process.send_signal(signal.SIGTERM)
+    process.wait(30)
+    process.stderr.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(inner, 0)
+
+
+@pytest.mark.slow
+def test_a_tiny_matrix_runs_through_the_real_stages_and_is_reported(tmp_path):
+    out_dir = tmp_path / "verdict"
+    matrix = {
+        "out_dir": str(out_dir),
+        "dataset_name": "local/tiny",
+        "dataset_root": str(tmp_path / "dataset"),
+        "prepare": [
+            {
+                "stage": "benchmarks.metaworld.collect_demos",
+                "flags": {
+                    "tasks": ["reach-v3", "button-press-topdown-v3"],
+                    "episodes_per_task": 6,
+                    "action_label": "expert",
+                },
+            }
+        ],
+        "caches": {"main": {"vision_model_name": "pixel-pca", "vq_num_tokens": 16}},
+        "seeds": [0, 1],
+        "train": {"num_epochs": 1, "d_model": 32, "n_layers": 1},
+        "cells": [{"arms": ["A", "B", "C", "C_dummy", "C_oracle"]}],
+        "rollouts": {
+            "stage": "benchmarks.metaworld.eval_metaworld_success",
+            "flags": {"n_trials": 1, "check_parity": False, "max_steps": 20, "env_num": 1},
+            "corruptions": ["task"],
+            "films": 2,
+        },
+    }
+    path = tmp_path / "matrix.yaml"
+    path.write_text(yaml.safe_dump(matrix))
+    command = [sys.executable, "-m", "world_modality.experiment", str(path)]
+    done = subprocess.run(
+        [*command, "--max_parallel", "2"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "10 of 10 cells are done" in done.stdout
+    page = (out_dir / "report" / "report.html").read_text()
+    for text in ("C − C_dummy", "C_oracle − C", "2 seeds", "Success in closed loop", "video/mp4"):
+        assert text in page
+    before = {p: p.stat().st_mtime_ns for p in out_dir.glob("cells/**/*.pt")}
+    cell = json.loads((out_dir / "cells/main/c_seed1/done.json").read_text())
+    assert len(cell["commands"]) == 5
+    again = subprocess.run([*command], cwd=ROOT, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert "10 of 10 are done already" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in before} == before

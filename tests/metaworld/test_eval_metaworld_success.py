@@ -1,0 +1,118 @@
+"""Closed-loop evaluation in the real MetaWorld, through the stage's command line."""
+
+import dataclasses
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.demos.layouts import EVALUATION_STREAM, layout_seed
+from benchmarks.metaworld.eval_metaworld_success import EvalMetaworldConfig, run
+from benchmarks.metaworld.instructions import difficulty_groups, instructions
+from benchmarks.metaworld.suite import evaluation_episodes
+from tests.fixtures.metaworld import TASKS, record_two_tasks
+from world_modality.system.errors import InvalidInputError, MissingKeyError
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory):
+    return record_two_tasks(tmp_path_factory.mktemp("metaworld"))
+
+
+@pytest.fixture(scope="module")
+def checkpoints(recorded, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    return tuple(recorded.train(folder / arm, arm) for arm in ("A", "C"))
+
+
+@pytest.fixture
+def config(recorded, checkpoints, tmp_path):
+    return EvalMetaworldConfig(
+        checkpoint=checkpoints,
+        out_dir=tmp_path / "rollouts",
+        n_trials=2,
+        env_num=2,
+        max_steps=24,
+        dataset_root=recorded.dataset_root,
+        num_parity_episodes=2,
+    )
+
+
+def results(folder: Path) -> list[dict]:
+    lines = (folder / "results.jsonl").read_text().splitlines()
+    return sorted(
+        (json.loads(line) for line in lines),
+        key=lambda r: (r["checkpoint"], r["task"], r["episode"]),
+    )
+
+
+def command(config: EvalMetaworldConfig) -> list[str]:
+    flags = ["--checkpoint", *map(str, config.checkpoint), "--out_dir", str(config.out_dir)]
+    flags += ["--dataset_root", str(config.dataset_root)]
+    for name in ("n_trials", "env_num", "max_steps", "num_parity_episodes"):
+        flags += [f"--{name}", str(getattr(config, name))]
+    return [sys.executable, "-m", "benchmarks.metaworld.eval_metaworld_success", *flags]
+
+
+def test_command_line_writes_results_and_summary_after_the_parity_check(config):
+    done = subprocess.run(
+        [*command(config), "--save_videos"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    lines = results(config.out_dir)
+    assert len(lines) == 2 * len(TASKS) * 2
+    assert {line["task"] for line in lines} == set(TASKS)
+    for line in lines:
+        assert line["error"] is None
+        assert line["success"] in (True, False)
+        assert line["num_steps"] == 24 or line["success"]
+        assert line["instruction"] == instructions()[line["task"]]
+        assert line["initial_state"] == layout_seed(
+            0, EVALUATION_STREAM, line["task"], line["episode"]
+        )
+        assert line["rendering"]["image_size"] == 48
+        assert set(line["versions"]) >= {"metaworld", "mujoco"}
+    assert "average over 2 tasks" in done.stdout
+    assert "| group easy |" in done.stdout
+    assert "McNemar" in done.stdout
+    assert "parity" in done.stdout
+    assert (config.out_dir / "summary.md").exists()
+    videos = list(config.out_dir.glob("videos/**/*.mp4"))
+    assert len(videos) == len(lines)
+
+
+def test_results_do_not_depend_on_the_number_of_environments(config, tmp_path):
+    outcomes = []
+    for env_num in (1, 3):
+        folder = tmp_path / str(env_num)
+        run(dataclasses.replace(config, env_num=env_num, out_dir=folder, check_parity=False))
+        varying = ("seconds",)
+        outcomes.append([{k: v for k, v in r.items() if k not in varying} for r in results(folder)])
+    assert outcomes[0] == outcomes[1]
+    assert len(outcomes[0]) == 8
+
+
+def test_episodes_are_a_function_of_task_and_number_alone():
+    few = evaluation_episodes({"push-v3": "Push"}, 3, seed=0, max_steps=500)
+    many = evaluation_episodes({"reach-v3": "Reach", "push-v3": "Push"}, 5, seed=0, max_steps=500)
+    assert few == [episode for episode in many if episode.task == "push-v3"][:3]
+    assert len({episode.initial_state for episode in many}) == len(many)
+
+
+def test_difficulty_groups_cover_every_task_once():
+    members = [task for group in difficulty_groups().values() for task in group]
+    assert sorted(members) == sorted(instructions())
+
+
+def test_unknown_task_names_the_nearest(config):
+    with pytest.raises(MissingKeyError, match="'push-v2' in MetaWorld; there are: push-v3"):
+        run(dataclasses.replace(config, tasks=("push-v2",)))
+
+
+def test_more_steps_than_metaworld_allows_are_refused(config):
+    with pytest.raises(InvalidInputError, match="500 steps"):
+        dataclasses.replace(config, max_steps=501)

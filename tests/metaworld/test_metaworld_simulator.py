@@ -1,0 +1,276 @@
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from benchmarks.demos.layouts import (
+    DEMONSTRATION_STREAM,
+    EVALUATION_STREAM,
+    layout_seed,
+    noise_generator,
+)
+from benchmarks.demos.rendering_record import gl_backend
+from benchmarks.metaworld.instructions import ALL_TASKS, instructions, select_tasks
+from benchmarks.metaworld.simulator import (
+    ENVIRONMENT_STATE_KEY,
+    ENVIRONMENT_STATE_NAMES,
+    IMAGE_KEY,
+    STATE_KEY,
+    MetaworldSimulator,
+    Rendering,
+    scripted_expert,
+)
+from world_modality.system.errors import InvalidInputError, MissingKeyError, UserError
+
+SMALL = Rendering(image_size=64, gl_backend=gl_backend())
+STILL = np.zeros(4, np.float32)
+LAYOUT_SEED_0 = 5936204433695535729
+
+
+@pytest.fixture(scope="module")
+def reach():
+    simulator = MetaworldSimulator("reach-v3", SMALL)
+    yield simulator
+    simulator.close()
+
+
+def first_observation(simulator, layout_seed):
+    simulator.reset(layout_seed)
+    return simulator.observe()
+
+
+def test_observation_has_the_documented_keys_shapes_and_types(reach):
+    observation = first_observation(reach, 1)
+    described = {key: (value.shape, value.dtype.name) for key, value in observation.items()}
+    assert described == {
+        IMAGE_KEY: ((64, 64, 3), "uint8"),
+        STATE_KEY: ((4,), "float32"),
+        ENVIRONMENT_STATE_KEY: ((len(ENVIRONMENT_STATE_NAMES),), "float32"),
+    }
+
+
+def test_environment_state_holds_what_its_names_say(reach):
+    observation = first_observation(reach, 1)
+    named = dict(zip(ENVIRONMENT_STATE_NAMES, observation[ENVIRONMENT_STATE_KEY], strict=True))
+    puck = reach._env.data.body("obj").xpos
+    np.testing.assert_allclose([named[f"object_1_{axis}"] for axis in "xyz"], puck, atol=1e-6)
+    goal = reach._env._target_pos
+    np.testing.assert_allclose([named[f"goal_{axis}"] for axis in "xyz"], goal, atol=1e-6)
+    hand = reach._env.data.body("hand").xpos
+    np.testing.assert_allclose(observation[STATE_KEY][:3], hand, atol=1e-6)
+
+
+def test_image_is_the_raw_render_turned_by_180_degrees(reach):
+    import mujoco
+
+    reach.reset(2)
+    renderer = mujoco.Renderer(reach._env.model, 64, 64)
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+    renderer.update_scene(reach._env.data, camera="corner2")
+    raw = renderer.render()
+    renderer.close()
+    np.testing.assert_array_equal(reach.render(), raw[::-1, ::-1])
+
+
+def thumbnail(image: np.ndarray) -> np.ndarray:
+    return image.reshape(60, 8, 60, 8, 3).mean((1, 3))
+
+
+def assert_same_view_as(reference: np.ndarray) -> None:
+    """Compare with an image of 480x480; shadows and the drawer's place may differ."""
+    simulator = MetaworldSimulator(
+        "drawer-open-v3", Rendering(image_size=480, gl_backend=gl_backend())
+    )
+    image = thumbnail(first_observation(simulator, 0)[IMAGE_KEY])
+    simulator.close()
+
+    def distance(turned: np.ndarray) -> float:
+        return float(np.abs(turned - thumbnail(reference)).mean())
+
+    assert distance(image) < 12
+    for wrong in (image[::-1, ::-1], image[::-1], image[:, ::-1]):
+        assert distance(wrong) > 3 * distance(image)
+
+
+def test_view_is_that_of_metaworlds_own_renderer_turned():
+    from metaworld.env_dict import ALL_V3_ENVIRONMENTS
+
+    theirs = ALL_V3_ENVIRONMENTS["drawer-open-v3"](render_mode="rgb_array", camera_name="corner2")
+    theirs.model.cam_pos[2] = [0.75, 0.075, 0.7]
+    theirs._freeze_rand_vec = False
+    theirs.reset()
+    image = theirs.render()
+    theirs.close()
+    assert_same_view_as(np.flip(image, (0, 1)))
+
+
+@pytest.mark.slow
+def test_view_is_that_of_the_public_lerobot_environment():
+    from lerobot.envs.metaworld import MetaworldEnv
+
+    theirs = MetaworldEnv("drawer-open-v3", obs_type="pixels")
+    image = theirs.reset()[0]["pixels"]
+    theirs.close()
+    assert_same_view_as(image)
+
+
+def test_renders_without_shadows_reflections_and_multisampling(reach):
+    import mujoco
+
+    flags = reach._renderer.scene.flags
+    assert not flags[mujoco.mjtRndFlag.mjRND_SHADOW]
+    assert not flags[mujoco.mjtRndFlag.mjRND_REFLECTION]
+    assert reach._renderer._mjr_context.offSamples == 0
+
+
+def test_same_seed_gives_the_same_episode_whatever_was_played_before(reach):
+    def play(simulator: MetaworldSimulator, seed: int) -> list[np.ndarray]:
+        expert = scripted_expert("reach-v3")
+        observations = [first_observation(simulator, seed)]
+        for _ in range(10):
+            action = np.clip(expert(simulator.raw_observation), -1, 1).astype(np.float32)
+            simulator.step(action)
+            observations.append(simulator.observe())
+        return [value for observation in observations for value in observation.values()]
+
+    play(reach, 5)
+    again = play(reach, 6)
+    fresh_simulator = MetaworldSimulator("reach-v3", SMALL)
+    fresh = play(fresh_simulator, 6)
+    fresh_simulator.close()
+    for one, other in zip(again, fresh, strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_an_expert_that_writes_into_its_observation_changes_nothing_that_is_recorded():
+    simulator = MetaworldSimulator("door-open-v3", SMALL)
+    before = first_observation(simulator, 0)
+    scripted_expert("door-open-v3")(simulator.raw_observation)
+    np.testing.assert_array_equal(
+        simulator.observe()[ENVIRONMENT_STATE_KEY], before[ENVIRONMENT_STATE_KEY]
+    )
+    simulator.close()
+
+
+def test_layouts_differ_between_seeds(reach):
+    layouts = {tuple(first_observation(reach, seed)[ENVIRONMENT_STATE_KEY]) for seed in range(5)}
+    assert len(layouts) == 5
+
+
+def test_first_observation_shows_this_layout_and_not_the_one_before():
+    simulator = MetaworldSimulator("drawer-open-v3", SMALL)
+    drawer_x = ENVIRONMENT_STATE_NAMES.index("object_1_x")
+    seen = []
+    for seed in range(3):
+        first = first_observation(simulator, seed)
+        simulator.step(STILL)
+        second = simulator.observe()
+        seen.append(first[ENVIRONMENT_STATE_KEY][drawer_x])
+        np.testing.assert_allclose(
+            first[ENVIRONMENT_STATE_KEY][drawer_x],
+            second[ENVIRONMENT_STATE_KEY][drawer_x],
+            atol=1e-3,
+        )
+    simulator.close()
+    assert np.ptp(seen) > 0.01
+
+
+@pytest.mark.parametrize("action", [np.zeros(3, np.float32), np.full(4, np.nan, np.float32)])
+def test_refuses_an_action_that_is_not_four_finite_numbers(reach, action):
+    reach.reset(0)
+    with pytest.raises(ValueError, match="4 finite numbers"):
+        reach.step(action)
+
+
+def test_clips_actions_to_the_unit_range(reach):
+    reach.reset(3)
+    reach.step(np.full(4, 5, np.float32))
+    beyond = reach.observe()
+    reach.reset(3)
+    reach.step(np.ones(4, np.float32))
+    at_limit = reach.observe()
+    np.testing.assert_array_equal(beyond[STATE_KEY], at_limit[STATE_KEY])
+
+
+def test_unknown_task_names_the_nearest_first():
+    with pytest.raises(MissingKeyError, match=r"'reach-v2' in MetaWorld; there are: reach-v3"):
+        MetaworldSimulator("reach-v2", SMALL)
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "advice"),
+    [
+        ("__EGL_VENDOR_LIBRARY_DIRS", "/nonexistent", "apt-get install libegl1"),
+        ("MUJOCO_EGL_DEVICE_ID", "gpu", "unset MUJOCO_GL and MUJOCO_EGL_DEVICE_ID=gpu"),
+        ("PYOPENGL_PLATFORM", "glx", "unset MUJOCO_GL and PYOPENGL_PLATFORM=glx"),
+    ],
+)
+def test_no_way_to_render_says_what_mends_it(variable, value, advice):
+    program = (
+        "from benchmarks.metaworld.simulator import MetaworldSimulator, Rendering\n"
+        "from world_modality.system.errors import UserError\n"
+        "try:\n    MetaworldSimulator('reach-v3', Rendering())\n"
+        "except UserError as error:\n    print(error)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env={**os.environ, variable: value},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert "cannot render off screen" in done.stdout
+    assert advice in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_rendering_survives_its_record():
+    rendering = Rendering(image_size=96, shadows=True, camera_position=(1.0, 2.0, 3.0))
+    assert Rendering.from_record(rendering.record()) == rendering
+
+
+def test_record_with_an_unknown_setting_is_refused():
+    with pytest.raises(InvalidInputError, match="fog"):
+        Rendering.from_record({**Rendering().record(), "fog": True})
+
+
+def test_all_names_every_task_that_has_an_expert():
+    from metaworld.policies import ENV_POLICY_MAP
+
+    assert set(select_tasks([ALL_TASKS])) == set(ENV_POLICY_MAP)
+    assert len(set(instructions().values())) == 49
+
+
+def test_tasks_are_refused_when_empty_or_repeated():
+    for names in ([], ["push-v3", "push-v3"]):
+        with pytest.raises(UserError, match="distinct"):
+            select_tasks(names)
+
+
+def test_evaluation_layouts_are_none_of_the_demonstrations():
+    demonstrations = {
+        layout_seed(seed, DEMONSTRATION_STREAM, "push-v3", number)
+        for seed in range(4)
+        for number in range(250)
+    }
+    evaluation = {
+        layout_seed(seed, EVALUATION_STREAM, "push-v3", number)
+        for seed in range(4)
+        for number in range(250)
+    }
+    assert len(demonstrations) == len(evaluation) == 1000
+    assert not demonstrations & evaluation
+
+
+def test_layout_seed_is_the_documented_function():
+    # Written down: a change would silently give other layouts to recorded datasets.
+    assert layout_seed(0, DEMONSTRATION_STREAM, "push-v3", 0) == LAYOUT_SEED_0
+    assert layout_seed(0, DEMONSTRATION_STREAM, "reach-v3", 0) != LAYOUT_SEED_0
+
+
+def test_noise_is_independent_between_attempts():
+    one, other = (noise_generator(0, DEMONSTRATION_STREAM, "push-v3", number) for number in (0, 1))
+    assert not np.array_equal(one.standard_normal(4), other.standard_normal(4))

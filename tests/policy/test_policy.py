@@ -1,0 +1,181 @@
+import dataclasses
+
+import pytest
+import torch
+
+from tests.fixtures.policy import MODEL_TYPES, tiny_policy_config
+from world_modality.policy.network import WorldPolicy, policy_config_from_dict
+from world_modality.system.errors import InvalidInputError
+
+BATCH = 5
+
+
+def inputs(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return (
+        torch.randn(BATCH, 2, 6, generator=generator).half(),
+        torch.randn(BATCH, 2, 4, generator=generator),
+        torch.randint(0, 8, (BATCH,), generator=generator),
+    )
+
+
+def build(model_type, seed=0, **changes):
+    torch.manual_seed(seed)
+    return WorldPolicy(tiny_policy_config(model_type, **changes)).eval()
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_output_shapes(model_type):
+    output = build(model_type)(*inputs())
+    assert output.actions.shape == (BATCH, 4, 3)
+    if model_type == "A":
+        assert output.world_logits is None
+    else:
+        assert output.world_logits.shape == (BATCH, 3, 8)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_only_model_c_depends_on_the_world_token(model_type):
+    policy = build(model_type)
+    embeddings, states, tokens = inputs()
+    before = policy(embeddings, states, tokens)
+    after = policy(embeddings, states, (tokens + 1) % 8)
+    same_actions = torch.equal(before.actions, after.actions)
+    assert same_actions == (model_type != "C")
+    if model_type != "A":
+        assert torch.equal(before.world_logits, after.world_logits) == (model_type != "C")
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_arm_depends_on_embedding_and_state(model_type):
+    policy = build(model_type)
+    embeddings, states, tokens = inputs()
+    before = policy(embeddings, states, tokens).actions
+    assert not torch.equal(before, policy(embeddings + 1, states, tokens).actions)
+    assert not torch.equal(before, policy(embeddings, states + 1, tokens).actions)
+
+
+def test_block_world_to_action_cuts_the_actions_off_from_the_token_but_not_the_futures():
+    policy = build("C", block_world_to_action=True)
+    embeddings, states, tokens = inputs()
+    before = policy(embeddings, states, tokens)
+    after = policy(embeddings, states, (tokens + 1) % 8)
+    assert torch.equal(before.actions, after.actions)
+    assert not torch.equal(before.world_logits, after.world_logits)
+
+
+@pytest.mark.parametrize("block", [False, True])
+@pytest.mark.parametrize("instruction_dim", [0, 5])
+def test_attention_mask_equals_the_documented_table(block, instruction_dim):
+    policy = build("C", block_world_to_action=block, instruction_dim=instruction_dim)
+    kinds = ["lang"] if instruction_dim else []
+    kinds += ["obs"] * 2 + ["world"] + ["fut"] * 3 + ["act"] * 4
+    for i, row in enumerate(kinds):
+        for j, column in enumerate(kinds):
+            seen = row == column
+            seen |= column == "lang"
+            seen |= column == "obs" and row != "lang"
+            seen |= column == "world" and row == "fut"
+            seen |= column == "world" and row == "act" and not block
+            assert bool(policy._blocked[i, j]) == (not seen), (row, column)
+
+
+def test_actions_do_not_see_the_future_queries():
+    policy = build("B")
+    before = policy(*inputs())
+    with torch.no_grad():
+        policy.fut_queries += 1
+    after = policy(*inputs())
+    assert torch.equal(before.actions, after.actions)
+    assert not torch.equal(before.world_logits, after.world_logits)
+
+
+def test_arms_with_one_seed_share_their_initial_weights():
+    reference = build("A").state_dict()
+    for model_type in ("B", "C", "C_no_world_input"):
+        other = build(model_type).state_dict()
+        for name, tensor in reference.items():
+            assert torch.equal(tensor, other[name]), (model_type, name)
+    b, c = build("B").state_dict(), build("C").state_dict()
+    assert all(torch.equal(tensor, c[name]) for name, tensor in b.items())
+
+
+def test_every_layer_of_the_trunk_starts_with_weights_of_its_own():
+    first, second = build("A").trunk.layers
+    assert not torch.equal(first.linear1.weight, second.linear1.weight)
+
+
+def test_the_ablation_is_model_b_weight_for_weight():
+    b, ablation = build("B"), build("C_no_world_input", world_input_scale=0.1)
+    assert torch.equal(b(*inputs()).actions, ablation(*inputs()).actions)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_policy_with_language_depends_on_the_instruction_and_refuses_to_do_without(model_type):
+    policy = build(model_type, instruction_dim=5)
+    instructions = torch.randn(BATCH, 5)
+    before = policy(*inputs(), instructions).actions
+    assert not torch.equal(before, policy(*inputs(), instructions + 1).actions)
+    with pytest.raises(ValueError, match="reads language"):
+        policy(*inputs())
+
+
+def test_world_input_scale_zero_removes_the_token():
+    policy = build("C", world_input_scale=0.0)
+    embeddings, states, tokens = inputs()
+    before = policy(embeddings, states, tokens).actions
+    assert torch.equal(before, policy(embeddings, states, (tokens + 1) % 8).actions)
+
+
+def test_world_input_layernorm_makes_the_token_independent_of_its_embeddings_scale():
+    policy = build("C", world_input_layernorm=True)
+    before = policy(*inputs()).actions
+    with torch.no_grad():
+        policy.world_embedding.weight *= 1000
+    torch.testing.assert_close(policy(*inputs()).actions, before, atol=2e-2, rtol=0)
+    plain = build("C")
+    before = plain(*inputs()).actions
+    with torch.no_grad():
+        plain.world_embedding.weight *= 1000
+    assert (plain(*inputs()).actions - before).abs().max() > 0.1
+
+
+def test_world_input_dropout_drops_whole_tokens_at_its_rate_and_only_in_training():
+    policy = build("C", world_input_dropout=0.25)
+    tokens = torch.arange(4000) % 8
+    torch.manual_seed(0)
+    dropped = (policy.train()._world_input(tokens)[:, 0] == policy.world_position).all(dim=1)
+    assert abs(float(dropped.float().mean()) - 0.25) < 0.03
+    kept = policy.eval()._world_input(tokens)[:, 0] != policy.world_position
+    assert kept.any(dim=1).all()
+
+
+def test_training_and_evaluation_mode_agree_without_dropout():
+    for model_type in MODEL_TYPES:
+        policy = build(model_type)
+        with torch.no_grad():
+            evaluated = policy.eval()(*inputs()).actions
+            trained = policy.train()(*inputs()).actions
+        torch.testing.assert_close(evaluated, trained)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"d_model": 30}, "multiple of --n_heads"),
+        ({"context_frames": 0}, "--context_frames must be at least 1"),
+        ({"future_stride": 0}, "--future_stride must be at least 1"),
+        ({"world_input_dropout": 1.0}, "--world_input_dropout must lie in"),
+    ],
+)
+def test_impossible_configs_are_refused(changes, message):
+    with pytest.raises(InvalidInputError, match=message):
+        tiny_policy_config("C", **changes)
+
+
+def test_a_stored_config_with_other_fields_is_refused():
+    values = dataclasses.asdict(tiny_policy_config("C"))
+    assert policy_config_from_dict(values) == tiny_policy_config("C")
+    del values["n_heads"]
+    with pytest.raises(InvalidInputError, match="n_heads"):
+        policy_config_from_dict(values)

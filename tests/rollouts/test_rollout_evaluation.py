@@ -1,0 +1,183 @@
+import dataclasses
+import json
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from benchmarks.rollouts.acting.instructions import with_wrong_instructions
+from benchmarks.rollouts.labels import checkpoint_labels
+from tests.fixtures.rollout import (
+    PointSuite,
+    evaluate_points,
+    lines,
+    outcomes,
+    point_config,
+    point_episodes,
+    write_checkpoint,
+)
+from world_modality.system.errors import InvalidInputError, UserError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return point_config(tmp_path)
+
+
+def test_checkpoints_share_episodes_and_are_compared(config, tmp_path):
+    other = write_checkpoint(tmp_path / "other" / "model_A.pt", 1.0)
+    both = dataclasses.replace(config, checkpoint=(*config.checkpoint, other), save_videos=True)
+    summary = evaluate_points(PointSuite(), point_episodes(), both)
+    assert [c["label"] for c in summary["checkpoints"]] == ["logs/model_A", "other/model_A"]
+    first, second = (
+        {
+            (r["task"], r["episode"], r["initial_state"], r["seed"])
+            for r in lines(both)
+            if r["checkpoint"] == str(path)
+        }
+        for path in both.checkpoint
+    )
+    assert first == second
+    assert len(first) == 10
+    (comparison,) = summary["comparisons"]
+    rates = [c["overall"]["success_rate"]["value"] for c in summary["checkpoints"]]
+    assert 0 < rates[0] < rates[1] == 1
+    assert comparison["difference"]["value"] == pytest.approx(rates[0] - rates[1])
+    assert set(summary["checkpoints"][0]["groups"]) == {"easy", "hard"}
+    assert summary["throughput"]["num_steps"] == sum(r["num_steps"] for r in lines(both))
+    assert json.loads((both.out_dir / "summary.json").read_text()) == summary
+    assert json.loads((both.out_dir / "config.json").read_text())["n_trials"] == 3
+    videos = {path.relative_to(both.out_dir / "videos") for path in both.out_dir.rglob("*.mp4")}
+    assert videos == {
+        Path(Path(r["checkpoint"]).parent.name, "model_A", r["task"])
+        / f"episode_00{r['episode']}_{'success' if r['success'] else 'failure'}.mp4"
+        for r in lines(both)
+    }
+
+
+def test_the_first_episodes_of_each_task_can_be_filmed_alone(config):
+    filmed = dataclasses.replace(config, save_videos=True, videos_per_task=1)
+    evaluate_points(PointSuite(), point_episodes(), filmed)
+    videos = list(filmed.out_dir.rglob("*.mp4"))
+    assert {path.parent.name for path in videos} == {one["task"] for one in lines(filmed)}
+    assert {path.name[: len("episode_000")] for path in videos} == {"episode_000"}
+    with pytest.raises(InvalidInputError, match="films nothing without --save_videos"):
+        dataclasses.replace(config, videos_per_task=1)
+
+
+def test_results_do_not_depend_on_env_num(config, tmp_path):
+    found = []
+    for env_num in (1, 3):
+        run = dataclasses.replace(config, env_num=env_num, out_dir=tmp_path / str(env_num))
+        evaluate_points(PointSuite(), point_episodes(), run)
+        found.append(outcomes(run))
+    assert found[0] == found[1]
+
+
+def test_errors_are_run_again_and_finished_episodes_stay(config, tmp_path, capsys):
+    suite = PointSuite(mended=tmp_path / "mended")
+    episodes = point_episodes(("left", "crashing"), 2)
+    summary = evaluate_points(suite, episodes, config)
+    assert summary["checkpoints"][0]["overall"]["num_errors"] == 2
+    assert summary["checkpoints"][0]["overall"]["num_episodes"] == 2
+    assert "error in crashing episode 0: ZeroDivisionError: physics" in capsys.readouterr().err
+    before = lines(config)
+    (tmp_path / "mended").touch()
+    again = evaluate_points(suite, episodes, dataclasses.replace(config, resume=True))
+    assert again["checkpoints"][0]["overall"]["num_errors"] == 0
+    after = lines(config)
+    assert after[:4] == before
+    assert [line["task"] for line in after[4:]] == ["crashing"] * 2
+    assert again["throughput"]["num_steps"] == sum(line["num_steps"] for line in after[4:])
+    evaluate_points(suite, episodes, dataclasses.replace(config, resume=True))
+    assert lines(config) == after, "nothing was left to do"
+
+
+def test_run_of_nothing_but_errors_is_an_error(config):
+    with pytest.raises(UserError, match=r"every episode ended in an error; .*results\.jsonl"):
+        evaluate_points(PointSuite(), point_episodes(("crashing",), 2), config)
+    assert (config.out_dir / "summary.md").exists()
+
+
+def test_more_episodes_can_be_added(config):
+    evaluate_points(PointSuite(), point_episodes(num_episodes=2), config)
+    more = dataclasses.replace(config, resume=True)
+    summary = evaluate_points(PointSuite(), point_episodes(num_episodes=4), more)
+    assert summary["checkpoints"][0]["overall"]["num_episodes"] == 8
+    assert len(lines(config)) == 8
+
+
+def test_earlier_results_are_neither_mixed_nor_lost(config):
+    evaluate_points(PointSuite(), point_episodes(), config)
+    before = lines(config)
+    with pytest.raises(InvalidInputError, match="holds results; --resume goes on with them"):
+        evaluate_points(PointSuite(), point_episodes(), config)
+    resumed = dataclasses.replace(config, resume=True)
+    with pytest.raises(InvalidInputError, match=r'style is "round" now and was "flat"'):
+        evaluate_points(PointSuite(rendering="round"), point_episodes(), resumed)
+    with pytest.raises(InvalidInputError, match="seed is 1 now and was 0"):
+        evaluate_points(PointSuite(), point_episodes(seed=1), resumed)
+    write_checkpoint(config.checkpoint[0], 0.9)
+    with pytest.raises(InvalidInputError, match="checkpoint_sha256 is "):
+        evaluate_points(PointSuite(), point_episodes(), resumed)
+    assert lines(config) == before
+    anew = dataclasses.replace(config, overwrite=True)
+    evaluate_points(PointSuite(), point_episodes(num_episodes=1), anew)
+    assert len(lines(config)) == 2
+
+
+def test_parity_is_checked_before_the_first_episode(config, monkeypatch):
+    def refuse(path, suite, config):
+        raise UserError(f"{path.name} in {suite.name}: images are flipped")
+
+    monkeypatch.setitem(
+        sys.modules, "benchmarks.rollouts.parity.check", SimpleNamespace(check_parity=refuse)
+    )
+    checked = dataclasses.replace(config, check_parity=True)
+    with pytest.raises(UserError, match=r"model_A\.pt in point: images are flipped"):
+        evaluate_points(PointSuite(), point_episodes(), checked)
+    assert (config.out_dir / "results.jsonl").read_bytes() == b""
+    evaluate_points(PointSuite(), point_episodes(), config)
+
+
+def test_wrong_instruction_is_another_tasks(config):
+    told = {"a": "go", "b": "go", "c": "stop", "d": "turn"}
+    episodes = [
+        dataclasses.replace(episode, instruction=told[episode.task])
+        for episode in point_episodes(tuple(told), 2)
+    ]
+    wrong = {e.task: e.instruction for e in with_wrong_instructions(episodes)}
+    assert wrong == {"a": "stop", "b": "stop", "c": "turn", "d": "go"}
+    with pytest.raises(InvalidInputError, match="all selected tasks are told 'go'"):
+        with_wrong_instructions(episodes[:4])
+    control = dataclasses.replace(config, wrong_instruction=True)
+    evaluate_points(PointSuite(), point_episodes(num_episodes=1), control)
+    assert {r["task"]: r["instruction"] for r in lines(config)} == {
+        "left": "go right",
+        "right": "go left",
+    }
+    assert "told another task's instruction" in (config.out_dir / "summary.md").read_text()
+
+
+def test_labels_are_short_and_distinct():
+    assert checkpoint_labels([Path("a/x.pt"), Path("b/y.pt")]) == ["x", "y"]
+    assert checkpoint_labels([Path("a/x.pt"), Path("b/x.pt")]) == ["a/x", "b/x"]
+    deep = [Path("1/a/x.pt"), Path("2/a/x.pt"), Path("2/b/y.pt")]
+    assert checkpoint_labels(deep) == ["1/a/x", "2/a/x", "2/b/y"]
+    with pytest.raises(InvalidInputError, match="names a file twice"):
+        checkpoint_labels([Path("a/x.pt"), Path("a/x.pt")])
+
+
+def test_copies_of_a_checkpoint_are_refused(config, tmp_path):
+    copy = write_checkpoint(tmp_path / "copy.pt", 0.3)
+    twice = dataclasses.replace(config, checkpoint=(*config.checkpoint, copy))
+    with pytest.raises(InvalidInputError, match=r"model_A\.pt and .*copy\.pt are the same"):
+        evaluate_points(PointSuite(), point_episodes(), twice)
+
+
+def test_results_lie_beside_the_checkpoint_by_default(config):
+    beside = dataclasses.replace(config, out_dir=None)
+    evaluate_points(PointSuite(), point_episodes(num_episodes=1), beside)
+    folder = config.checkpoint[0].parent / "rollouts_point_model_A"
+    assert (folder / "summary.png").exists()

@@ -1,0 +1,242 @@
+import http.server
+import json
+import os
+import re
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from world_modality.system.doctor_findings import (
+    DEPENDENCIES,
+    GL_PACKAGES,
+    Dependency,
+    device_finding,
+    disk_finding,
+    import_findings,
+    machine_finding,
+    rendering_finding,
+    video_finding,
+)
+from world_modality.system.doctor_probes import GL_LIBRARIES, ProbeResult, describe_end, run_probe
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+
+# Makes every EGL library unfindable, in each Python process that has its folder on PYTHONPATH.
+HIDE_EGL = """
+import ctypes
+real = ctypes._dlopen
+def without_egl(name, *rest):
+    if name and "EGL" in str(name):
+        raise OSError(f"{name}: cannot open shared object file")
+    return real(name, *rest)
+ctypes._dlopen = without_egl
+"""
+
+
+def run_doctor(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "world_modality.doctor", *arguments]
+    environment = {**os.environ, "HF_HUB_OFFLINE": "0", **variables}
+    return subprocess.run(
+        command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_findings_are_printed_and_written_as_json(tmp_path):
+    json_path = tmp_path / "report" / "doctor.json"
+    done = run_doctor(
+        "--checks", "machine", "disk", "--cache_dir", str(tmp_path), "--json_path", str(json_path)
+    )
+    assert done.returncode == 0, done.stderr
+    findings = json.loads(json_path.read_text())["findings"]
+    names = [finding["check"] for finding in findings]
+    assert names == ["machine", "disk of --cache_dir", "HF_LEROBOT_HOME"]
+    for finding in findings:
+        assert finding["found"] in done.stdout
+
+
+def test_a_failed_check_gives_exit_code_1_and_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    json_path = tmp_path / "doctor.json"
+    cache_dir = tmp_path / "file" / "cache"
+    done = run_doctor(
+        "--checks", "disk", "--cache_dir", str(cache_dir), "--json_path", str(json_path)
+    )
+    assert done.returncode == 1
+    assert "checks failed: disk of --cache_dir" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(json_path.read_text())["findings"][0]["status"] == "FAIL"
+
+
+def test_one_frame_is_rendered_with_egl():
+    done = run_doctor("--checks", "rendering", MUJOCO_GL="egl")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert re.search(r"^ok +rendering \(MUJOCO_GL=egl\) +drawn by \S", done.stdout, re.MULTILINE)
+
+
+def test_a_missing_egl_library_is_named_with_the_packages_that_bring_it(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(HIDE_EGL)
+    done = run_doctor("--checks", "rendering", MUJOCO_GL="egl", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "FAIL  rendering" in done.stdout
+    assert "libEGL.so.1, libEGL_mesa.so.0 or libEGL_nvidia.so.0 not found" in done.stdout
+    assert "apt-get install libegl1 libegl-mesa0 libgl1-mesa-dri (Debian" in done.stdout
+    assert "dnf install libglvnd-egl mesa-libEGL mesa-dri-drivers (Fedora" in done.stdout
+
+
+def test_a_crash_of_the_gl_driver_is_reported_and_does_not_end_the_doctor(tmp_path):
+    (tmp_path / "mujoco.py").write_text("import os; os.abort()")
+    done = run_doctor("--checks", "rendering", "machine", PYTHONPATH=str(tmp_path))
+    assert done.returncode == 1
+    assert "crashed (SIGABRT)" in done.stdout
+    assert "CPU cores" in done.stdout
+
+
+@pytest.mark.parametrize(("high", "word"), [(0, "black"), (90, "of one colour")])
+def test_a_frame_that_shows_nothing_is_a_failure(high, word):
+    answer = {"low": high, "high": high, "drawn_by": "driver", "seconds": 0.1}
+    finding = rendering_finding("egl", ProbeResult([{"missing_libraries": []}, answer], None))
+    assert finding.status == "FAIL"
+    assert word in finding.found
+
+
+def test_every_gl_library_has_packages_to_install():
+    assert set(GL_PACKAGES) == {" or ".join(names) for names in GL_LIBRARIES}
+
+
+def test_a_missing_dependency_names_the_requirement_and_what_it_is_for(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "needs_another.py").write_text("import torchvision_that_is_absent")
+    (tmp_path / "broken_library.py").write_text("raise OSError('libx.so.1: cannot open')")
+    findings = import_findings(
+        (
+            Dependency("numpy", "numpy", "arrays", essential=True),
+            Dependency("absent_module", "faiss-cpu", "assigning tokens"),
+            Dependency("absent_essential.part", "torch", "training", essential=True),
+            Dependency("needs_another", "lerobot", "datasets"),
+            Dependency("broken_library", "mujoco", "rollouts"),
+        )
+    )
+    assert [f.status for f in findings] == ["ok", "warn", "FAIL", "warn", "warn"]
+    assert findings[0].found.startswith(__import__("numpy").__version__)
+    assert findings[1].advice == (
+        "pip install -r requirements.txt brings faiss-cpu; needed for assigning tokens"
+    )
+    assert "brings torch; needed for training" in findings[2].advice
+    assert "install torchvision_that_is_absent" in findings[3].advice
+    assert "libx.so.1: cannot open" in findings[4].found
+
+
+def test_a_dependency_that_crashes_does_not_hide_those_after_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "crashing_module.py").write_text("import os; os.abort()")
+    (tmp_path / "raising_module.py").write_text("raise RuntimeError('wrong driver\\nsecond line')")
+    findings = import_findings(
+        (
+            Dependency("crashing_module", "faiss-cpu", "a", essential=True),
+            Dependency("raising_module", "torchcodec", "b"),
+            Dependency("numpy", "numpy", "c"),
+        )
+    )
+    assert [f.status for f in findings] == ["FAIL", "warn", "ok"]
+    assert findings[0].found == "crashed (SIGABRT)"
+    assert findings[1].found == "RuntimeError: wrong driver"
+
+
+def test_every_dependency_is_in_the_requirements():
+    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    required = {re.split(r"[\[<>=~! ;]", line)[0] for line in lines if line[:1].isalnum()}
+    assert {dependency.requirement for dependency in DEPENDENCIES} <= required
+
+
+@pytest.mark.slow
+def test_every_dependency_imports_here():
+    findings = import_findings(DEPENDENCIES)
+    assert [f for f in findings if f.status != "ok"] == []
+
+
+def test_an_unreachable_hub_is_a_warning_that_says_how_to_work_without():
+    done = run_doctor("--checks", "hub", HF_ENDPOINT="http://127.0.0.1:9")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("warn  hub")
+    assert "--dataset_root" in done.stdout
+    assert "pixel-pca" in done.stdout
+
+
+def test_a_hub_that_answers_is_reachable():
+    class Hub(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps({"id": "HuggingFaceVLA/libero", "sha": "0" * 40}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        done = run_doctor(
+            "--checks",
+            "hub",
+            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
+            NO_PROXY="127.0.0.1",
+        )
+        server.shutdown()
+    assert done.stdout.startswith("ok    hub"), done.stdout + done.stderr
+
+
+def test_a_probe_that_hangs_is_ended(tmp_path, monkeypatch):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    (tmp_path / "hanging_module.py").write_text("import time; time.sleep(60)")
+    result = run_probe("imports", "json=json", "hanging_module=x", timeout_s=2)
+    assert result.failure == "no answer within 2 s"
+    assert [answer["module"] for answer in result.answers] == ["json"]
+
+
+def test_the_device_that_auto_takes_is_computed_on():
+    result = run_probe("device")
+    assert result.failure is None
+    finding = device_finding(result, [])
+    assert finding.status in {"ok", "warn"}
+    assert "torch" in finding.found
+
+
+def test_a_gpu_that_torch_does_not_see_leads_to_another_torch_build():
+    answer = {"device": "cpu", "name": "", "num_devices": 0, "bf16": False, "build": "2.10 for CPU"}
+    without_gpu = device_finding(ProbeResult([answer], None), [])
+    unseen_gpu = device_finding(ProbeResult([answer], None), ["/dev/kfd"])
+    assert "KEEP_TORCH" not in without_gpu.advice
+    assert "/dev/kfd exists" in unseen_gpu.found
+    assert "make env KEEP_TORCH=1" in unseen_gpu.advice
+
+
+def test_a_gpu_that_does_not_compute_is_a_failure():
+    finding = device_finding(ProbeResult([], "RuntimeError: no kernel image"), ["/dev/nvidia0"])
+    assert finding.status == "FAIL"
+    assert "no kernel image" in finding.found
+
+
+def test_little_disk_and_little_memory_are_warnings():
+    assert disk_finding("disk", Path("/x"), free_gb=1.0, writable=True).status == "warn"
+    assert disk_finding("disk", Path("/x"), free_gb=100.0, writable=True).status == "ok"
+    assert machine_finding(2, memory_gb=4.0).status == "warn"
+    assert machine_finding(2, memory_gb=16.0).status == "ok"
+
+
+@pytest.mark.parametrize(
+    ("loading", "status", "words"),
+    [(["av", "torchcodec.decoders"], "ok", ""), (["av"], "warn", "ffmpeg"), ([], "warn", "av")],
+)
+def test_video_decoding_needs_one_decoder(loading, status, words):
+    finding = video_finding(ProbeResult([{"module": m, "version": "1"} for m in loading], None))
+    assert finding.status == status
+    assert words in finding.advice
+
+
+def test_the_exception_that_ended_a_probe_is_its_failure():
+    errors = "warning\nTraceback (most recent call last):\n  File\nValueError: first\nsecond\n"
+    assert describe_end(1, errors) == "ValueError: first"
+    assert describe_end(-11, errors) == "crashed (SIGSEGV)"
+    assert describe_end(3, "") == "no message"

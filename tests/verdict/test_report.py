@@ -1,0 +1,367 @@
+import dataclasses
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks.libero.eval_libero_success import EvalLiberoConfig
+from benchmarks.metaworld.eval_metaworld_success import EvalMetaworldConfig
+from benchmarks.rollouts.config import RolloutConfig
+from tests.fixtures.verdict import World, write_json, write_matrix, write_rollouts, write_run
+from tests.project.test_readme import parsed_config
+from world_modality.report import ReportConfig, build_document, run
+from world_modality.system.cli import write_config
+from world_modality.system.errors import InvalidInputError
+from world_modality.verdict import drawing
+from world_modality.verdict.contrast_results import compare_arms
+from world_modality.verdict.document import Commands, Figure, Table
+from world_modality.verdict.evidence import Evidence, collect_evidence
+from world_modality.verdict.measures import ACTION_ERROR, SUCCESS
+from world_modality.verdict.rollout_file import read_rollouts
+from world_modality.verdict.text_forms import csv_text, latex
+
+ROOT = Path(__file__).parents[2]
+ARMS = {"A": 0.03, "B": 0.0, "C": 0.0, "C_no_world_input": 0.0}
+RATES = {"A": 0.2, "B": 0.6, "C": 0.6, "C_no_world_input": 0.6}
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    write_matrix(tmp_path / "runs", World(), ARMS, success=RATES)
+    return tmp_path / "runs"
+
+
+def verdicts(evidence, measure):
+    results = compare_arms(measure, evidence, evidence.main)
+    return {result.contrast.name: result.verdict for result in results}
+
+
+def left_out(evidence: Evidence) -> dict[str, str]:
+    return {Path(one.path.split(" (")[0]).name: one.reason for one in evidence.left_out}
+
+
+def table(document, name: str) -> Table:
+    return next(b for b in document.blocks() if isinstance(b, Table) and b.name == name)
+
+
+def test_a_planted_effect_is_found_and_the_arms_without_one_are_not_resolved(matrix):
+    evidence = collect_evidence([matrix])
+    for measure in (ACTION_ERROR, SUCCESS):
+        found = verdicts(evidence, measure)
+        assert found["B − A"] == "B is better"
+        assert found["C − B"] == "not resolved"
+        assert found["C − C_no_world_input"] == "not resolved"
+    document = build_document((matrix,))
+    first, second, third = document.sections[0].blocks[1].items
+    assert "B is better" in first
+    assert second.count("not resolved") == 2
+    assert "raises the error (corrupted over clean 1.50" in third
+
+
+def test_a_planted_null_is_not_resolved_in_93_of_100_matrices(tmp_path):
+    arms = dict.fromkeys(("A", "B", "C", "C_no_world_input"), 0.0)
+    write_matrix(tmp_path, World(), arms)
+    evidence = collect_evidence([tmp_path])
+    runs = [run for _, _, run in evidence.main.all_runs()]
+    quiet = 0
+    for number in range(100):
+        world = World(seed=number)
+        of_seed = 0.01 * world.rng.normal(size=3)
+        for one in runs:
+            # Trainings of one arm differ, arms do not; uncorrected, ten matrices would find one.
+            own = of_seed[one.seed] + 0.015 * world.rng.normal()
+            one.evaluation["episodes"]["squared_error_sum"] = world.error_sums(0.05, own).tolist()
+            one.evaluation["episodes"]["num_steps"] = world.num_steps.tolist()
+        quiet += set(verdicts(evidence, ACTION_ERROR).values()) == {"not resolved"}
+    assert quiet >= 93
+
+
+def test_the_same_inputs_give_the_same_report_apart_from_its_time(matrix, tmp_path, monkeypatch):
+    for name in ("one", "two"):
+        monkeypatch.setattr("world_modality.report._made", lambda name=name: f"made {name}")
+        run(ReportConfig((matrix,), tmp_path / name))
+    one, two = (
+        {p.relative_to(d): p.read_bytes() for p in d.rglob("*") if p.is_file()}
+        for d in (tmp_path / "one", tmp_path / "two")
+    )
+    assert one.keys() == two.keys()
+    assert len(one) > 15
+    for path, content in one.items():
+        assert content.replace(b"made one", b"made two") == two[path], path
+
+
+def test_runs_of_another_cache_are_compared_apart(matrix):
+    world = World(seed=5)
+    for seed in range(2):
+        sums = world.error_sums(0.0, 0.0)
+        write_run(matrix / f"other_b_{seed}", world, "B", seed, sums, fingerprint="e" * 64)
+    evidence = collect_evidence([matrix])
+    assert evidence.main.fingerprint == "f" * 64
+    assert len(evidence.main.runs["B"]) == 3
+    assert "cache eeeeeeeeee instead of ffffffffff" in left_out(evidence)["other_b_0"]
+    rows = table(build_document((matrix,)), "settings").rows
+    assert {row[0].split()[0] for row in rows} == {"main", "cache"}
+
+
+def test_other_flags_are_named_and_not_mixed(matrix):
+    world = World(seed=6)
+    write_run(matrix / "wide", world, "C", 0, world.error_sums(0, 0), world_loss_weight=0.5)
+    reason = left_out(collect_evidence([matrix]))["wide"]
+    assert "world_loss_weight 0.5 instead of 0.2" in reason
+
+
+def test_arm_a_is_compared_whatever_its_unused_flags_say(tmp_path):
+    world = World()
+    write_run(tmp_path / "a", world, "A", 0, world.error_sums(0, 0), world_loss_weight=0.9)
+    write_run(tmp_path / "b", world, "B", 0, world.error_sums(0, 0))
+    assert collect_evidence([tmp_path]).main.arms == ["A", "B"]
+
+
+def test_arm_a_that_joins_two_groups_is_not_left_out_of_the_main_one(tmp_path):
+    world = World()
+    for seed in range(3):
+        for arm, changes in (("A", {}), ("B", {}), ("B", {"future_stride": 4})):
+            folder = tmp_path / f"{arm}_{seed}_{len(changes)}"
+            write_run(folder, world, arm, seed, world.error_sums(0, 0), **changes)
+    evidence = collect_evidence([tmp_path])
+    (other,) = evidence.others
+    assert evidence.main.arms == other.arms == ["A", "B"]
+    assert set(left_out(evidence)) == {f"B_{seed}_1" for seed in range(3)}
+    assert evidence.num_other_runs == 3
+
+
+def test_world_input_knobs_make_an_arm_of_its_own(tmp_path):
+    world = World()
+    write_run(tmp_path / "c", world, "C", 0, world.error_sums(0, 0))
+    write_run(tmp_path / "soft", world, "C", 0, world.error_sums(0, 0), world_input_scale=0.1)
+    evidence = collect_evidence([tmp_path])
+    assert evidence.main.arms == ["C", "C (scale 0.1)"]
+    assert "C (scale 0.1) − C" in verdicts(evidence, ACTION_ERROR)
+
+
+def test_a_control_encoder_joins_where_the_data_are_the_same(tmp_path):
+    world = World()
+    write_run(tmp_path / "a", world, "A", 0, world.error_sums(0, 0))
+    write_run(tmp_path / "b", world, "B", 0, world.error_sums(0, 0))
+    for name, split in (("random", "s" * 64), ("random_other_split", "t" * 64)):
+        data = {"encoder": "random-vit", "split": split}
+        sums = world.error_sums(0, 0)
+        write_run(tmp_path / name, world, "A", 0, sums, fingerprint=name * 8, data=data)
+    evidence = collect_evidence([tmp_path])
+    assert evidence.main.arms == ["A", "A_random", "B"]
+    assert evidence.main.runs["A_random"][0].folder.name == "random"
+    assert "split tttt" in left_out(evidence)["random_other_split"]
+
+
+def test_rollouts_of_another_gl_backend_are_left_out(matrix):
+    checkpoint = matrix / "c_0" / "model_C_epoch1.pt"
+    write_rollouts(matrix / "osmesa", World(), [checkpoint], [0.5], gl_backend="osmesa")
+    evidence = collect_evidence([matrix])
+    reason = next(o.reason for o in evidence.left_out if "osmesa" in o.path)
+    assert 'gl_backend "osmesa" instead of "egl"' in reason
+    assert evidence.conditions["gl_backend"] == "egl"
+
+
+def test_rollouts_are_matched_by_the_checkpoint_itself(matrix):
+    (matrix / "c_0" / "model_C_epoch1.pt").write_bytes(b"trained again since")
+    evidence = collect_evidence([matrix])
+    reasons = [o.reason for o in evidence.left_out if "c_0/model_C_epoch1.pt" in o.path]
+    assert len(reasons) == 1
+    assert "no run in this report has its checkpoint" in reasons[0]
+    results = compare_arms(SUCCESS, evidence, evidence.main)
+    assert {r.contrast.name: r.seeds for r in results}["C − B"] == (1, 2)
+
+
+def test_missing_empty_and_damaged_runs_are_listed(matrix, tmp_path):
+    (matrix / "empty").mkdir()
+    shutil.copytree(matrix / "a_0", matrix / "unevaluated")
+    shutil.rmtree(matrix / "unevaluated" / "eval_offline_model_A_epoch1")
+    shutil.copytree(matrix / "a_0", matrix / "damaged")
+    report = matrix / "damaged" / "eval_offline_model_A_epoch1" / "eval_offline.json"
+    report.write_text(report.read_text()[:50])
+    shutil.copytree(matrix / "a_0", matrix / "unfinished")
+    log = matrix / "unfinished" / "metrics.jsonl"
+    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    shutil.copytree(matrix / "c_0", matrix / "earlier")
+    earlier = matrix / "earlier" / "eval_offline_model_C_epoch1" / "eval_offline.json"
+    content = json.loads(earlier.read_text())
+    content["episodes"]["top1_hits_all"] = content["episodes"]["top1_hits_all"][0]
+    write_json(earlier, content)
+    shutil.copytree(matrix / "a_0", matrix / "twin")
+    write_json(
+        matrix / "begun" / "config.json", json.loads((matrix / "a_0/config.json").read_text())
+    )
+    (matrix / "no_episodes").mkdir()
+    (matrix / "no_episodes" / "results.jsonl").write_text("")
+    evidence = collect_evidence([matrix, tmp_path / "nowhere"])
+    reasons = left_out(evidence)
+    assert reasons["empty"] == "empty folder"
+    assert "run python -m world_modality.eval_offline --checkpoint" in reasons["unevaluated"]
+    assert "eval_offline.json is damaged" in reasons["damaged"]
+    assert "stopped after epoch 1 of 2" in reasons["unfinished"]
+    assert "token hits at k = 1 alone" in reasons["earlier"]
+    assert "same arm, seed and settings as" in reasons["twin"]
+    assert "no readable metrics.jsonl" in reasons["begun"]
+    assert reasons["results.jsonl"] == "holds no finished episode"
+    assert reasons["nowhere"] == "no such folder"
+    listed = {row[0] for row in table(build_document((matrix,)), "left_out").rows}
+    assert str(matrix / "damaged") in listed
+
+
+def test_without_any_run_the_error_says_what_is_wrong_with_each(tmp_path):
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InvalidInputError, match="empty: empty folder"):
+        collect_evidence([tmp_path])
+
+
+def test_the_command_of_each_run_is_one_that_its_script_understands(matrix, monkeypatch):
+    for arm, seed, finished in collect_evidence([matrix]).main.all_runs():
+        config = parsed_config(finished.command, monkeypatch)
+        assert (config.model_type, config.seed) == (arm, seed)
+        assert config.learning_rate == finished.config["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("suite", "config_type", "own"),
+    [
+        ("metaworld", EvalMetaworldConfig, {"tasks": ("push-v3", "reach-v3")}),
+        ("libero_object", EvalLiberoConfig, {"benchmark": "libero_object"}),
+    ],
+)
+def test_the_command_of_rollouts_repeats_the_flags_that_they_had(
+    tmp_path, monkeypatch, suite, config_type, own
+):
+    (checkpoint,) = write_matrix(tmp_path, World(), {"C": 0.0}, num_seeds=1)["C"]
+    path = write_rollouts(tmp_path / "task", World(), [checkpoint], [0.5], corruption="task")
+    path.write_text(path.read_text().replace('"suite": "metaworld"', f'"suite": "{suite}"'))
+    flags = {"check_parity": False, "n_trials": 7, "corrupt_world": "task", **own}
+    given = config_type((checkpoint,), out_dir=tmp_path / "task", env_num=3, resume=True, **flags)
+    write_config(given, path.with_name("config.json"))
+    (rollouts,) = read_rollouts(path)
+    assert ("--tasks" in rollouts.command) == ("tasks" in own)
+    repeated = parsed_config(rollouts.command, monkeypatch)
+    default = RolloutConfig.env_num
+    assert repeated == dataclasses.replace(given, env_num=default, resume=False)
+    (commands,) = (b for b in build_document((tmp_path,)).blocks() if isinstance(b, Commands))
+    assert rollouts.command in commands.lines
+
+
+def test_one_seed_is_called_one_seed(tmp_path):
+    write_matrix(tmp_path, World(), ARMS, num_seeds=1, success=RATES)
+    document = build_document((tmp_path,))
+    assert "One seed" in document.sections[0].blocks[2].text
+    assert "B is better, for this one seed" in document.sections[0].blocks[1].items[0]
+    rows = {row[0]: row for row in table(document, "resolution_action_mse").rows}
+    assert rows["C − B"][3] == "unknown from one seed"
+
+
+def test_every_figure_has_axes_units_and_n(matrix, monkeypatch):
+    drawn = []
+    to_svg = drawing.svg_bytes
+
+    def keep(figure):
+        drawn.append(figure)
+        return to_svg(figure)
+
+    for name in ("contrast", "success", "corruption", "token", "curves", "offline_online"):
+        monkeypatch.setattr(f"world_modality.verdict.{name}_section.svg_bytes", keep)
+    document = build_document((matrix,))
+    figures = [block for block in document.blocks() if isinstance(block, Figure)]
+    assert len(figures) == len(drawn) >= 6
+    for block, figure in zip(figures, drawn, strict=True):
+        words = block.caption + "".join(axis.get_title() for axis in figure.axes)
+        for axis in figure.axes:
+            assert axis.get_xlabel()
+            categories = any(re.search("[a-z]", t.get_text()) for t in axis.get_yticklabels())
+            assert axis.get_ylabel() or categories
+            words += "".join(label.get_text() for label in axis.get_yticklabels())
+        assert re.search(r"n = |seeds", words), block.name
+        assert block.rows
+        assert len(block.rows[0]) == len(block.header)
+
+
+def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path):
+    write_matrix(tmp_path / "<b>runs & co", World(), ARMS, num_seeds=1)
+    run(ReportConfig((tmp_path / "<b>runs & co",), tmp_path / "report"))
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "&lt;b&gt;runs &amp; co" in page
+    assert "<b>runs" not in page
+    assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
+    assert "http" not in re.sub(r'src="data:[^"]*"', "", page)
+
+
+def test_tables_are_latex_and_csv_too(matrix, tmp_path):
+    out_dir = tmp_path / "report"
+    document = run(ReportConfig((matrix,), out_dir))
+    main = table(document, "main")
+    text = (out_dir / "tables" / "main.tex").read_text()
+    assert r"C\_no\_world\_input" in text
+    assert text.count(r"\\") == len(main.rows) + 1
+    assert latex(main) == text
+    assert csv_text(["a"], [["x,y"], [None]]) == 'a\n"x,y"\n""\n'
+    for block in document.blocks():
+        if isinstance(block, Figure):
+            assert (out_dir / "figures" / f"{block.name}.csv").read_text().count("\n") > 1
+            assert f"figures/{block.name}.svg" in (out_dir / "report.md").read_text()
+
+
+def test_token_accuracy_has_an_interval_at_each_horizon(matrix):
+    document = build_document((matrix,))
+    figure = next(
+        b for b in document.blocks() if isinstance(b, Figure) and b.name == "token_accuracy"
+    )
+    rows = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
+    of_c = [row for row in rows if row["predictor"] == "C"]
+    assert [(r["subset"], r["frames_ahead"]) for r in of_c] == [
+        (subset, k) for subset in ("all", "changed") for k in (1, 2)
+    ]
+    assert all(r["low"] <= r["top1_percent"] <= r["high"] for r in of_c)
+    assert {r["top1_percent"] for r in of_c if r["subset"] == "changed"} == {50.0}
+
+
+def test_films_and_token_grids_are_shown(matrix):
+    (matrix / "tokens").mkdir()
+    (matrix / "tokens" / "contact_sheet.jpg").write_bytes(b"jpeg")
+    folder = matrix / "rollouts_0" / "videos" / "model_C" / "push"
+    folder.mkdir(parents=True)
+    for episode in range(9):
+        (folder / f"episode_{episode:03d}_success.mp4").write_bytes(b"film")
+    section = next(
+        s for s in build_document((matrix,)).sections if s.title.startswith("Tokens and")
+    )
+    assert [getattr(block, "mime", "") for block in section.blocks].count("video/mp4") == 6
+    assert section.blocks[-1].text.startswith("3 more films")
+
+
+def test_the_command_line_writes_the_report_or_says_what_is_wrong(matrix, tmp_path):
+    command = [sys.executable, "-m", "world_modality.report"]
+    done = subprocess.run(
+        [*command, str(matrix), "--out_dir", str(tmp_path / "out")],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "B is better" in done.stdout
+    assert (tmp_path / "out" / "report.html").stat().st_size > 50_000
+    wrong = subprocess.run(
+        [*command, str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True
+    )
+    assert wrong.returncode == 1
+    assert "no such folder" in wrong.stderr
+
+
+def test_success_of_one_seed_has_newcombes_interval_and_mcnemars_test(tmp_path):
+    write_matrix(tmp_path, World(num_rollouts=40), ARMS, num_seeds=1, success=RATES)
+    evidence = collect_evidence([tmp_path])
+    result = compare_arms(SUCCESS, evidence, evidence.main)[0]
+    (pair,) = result.pairs
+    assert result.interval == pair.difference
+    assert result.p_value == pair.p_value < 0.05
+    assert pair.num_both + pair.num_only_first + pair.num_only_second + pair.num_neither == 40
+    assert np.sign(result.estimate.value) == 1

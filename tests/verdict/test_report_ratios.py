@@ -1,0 +1,160 @@
+"""The report's ratios of corrupted to clean action error, in its table, figure and verdict."""
+
+import csv
+import json
+import math
+import re
+
+import numpy as np
+import pytest
+
+from tests.fixtures.verdict import World, write_json, write_matrix, write_rollouts
+from world_modality.report import ReportConfig, build_document, run
+from world_modality.verdict.contrast_results import compare_arms
+from world_modality.verdict.document import Figure, Table
+from world_modality.verdict.evidence import collect_evidence
+from world_modality.verdict.measures import ACTION_ERROR
+from world_modality.verdict.token_use import offline_effects
+
+ARMS = {"B": 0.0, "C": 0.0}
+FACTORS = (4.34, 3.14, 1.91)
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    write_matrix(tmp_path / "runs", World(), ARMS)
+    corrupt(tmp_path / "runs", "stale:8", FACTORS)
+    return tmp_path / "runs"
+
+
+def corrupt(runs, name, factors, *, with_episodes=True):
+    """Rewrite C's reports, so that a corruption multiplies each seed's errors by a factor."""
+    for seed, factor in enumerate(factors):
+        (path,) = (runs / f"c_{seed}").glob("corrupt_world_*/corrupt_world.json")
+        report = json.loads(path.read_text())
+        clean = report["episodes"]["clean"]
+        report["episodes"][name] = [factor * error for error in clean]
+        report["corruptions"][name]["ratio"] = {
+            "value": factor or None,
+            "low": 0.9 * factor or None,
+            "high": 1.1 * factor or None,
+            "num_episodes": len(clean),
+        }
+        if not with_episodes:
+            del report["episodes"]
+        write_json(path, report)
+
+
+def block(document, kind, name):
+    return next(b for b in document.blocks() if isinstance(b, kind) and b.name == name)
+
+
+def row_of(document, corruption):
+    rows = block(document, Table, "corruption_offline").rows
+    return next(row for row in rows if row[:2] == ("C", corruption))
+
+
+def test_seeds_that_differ_give_the_geometric_mean_and_a_bound_above_0(matrix):
+    effects = offline_effects(collect_evidence([matrix]).main)
+    (effect,) = (e for e in effects if (e.arm, e.corruption) == ("C", "stale:8"))
+    assert effect.ratio.value == pytest.approx(math.prod(FACTORS) ** (1 / 3))
+    # By hand: standard deviation of the three logarithms, t of 2 degrees of freedom.
+    logs = [math.log(factor) for factor in FACTORS]
+    mean = sum(logs) / 3
+    reach = 4.3027 * math.sqrt(sum((log - mean) ** 2 for log in logs) / 2 / 3)
+    assert effect.ratio.low == pytest.approx(math.exp(mean - reach), rel=0.05)
+    assert effect.ratio.high == pytest.approx(math.exp(mean + reach), rel=0.05)
+    # The linear interval of these seeds is 3.1 ± 3.0.
+    assert effect.ratio.low > 1
+    assert effect.reading == "raises the error"
+
+
+def test_the_page_says_how_its_ratios_are_made(matrix):
+    document = build_document((matrix,))
+    caption = block(document, Table, "corruption_offline").caption
+    assert "Geometric mean over seeds" in caption
+    assert "logarithmic scale" in caption
+    assert "Not defined" not in caption
+    assert "logarithmic axis" in block(document, Figure, "corruption").caption
+    ratio, per_seed = row_of(document, "stale:8")[2:4]
+    assert re.fullmatch(r"2\.96 \[1\.0\d, 8\.\d\d\]", ratio)
+    assert per_seed == "4.34, 3.14, 1.91"
+
+
+def test_a_bound_far_below_the_value_is_not_rounded_to_0(matrix):
+    corrupt(matrix, "stale:8", (0.5, 40.0, 9.0))
+    row = row_of(build_document((matrix,)), "stale:8")
+    low, high = re.search(r"\[(.*), (.*)\]", row[2]).groups()
+    assert row[-1] == "not resolved"
+    assert 0 < float(low) < 0.1
+    assert float(high) > 100
+
+
+def test_an_arm_that_raises_its_error_in_every_seed_alike_is_resolved(matrix):
+    corrupt(matrix, "stale:8", (1.5, 1.6, 1.45))
+    row = row_of(build_document((matrix,)), "stale:8")
+    assert row[2].startswith("1.52 [1.3")
+    assert row[-1] == "raises the error"
+    corrupt(matrix, "stale:8", (1 / 1.5, 1 / 1.6, 1 / 1.45))
+    assert row_of(build_document((matrix,)), "stale:8")[-1] == "lowers the error"
+
+
+@pytest.mark.parametrize("wrong", [0.0, math.nan, math.inf])
+@pytest.mark.parametrize("corruption", ["stale:8", "task_shuffle"])
+def test_a_ratio_without_a_value_is_counted_and_named_everywhere(
+    matrix, tmp_path, wrong, corruption
+):
+    corrupt(matrix, corruption, (1.5, wrong, 1.4))
+    out_dir = tmp_path / "report"
+    document = run(ReportConfig((matrix,), out_dir))
+    row = row_of(document, corruption)
+    assert row[2:4] == ("not defined", "1.50, not defined, 1.40")
+    assert row[-1] == "not defined: an error is 0 or not finite in 1 of 3 seeds"
+    caption = block(document, Table, "corruption_offline").caption
+    assert caption.endswith("Not defined: 1 of 6 ratios.")
+    assert block(document, Figure, "corruption").caption.endswith("not defined: 1 ratio.")
+    verdict = document.sections[0].blocks[1].items[2]
+    assert ("not defined" in verdict) == (corruption == "task_shuffle")
+    assert "not defined: an error is 0" in (out_dir / "tables/corruption_offline.tex").read_text()
+    with (out_dir / "figures" / "corruption.csv").open() as file:
+        drawn = {(r["arm"], r["corruption"]): r for r in csv.DictReader(file)}
+    step = {"stale:8": "stale 8", "task_shuffle": "task"}[corruption]
+    assert [drawn["C", step][key] for key in ("value", "low", "high")] == ["", "", ""]
+    assert float(drawn["C", "any code"]["value"]) == pytest.approx(1.5)
+
+
+def test_reports_without_sums_by_episode_keep_their_geometric_mean_without_interval(matrix):
+    corrupt(matrix, "stale:8", (1.0, 4.0, 2.0), with_episodes=False)
+    row = row_of(build_document((matrix,)), "stale:8")
+    assert row[2:4] == ("2.00", "1.00, 4.00, 2.00")
+    assert row[-1] == "not resolved"
+
+
+def test_differences_stay_linear(matrix):
+    evidence = collect_evidence([matrix])
+    (result,) = compare_arms(ACTION_ERROR, evidence, evidence.main)
+    interval = result.interval
+    assert interval.low < 0 < interval.high
+    assert interval.value - interval.low == pytest.approx(interval.high - interval.value)
+
+
+def test_the_panel_of_ratios_is_logarithmic_and_that_of_success_is_not(matrix, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(
+        "world_modality.verdict.sections.corruption.svg_bytes",
+        lambda figure: drawn.append(figure) or b"",
+    )
+    checkpoints = sorted(matrix.glob("c_*/*.pt"))
+    for name in ("none", "task"):
+        write_rollouts(matrix / name, World(), checkpoints, [0.5] * 3, corruption=name)
+    corrupt(matrix, "task_shuffle", (1.5, 0.0, 1.4))
+    build_document((matrix,))
+    (figure,) = drawn
+    assert [axis.get_yscale() for axis in figure.axes] == ["log", "linear"]
+    figure.canvas.draw()
+    labels = [label.get_text() for label in figure.axes[0].get_yticklabels()]
+    assert "1" in labels
+    assert not any("10^" in label for label in labels)
+    lines = [line.get_ydata() for line in figure.axes[0].lines if len(line.get_xdata()) == 3]
+    # Stale, task (not defined), any code; the other arm reads no token.
+    assert [np.isnan(line).tolist() for line in lines] == [[False] * 3, [False, True, False]]

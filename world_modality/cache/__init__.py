@@ -1,0 +1,1 @@
+"""The disk contract, its writer, and frames as tensors."""

@@ -1,0 +1,334 @@
+"""The cache: the numpy arrays and the manifest that are all that stages share.
+
+Axis legend, used in every signature of the project:
+    B batch, N frames, E episodes, T context, H action chunk, K future tokens, A action dim,
+    S state dim, D embedding dim, V codebook size, L instruction embedding dim.
+
+`<cache_dir>/<dataset_name>/` holds one file per array, indexed by the dataset's global frame index,
+and `<split>_manifest.json`, written last, which says what each array is made of. Readers refuse
+whatever differs from it.
+"""
+
+import hashlib
+import json
+import tokenize
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_modality.system.atomic import write_json
+from world_modality.system.errors import InvalidInputError, MissingFileError, missing_key
+from world_modality.system.output_lock import OutputLock
+
+FORMAT = "world-modality-cache/1"
+PRECOMPUTE_COMMAND = "python -m world_modality.precompute_world_tokens"
+CHECKSUM_KEY = "checksum"
+SECTIONS = ("dataset", "encoder", "codebook", "split", "text", "steps")
+# A manifest is written in milliseconds.
+MANIFEST_WAIT_S = 60.0
+INSTRUCTION_COMMAND = "python -m world_modality.precompute_instruction_embeddings"
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """What one array of the cache is on disk."""
+
+    file_stem: str
+    dtype: str
+    axes: tuple[str, ...]
+    command: str = PRECOMPUTE_COMMAND
+
+
+ARRAYS: dict[str, ArraySpec] = {
+    "embeddings": ArraySpec("embeddings.fp16", "float16", ("N", "D")),
+    "world_tokens": ArraySpec("world_tokens.int", "int32", ("N",)),
+    "codebook_centroids": ArraySpec("codebook_centroids.f32", "float32", ("V", "D")),
+    "states": ArraySpec("states.f32", "float32", ("N", "S")),
+    "actions": ArraySpec("actions.f32", "float32", ("N", "A")),
+    "episode_index": ArraySpec("episode_index.i32", "int32", ("N",)),
+    "task_index": ArraySpec("task_index.i32", "int32", ("N",)),
+    # Only where the recording has the simulator's own state (object positions, say).
+    "environment_states": ArraySpec("environment_states.f32", "float32", ("N", "P")),
+    # Only for `--vision_model_name pixel-pca`: the fitted encoder itself.
+    "pixel_pca_components": ArraySpec("pixel_pca_components.f32", "float32", ("D", "F")),
+    "pixel_pca_mean": ArraySpec("pixel_pca_mean.f32", "float32", ("F",)),
+    "instruction_embeddings": ArraySpec(
+        "instruction_embeddings.fp16", "float16", ("N", "L"), INSTRUCTION_COMMAND
+    ),
+}
+
+
+def cache_folder(cache_dir: Path, dataset_name: str) -> Path:
+    """Return `<cache_dir>/<dataset_name>`.
+
+    Raises:
+        InvalidInputError: the name is empty, absolute, or would leave `cache_dir` (through `..` or
+            a symbolic link).
+    """
+    root = cache_dir.resolve()
+    folder = (root / dataset_name).resolve()
+    name = Path(dataset_name)
+    if name.is_absolute() or ".." in name.parts or folder == root or root not in folder.parents:
+        raise InvalidInputError(
+            f"--dataset_name {dataset_name!r} does not name a folder inside --cache_dir "
+            f"{cache_dir}; expected a name like HuggingFaceVLA/libero"
+        )
+    return folder
+
+
+def sha256_of_file(path: Path) -> str:
+    """Return the SHA-256 of a file's bytes in hex; memory stays flat."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_json(content: Any) -> str:
+    """Return the SHA-256 of a JSON value in canonical form."""
+    text = json.dumps(content, sort_keys=True, separators=(",", ":"), allow_nan=False)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def with_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """Return a JSON object with the SHA-256 of the rest of it as its `checksum`."""
+    return {**content, CHECKSUM_KEY: sha256_of_json(content)}
+
+
+def without_checksum(content: dict[str, Any]) -> dict[str, Any]:
+    """Return what `with_checksum` was given; an object that has no checksum is taken as it is.
+
+    Raises:
+        ValueError: the content is not what the checksum was made of.
+    """
+    rest = {name: value for name, value in content.items() if name != CHECKSUM_KEY}
+    if CHECKSUM_KEY in content and sha256_of_json(rest) != content[CHECKSUM_KEY]:
+        raise ValueError(f"its {CHECKSUM_KEY} differs from its content: changed or damaged")
+    return rest
+
+
+class Cache:
+    """One split of one dataset's cache folder, for reading.
+
+    Args:
+        cache_dir: the `--cache_dir` of the stages.
+        dataset_name: LeRobot repository id, or the name given to a local dataset.
+        split: prefix of the file names; LeRobot datasets have one, `train`.
+    """
+
+    def __init__(self, cache_dir: Path, dataset_name: str, split: str = "train") -> None:
+        self.folder = cache_folder(cache_dir, dataset_name)
+        self.cache_dir = cache_dir
+        self.dataset_name = dataset_name
+        if not split or Path(split).name != split:
+            raise InvalidInputError(f"--split {split!r} is no file name prefix; expected train")
+        self.split = split
+        self._manifest: dict[str, Any] | None = None
+
+    @property
+    def manifest_path(self) -> Path:
+        """Where the manifest is."""
+        return self.folder / f"{self.split}_manifest.json"
+
+    def array_path(self, name: str) -> Path:
+        """Where the array called `name` is."""
+        if name not in ARRAYS:
+            raise missing_key("cache array", name, ARRAYS, "the cache contract")
+        return self.folder / f"{self.split}_{ARRAYS[name].file_stem}.npy"
+
+    def lock(self, stage: str, *, wait_s: float = 0.0) -> OutputLock:
+        """Return a stage's lock on this cache; stages with different names run side by side."""
+        name = f".{self.split}_{stage}.lock"
+        return OutputLock(self.folder, "--cache_dir", name=name, wait_s=wait_s)
+
+    def mend(self, name: str = "embeddings") -> str:
+        """Return the command that writes the array again."""
+        return (
+            f"run {ARRAYS[name].command} --dataset_name {self.dataset_name} "
+            f"--cache_dir {self.cache_dir} … again"
+        )
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The manifest, read once.
+
+        Raises:
+            MissingFileError: nothing has been precomputed here.
+            InvalidInputError: the file is not a manifest of this format.
+        """
+        if self._manifest is None:
+            self._manifest = self._read_manifest()
+        return self._manifest
+
+    def _read_manifest(self) -> dict[str, Any]:
+        path = self.manifest_path
+        if not path.exists():
+            raise MissingFileError(
+                f"no cache at {self.folder} (expected {path.name}); {self.mend()}"
+            )
+        try:
+            manifest = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise InvalidInputError(f"{path} is not JSON ({error}); {self.mend()}") from error
+        found = manifest.get("format") if isinstance(manifest, dict) else type(manifest).__name__
+        if found != FORMAT:
+            raise InvalidInputError(
+                f"{path} has format {found!r}, expected {FORMAT!r}; {self.mend()}"
+            )
+        if not isinstance(manifest.get("arrays"), dict):
+            raise InvalidInputError(f"{path} lists no arrays; {self.mend()}")
+        for section in SECTIONS:
+            if not isinstance(manifest.get(section, {}), dict | None):
+                raise InvalidInputError(
+                    f"{path} has {section} {manifest[section]!r}, expected an object; {self.mend()}"
+                )
+        for name, record in manifest["arrays"].items():
+            expected = self.array_path(name).name if name in ARRAYS else None
+            if not isinstance(record, dict) or record.get("file", expected) != expected:
+                raise InvalidInputError(
+                    f"{path} describes {name!r} by {record!r}, expected the file {expected}; "
+                    f"{self.mend()}"
+                )
+        try:
+            return without_checksum(manifest)
+        except ValueError as error:
+            raise InvalidInputError(f"{path} was altered ({error}); {self.mend()}") from error
+
+    def has(self, name: str) -> bool:
+        """Say whether the manifest lists the array."""
+        return name in self.manifest["arrays"]
+
+    @property
+    def episode_key(self) -> str:
+        """The dataset's column that numbers the episodes."""
+        return str((self.manifest.get("dataset") or {}).get("episode_key", "episode_index"))
+
+    @property
+    def episode_ids(self) -> list[int] | None:
+        """The ids that `episode_index` counts, None where it holds the ids themselves.
+
+        Raises:
+            InvalidInputError: the manifest lists something else than whole numbers.
+        """
+        ids = (self.manifest.get("dataset") or {}).get("episode_ids")
+        if ids is None:
+            return None
+        if not isinstance(ids, list) or not all(type(i) is int and 0 <= i < 2**63 for i in ids):
+            raise InvalidInputError(
+                f"{self.manifest_path} has episode_ids that are no list of whole numbers; "
+                f"{self.mend('episode_index')}"
+            )
+        return ids
+
+    def load(self, name: str) -> np.ndarray:
+        """Map one array read-only, after checking it against the manifest, SHA-256 included.
+
+        Raises:
+            MissingFileError: the array was never written, or its file is gone.
+            InvalidInputError: another dtype, shape or content than the manifest says.
+        """
+        path = self.array_path(name)
+        record = self.manifest["arrays"].get(name)
+        if record is None or not path.exists():
+            raise MissingFileError(f"{name} is missing: expected {path}; {self.mend(name)}")
+        if self.cache_dir.resolve() not in path.resolve().parents:
+            raise InvalidInputError(
+                f"{path} is a symbolic link out of --cache_dir {self.cache_dir}; {self.mend(name)}"
+            )
+        try:
+            array = np.lib.format.open_memmap(path, mode="r")
+        except (ValueError, EOFError, TypeError, SyntaxError, tokenize.TokenError) as error:
+            # numpy says "mmap length is greater than file size" for a truncated file; it evaluates
+            # the header as Python, so that a damaged one can raise whatever parsing raises.
+            raise InvalidInputError(
+                f"{path} is truncated or no array ({error}); {self.mend(name)}"
+            ) from error
+        expected = (ARRAYS[name].dtype, list(record.get("shape", [])))
+        found = (str(array.dtype), list(array.shape))
+        if found != expected or array.ndim != len(ARRAYS[name].axes):
+            raise InvalidInputError(
+                f"{path} holds {found[0]} {found[1]}, but {self.manifest_path.name} says "
+                f"{expected[0]} {expected[1]}; {self.mend(name)}"
+            )
+        if sha256_of_file(path) != record.get("sha256"):
+            raise InvalidInputError(
+                f"{path} is not the file that {self.manifest_path.name} describes (its SHA-256 "
+                f"differs): changed, damaged, or from another run; {self.mend(name)}"
+            )
+        return array
+
+    def fingerprint(self, *, with_language: bool = False) -> str:
+        """Return the hash of all that a policy trained here depends on.
+
+        Instruction embeddings count only for a policy that reads them, so that adding them to a
+        cache leaves checkpoints without language valid.
+        """
+        manifest = self.manifest
+        sections = ["dataset", "encoder", "codebook", "split"] + (["text"] if with_language else [])
+        arrays = {
+            name: record["sha256"]
+            for name, record in manifest["arrays"].items()
+            if with_language or name != "instruction_embeddings"
+        }
+        return sha256_of_json({"arrays": arrays, **{name: manifest.get(name) for name in sections}})
+
+
+def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Write `sections` and `arrays` into the manifest, keeping what other stages wrote.
+
+    Stages that run side by side wait here for each other.
+
+    Args:
+        cache: whose manifest is written, atomically.
+        sections: top-level entries to set (`dataset`, `encoder`, `codebook`, `split`, `text`);
+            those of `steps` are set one by one, and None forgets a step.
+        arrays: per-array record `{file, shape, dtype, sha256}`; None removes the array's entry.
+    """
+    with cache.lock("manifest", wait_s=MANIFEST_WAIT_S):
+        _update_manifest(cache, sections, arrays)
+
+
+def _update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, Any]) -> None:
+    cache._manifest = None  # another stage may have written meanwhile
+    try:
+        manifest = cache.manifest
+    except (MissingFileError, InvalidInputError):
+        # Nothing in an unreadable manifest can be kept, and this very write is what mends it.
+        manifest = {"format": FORMAT, "arrays": {}}
+    records: dict[str, Any] = {**manifest["arrays"], **arrays}
+    steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
+    manifest = {**manifest, **sections}
+    if steps:
+        manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
+    manifest["arrays"] = {name: record for name, record in records.items() if record is not None}
+    write_json(cache.manifest_path, with_checksum(manifest))
+    cache._manifest = manifest
+
+
+def require_arrays(cache: Cache, names: Iterable[str]) -> dict[str, np.ndarray]:
+    """Map several arrays and check that they agree with each other.
+
+    Raises:
+        InvalidInputError: the frame counts, embedding dims or codebook sizes differ, or a token
+            lies outside the codebook.
+    """
+    arrays = {name: cache.load(name) for name in names}
+    sizes: dict[str, tuple[str, int]] = {}
+    for name, array in arrays.items():
+        for axis, size in zip(ARRAYS[name].axes, array.shape, strict=True):
+            first, expected = sizes.setdefault(axis, (name, size))
+            if size != expected:
+                raise InvalidInputError(
+                    f"{name} has {axis}={size} but {first} has {axis}={expected} in "
+                    f"{cache.folder}; {cache.mend(name)}"
+                )
+    if "world_tokens" in arrays and "codebook_centroids" in arrays:
+        tokens = arrays["world_tokens"]
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= len(arrays["codebook_centroids"])):
+            raise InvalidInputError(
+                f"world_tokens has values in [{tokens.min()}, {tokens.max()}] but "
+                f"codebook_centroids has V={len(arrays['codebook_centroids'])} in {cache.folder}; "
+                f"{cache.mend('world_tokens')}"
+            )
+    return arrays

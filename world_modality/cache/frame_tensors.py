@@ -1,0 +1,241 @@
+"""The cache's arrays on the training device, and batches gathered from them by frame index."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from world_modality.cache.contract import Cache, require_arrays
+from world_modality.cache.mapped_rows import MappedRows, Place, stays_on_disk
+from world_modality.cache.read_ahead import ReadAhead
+from world_modality.source.episodes import Episodes
+from world_modality.system.errors import InvalidInputError
+
+IGNORED_TOKEN = -100  # what torch's cross_entropy leaves out by default
+
+# Embeddings of frames and of instructions: all but a few dozen bytes of each frame.
+_LARGE_ARRAYS = ("embeddings", "instruction_embeddings")
+_LargeRows = tuple[Float[Tensor, "B T D"], Float[Tensor, "B L"] | None]
+
+# Frames that a statistic converts to float32 at a time: 2,048 x 768 are 6 MB, about a core's cache.
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class Batch:
+    """B windows, each around one frame t.
+
+    Attributes:
+        embeddings: frames t-T+1…t; before the episode's start its first frame is repeated.
+        states: robot states of the same frames, raw units.
+        world_tokens: token of frame t.
+        future_tokens: tokens of t + stride·1…K, IGNORED_TOKEN past the episode's end.
+        actions: actions of frames t…t+H-1, raw units; past the end the last action is repeated.
+        action_is_pad: marks the repeated ones.
+        instructions: embedding of frame t's instruction; None without language.
+    """
+
+    embeddings: Float[Tensor, "B T D"]
+    states: Float[Tensor, "B T S"]
+    world_tokens: Int[Tensor, " B"]
+    future_tokens: Int[Tensor, "B K"]
+    actions: Float[Tensor, "B H A"]
+    action_is_pad: Bool[Tensor, "B H"]
+    instructions: Float[Tensor, "B L"] | None = None
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what there is, by field; `Batch(**tensors)` is the same batch."""
+        values = {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: value for name, value in values.items() if value is not None}
+
+
+@dataclass(frozen=True)
+class WindowShape:
+    """How far a window reaches around its frame, in frames."""
+
+    context_frames: int
+    chunk_size: int
+    future_offset: int
+    future_stride: int
+
+
+class FrameTensors:
+    """All N frames of a cache as tensors on one device.
+
+    Args:
+        arrays: `embeddings`, `states`, `actions`, `world_tokens` of the cache, and
+            `instruction_embeddings` for language.
+        episodes: of the same cache.
+        device: where the tensors live.
+        mapped: leave the embeddings on the disk and copy rows of them batch by batch; they must
+            then be mapped from a file.
+    """
+
+    def __init__(
+        self,
+        arrays: dict[str, np.ndarray],
+        episodes: Episodes,
+        device: torch.device,
+        *,
+        mapped: bool = False,
+    ) -> None:
+        hold = MappedRows if mapped else _to_device
+        self.episodes = episodes
+        self.device = device
+        self.mapped = mapped
+        self.embeddings: Tensor | MappedRows = hold(arrays["embeddings"], device)
+        self.states = _to_device(arrays["states"], device)
+        self.actions = _to_device(arrays["actions"], device)
+        self.world_tokens = _to_device(arrays["world_tokens"], device)
+        instructions = arrays.get("instruction_embeddings")
+        self.instructions = None if instructions is None else hold(instructions, device)
+        position = episodes.of_frame
+        self._first = torch.from_numpy(episodes.starts[position]).to(device)
+        self._last = torch.from_numpy(episodes.ends[position] - 1).to(device)
+        self._read_ahead: ReadAhead[_LargeRows] = ReadAhead()
+
+    @classmethod
+    def from_cache(
+        cls,
+        cache: Cache,
+        device: torch.device,
+        *,
+        with_language: bool = False,
+        place: Place = "auto",
+    ) -> "FrameTensors":
+        """Load and check the arrays that training and offline evaluation need.
+
+        Args:
+            cache: to read.
+            device: where to compute.
+            with_language: load the instruction embeddings, too.
+            place: where the embeddings stay; `auto` takes the device if they fit into half of its
+                free memory, and otherwise the disk, and says so. Batches are the same.
+
+        Raises:
+            InvalidInputError, MissingFileError: the cache is damaged or incomplete.
+        """
+        names = ["embeddings", "states", "actions", "world_tokens", "codebook_centroids"]
+        if with_language:
+            names.append("instruction_embeddings")
+        arrays = require_arrays(cache, [*names, "episode_index", "task_index"])
+        episodes = Episodes.from_frames(
+            arrays["episode_index"], arrays["task_index"], cache.episode_ids
+        )
+        num_bytes = sum(arrays[name].nbytes for name in _LARGE_ARRAYS if name in arrays)
+        mapped = stays_on_disk(num_bytes, device, place)
+        tensors = cls(arrays, episodes, device, mapped=mapped)
+        for name in ("embeddings", "states", "actions"):
+            _require_finite(getattr(tensors, name), name, cache)
+        if tensors.instructions is not None:
+            _require_finite(tensors.instructions, "instruction_embeddings", cache)
+        return tensors
+
+    def ahead(
+        self, batches: Sequence[Int[Tensor, " _"]], shape: WindowShape
+    ) -> Iterator[Int[Tensor, " _"]]:
+        """Yield these batches of frames, each to be gathered before the next is asked for.
+
+        What is on the disk of the coming ones is read in the background.
+        """
+        if not self.mapped:
+            yield from batches
+            return
+        first = self._first.cpu()
+
+        def read(frames: Int[Tensor, " B"]) -> _LargeRows:
+            return self._large_rows(frames, _context(frames, first[frames], shape))
+
+        yield from self._read_ahead.over(batches, read)
+
+    def gather(self, frames: Int[Tensor, " B"], shape: WindowShape) -> Batch:
+        """Gather the windows around these frames."""
+        large = self._read_ahead.take(frames)
+        frames = frames.to(self.device)
+        last = self._last[frames][:, None]
+        context = _context(frames, self._first[frames], shape)
+        chunk = _reach(frames, 0, 1, shape.chunk_size)
+        stride = shape.future_stride
+        future = _reach(frames, stride, stride, shape.future_offset)
+        tokens = self.world_tokens[torch.minimum(future, last)].long()
+        embeddings, instructions = large or self._large_rows(frames, context)
+        return Batch(
+            embeddings=embeddings,
+            states=self.states[context],
+            world_tokens=self.world_tokens[frames].long(),
+            future_tokens=tokens.masked_fill(future > last, IGNORED_TOKEN),
+            actions=self.actions[torch.minimum(chunk, last)],
+            action_is_pad=chunk > last,
+            instructions=instructions,
+        )
+
+    def tokens_ahead(self, frames: Int[Tensor, " B"], num_steps: int) -> Int[Tensor, " B"]:
+        """Return w[t + num_steps]; past the episode's end its last token."""
+        return self.world_tokens[torch.minimum(frames + num_steps, self._last[frames])].long()
+
+    def _large_rows(self, frames: Int[Tensor, " B"], context: Int[Tensor, "B T"]) -> _LargeRows:
+        instructions = None if self.instructions is None else self.instructions[frames]
+        return self.embeddings[context], instructions
+
+
+def _context(
+    frames: Int[Tensor, " B"], first: Int[Tensor, " B"], shape: WindowShape
+) -> Int[Tensor, "B T"]:
+    """Return the frames that the policy sees, not before the first of the episode."""
+    reached = _reach(frames, 1 - shape.context_frames, 1, shape.context_frames)
+    return torch.maximum(reached, first[:, None])
+
+
+def _reach(frames: Int[Tensor, " B"], start: int, step: int, count: int) -> Int[Tensor, "B count"]:
+    return frames[:, None] + start + step * torch.arange(count, device=frames.device)
+
+
+def mean_and_std(
+    values: Float[Tensor, "N C"] | MappedRows, frames: Int[np.ndarray, " M"]
+) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
+    """Return mean and standard deviation over these frames, in one pass.
+
+    Blocks are merged in float64 (Chan, Golub and LeVeque, 1979, eq. 2.1). A dimension that does not
+    vary gets std 1, so that standardising leaves it at 0.
+    """
+    index = torch.from_numpy(frames).to(values.device)
+    count = 0
+    mean = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+    squares = torch.zeros_like(mean)
+    for chosen in index.split(_BLOCK):
+        block = values[chosen].float()
+        block_mean = block.mean(dim=0)
+        squares += block.sub_(block_mean).square_().sum(dim=0)
+        shift = block_mean - mean
+        merged = count + len(block)
+        squares += shift.square() * (count * len(block) / merged)
+        mean += shift * (len(block) / merged)
+        count = merged
+    std = (squares / count).sqrt()
+    constant = std <= 1e-6 * mean.abs().clamp(min=1e-2)
+    return mean.float(), torch.where(constant, 1.0, std).float()
+
+
+def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    if isinstance(array, np.memmap) and array.filename is not None:
+        # Read, not copied out of the map, whose pages would count as memory on top of the copy.
+        array = np.load(array.filename, allow_pickle=False)
+    return torch.from_numpy(array).to(device)
+
+
+def _require_finite(values: Tensor | MappedRows, name: str, cache: Cache) -> None:
+    # A block's sum is finite only if all its values are: float16 cannot overflow a float32 sum of
+    # this size, nor float32 a float64 sum. It takes a fifth of the time of isfinite on each value.
+    for start in range(0, len(values), _BLOCK):
+        block = values[start : start + _BLOCK]
+        wide = torch.float32 if block.dtype == torch.float16 else torch.float64
+        if torch.isfinite(block.sum(dtype=wide)):
+            continue
+        frame = start + int((~torch.isfinite(block)).any(dim=1).nonzero()[0])
+        raise InvalidInputError(
+            f"{name} holds NaN or infinity, first at frame {frame} in {cache.array_path(name)}; "
+            f"{cache.mend(name)}"
+        )

@@ -1,0 +1,1 @@
+"""Vision and text encoders behind two interfaces."""

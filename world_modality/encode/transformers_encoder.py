@@ -1,0 +1,265 @@
+"""Vision encoders of the transformers library: DINOv2 and its like."""
+
+from collections import deque
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+
+from world_modality.encode.device_preprocessing import on_device_processor, preprocess_on_device
+from world_modality.encode.encoder_record import preprocessing_of, weights_sha256
+from world_modality.encode.encoder_workers import encode_side_by_side
+from world_modality.encode.hub_revision import hub_revision
+from world_modality.encode.vision_encoders import RANDOM_VIT, Pooling, Precision
+from world_modality.system.errors import InvalidInputError
+from world_modality.system.proxies import by_way_of_hub
+from world_modality.system.recorded_calls import RecordedCalls, Tensors
+
+# What autocast computes in its number format, weights included.
+_PRODUCTS = (torch.nn.Linear, torch.nn.Conv2d)
+RANDOM_VIT_NOTE = (
+    "random-vit is a control: the DINOv2 architecture with untrained weights, never a DINOv2 result"
+)
+
+
+@dataclass(frozen=True)
+class TransformersEncoder:
+    """A transformers vision model, its image processor, and how its tokens are pooled.
+
+    Attributes:
+        name: hub name, local folder or `random-vit`.
+        kind: `transformers` or `random-vit`.
+        revision: the pinned or resolved hub revision, None for a local folder.
+        pooling: `cls`, or `mean` over the patch tokens (class and register tokens left out).
+        compute_dtype: the precision of the matrix products.
+        options: what else rebuilds it, for the manifest.
+    """
+
+    name: str
+    kind: str
+    revision: str | None
+    model: Any = field(repr=False)
+    processor: Any = field(repr=False)
+    pooling: Pooling
+    device: torch.device
+    compute_dtype: torch.dtype
+    weights_sha256: str
+    options: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        """Hold the weights of products as autocast would round them anew for every block."""
+        if self.compute_dtype == torch.float32:
+            return  # without autocast a model computes in the format that it was saved in
+        for module in self.model.modules():
+            if isinstance(module, _PRODUCTS):
+                module.to(self.compute_dtype)
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        config = self.model.config
+        width = getattr(config, "hidden_size", None)
+        return int(config.hidden_sizes[-1] if width is None else width)
+
+    @property
+    def stand_in_note(self) -> str | None:
+        """What to say beside every result, None for a trained encoder."""
+        return RANDOM_VIT_NOTE if self.kind == RANDOM_VIT else None
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the cache stores of it: nothing."""
+        return {}
+
+    @property
+    def compute(self) -> dict[str, str]:
+        """Device and number format that it computes with."""
+        dtype = str(self.compute_dtype).removeprefix("torch.")
+        return {"device": self.device.type, "dtype": dtype}
+
+    def encode(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B D"]:
+        """Embed images; float32.
+
+        The processor gets uint8: it divides by 255 itself, and images in [0, 1] once more.
+        """
+        return self._embedded(images).cpu().numpy()
+
+    def encode_blocks(
+        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int
+    ) -> Iterator[Float[np.ndarray, "B D"]]:
+        """Embed block after block, several at a time, with the same numbers."""
+        if self.device.type == "cpu":
+            return encode_side_by_side(self.encode, blocks, block_size)
+        return self._one_ahead(blocks)
+
+    def _one_ahead(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield a block's embeddings when the GPU has begun with the next block."""
+        ahead: deque[_Arriving] = deque()
+        for images in blocks:
+            ahead.append(_Arriving(self._embedded(images)))
+            if len(ahead) > 1:
+                yield ahead.popleft().array()
+        for arriving in ahead:
+            yield arriving.array()
+
+    def _embedded(self, images: np.ndarray) -> Float[torch.Tensor, "B D"]:
+        """Start to embed images; the result is on the device."""
+        if self._on_device_processor is None:
+            inputs = {"pixels": self._preprocess(images)}
+        else:
+            inputs = {"images": torch.from_numpy(images)}
+        if self.device.type == "cpu":
+            return self._embed(inputs)
+        return self._recorded(
+            {k: v.pin_memory().to(self.device, non_blocking=True) for k, v in inputs.items()}
+        )
+
+    @cached_property
+    def _recorded(self) -> RecordedCalls:
+        return RecordedCalls(self._embed, self.device, f"the vision encoder {self.name}")
+
+    def _embed(self, inputs: Tensors) -> torch.Tensor:
+        autocast = torch.autocast(
+            self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32
+        )
+        with torch.inference_mode():
+            pixels = inputs.get("pixels")
+            if pixels is None:
+                processor = self._on_device_processor
+                pixels = preprocess_on_device(processor, inputs["images"])
+            with autocast:
+                hidden = self.model(pixel_values=pixels).last_hidden_state
+                return self._pool(hidden.float(), pixels.shape[-2], pixels.shape[-1])
+
+    def record(self) -> dict[str, Any]:
+        """Return what the manifest says about the encoder."""
+        probe = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+        return {
+            "name": self.name,
+            "kind": self.kind,
+            "revision": self.revision,
+            "weights_sha256": self.weights_sha256,
+            "pooling": self.pooling,
+            "image_size": list(self._preprocess(probe).shape[-2:]),
+            "embedding_dim": self.embedding_dim,
+            "preprocessing": preprocessing_of(self.processor),
+            **self.options,
+            "is_stand_in": self.stand_in_note is not None,
+            "note": self.stand_in_note,
+        }
+
+    @cached_property
+    def _on_device_processor(self) -> Any | None:
+        # On a CPU the processor itself keeps what a cache of the same command has always held.
+        return None if self.device.type == "cpu" else on_device_processor(self.processor)
+
+    def _preprocess(self, images: np.ndarray) -> torch.Tensor:
+        if self._on_device_processor is not None:
+            batch = torch.from_numpy(images).to(self.device)
+            return preprocess_on_device(self._on_device_processor, batch)
+        # Named, because an image 3 pixels wide would be ambiguous.
+        channels_first = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+        pixels = self.processor(
+            list(channels_first), return_tensors="pt", input_data_format="channels_first"
+        )["pixel_values"]
+        return torch.as_tensor(pixels)
+
+    def _pool(self, hidden: torch.Tensor, height: int, width: int) -> torch.Tensor:
+        if hidden.ndim == 4 and self.pooling == "mean":  # a convolutional network's [B, D, h, w]
+            return hidden.mean(dim=(2, 3))
+        patch = getattr(self.model.config, "patch_size", None)
+        side = (patch, patch) if isinstance(patch, int) else patch
+        num_patches = (height // side[0]) * (width // side[1]) if side else None
+        num_prefix = hidden.shape[1] - num_patches if num_patches else -1
+        if hidden.ndim != 3 or num_prefix < 0 or (self.pooling == "cls" and num_prefix == 0):
+            raise InvalidInputError(
+                f"--embedding_pooling {self.pooling} does not fit {self.name}: its output has "
+                f"shape {list(hidden.shape)} for {num_patches} patches; try the other pooling"
+            )
+        return hidden[:, 0] if self.pooling == "cls" else hidden[:, num_prefix:].mean(dim=1)
+
+
+class _Arriving:
+    """Embeddings on their way from the GPU, in memory that it can write to by itself."""
+
+    def __init__(self, embeddings: Float[torch.Tensor, "B D"]) -> None:
+        self._host = torch.empty(embeddings.shape, dtype=embeddings.dtype, pin_memory=True)
+        self._host.copy_(embeddings, non_blocking=True)
+        self._arrived = torch.cuda.Event()
+        self._arrived.record(torch.cuda.current_stream(embeddings.device))
+
+    def array(self) -> Float[np.ndarray, "B D"]:
+        """Wait for them."""
+        self._arrived.synchronize()
+        array: np.ndarray = self._host.numpy()
+        return array
+
+
+def load_transformers_encoder(
+    name: str,
+    *,
+    pooling: Pooling,
+    device: torch.device,
+    precision: Precision = "auto",
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+) -> TransformersEncoder:
+    """Load a vision model by hub name or local folder.
+
+    Raises:
+        InvalidInputError: not found, no hub reachable, or no vision model.
+    """
+    from transformers import AutoImageProcessor, AutoModel
+
+    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        processor = AutoImageProcessor.from_pretrained(name, **options, **_fast_processor())
+        model = AutoModel.from_pretrained(name, **options)
+    except (OSError, ValueError, ImportError) as error:
+        raise InvalidInputError(
+            f"--vision_model_name {name}: no vision model could be loaded"
+            f"{by_way_of_hub(name)} ({str(error).splitlines()[0]}); give a hub name like "
+            "facebook/dinov2-base, a local folder with its files, or, where no hub is reachable, "
+            "pixel-pca"
+        ) from error
+    # Of a model of images and texts, its image tower.
+    takes_images = getattr(model, "main_input_name", None) == "pixel_values"
+    vision = model if takes_images else getattr(model, "vision_model", None)
+    if vision is None:
+        raise InvalidInputError(
+            f"--vision_model_name {name} is a {type(model).__name__}, which takes no images"
+        )
+    is_local = Path(name).exists()
+    resolved = None if is_local else hub_revision(name, revision) or revision
+    return TransformersEncoder(
+        name=name,
+        kind="transformers",
+        revision=resolved,
+        model=vision.eval().to(device),
+        processor=processor,
+        pooling=pooling,
+        device=device,
+        compute_dtype=compute_dtype_of(precision, device),
+        weights_sha256=weights_sha256(vision),
+        options={"trust_remote_code": trust_remote_code},
+    )
+
+
+def _fast_processor() -> dict[str, Any]:
+    """Ask transformers 4 for the torchvision processors that transformers 5 takes by default."""
+    import transformers
+
+    return {"use_fast": True} if int(transformers.__version__.split(".")[0]) < 5 else {}
+
+
+def compute_dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+    """Return the number format of the matrix products."""
+    # float16 keeps three more bits than bfloat16, and embeddings are stored in it.
+    if precision == "auto":
+        precision = "fp16" if device.type == "cuda" else "fp32"
+    return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]

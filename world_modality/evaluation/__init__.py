@@ -1,0 +1,1 @@
+"""Offline runs of a checkpoint: metrics and plots."""

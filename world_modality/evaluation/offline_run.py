@@ -1,0 +1,217 @@
+"""A checkpoint opened on the cache it was trained on, at its validation frames."""
+
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Float, Int, Shaped
+
+from world_modality.cache.contract import Cache, sha256_of_json
+from world_modality.cache.frame_tensors import FrameTensors
+from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
+from world_modality.policy.network import WorldPolicy
+from world_modality.policy.predictions import FrameErrors, window_shape
+from world_modality.statistics.intervals import Interval, ratio_interval, sum_by_episode
+from world_modality.system.device import resolve_device
+from world_modality.system.output_lock import OutputLock
+from world_modality.tokens.control_arm import stored_control
+from world_modality.tokens.control_tokens import TokenControl
+
+
+@dataclass(frozen=True)
+class OfflineConfig:
+    """Flags of the stages that evaluate a checkpoint on its cache."""
+
+    checkpoint: Path
+    """A `model_<TYPE>_epoch<n>.pt` of the trainer."""
+    dataset_name: str
+    """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
+    cache_dir: Path = Path("cache")
+    """Where the stages keep their arrays."""
+    split: str = "train"
+    """Prefix of the cache's files; the held-out episodes are part of it."""
+    out_dir: Path | None = None
+    """Receives the report; by default a folder beside the checkpoint."""
+    device: str = "auto"
+    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    seed: int = 0
+    """Of everything drawn at random here, the bootstrap included."""
+
+    def report_dir(self, report: str) -> Path:
+        """Return the folder for this report."""
+        return self.out_dir or self.checkpoint.parent / f"{report}_{self.checkpoint.stem}"
+
+    def report_lock(self, report: str) -> OutputLock:
+        """Return the lock of the folder for this report."""
+        return OutputLock(self.report_dir(report), "--out_dir")
+
+
+@dataclass(frozen=True)
+class OfflineRun:
+    """What offline stages evaluate.
+
+    Attributes:
+        path: the checkpoint's file.
+        checkpoint: its content.
+        cache: the cache it was trained on, checked by fingerprint.
+        tensors: the cache's arrays on the device.
+        policy: in evaluation mode on the same device.
+        train_ids: `episode_index` values of the training episodes.
+        val_ids: `episode_index` values of the validation episodes.
+    """
+
+    path: Path
+    checkpoint: Checkpoint
+    cache: Cache
+    tensors: FrameTensors
+    policy: WorldPolicy
+    train_ids: list[int]
+    val_ids: list[int]
+
+    @classmethod
+    def open(cls, config: OfflineConfig) -> "OfflineRun":
+        """Load a checkpoint and its cache.
+
+        Raises:
+            MissingFileError: checkpoint or cache are missing.
+            InvalidInputError: one is damaged, or they do not belong together.
+        """
+        cache = Cache(config.cache_dir, config.dataset_name, config.split)
+        device = resolve_device(config.device)
+        checkpoint = load_checkpoint(config.checkpoint, device)
+        checkpoint.require_cache(cache)
+        split = cache.manifest["split"]
+        return cls(
+            path=config.checkpoint,
+            checkpoint=checkpoint,
+            cache=cache,
+            tensors=FrameTensors.from_cache(
+                cache, device, with_language=checkpoint.policy_config.reads_language
+            ),
+            policy=checkpoint.build_policy(device),
+            train_ids=split["train"],
+            val_ids=split["val"],
+        )
+
+    @cached_property
+    def val_frames(self) -> Int[np.ndarray, " M"]:
+        """All frames of the validation episodes."""
+        return self.tensors.episodes.frames_of(self.val_ids)
+
+    @cached_property
+    def tokens(self) -> Int[np.ndarray, " N"]:
+        """The recorded world tokens."""
+        return self.tensors.world_tokens.cpu().numpy()
+
+    def input_tokens(
+        self, corrupted: Int[np.ndarray, " M"] | None = None
+    ) -> Int[np.ndarray, " M"] | None:
+        """Return what the policy reads at the validation frames; None where it reads their own.
+
+        Args:
+            corrupted: given in the place of these tokens; a control arm that does not read its own
+                token does not notice.
+        """
+        name = stored_control(self.checkpoint.train_config)
+        seed = self.checkpoint.train_config["seed"]
+        train_frames = self.tensors.episodes.frames_of(self.train_ids)
+        control = TokenControl(name, self.tensors, train_frames, seed)
+        if corrupted is not None and control.reads_own_token:
+            return corrupted
+        return control.evaluation_tokens(self.val_frames, window_shape(self.policy))
+
+    @cached_property
+    def _episode_of_frame(self) -> Int[np.ndarray, " N"]:
+        # Every metric of every horizon adds up over it.
+        return self.tensors.episodes.of_frame
+
+    @property
+    def num_world_tokens(self) -> int:
+        """Codebook size V."""
+        return self.policy.config.num_world_tokens
+
+    def describe(self) -> dict[str, object]:
+        """Return what every report of this run states about it."""
+        encoder = self.cache.manifest["encoder"]
+        return {
+            "checkpoint": str(self.path),
+            "model_type": self.policy.config.model_type,
+            "token_control": stored_control(self.checkpoint.train_config),
+            "epoch": self.checkpoint.epoch,
+            "dataset_name": self.cache.dataset_name,
+            "cache_fingerprint": self.checkpoint.cache_fingerprint,
+            "encoder": encoder["name"],
+            "encoder_note": encoder.get("note"),
+            "num_val_episodes": len(self.val_ids),
+            "num_val_frames": len(self.val_frames),
+            "seed": self.checkpoint.train_config["seed"],
+            "data": self._data_record(),
+            "versions": {name: version(name) for name in ("torch", "numpy")}
+            | {"python": platform.python_version()},
+        }
+
+    def _data_record(self) -> dict[str, object]:
+        """Return what two caches have to share for their policies to be compared."""
+        manifest = self.cache.manifest
+        dataset, codebook = manifest["dataset"], manifest["codebook"]
+        recording = dataset.get("recording") or {}
+        split = {"train": self.train_ids, "val": self.val_ids}
+        return {
+            "dataset": dataset.get("content_sha256") or dataset.get("revision"),
+            "split": sha256_of_json(split),
+            "rendering": recording.get("rendering"),
+            "world_tokens": manifest["arrays"]["world_tokens"]["sha256"],
+            "codebook_tokens": codebook["num_tokens"],
+            "codebook_seed": codebook.get("seed"),
+            "pooling": manifest["encoder"].get("pooling"),
+        }
+
+    def mean_over_frames(
+        self,
+        frames: Int[np.ndarray, " M"],
+        values: Shaped[np.ndarray, " M"],
+        counts: Shaped[np.ndarray, " M"],
+        seed: int,
+    ) -> Interval:
+        """Return sum(values) / sum(counts) with an interval over episodes."""
+        position = self._episode_of_frame[frames]
+        num_episodes = len(self.tensors.episodes)
+        return ratio_interval(
+            sum_by_episode(values, position, num_episodes),
+            sum_by_episode(counts, position, num_episodes),
+            seed,
+        )
+
+    @property
+    def episode_counts(self) -> Float[np.ndarray, " E"]:
+        """Count the chunk steps inside each validation episode that its predictions are scored on.
+
+        The frame with n frames left, itself included, has min(H, n) of them.
+        """
+        episodes, chunk = self.tensors.episodes, self.policy.config.chunk_size
+        lengths = episodes.lengths[episodes.positions_of(self.val_ids)]
+        return np.array([np.minimum(chunk, np.arange(1, n + 1)).sum() for n in lengths], float)
+
+    def episode_sums(self, errors: FrameErrors) -> Float[np.ndarray, " E"]:
+        """Return each validation episode's summed squared action error (standardised)."""
+        return self.sum_by_val_episode(errors.frames, errors.squared_error.sum(axis=1))
+
+    def sum_by_val_episode(
+        self, frames: Int[np.ndarray, " M"], values: Shaped[np.ndarray, " M"]
+    ) -> Float[np.ndarray, " E"]:
+        """Add up per-frame values within each validation episode."""
+        sums = sum_by_episode(values, self._episode_of_frame[frames], len(self.tensors.episodes))
+        return sums[self.tensors.episodes.positions_of(self.val_ids)]
+
+
+def print_header(described: dict[str, object]) -> None:
+    """Print what a report is about, and that the encoder is a stand-in where it is one."""
+    print(
+        f"{described['checkpoint']} (model {described['model_type']}) on "
+        f"{described['num_val_episodes']} held-out episodes, {described['num_val_frames']} frames"
+    )
+    if described["encoder_note"]:
+        print(f"note: {described['encoder_note']}")

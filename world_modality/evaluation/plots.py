@@ -1,0 +1,117 @@
+"""Pictures of the offline reports."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from world_modality.evaluation.ratio_axis import set_ratio_scale
+from world_modality.system.atomic import replacing
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_COLOURS = {"model": "#1b6ca8", "task_mean": "#8c8c8c", "last_action": "#c97b1a"}
+_LABELS = {
+    "model": "policy",
+    "task_mean": "training mean of the task",
+    "last_action": "last action held",
+}
+_TOKEN_LINES = {
+    "model_top1": ("policy", "#1b6ca8", "-"),
+    "bigram_top1": ("bigram", "#c97b1a", "--"),
+    "copy_top1": ("copy", "#8c8c8c", ":"),
+    "change_bigram_top1": ("bigram told of the change", "#5b8c3a", "-."),
+}
+_TOKEN_PANELS = {
+    "all": ("all frames", ("model_top1", "bigram_top1", "copy_top1")),
+    "changed": (
+        "frames where the token changes",
+        ("model_top1", "bigram_top1", "change_bigram_top1"),
+    ),
+}
+
+
+def plot_eval(result: dict[str, Any], path: Path) -> None:
+    """Draw action error per chunk step and, where there is any, token accuracy per horizon."""
+    import matplotlib.pyplot as plt
+
+    panels = 1 if result["world"] is None else 3
+    figure, axes = plt.subplots(1, panels, figsize=(5.2 * panels, 4), squeeze=False)
+    _action_panel(axes[0][0], result["actions"])
+    if result["world"] is not None:
+        for axis, subset in zip(axes[0][1:], _TOKEN_PANELS, strict=True):
+            _token_panel(axis, result["world"][subset], subset)
+    _finish(figure, result["run"], path)
+
+
+def plot_corruption(result: dict[str, Any], path: Path) -> None:
+    """Draw the ratio of corrupted to clean action error, with its interval, per corruption."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(7, 0.5 * len(result["corruptions"]) + 1.8))
+    for row, effect in enumerate(result["corruptions"].values()):
+        ratio = effect["ratio"]
+        if ratio["value"] is None:
+            axis.text(1.01, row, "not defined", transform=axis.get_yaxis_transform())
+            continue
+        draws = [draw for draw in effect["ratio_per_draw"] if draw is not None]
+        axis.scatter(draws, [row] * len(draws), color="#c9d8e6", s=18, zorder=1)
+        if ratio["low"] is not None:
+            axis.hlines(row, ratio["low"], ratio["high"], color="#1b6ca8", zorder=2)
+        axis.plot(ratio["value"], row, "o", color="#1b6ca8", zorder=3)
+        axis.text(1.01, row, f"{ratio['value']:.3f}", transform=axis.get_yaxis_transform())
+    axis.axvline(1, color="#8c8c8c", linestyle=":")
+    axis.set_yticks(range(len(result["corruptions"])), list(result["corruptions"]))
+    axis.invert_yaxis()
+    set_ratio_scale(axis, "x")
+    axis.set_xlabel("action MSE, corrupted / clean (95 % interval over episodes; pale: one draw)")
+    _finish(figure, result["run"], path)
+
+
+def _action_panel(axis: "Axes", actions: dict[str, Any]) -> None:
+    for name, metrics in actions.items():
+        steps = range(1, len(metrics["mse_per_step"]) + 1)
+        axis.plot(
+            steps, metrics["mse_per_step"], "o-", ms=3, color=_COLOURS[name], label=_LABELS[name]
+        )
+    axis.set_xlabel("step of the action chunk")
+    axis.set_ylabel("action MSE (training std²)")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
+
+
+def _token_panel(axis: "Axes", rows: list[dict[str, Any]], subset: str) -> None:
+    title, names = _TOKEN_PANELS[subset]
+    ahead = [row["frames_ahead"] for row in rows]
+    for name in names:
+        label, colour, line = _TOKEN_LINES[name]
+        intervals = [row["accuracy"][name] for row in rows]
+        values = [_or_nan(i["value"]) for i in intervals]
+        axis.plot(ahead, values, line, marker="o", ms=3, color=colour, label=label)
+        low, high = ([_or_nan(i[bound]) for i in intervals] for bound in ("low", "high"))
+        axis.fill_between(ahead, low, high, color=colour, alpha=0.15, linewidth=0)
+    axis.set_title(f"{title} (n = {rows[0]['num_frames']} at k = 1)", fontsize=10)
+    axis.set_xlabel("frames ahead")
+    axis.set_ylabel("world-token top-1 accuracy")
+    axis.set_ylim(0, 1)
+    axis.legend(frameon=False)
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else value
+
+
+def _finish(figure: "Figure", run: dict[str, Any], path: Path) -> None:
+    import matplotlib.pyplot as plt
+
+    title = (
+        f"model {run['model_type']}, {run['dataset_name']}, encoder {run['encoder']}, "
+        f"{run['num_val_episodes']} held-out episodes ({run['num_val_frames']} frames)"
+    )
+    if run["encoder_note"]:
+        title += f"\n{run['encoder_note']}"
+    figure.suptitle(title, fontsize=9, wrap=True)
+    figure.tight_layout()
+    with replacing(path) as partial:
+        figure.savefig(partial, dpi=120, format="png")
+    plt.close(figure)

@@ -1,0 +1,158 @@
+"""Checkpoints: one file that resumes a training run, or rolls out its policy without the cache."""
+
+import json
+import pickle
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Int32
+from torch import Tensor
+
+from world_modality.cache.contract import Cache, require_arrays
+from world_modality.policy.archive_seal import require_intact, save_sealed
+from world_modality.policy.network import PolicyConfig, WorldPolicy, policy_config_from_dict
+from world_modality.source.episodes import Episodes
+from world_modality.system.atomic import replacing
+from world_modality.system.errors import InvalidInputError, MissingFileError
+
+# 2: the file ends with its SHA-256, and may have been made within an epoch.
+FORMAT = "world-modality-checkpoint/2"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a checkpoint file holds.
+
+    Attributes:
+        policy_config: the policy's whole configuration.
+        train_config: the resolved flags of the training run.
+        epoch: how many epochs are done.
+        global_step: how many optimiser steps are done, those of an unfinished epoch included.
+        model: the policy's weights and statistics.
+        training_state: optimiser, random states, losses of an unfinished epoch; for resuming.
+        manifest: the cache's manifest at training time (encoder, codebook, split, rendering).
+        cache_fingerprint: of the cache that it was trained on.
+        cache_arrays: codebook centroids, the encoder itself where it was fitted on the data, and
+            `train_token_counts`, see `train_token_counts()`.
+        auxiliary_head: a further head's name, record and weights; None without one.
+    """
+
+    policy_config: PolicyConfig
+    train_config: dict[str, Any]
+    epoch: int
+    global_step: int
+    model: dict[str, Tensor]
+    training_state: dict[str, Any]
+    manifest: dict[str, Any]
+    cache_fingerprint: str
+    cache_arrays: dict[str, Tensor]
+    auxiliary_head: dict[str, Any] | None = None
+
+    def build_policy(self, device: torch.device) -> WorldPolicy:
+        """Rebuild the trained policy in evaluation mode."""
+        policy = WorldPolicy(self.policy_config)
+        policy.load_state_dict(self.model)
+        return policy.to(device).eval()
+
+    def require_cache(self, cache: Cache) -> None:
+        """Check that a cache is the one that this policy was trained on.
+
+        Raises:
+            InvalidInputError: says which part of the cache differs.
+        """
+        with_language = self.policy_config.reads_language
+        if cache.fingerprint(with_language=with_language) == self.cache_fingerprint:
+            return
+        sections = [
+            name
+            for name in ("dataset", "encoder", "codebook", "split", "text", "arrays")
+            if cache.manifest.get(name) != self.manifest.get(name)
+        ]
+        raise InvalidInputError(
+            f"the checkpoint was trained on another cache than {cache.folder}: "
+            f"{', '.join(sections)} differ; give the cache it was trained on "
+            f"({self.manifest['dataset'].get('name')}), or train again"
+        )
+
+
+def checkpoint_arrays(cache: Cache) -> dict[str, Tensor]:
+    """Return the arrays of the cache that a rollout needs besides the weights."""
+    names = ["codebook_centroids", "pixel_pca_components", "pixel_pca_mean"]
+    arrays = {name: np.array(cache.load(name)) for name in names if cache.has(name)}
+    arrays["train_token_counts"] = train_token_counts(cache)
+    return {name: torch.from_numpy(array) for name, array in arrays.items()}
+
+
+def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
+    """Count how often training episodes have each world token, per task.
+
+    Rows are in the order of the manifest's `dataset.tasks`. Validation frames are left out, so that
+    a rollout that draws tokens from these counts knows no more than the policy does.
+    """
+    names = ("world_tokens", "codebook_centroids", "episode_index", "task_index")
+    arrays = require_arrays(cache, names)
+    episodes = Episodes.from_frames(
+        arrays["episode_index"], arrays["task_index"], cache.episode_ids
+    )
+    frames = episodes.frames_of(cache.manifest["split"]["train"])
+    rows = {int(task): row for row, task in enumerate(cache.manifest["dataset"]["tasks"])}
+    counts = np.zeros((len(rows), len(arrays["codebook_centroids"])), dtype=np.int32)
+    tasks = [rows[task] for task in arrays["task_index"][frames].tolist()]
+    np.add.at(counts, (tasks, arrays["world_tokens"][frames]), 1)
+    return counts
+
+
+def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint atomically, with its SHA-256; it holds tensors, numbers and text only."""
+    content = {
+        "format": FORMAT,
+        "policy_config": asdict(checkpoint.policy_config),
+        "train_config": checkpoint.train_config,
+        "epoch": checkpoint.epoch,
+        "global_step": checkpoint.global_step,
+        "model": checkpoint.model,
+        "training_state": checkpoint.training_state,
+        "manifest": json.dumps(checkpoint.manifest),
+        "cache_fingerprint": checkpoint.cache_fingerprint,
+        "cache_arrays": checkpoint.cache_arrays,
+        "auxiliary_head": checkpoint.auxiliary_head,
+    }
+    with replacing(path) as partial, partial.open("wb") as file:
+        save_sealed(content, file)
+
+
+def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
+    """Read a checkpoint without executing anything that it contains.
+
+    Raises:
+        MissingFileError: no such file; the message lists the checkpoints beside it.
+        InvalidInputError: no checkpoint of this project, damaged, or not loadable safely.
+    """
+    if not path.is_file():
+        beside = sorted(p.name for p in path.parent.glob("*.pt")) if path.parent.is_dir() else []
+        raise MissingFileError(
+            f"no checkpoint {path}; in {path.parent} there are: {', '.join(beside) or 'none'}"
+        )
+    with path.open("rb") as file:
+        require_intact(file, path)
+        try:
+            content = torch.load(file, map_location=device, weights_only=True)
+        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, OSError) as error:
+            reason = next(iter(str(error).splitlines()), "empty file")
+            raise InvalidInputError(
+                f"{path} is not a checkpoint of tensors and plain values ({reason}); use an "
+                "earlier checkpoint, or train again"
+            ) from error
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        found = content.get("format") if isinstance(content, dict) else type(content).__name__
+        raise InvalidInputError(f"{path} has format {found!r}, expected {FORMAT!r}")
+    del content["format"]
+    lacking = [field.name for field in fields(Checkpoint) if field.name not in content]
+    if lacking:
+        raise InvalidInputError(f"{path} lacks {', '.join(lacking)}; train again")
+    content["policy_config"] = policy_config_from_dict(content["policy_config"])
+    content["manifest"] = json.loads(content["manifest"])
+    return Checkpoint(**content)

@@ -1,0 +1,1 @@
+"""What turns a source into a cache: inputs, passes, shards."""

@@ -1,0 +1,1 @@
+"""A LeRobot dataset as columns, frames, episodes and their split."""

@@ -1,0 +1,198 @@
+"""The episodes of a dataset: those of its rows, joined by `episode_index` with `meta/episodes`.
+
+`dataset_from_index` and `dataset_to_index` of `meta/episodes` are not read: some converters let
+them begin again in each data file. Where an episode lies is what the rows themselves say.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Int
+
+from world_modality.source.episodes import Episodes
+from world_modality.source.lerobot_format import to_numpy
+from world_modality.source.lerobot_source import LeRobotSource
+from world_modality.system.errors import InvalidInputError, MissingFileError
+
+EPISODE_KEY = "episode_index"
+LENGTH_KEY = "length"
+TASK_KEY = "task_index"
+LISTED_KEY = "tasks"
+TIME_KEY = "timestamp"
+# Of the distance between frames: a converter may keep the clock's own times.
+FPS_TOLERANCE = 0.01
+BATCH_EPISODES = 4_096
+MEND = "fetch, record or convert the dataset again"
+
+
+def whole_numbers(column: np.ndarray, key: str, where: str) -> Int[np.ndarray, " B"]:
+    """Return a column of whole numbers as int64, none of them changed.
+
+    Raises:
+        InvalidInputError: other numbers, several a row, or some that int64 does not hold.
+    """
+    if not np.issubdtype(column.dtype, np.integer) or column.size != len(column):
+        raise InvalidInputError(
+            f"column {key} of {where} holds {column.dtype} {list(column.shape[1:])}, expected one "
+            "whole number a frame"
+        )
+    if column.dtype == np.uint64 and column.size and column.max() > np.iinfo(np.int64).max:
+        raise InvalidInputError(
+            f"column {key} of {where} has the number {column.max()}, expected at most "
+            f"{np.iinfo(np.int64).max}"
+        )
+    return column.reshape(-1).astype(np.int64)
+
+
+def episode_ids(column: np.ndarray, key: str, where: str) -> Int[np.ndarray, " B"]:
+    """Return a column that numbers episodes as int64.
+
+    Raises:
+        InvalidInputError: it holds something else than whole numbers from 0.
+    """
+    ids = whole_numbers(column, key, where)
+    if len(ids) and ids.min() < 0:
+        raise InvalidInputError(
+            f"column {key} of {where} has the number {ids.min()}; episodes are numbered from 0"
+        )
+    return ids
+
+
+def read_episodes(
+    source: LeRobotSource, episode_key: str = EPISODE_KEY, task_key: str | None = None
+) -> Episodes:
+    """Find the episodes that a column numbers; no image is touched.
+
+    Args:
+        source: the dataset; its own episodes are checked against `meta/episodes`.
+        episode_key: the column.
+        task_key: column that numbers the tasks; without one every episode has task 0.
+
+    Raises:
+        MissingKeyError: no such column.
+        InvalidInputError: a column is damaged or holds no whole numbers, or the metadata have
+            other episodes than the rows.
+    """
+    episode_table(source)
+    return _episodes_of_rows(source, episode_key, task_key)
+
+
+def episode_table(
+    source: LeRobotSource, keys: Sequence[str] = ()
+) -> tuple[Episodes, dict[str, np.ndarray]]:
+    """Join the dataset's own episodes with their rows in `meta/episodes`.
+
+    Args:
+        source: the dataset.
+        keys: columns of numbers of `meta/episodes`.
+
+    Returns:
+        the episodes of the rows, by LeRobot's `episode_index`, and key → [E], in the same order.
+
+    Raises:
+        MissingFileError: there is no such table.
+        InvalidInputError: an episode is missing there, double, of another length or other tasks,
+            or has no rows; or the timestamps are not those of the recording's fps.
+    """
+    episodes = _episodes_of_rows(source, EPISODE_KEY, None)
+    table = _read_table(source, [EPISODE_KEY, LENGTH_KEY, *keys])
+    where = f"meta/episodes of {source.name} ({source.root})"
+    ids, counts = np.unique(table[EPISODE_KEY], return_counts=True)
+    for fault, found in (
+        ("lacks episodes that the data's rows have", np.setdiff1d(episodes.ids, ids)),
+        ("lists several times the episodes", ids[counts > 1]),
+        ("lists episodes that the data's rows lack", np.setdiff1d(ids, episodes.ids)),
+    ):
+        if len(found):
+            raise InvalidInputError(
+                f"{where} {fault}: {found[:5].tolist()} ({len(found)} in all); {MEND}"
+            )
+    order = np.argsort(table[EPISODE_KEY])[np.searchsorted(ids, episodes.ids)]
+    joined = {key: column[order] for key, column in table.items()}
+    wrong = np.flatnonzero(joined[LENGTH_KEY] != episodes.lengths)
+    if len(wrong):
+        first = int(wrong[0])
+        raise InvalidInputError(
+            f"{where} says that episode {episodes.ids[first]} has {joined[LENGTH_KEY][first]} "
+            f"frames, but the data have {episodes.lengths[first]} rows of it ({len(wrong)} such "
+            f"episodes in all); {MEND}"
+        )
+    if source.info.get("total_episodes") != len(episodes):
+        raise InvalidInputError(
+            f"meta/info.json of {source.name} ({source.root}) says "
+            f"{source.info.get('total_episodes')} episodes, but the data's rows have "
+            f"{len(episodes)}; {MEND}"
+        )
+    _require_listed_tasks(source, episodes)
+    _require_fps(source, episodes)
+    return episodes, {key: joined[key] for key in keys}
+
+
+def _require_listed_tasks(source: LeRobotSource, episodes: Episodes) -> None:
+    """Check the tasks of each episode's rows against the texts that `meta/episodes` lists for it.
+
+    Some converters list none.
+    """
+    paths = _table_paths(source)
+    has_lists = all(LISTED_KEY in source.open_parquet(p).schema_arrow.names for p in paths)
+    if TASK_KEY not in source.features or not has_lists:
+        return
+    listed: dict[int, list[str] | None] = {}
+    for path in paths:
+        for batch in source.batches(path, [EPISODE_KEY, LISTED_KEY], BATCH_EPISODES):
+            ids, texts = (batch.column(key).to_pylist() for key in (EPISODE_KEY, LISTED_KEY))
+            listed.update(zip(ids, texts, strict=True))
+    tasks = np.concatenate([block[TASK_KEY].reshape(-1) for block in source.columns([TASK_KEY])])
+    pairs = np.unique(np.stack([episodes.ids[episodes.of_frame], tasks], axis=1), axis=0)
+    for episode, task in pairs.tolist():
+        text = source.tasks.get(task)
+        # A task without a text is refused by whoever needs one.
+        if text is not None and text not in (listed[episode] or ()):
+            raise InvalidInputError(
+                f"episode {episode} of {source.name} ({source.root}) has rows of task {task}, "
+                f"{text!r} in meta/tasks.parquet, but meta/episodes lists "
+                f"{listed[episode]} for it; {MEND}"
+            )
+
+
+def _require_fps(source: LeRobotSource, episodes: Episodes) -> None:
+    if TIME_KEY not in source.features:
+        return
+    times = np.concatenate([block[TIME_KEY].reshape(-1) for block in source.columns([TIME_KEY])])
+    steps = np.diff(times.astype(np.float64))[np.diff(episodes.of_frame) == 0]
+    step = float(np.median(steps)) if len(steps) else 1 / source.fps
+    if not abs(step * source.fps - 1) <= FPS_TOLERANCE:
+        raise InvalidInputError(
+            f"meta/info.json of {source.name} ({source.root}) says {source.fps:g} frames per "
+            f"second, but the timestamps of its rows are {step:.6g} s apart; {MEND}"
+        )
+
+
+def _episodes_of_rows(source: LeRobotSource, episode_key: str, task_key: str | None) -> Episodes:
+    keys = [episode_key] if task_key is None else [episode_key, task_key]
+    blocks = list(source.columns(keys))
+    index = np.concatenate([episode_ids(b[episode_key], episode_key, source.name) for b in blocks])
+    if task_key is None:
+        return Episodes.from_frames(index, np.zeros_like(index))
+    tasks = np.concatenate([whole_numbers(b[task_key], task_key, source.name) for b in blocks])
+    return Episodes.from_frames(index, tasks)
+
+
+def _table_paths(source: LeRobotSource) -> list[Path]:
+    return sorted(source.root.glob("meta/episodes/*/*.parquet"))
+
+
+def _read_table(source: LeRobotSource, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    paths = _table_paths(source)
+    if not paths:
+        raise MissingFileError(
+            f"no table of the episodes: expected {source.root / 'meta/episodes'}/*/*.parquet; "
+            f"{MEND}"
+        )
+    parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
+    for path in paths:
+        for batch in source.batches(path, keys, BATCH_EPISODES):
+            for key in keys:
+                parts[key].append(to_numpy(batch.column(key), key, path).reshape(-1))
+    return {key: np.concatenate(part) for key, part in parts.items()}

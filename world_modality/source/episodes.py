@@ -1,0 +1,163 @@
+"""Where episodes begin and end, and which of them are held out."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from world_modality.system.errors import InvalidInputError
+
+
+@dataclass(frozen=True)
+class Episodes:
+    """The E episodes of a dataset as frame ranges `[start, end)`, in frame order.
+
+    Attributes:
+        starts: first frame of each episode.
+        ends: one past its last frame.
+        ids: the dataset's numbers of the episodes (its `episode_index`, or `--episode_id_key`).
+        tasks: the task of each episode (that of its first frame).
+    """
+
+    starts: Int[np.ndarray, " E"]
+    ends: Int[np.ndarray, " E"]
+    ids: Int[np.ndarray, " E"]
+    tasks: Int[np.ndarray, " E"]
+
+    @classmethod
+    def from_frames(
+        cls,
+        episode_index: Int[np.ndarray, " N"],
+        task_index: Int[np.ndarray, " N"],
+        numbered: Sequence[int] | None = None,
+    ) -> "Episodes":
+        """Find the episodes in the per-frame columns.
+
+        Args:
+            episode_index: each frame's episode.
+            task_index: each frame's task.
+            numbered: the ids that `episode_index` counts, as a cache keeps ids that int32 does not
+                hold; None where it holds the ids themselves.
+
+        Raises:
+            InvalidInputError: no frames, an episode's frames are not consecutive, or a number has
+                no id.
+        """
+        if len(episode_index) == 0:
+            raise InvalidInputError("the dataset has no frames")
+        starts = np.concatenate([[0], np.flatnonzero(np.diff(episode_index)) + 1])
+        ends = np.concatenate([starts[1:], [len(episode_index)]])
+        ids = np.asarray(episode_index)[starts]
+        if numbered is not None:
+            if not np.array_equal(ids, np.arange(len(numbered))):
+                raise InvalidInputError(
+                    f"expected the episodes 0 to {len(numbered) - 1} in order, one for each of the "
+                    f"{len(numbered)} ids that the manifest lists, found {ids[:5].tolist()} …"
+                )
+            ids = np.array(numbered, dtype=np.int64)
+        unique, counts = np.unique(ids, return_counts=True)
+        if len(unique) != len(ids):
+            split = unique[counts > 1][:5].tolist()
+            raise InvalidInputError(
+                f"expected each episode's frames one after another, but episode_index {split} "
+                "appear in several places; is the episode key right?"
+            )
+        return cls(starts=starts, ends=ends, ids=ids, tasks=np.asarray(task_index)[starts])
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames N."""
+        return int(self.ends[-1])
+
+    @property
+    def lengths(self) -> Int[np.ndarray, " E"]:
+        """Frames per episode."""
+        lengths: np.ndarray = self.ends - self.starts
+        return lengths
+
+    @property
+    def of_frame(self) -> Int[np.ndarray, " N"]:
+        """Position (0…E-1) of the episode that each frame belongs to."""
+        return np.repeat(np.arange(len(self)), self.lengths)
+
+    def positions_of(self, ids: list[int]) -> Int[np.ndarray, " E2"]:
+        """Return the positions of the episodes with these ids, in frame order."""
+        return np.flatnonzero(np.isin(self.ids, np.asarray(ids, dtype=np.int64)))
+
+    def frames_of(self, ids: list[int]) -> Int[np.ndarray, " N2"]:
+        """Return all frames of the episodes with these `episode_index` values, in frame order."""
+        return np.flatnonzero(self.frame_mask(ids))
+
+    def frame_mask(self, ids: list[int]) -> Bool[np.ndarray, " N"]:
+        """Mark the frames of the episodes with these `episode_index` values."""
+        chosen = np.zeros(len(self), dtype=bool)
+        chosen[self.positions_of(ids)] = True
+        return np.repeat(chosen, self.lengths)
+
+    def require_context(self, num_context: int) -> None:
+        """Check that every episode holds at least one full context.
+
+        Raises:
+            InvalidInputError: names the episodes that are shorter than `num_context` frames.
+        """
+        short = self.lengths < num_context
+        if short.any():
+            shown = ", ".join(
+                f"{i} ({n} frames)"
+                for i, n in zip(self.ids[short][:5], self.lengths[short][:5], strict=True)
+            )
+            raise InvalidInputError(
+                f"{short.sum()} of {len(self)} episodes are shorter than --context_frames "
+                f"{num_context}: episode {shown}; lower --context_frames to "
+                f"{self.lengths.min()} or less"
+            )
+
+
+@dataclass(frozen=True)
+class Split:
+    """Which episodes train and which validate, as `episode_index` values in ascending order."""
+
+    train: list[int]
+    val: list[int]
+
+
+def split_episodes(episodes: Episodes, val_fraction: float, seed: int) -> Split:
+    """Hold out episodes for validation, spread evenly over the tasks.
+
+    Systematic sampling from the episodes ordered by task (tasks and the episodes within each in
+    random order): every `1 / val_fraction`-th episode is held out. The total is `val_fraction` of
+    all episodes, rounded; each task gives its share of that, rounded up or down, so that a task of
+    few episodes may give none, or all of one or two.
+
+    Args:
+        episodes: all episodes of the dataset.
+        val_fraction: share of the episodes to hold out, in (0, 1).
+        seed: the same seed gives the same split in every stage.
+
+    Raises:
+        InvalidInputError: fewer than two episodes, or a fraction outside (0, 1).
+    """
+    num_episodes = len(episodes)
+    if num_episodes < 2:
+        raise InvalidInputError(
+            f"{num_episodes} episode cannot be split into training and validation "
+            "episodes; record at least 2"
+        )
+    if not 0 < val_fraction < 1:
+        raise InvalidInputError(f"--val_fraction must lie between 0 and 1, not {val_fraction}")
+    rng = np.random.default_rng(seed)
+    tasks = np.unique(episodes.tasks)
+    task_rank = rng.permutation(len(tasks))[np.searchsorted(tasks, episodes.tasks)]
+    order = np.lexsort((rng.permutation(num_episodes), task_rank))
+    num_val = int(np.clip(round(num_episodes * val_fraction), 1, num_episodes - 1))
+    # One episode from each of num_val equal stretches of the order, at a common random offset.
+    picks = ((np.arange(num_val) + rng.random()) * num_episodes / num_val).astype(np.int64)
+    held_out = np.zeros(num_episodes, dtype=bool)
+    held_out[order[picks]] = True
+    return Split(
+        train=sorted(episodes.ids[~held_out].tolist()), val=sorted(episodes.ids[held_out].tolist())
+    )

@@ -1,0 +1,1 @@
+"""Intervals, proportions, crossed estimates and power: numpy and scipy only."""

@@ -1,0 +1,77 @@
+"""What every stage's command line shares: parsing, errors as one message, the resolved config.
+
+Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted by Ctrl-C
+(SIGINT) or SIGTERM: what is finished stays, what was being written is not there.
+"""
+
+import dataclasses
+import io
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+
+from world_modality import __version__
+from world_modality.system.atomic import write_json
+from world_modality.system.errors import UserError
+from world_modality.system.interruption import termination_as_interrupt
+
+ConfigT = TypeVar("ConfigT")
+
+
+def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> None:
+    """Parse `sys.argv` into `config_type`, call `run` with it, and exit; or print the version.
+
+    Args:
+        config_type: the stage's frozen dataclass; its fields are the flags, with underscores.
+        run: does the work; what it returns is ignored here. Interrupted, it gets a
+            KeyboardInterrupt in the main thread.
+    """
+    print_in_any_locale()
+    if sys.argv[1:] == ["--version"]:
+        print(f"world-modality-vla {__version__}")
+        sys.exit()
+    try:
+        with termination_as_interrupt():
+            run(tyro.cli(config_type, use_underscores=True))
+    except UserError as error:
+        _fail(str(error))
+    except KeyboardInterrupt:
+        print(_how_to_go_on(config_type), file=sys.stderr)
+        sys.exit(130)
+    except OSError as error:
+        # The machine refused a read or write: a full disk, a read-only folder, a missing
+        # permission.
+        _fail(f"{error.strerror or error}: {error.filename or 'unnamed file'}")
+
+
+def print_in_any_locale() -> None:
+    """Print what the terminal's encoding lacks as an escape, instead of ending in an error."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a test may have put something else there
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _how_to_go_on(config_type: type[Any]) -> str:
+    has_resume = any(field.name == "resume" for field in dataclasses.fields(config_type))
+    flag = " with --resume" if has_resume else ""
+    return f"interrupted; give the same command again{flag} to go on with what is finished"
+
+
+def _fail(message: str) -> None:
+    print(f"error: {message}", file=sys.stderr)
+    sys.exit(1)
+
+
+def config_dict(config: Any) -> dict[str, Any]:
+    """Turn a config dataclass into what JSON holds (paths as strings, tuples as lists)."""
+    resolved: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    return resolved
+
+
+def write_config(config: Any, path: Path) -> None:
+    """Write the resolved config atomically as JSON."""
+    write_json(path, config_dict(config))

@@ -1,0 +1,1 @@
+"""World tokens: codebook, corruptions, statistics, analysis."""

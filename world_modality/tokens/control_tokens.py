@@ -1,0 +1,154 @@
+"""What a control arm reads in the place of `w_t`, and what it is asked to predict."""
+
+import copy
+import dataclasses
+
+import numpy as np
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from world_modality.cache.frame_tensors import Batch, FrameTensors, WindowShape
+from world_modality.source.episodes import Episodes
+from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.control_arm import DUMMY_TOKEN, ControlName
+
+# Keeps these draws apart from those of the data order, which are seeded by the same numbers.
+_STREAM = 0x70CE
+
+
+class OtherEpisodes:
+    """Training frames, among which one of the same task and of another episode is drawn.
+
+    Another episode, so that nothing of a frame's own future is read.
+
+    Args:
+        episodes: of the cache.
+        pool: training frames, ascending.
+    """
+
+    def __init__(self, episodes: Episodes, pool: Int[np.ndarray, " M"]) -> None:
+        self._of_frame = episodes.of_frame
+        tasks = episodes.tasks[self._of_frame[pool]]
+        self._pool = pool[np.argsort(tasks, kind="stable")]
+        sorted_tasks = np.sort(tasks)
+        self._task_first = np.searchsorted(sorted_tasks, episodes.tasks, "left")
+        self._task_count = np.searchsorted(sorted_tasks, episodes.tasks, "right") - self._task_first
+        # Where in the sorted pool each episode's own frames end, and how many they are.
+        self._own_count = np.bincount(self._of_frame[pool], minlength=len(episodes))
+        place = np.zeros(len(episodes), dtype=np.int64)
+        place[self._of_frame[self._pool]] = np.arange(1, len(pool) + 1)
+        self._own_end = np.where(self._own_count > 0, place, self._task_first)
+        lonely = self._task_count <= self._own_count
+        if lonely.any():
+            raise InvalidInputError(
+                f"--token_control shuffled reads tokens of other training episodes of a task, but "
+                f"task {np.unique(episodes.tasks[lonely]).tolist()} has none"
+            )
+
+    def draw(
+        self, frames: Int[np.ndarray, " B"], rng: np.random.Generator
+    ) -> Int[np.ndarray, " B"]:
+        """Return for each frame one of the pool, uniform over those that may be read."""
+        episode = self._of_frame[frames]
+        first, count = self._task_first[episode], self._task_count[episode]
+        steps = rng.integers(0, count - self._own_count[episode])
+        return self._pool[first + (self._own_end[episode] - first + steps) % count]
+
+
+class TokenControl:
+    """What one arm reads in the place of `w_t`, and what it is asked to predict.
+
+    Args:
+        name: the control; `none` changes nothing.
+        tensors: the recorded frames.
+        train_frames: `shuffled` draws among these alone, in evaluation too.
+        seed: of what is drawn.
+    """
+
+    def __init__(
+        self,
+        name: ControlName,
+        tensors: FrameTensors,
+        train_frames: Int[np.ndarray, " M"],
+        seed: int,
+    ) -> None:
+        self.name = name
+        self._tensors = tensors
+        self._seed = seed
+        self._others = OtherEpisodes(tensors.episodes, train_frames) if name == "shuffled" else None
+        self._targets = _shuffled_in_time(tensors, seed) if name == "placebo" else tensors
+
+    @property
+    def reads_own_token(self) -> bool:
+        """Whether what the arm reads depends on the present frame's own token."""
+        return self.name not in ("dummy", "shuffled")
+
+    @property
+    def depends_on_seed(self) -> bool:
+        """Whether what is gathered for given frames depends on the seed."""
+        return self.name in ("placebo", "shuffled")
+
+    def gather(
+        self,
+        frames: Int[Tensor, " B"],
+        shape: WindowShape,
+        step: int,
+        part: slice = slice(None),
+    ) -> Batch:
+        """Gather a training batch as the control wants it; draws depend on seed and step alone.
+
+        Args:
+            frames: of the whole batch.
+            shape: of the windows.
+            step: optimiser steps made before.
+            part: only these rows of the batch, the same as they are in the whole.
+        """
+        batch = self._targets.gather(frames[part], shape)
+        if self.name in ("none", "placebo"):
+            return batch
+        # Only `shuffled` needs the frames on the host.
+        on_host = frames.cpu().numpy() if self._others is not None else None
+        tokens = self._inputs(frames, on_host, shape, np.random.default_rng(self._words(step)))
+        return dataclasses.replace(batch, world_tokens=tokens[part])
+
+    def evaluation_tokens(
+        self, frames: Int[np.ndarray, " M"], shape: WindowShape
+    ) -> Int[np.ndarray, " M"] | None:
+        """Return what the arm reads at these frames; None where it reads their own tokens."""
+        if self.name in ("none", "placebo"):
+            return None
+        rng = np.random.default_rng(self._words(0))
+        tokens = self._inputs(torch.from_numpy(frames), frames, shape, rng)
+        return tokens.cpu().numpy()
+
+    def _words(self, step: int) -> list[int]:
+        return [self._seed, _STREAM, step]
+
+    def _inputs(
+        self,
+        frames: Int[Tensor, " B"],
+        on_host: Int[np.ndarray, " B"] | None,
+        shape: WindowShape,
+        rng: np.random.Generator,
+    ) -> Int[Tensor, " B"]:
+        tokens = self._tensors.world_tokens
+        if self._others is not None and on_host is not None:
+            drawn = torch.from_numpy(self._others.draw(on_host, rng))
+            return tokens[drawn.to(tokens.device)].long()
+        if self.name == "oracle":
+            ahead = shape.future_offset * shape.future_stride
+            return self._tensors.tokens_ahead(frames.to(tokens.device), ahead)
+        return torch.full_like(frames, DUMMY_TOKEN, dtype=torch.long, device=tokens.device)
+
+
+def _shuffled_in_time(tensors: FrameTensors, seed: int) -> FrameTensors:
+    """Return the same frames with each episode's tokens in another order, drawn once."""
+    rng = np.random.default_rng([seed, _STREAM])
+    episodes = tensors.episodes
+    order = np.arange(episodes.num_frames)
+    for start, end in zip(episodes.starts, episodes.ends, strict=True):
+        order[start:end] = start + rng.permutation(end - start)
+    shuffled = copy.copy(tensors)
+    shuffled.world_tokens = tensors.world_tokens[torch.from_numpy(order).to(tensors.device)]
+    return shuffled

@@ -1,0 +1,166 @@
+"""What the stream of world tokens is like: usage, dwell and predictability."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int
+
+from world_modality.source.episodes import Episodes, Split
+from world_modality.statistics.intervals import Interval, ratio_interval, sum_by_episode
+from world_modality.tokens.baselines import BigramBaseline, frames_with_future
+
+
+@dataclass(frozen=True)
+class Usage:
+    """How much of the codebook a set of frames uses.
+
+    Attributes:
+        perplexity: 2 ** entropy_bits, the number of equally used codes with this entropy.
+        entropy_share: entropy over log2 V; None for V = 1.
+        counts: frames of each token.
+    """
+
+    num_frames: int
+    num_used: int
+    perplexity: float
+    entropy_bits: float
+    entropy_share: float | None
+    counts: Int[np.ndarray, " V"]
+
+    def most_frequent(self, num_best: int) -> list[tuple[int, float]]:
+        """Return the commonest used tokens with their shares; the lower index first where equal."""
+        order = np.argsort(-self.counts, kind="stable")[: min(num_best, self.num_used)]
+        return [(int(token), float(self.counts[token] / self.num_frames)) for token in order]
+
+
+def entropy_bits(counts: Int[np.ndarray, "..."]) -> float:
+    """Return the entropy of the empirical distribution, in bits (plug-in estimate)."""
+    shares = counts[counts > 0] / counts.sum()
+    return float(-(shares * np.log2(shares)).sum() + 0.0)
+
+
+def codebook_usage(tokens: Int[np.ndarray, " M"], num_tokens: int) -> Usage:
+    """Count the tokens of some frames (at least one)."""
+    counts = np.bincount(tokens, minlength=num_tokens)
+    entropy = entropy_bits(counts)
+    return Usage(
+        num_frames=len(tokens),
+        num_used=int((counts > 0).sum()),
+        perplexity=float(2**entropy),
+        entropy_bits=entropy,
+        entropy_share=entropy / float(np.log2(num_tokens)) if num_tokens > 1 else None,
+        counts=counts,
+    )
+
+
+@dataclass(frozen=True)
+class Dwell:
+    """How long a token lasts.
+
+    Attributes:
+        change_rate: share of frame pairs (t, t + 1) of one episode whose tokens differ.
+        frames: mean frames from one change to the next, 1 / change_rate, so that runs which an
+            episode's end cuts short do not shorten it; no value where nothing changes.
+    """
+
+    change_rate: Interval
+    frames: Interval
+
+
+def token_dwell(
+    tokens: Int[np.ndarray, " N"], episodes: Episodes, ids: list[int], seed: int = 0
+) -> Dwell:
+    """Estimate how often the token changes in these episodes."""
+    frames = frames_with_future(episodes, ids, 1)
+    rate = _share_interval(tokens[frames] != tokens[frames + 1], frames, episodes, seed)
+    if not rate.value:
+        return Dwell(rate, Interval(None, None, None, rate.num_episodes))
+    high = 1 / rate.low if rate.low else None
+    low = 1 / rate.high if rate.high and high else None
+    return Dwell(rate, Interval(1 / rate.value, low, high, rate.num_episodes))
+
+
+@dataclass(frozen=True)
+class HorizonScores:
+    """What predictors of w[t+k] without a model achieve on validation episodes.
+
+    Attributes:
+        steps: k, in frames.
+        num_pairs: validation pairs (t, t + k), none across an episode's end.
+        num_changed: those with w[t] != w[t+k].
+        chance: accuracy of a uniform guess, 1 / V.
+        all_pairs: accuracy by predictor on all pairs.
+        changed_pairs: the same on the changed pairs, where `copy` is 0 by construction.
+    """
+
+    steps: int
+    num_pairs: int
+    num_changed: int
+    chance: float
+    all_pairs: dict[str, Interval]
+    changed_pairs: dict[str, Interval]
+
+
+def horizon_scores(
+    tokens: Int[np.ndarray, " N"],
+    episodes: Episodes,
+    split: Split,
+    steps: int,
+    num_tokens: int,
+    seed: int = 0,
+) -> HorizonScores:
+    """Fit the predictors on training pairs and score them on validation pairs.
+
+    `copy` predicts w[t]; `bigram_top1` and `bigram_top5` the commonest successors of w[t] in
+    training; `marginal` the commonest target in training. `change_bigram_*` counts the changed
+    training pairs alone: it knows where the token goes but not when, and is the baseline to beat
+    on changed pairs.
+    """
+    fitted = tokens, episodes, split.train, steps, num_tokens
+    bigram = BigramBaseline.fit(*fitted)
+    change_bigram = BigramBaseline.fit(*fitted, changed_only=True)
+    targets = tokens[frames_with_future(episodes, split.train, steps) + steps]
+    commonest = int(np.bincount(targets, minlength=num_tokens).argmax())
+
+    frames = frames_with_future(episodes, split.val, steps)
+    now, target = tokens[frames], tokens[frames + steps]
+    hits = {
+        "copy": now == target,
+        **_top_hits("bigram", bigram, now, target),
+        **_top_hits("change_bigram", change_bigram, now, target),
+        "marginal": target == commonest,
+    }
+    changed = now != target
+    return HorizonScores(
+        steps=steps,
+        num_pairs=len(frames),
+        num_changed=int(changed.sum()),
+        chance=1 / num_tokens,
+        all_pairs={
+            name: _share_interval(hit, frames, episodes, seed)
+            for name, hit in hits.items()
+            if not name.startswith("change_")
+        },
+        changed_pairs={
+            name: _share_interval(hit[changed], frames[changed], episodes, seed)
+            for name, hit in hits.items()
+        },
+    )
+
+
+def _top_hits(
+    name: str, bigram: BigramBaseline, now: np.ndarray, target: np.ndarray
+) -> dict[str, np.ndarray]:
+    hits = bigram.top(now, 5) == target[:, None]
+    return {f"{name}_top1": hits[:, 0], f"{name}_top5": hits.any(axis=1)}
+
+
+def _share_interval(
+    hits: np.ndarray, frames: np.ndarray, episodes: Episodes, seed: int
+) -> Interval:
+    positions = episodes.of_frame[frames]
+    return ratio_interval(
+        sum_by_episode(hits.astype(np.float64), positions, len(episodes)),
+        sum_by_episode(np.ones(len(frames)), positions, len(episodes)),
+        seed,
+    )

@@ -1,0 +1,1 @@
+"""The trainer: configuration, loop, run, log, checkpoints beside the training."""

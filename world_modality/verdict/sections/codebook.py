@@ -1,0 +1,138 @@
+"""The tokens themselves: usage, meaning, and whether another codebook finds the same."""
+
+import itertools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from world_modality.cache.contract import Cache
+from world_modality.system.errors import UserError
+from world_modality.verdict.document import Block, Section, Text, table
+from world_modality.verdict.findings import Findings
+from world_modality.verdict.finished_run import FinishedRun
+from world_modality.verdict.sources import Sources
+from world_modality.verdict.wording import NONE
+
+
+def analysis_of(sources: Sources, run: FinishedRun) -> Mapping[str, Any] | None:
+    """Return the token analysis of the cache that a run was trained on."""
+    tokens = run.data.get("world_tokens")
+    for _, analysis in sources.analyses:
+        stored = analysis.get("world_tokens_sha256")
+        if tokens is not None and stored is not None:
+            if stored == tokens:
+                return analysis
+        elif (
+            # Reports of an older version do not name the tokens.
+            analysis["dataset_name"] == run.evaluation["run"]["dataset_name"]
+            and analysis["encoder_name"] == run.evaluation["run"]["encoder"]
+        ):
+            return analysis
+    return None
+
+
+def probe_r2(sources: Sources, run: FinishedRun) -> float | None:
+    """Return how well the cache's embeddings linearly tell the state (held-out R², mean)."""
+    analysis = analysis_of(sources, run)
+    probes = {} if analysis is None else analysis.get("probes") or {}
+    source = probes.get("environment_states") or probes.get("states")
+    return None if source is None else source["embedding"]["mean"]["value"]
+
+
+def codebook_section(findings: Findings) -> Section | None:
+    """Return None where no token analysis was given."""
+    sources = findings.evidence.sources
+    if not sources.analyses:
+        return None
+    rows = [_row(folder, analysis) for folder, analysis in sources.analyses]
+    blocks: list[Block] = [
+        table(
+            "codebook",
+            "Usage on training episodes; perplexity is the number of equally frequent codes with "
+            "the same entropy. What the token tells of task and phase is the mutual information "
+            "above that of shuffled labels, as a share of the label's entropy. Probe: held-out R² "
+            "of a linear map to the robot's state, from the embedding and from the token alone.",
+            [
+                *("analysis", "encoder", "codes", "used", "perplexity", "frames a token stays"),
+                *("of the task (%)", "of the phase (%)", "probe R²: embedding", "token"),
+            ],
+            rows,
+        ),
+        _stability(findings),
+    ]
+    return Section("Codebook audit", tuple(blocks))
+
+
+def _row(folder: Path, analysis: Mapping[str, Any]) -> list[str]:
+    usage, probes = analysis["train_usage"], analysis.get("probes") or {}
+    states = probes.get("states")
+    task, phase = analysis.get("task"), analysis.get("phase")
+    return [
+        folder.name,
+        analysis["encoder_name"],
+        str(analysis["num_tokens"]),
+        str(usage["num_used"]),
+        f"{usage['perplexity']:.1f}",
+        f"{analysis['train_dwell']['frames']['value']:.1f}",
+        *(_share(one) for one in (task, phase)),
+        *(_r2(states, source) for source in ("embedding", "token")),
+    ]
+
+
+def _share(information: Mapping[str, Any] | None) -> str:
+    share = None if information is None else information["excess_share"]
+    return NONE if share is None else f"{100 * share:.0f}"
+
+
+def _r2(states: Mapping[str, Any] | None, source: str) -> str:
+    value = None if states is None else (states.get(source) or {}).get("mean", {}).get("value")
+    return NONE if value is None else f"{value:.3f}"
+
+
+def _stability(findings: Findings) -> Block:
+    """Compare the tokens that different caches give the same frames."""
+    caches: dict[str, tuple[str, np.ndarray]] = {}
+    for group in findings.evidence.groups:
+        for _, _, run in group.all_runs():
+            if run.fingerprint not in caches and run.data.get("dataset") is not None:
+                tokens = _tokens(run)
+                if tokens is not None:
+                    caches[run.fingerprint] = (str(run.data["dataset"]), tokens)
+    rows = []
+    for one, other in itertools.combinations(caches, 2):
+        same_frames = caches[one][0] == caches[other][0]
+        if same_frames and len(caches[one][1]) == len(caches[other][1]):
+            rows.append(
+                [one[:10], other[:10], f"{_agreement(caches[one][1], caches[other][1]):.3f}"]
+            )
+    if not rows:
+        return Text(
+            "Stability over codebook seeds: not measured. It takes caches of one dataset with "
+            "different codebooks, that can be read from here."
+        )
+    return table(
+        "codebook_stability",
+        "Agreement of the tokens that two caches give the same frames: adjusted mutual information "
+        "(Vinh, Epps and Bailey, 2010), 1 for the same partition, 0 for chance.",
+        ["cache", "other cache", "agreement"],
+        rows,
+    )
+
+
+def _tokens(run: FinishedRun) -> np.ndarray | None:
+    config = run.config
+    try:
+        cache = Cache(Path(config["cache_dir"]), config["dataset_name"], config["split"])
+        if cache.manifest["arrays"]["world_tokens"]["sha256"] != run.data.get("world_tokens"):
+            return None  # made anew since the training
+        return np.array(cache.load("world_tokens"))
+    except UserError:
+        return None  # on another machine, or removed: the text says that it was not measured
+
+
+def _agreement(one: np.ndarray, other: np.ndarray) -> float:
+    from sklearn.metrics import adjusted_mutual_info_score
+
+    return float(adjusted_mutual_info_score(one, other))

@@ -1,0 +1,225 @@
+"""Dose and response: the token made ever more wrong, offline and in closed loop."""
+
+import math
+from typing import TYPE_CHECKING
+
+from world_modality.evaluation.ratio_axis import set_ratio_scale
+from world_modality.verdict.arms import arm_order
+from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
+from world_modality.verdict.drawing import GREY, colours, markers, new_figure, svg_bytes
+from world_modality.verdict.findings import Findings
+from world_modality.verdict.token_use import ClosedLoopEffect, OfflineEffect
+from world_modality.verdict.wording import counted, interval_text, one_ratio_text, ratio_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = tuple[str, str, str, float | None, float | None, float | None, int, int]
+_STEPS = {
+    "none": "own token",
+    "task_shuffle": "task",
+    "marginal": "any frame's",
+    "uniform": "any code",
+    "task": "task",
+    "random": "any code",
+}
+_ORDER = ("own token", "stale", "task", "any frame's", "any code")
+
+
+def corruption_section(findings: Findings) -> Section | None:
+    """Return None where no token was corrupted."""
+    if not findings.offline and not findings.closed_loop:
+        return None
+    blocks: list[Block] = [
+        Text(
+            "The token is replaced by that of k frames before (stale), another frame's of the same "
+            "task, any training frame's, any code in use. An arm that acts on its token acts "
+            "otherwise then; an arm that reads none stays exactly where it is."
+        )
+    ]
+    blocks.append(_figure(findings))
+    if findings.offline:
+        blocks.append(_offline_table(findings.offline))
+    if findings.closed_loop:
+        blocks.append(_closed_loop_table(findings.closed_loop))
+    return Section("Corrupted tokens", tuple(blocks))
+
+
+def _figure(findings: Findings) -> Figure:
+    arms = list(
+        dict.fromkeys([e.arm for e in findings.offline] + [e.arm for e in findings.closed_loop])
+    )
+    panels = [bool(findings.offline), bool(findings.closed_loop)]
+    figure, axes = new_figure(5.2 * sum(panels), 4, columns=sum(panels))
+    rows: list[Row] = []
+    if findings.offline:
+        rows += _offline_panel(axes[0], findings.offline, arms)
+    if findings.closed_loop:
+        rows += _closed_loop_panel(axes[-1], findings.closed_loop, arms)
+    handles = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", frameon=False, ncols=4
+    )
+    undefined = _num_undefined(findings.offline)
+    return Figure(
+        "corruption",
+        "Response to a wrong token with 95 % intervals; n in the titles."
+        + (" Offline: geometric means over seeds, logarithmic axis." if findings.offline else "")
+        + (f" Not drawn, since not defined: {counted(undefined, 'ratio')}." if undefined else ""),
+        svg_bytes(figure),
+        ("where", "arm", "corruption", "value", "low", "high", "num_seeds", "num_episodes"),
+        tuple(rows),
+    )
+
+
+def _offline_panel(axis: "Axes", effects: list[OfflineEffect], arms: list[str]) -> list[Row]:
+    rows: list[Row] = []
+    for arm in arms:
+        rows += [
+            (
+                *("offline", arm, _step(e.corruption), e.ratio.value),
+                *(e.ratio.low, e.ratio.high, len(e.per_seed), e.num_episodes),
+            )
+            for e in effects
+            if e.arm == arm
+        ]
+    axis.axhline(1, color="black", linewidth=0.8)
+    _draw(axis, rows, arms)
+    set_ratio_scale(axis, "y")
+    axis.set_ylabel("action MSE, corrupted / clean")
+    axis.set_title(f"offline (n = {_sizes(rows)})", fontsize=10)
+    return rows
+
+
+def _closed_loop_panel(axis: "Axes", effects: list[ClosedLoopEffect], arms: list[str]) -> list[Row]:
+    rows: list[Row] = []
+    for arm in arms:
+        own = [e for e in effects if e.arm == arm]
+        steps = [("own token", own[0].clean)] if own else []
+        steps += [(_step(e.corruption), e.corrupted) for e in own]
+        for step, estimate in steps:
+            i = estimate.interval
+            low, high = (
+                None if b is None else 100 * min(max(b, 0.0), 1.0) for b in (i.low, i.high)
+            )
+            num_seeds, num_episodes = estimate.num_seeds, estimate.num_episodes
+            value = 100 * estimate.value
+            rows.append(("closed loop", arm, step, value, low, high, num_seeds, num_episodes))
+    _draw(axis, rows, arms)
+    axis.set_ylim(0, 100)
+    axis.set_ylabel("success rate (%)")
+    axis.set_title(f"closed loop (n = {_sizes(rows)})", fontsize=10)
+    return rows
+
+
+def _draw(axis: "Axes", rows: list[Row], arms: list[str]) -> None:
+    steps = sorted({row[2] for row in rows}, key=_dose)
+    colour, marker = colours(arms), markers(arms)
+    for index, arm in enumerate(arms):
+        own = sorted((row for row in rows if row[1] == arm), key=lambda row: _dose(row[2]))
+        offset = (index - (len(arms) - 1) / 2) * 0.5 / len(arms)
+        x = [steps.index(row[2]) + offset for row in own]
+        if not own:
+            continue
+        # NaN breaks the line where a ratio is not defined.
+        y = [math.nan if row[3] is None else row[3] for row in own]
+        axis.plot(x, y, marker[arm], ls="-", lw=1, ms=4, c=colour[arm])
+        axis.plot([], [], marker[arm], ls="-", color=colour[arm], label=arm)
+        for position, row in zip(x, own, strict=True):
+            if row[4] is not None and row[5] is not None:
+                axis.vlines(position, row[4], row[5], color=colour[arm], linewidth=1.6)
+    axis.set_xlim(-0.5, len(steps) - 0.5)
+    axis.set_xticks(range(len(steps)), steps, rotation=30, ha="right", fontsize=9)
+    axis.set_xlabel("token that the policy is given", color=GREY)
+
+
+def _step(corruption: str) -> str:
+    kind, _, lag = corruption.partition(":")
+    return f"stale {lag}" if kind == "stale" else _STEPS.get(corruption, corruption)
+
+
+def _dose(step: str) -> tuple[int, int]:
+    kind, _, lag = step.partition(" ")
+    if kind == "stale":
+        return (_ORDER.index("stale"), int(lag))
+    return (_ORDER.index(step) if step in _ORDER else len(_ORDER), 0)
+
+
+def _sizes(rows: list[Row]) -> str:
+    seeds, episodes = {row[6] for row in rows}, {row[7] for row in rows}
+    return f"{_span(seeds)} seeds × {_span(episodes)} episodes".replace("1 seeds", "1 seed")
+
+
+def _span(numbers: set[int]) -> str:
+    low, high = min(numbers), max(numbers)
+    return str(low) if low == high else f"{low} to {high}"
+
+
+def _offline_table(effects: list[OfflineEffect]) -> Table:
+    inert = {arm for arm in {e.arm for e in effects} if _is_inert(arm, effects)}
+    undefined = _num_undefined(effects)
+    rows = [
+        [
+            effect.arm,
+            effect.corruption,
+            ratio_text(effect.ratio),
+            ", ".join(one_ratio_text(ratio) for ratio in effect.per_seed),
+            f"{100 * effect.changed_tokens:.1f}",
+            effect.reading,
+        ]
+        for effect in effects
+        if effect.arm not in inert
+    ]
+    rows += [
+        [arm, "each of them", "1 exactly", "–", "–", "no effect at all"]
+        for arm in sorted(inert, key=arm_order)
+    ]
+    return table(
+        "corruption_offline",
+        "Action MSE with a wrong token over that with its own: 1 is no effect. Geometric mean over "
+        "seeds, with an interval made on the logarithmic scale: twice and half are equally far "
+        "from 1 there, and no bound reaches 0. Not corrected for the number of rows."
+        + (f" Not defined: {undefined} of {counted(len(effects), 'ratio')}." if undefined else ""),
+        ["arm", "corruption", "ratio", "seed by seed", "tokens changed (%)", "reading"],
+        rows,
+    )
+
+
+def _is_inert(arm: str, effects: list[OfflineEffect]) -> bool:
+    return all(set(effect.per_seed) == {1.0} for effect in effects if effect.arm == arm)
+
+
+def _num_undefined(effects: list[OfflineEffect]) -> int:
+    return sum(effect.ratio.value is None for effect in effects)
+
+
+def _closed_loop_table(effects: list[ClosedLoopEffect]) -> Table:
+    rows = []
+    for effect in effects:
+        interval = effect.difference.interval
+        size = (
+            f"{counted(effect.difference.num_seeds, 'seed')} × "
+            f"{counted(effect.difference.num_episodes, 'episode')}"
+        )
+        rows.append(
+            [
+                effect.arm,
+                effect.corruption,
+                f"{100 * effect.clean.value:.1f}",
+                f"{100 * effect.corrupted.value:.1f}",
+                interval_text(interval, percent=True, signed=True),
+                size,
+                effect.reading,
+            ]
+        )
+    return table(
+        "corruption_closed_loop",
+        "Success with its own token and with a wrong one, in the same episodes (percent; the "
+        "difference in points). Not corrected for the number of rows.",
+        ["arm", "corruption", "own token", "wrong token", "difference", "n", "reading"],
+        rows,
+    )

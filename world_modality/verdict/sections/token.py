@@ -1,0 +1,186 @@
+"""World-token accuracy per horizon, beside copying and counting."""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from world_modality.statistics.intervals import Interval
+from world_modality.verdict.document import Figure, Section, Table, Text, table
+from world_modality.verdict.drawing import (
+    GREY,
+    colours,
+    marker_sizes,
+    markers,
+    new_figure,
+    svg_bytes,
+)
+from world_modality.verdict.evidence import Evidence
+from world_modality.verdict.findings import Findings
+from world_modality.verdict.finished_run import FinishedRun
+from world_modality.verdict.measures import arm_mean, token_top1
+from world_modality.verdict.wording import counted, interval_text
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+Row = tuple[str, str, int, float | None, float | None, float | None, int]
+_PANELS = {
+    "all": ("all frames", {"bigram_top1": "bigram", "copy_top1": "copy of w_t"}),
+    "changed": (
+        "frames where the token changes",
+        {"bigram_top1": "bigram", "change_bigram_top1": "bigram told of the change"},
+    ),
+}
+_BASELINE_STYLES = {"bigram": "--", "copy of w_t": ":", "bigram told of the change": "-."}
+
+
+def token_section(findings: Findings) -> Section | None:
+    """Return None where no arm predicts tokens."""
+    predicting = {
+        arm: runs
+        for arm in findings.evidence.main.arms
+        if (runs := [r for r in findings.runs_of(arm) if r.evaluation["world"] is not None])
+    }
+    if not predicting:
+        return None
+    return Section(
+        "World tokens ahead",
+        (
+            Text(
+                "Top-1 accuracy of each arm's world head on held-out episodes. Copying is wrong by "
+                "construction where the token changes; the bigram is counted on training episodes, "
+                "and the one that is told of the change knows what no arm is told."
+            ),
+            _figure(findings.evidence, predicting),
+            _table(predicting),
+        ),
+    )
+
+
+def _figure(evidence: Evidence, predicting: dict[str, list[FinishedRun]]) -> Figure:
+    figure, axes = new_figure(10, 4, columns=2)
+    rows: list[Row] = []
+    for axis, (subset, (title, baselines)) in zip(axes, _PANELS.items(), strict=True):
+        arms = _arm_rows(evidence, predicting, subset)
+        first = next(iter(predicting.values()))[0].evaluation["world"][subset]
+        told = _baseline_rows(first, subset, baselines)
+        _draw_panel(axis, arms, told)
+        rows += arms + told
+        axis.set_title(f"{title} (n = {first[0]['num_frames']} at k = 1)", fontsize=10)
+        axis.set_xlabel("frames ahead")
+        axis.set_ylabel("world-token top-1 accuracy (%)")
+        axis.set_ylim(0, 100)
+    handles = {
+        label: handle
+        for axis in axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(),
+        handles.keys(),
+        loc="outside lower center",
+        frameon=False,
+        ncols=4,
+        fontsize=9,
+    )
+    seeds = ", ".join(f"{arm} {len(runs)}" for arm, runs in predicting.items())
+    return Figure(
+        "token_accuracy",
+        f"World-token accuracy per horizon, mean over seeds (n = {seeds} seeds); band: 95 % "
+        "interval over seeds and episodes. Grey: predictors that look at the present token alone.",
+        svg_bytes(figure),
+        ("subset", "predictor", "frames_ahead", "top1_percent", "low", "high", "num_seeds"),
+        tuple(rows),
+    )
+
+
+def _arm_rows(
+    evidence: Evidence, predicting: dict[str, list[FinishedRun]], subset: str
+) -> list[Row]:
+    rows: list[Row] = []
+    for arm, runs in predicting.items():
+        for stored in runs[0].evaluation["world"][subset]:
+            estimate = arm_mean(token_top1(subset, stored["horizon"]), evidence, runs)
+            found = None if estimate is None else estimate.interval
+            rows.append((subset, arm, stored["frames_ahead"], *_percents(found), len(runs)))
+    return rows
+
+
+def _baseline_rows(
+    horizons: list[dict[str, Any]], subset: str, baselines: dict[str, str]
+) -> list[Row]:
+    return [
+        (subset, label, row["frames_ahead"], *_percents(Interval(**row["accuracy"][name])), 0)
+        for name, label in baselines.items()
+        for row in horizons
+    ]
+
+
+def _draw_panel(axis: "Axes", arms: list[Row], baselines: list[Row]) -> None:
+    names = list(dict.fromkeys(row[1] for row in arms))
+    colour, marker, sizes = colours(names), markers(names), marker_sizes(names)
+    for arm in names:
+        ahead, mean, low, high = _columns(arms, arm)
+        axis.plot(ahead, mean, marker=marker[arm], ms=sizes[arm], color=colour[arm], label=arm)
+        axis.fill_between(ahead, low, high, color=colour[arm], alpha=0.15, lw=0)
+    for label in dict.fromkeys(row[1] for row in baselines):
+        ahead, mean, _, _ = _columns(baselines, label)
+        axis.plot(ahead, mean, _BASELINE_STYLES[label], color=GREY, label=label)
+
+
+def _columns(rows: list[Row], predictor: str) -> np.ndarray:
+    """Return frames ahead, value, low and high as rows; NaN where no frame counts."""
+    return np.array([row[2:6] for row in rows if row[1] == predictor], dtype=float).T
+
+
+def _percents(found: Interval | None) -> tuple[float | None, float | None, float | None]:
+    if found is None:
+        return None, None, None
+    value, low, high = (
+        None if bound is None else 100 * bound for bound in (found.value, found.low, found.high)
+    )
+    return value, low, high
+
+
+def _table(predicting: dict[str, list[FinishedRun]]) -> Table:
+    rows = []
+    for arm, runs in predicting.items():
+        for run in runs:
+            world = run.evaluation["world"]
+            everywhere, changed = world["all"][0], world["changed"][0]
+            rows.append(
+                [
+                    arm,
+                    str(run.seed),
+                    *(_cell(everywhere["accuracy"][f"model_{top}"]) for top in ("top1", "top5")),
+                    _cell(changed["accuracy"]["model_top1"]),
+                    _cell(everywhere["model_minus_bigram"], signed=True),
+                ]
+            )
+    world = next(iter(predicting.values()))[0].evaluation["world"]
+    everywhere, changed = world["all"][0]["accuracy"], world["changed"][0]["accuracy"]
+    rows += [
+        ["copy of w_t", "–", _cell(everywhere["copy_top1"]), "–", _cell(changed["copy_top1"]), "–"],
+        [
+            *("bigram", "–"),
+            *(_cell(everywhere[f"bigram_{top}"]) for top in ("top1", "top5")),
+            _cell(changed["bigram_top1"]),
+            "–",
+        ],
+        ["bigram told of the change", "–", "–", "–", _cell(changed["change_bigram_top1"]), "–"],
+    ]
+    episodes = counted(world["all"][0]["accuracy"]["model_top1"]["num_episodes"], "episode")
+    return table(
+        "token_accuracy",
+        f"World tokens at k = 1, in percent with 95 % intervals over {episodes}, seed by seed; "
+        "last column in points, paired.",
+        [
+            *("predictor", "seed", "top-1, all frames", "top-5, all frames"),
+            *("top-1 where the token changes", "top-1 minus bigram"),
+        ],
+        rows,
+    )
+
+
+def _cell(stored: dict[str, Any], *, signed: bool = False) -> str:
+    return interval_text(Interval(**stored), percent=True, signed=signed)
