@@ -1,33 +1,24 @@
 import dataclasses
 import json
 import shutil
-from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-import tyro
 
 from coc_vla.coc_generation import run
-from coc_vla.eval_coc import EvalCocConfig
 from coc_vla.events.gripper import GripperChannel
 from coc_vla.labels.generation_config import CocGenerationConfig
 from coc_vla.labels.record import read_labels, read_records
 from coc_vla.labels.recorded_episodes import MotionColumns, RecordedEpisodes
-from coc_vla.score_labels import ScoreConfig
-from coc_vla.train import CocTrainConfig
-from coc_vla.validate_labels import ValidateLabelsConfig
 from tests.fixtures.chat_server import ChatServer, serving
 from tests.fixtures.instruction import add_column
 from tests.fixtures.lerobot import TASKS, make_dataset
-from tests.project.test_readme import shell_commands
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 
 NAME = "local/tiny"
-README = (Path(__file__).parents[2] / "coc_vla" / "README.md").read_text(encoding="utf-8")
-COMMANDS = [c for c in shell_commands(README) if c.startswith("python -m coc_vla.")]
 
 
 @pytest.fixture(scope="module")
@@ -58,24 +49,6 @@ def changed(config, **changes):
 
 def of_server(config, url, **changes):
     return changed(config, backend="openai", base_url=url, instruction_key="text", **changes)
-
-
-@pytest.mark.parametrize("command", COMMANDS)
-def test_every_command_of_the_readme_parses(command):
-    module, *arguments = command.split()[2:]
-    stages = {
-        "coc_vla.coc_generation": CocGenerationConfig,
-        "coc_vla.validate_labels": ValidateLabelsConfig,
-        "coc_vla.score_labels": ScoreConfig,
-        "coc_vla.train": CocTrainConfig,
-        "coc_vla.eval_coc": EvalCocConfig,
-    }
-    tyro.cli(stages[module], args=arguments, use_underscores=True)
-
-
-def test_the_readme_shows_both_stages():
-    assert len(COMMANDS) >= 6
-    assert any("--backend qwen3-vl" in command for command in COMMANDS)
 
 
 @pytest.mark.parametrize("key", [None, "task", "instruction"])

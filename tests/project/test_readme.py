@@ -1,3 +1,5 @@
+"""README.md and docs/: every command line parses, every link and every path is there."""
+
 import importlib
 import re
 import shlex
@@ -8,6 +10,16 @@ import pytest
 import tyro
 
 ROOT = Path(__file__).parents[2]
+PAGES = {
+    path.relative_to(ROOT).as_posix(): path.read_text(encoding="utf-8")
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+}
+README = PAGES["README.md"]
+# The page of a run as it was made, whose commands are those of its commit.
+RECORD = "docs/report.md"
+LAUNCHER = re.compile(r"^accelerate launch (?:--\w+ (?:\d+ )?)*")
+ARRAY_JOB = re.compile(r"^sbatch \S+ ops/slurm/precompute_array\.sbatch")
+PACKAGE_PATH = re.compile(r"`((?:world_modality|benchmarks|coc_vla|ops|tests|docs)/[\w./-]*)`")
 
 
 def shell_commands(text):
@@ -17,15 +29,22 @@ def shell_commands(text):
     return [line.split(" #")[0].strip() for line in lines if line and not line.startswith("#")]
 
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = shell_commands(README)
-LAUNCHER = re.compile(r"^accelerate launch (?:--\w+ (?:\d+ )?)*")
-PYTHON_COMMANDS = [
-    command
-    for command in (LAUNCHER.sub("python ", command) for command in COMMANDS)
-    if command.startswith("python ")
+def python_commands(text):
+    """Return the stages' command lines of a page, without what starts several processes."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    inline = [" ".join(words.split()) for words in re.findall(r"`([^`]+)`", prose)]
+    started = [command.split(" -- ")[-1] for command in (*shell_commands(text), *inline)]
+    stages = [LAUNCHER.sub("python ", command) for command in started]
+    stages = [ARRAY_JOB.sub("python -m world_modality.precompute_world_tokens", c) for c in stages]
+    return [c for c in stages if re.match(r"python (-m [\w.]+|\w+\.py)( |$)", c)]
+
+
+COMMANDS = [
+    pytest.param(command, id=f"{page}: {command}")
+    for page, text in PAGES.items()
+    if page != RECORD
+    for command in dict.fromkeys(python_commands(text))
 ]
-INLINE_MODULES = sorted(set(re.findall(r"`python -m ([\w.]+)", README)))
 
 
 def parsed_config(command, monkeypatch):
@@ -45,8 +64,14 @@ def parsed_config(command, monkeypatch):
     return parsed[0]
 
 
-def test_the_readme_shows_every_stage():
-    shown = "\n".join(COMMANDS)
+def anchors(text):
+    """Return the anchors that GitHub makes of a page's headings."""
+    headings = re.findall(r"^#+ (.*)$", text, re.MULTILINE)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def test_the_readme_and_the_pages_show_every_stage():
+    shown = "\n".join(command for page in PAGES.values() for command in python_commands(page))
     for stage in (
         "world_modality.precompute_world_tokens",
         "world_modality.precompute_instruction_embeddings",
@@ -61,6 +86,12 @@ def test_the_readme_shows_every_stage():
         "benchmarks.libero.collect_demos",
         "benchmarks.libero.eval_libero_success",
         "benchmarks.libero.export_libero_tasks_jsonl",
+        "coc_vla.coc_generation",
+        "--backend qwen3-vl",
+        "coc_vla.validate_labels",
+        "coc_vla.score_labels",
+        "coc_vla.train",
+        "coc_vla.eval_coc",
         "train_baseline_a.py",
         "train_baseline_b.py",
         "train_model_c.py",
@@ -68,13 +99,15 @@ def test_the_readme_shows_every_stage():
         assert stage in shown
 
 
-@pytest.mark.parametrize("command", PYTHON_COMMANDS)
-def test_every_python_command_of_the_readme_parses(command, monkeypatch):
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_python_command_of_the_pages_parses(command, monkeypatch):
+    flags = re.findall(r" --(\w+)", command)
+    if not flags:
+        assert hasattr(importlib.import_module(command.split()[2]), "main")
+        return
     config = parsed_config(command, monkeypatch)
-    flags = re.findall(r"--(\w+)", command)
-    assert flags
     for flag in flags:
-        assert hasattr(config, flag)
+        assert hasattr(config, flag) or hasattr(config, flag.removeprefix("no_"))
 
 
 def test_a_misspelt_flag_would_not_parse(monkeypatch):
@@ -82,15 +115,42 @@ def test_a_misspelt_flag_would_not_parse(monkeypatch):
         parsed_config("python train_model_c.py --dataset_nam x", monkeypatch)
 
 
-@pytest.mark.parametrize("module", INLINE_MODULES)
-def test_every_module_named_in_the_text_exists(module):
-    assert hasattr(importlib.import_module(module), "main")
+@pytest.mark.parametrize("page", PAGES)
+def test_every_link_of_a_page_leads_to_a_file_and_a_heading(page):
+    folder = (ROOT / page).parent
+    for target in re.findall(r"\]\(([^)\s]+)\)", PAGES[page]):
+        if target.startswith("https://"):
+            continue
+        path, _, anchor = target.partition("#")
+        linked = folder / path if path else ROOT / page
+        assert linked.exists(), target
+        assert not anchor or anchor in anchors(linked.read_text(encoding="utf-8")), target
 
 
-def test_every_make_target_of_the_readme_exists():
-    targets = set(re.findall(r"make (?:-s )?([a-z][a-z-]*)", "\n".join(COMMANDS)))
-    targets |= set(re.findall(r"`(?:\w+=\S+ )?make (?:-s )?([a-z][a-z-]*)", README))
-    assert {"demo", "test", "env", "clean"} <= targets
+@pytest.mark.parametrize("page", PAGES)
+def test_every_file_and_folder_that_a_page_names_exists(page):
+    for path in PACKAGE_PATH.findall(PAGES[page]):
+        assert (ROOT / path).exists(), path
+
+
+def test_the_map_shows_folders_that_exist():
+    drawn = README.split("## The map")[1].split("```")[1]
+    parents = [ROOT, *(ROOT / name for name in ("world_modality", "benchmarks", "coc_vla"))]
+    folders = re.findall(r"(\w+)/", drawn)
+    assert {"world_modality", "verdict", "system", "rollouts", "head", "docs"} <= set(folders)
+    for folder in folders:
+        assert any((parent / folder).is_dir() for parent in parents), folder
+
+
+def test_the_readme_is_short():
+    assert len(README.splitlines()) <= 180
+
+
+def test_every_make_target_of_the_pages_exists():
+    text = "\n".join(PAGES.values())
+    targets = set(re.findall(r"^make (?:-s )?([a-z][a-z-]*)", text, re.MULTILINE))
+    targets |= set(re.findall(r"[`(](?:\w+=\S+ )?make (?:-s )?([a-z][a-z-]*)[`) ]", text))
+    assert {"demo", "test", "env", "clean", "verdict", "lint", "python"} <= targets
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in targets:
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
