@@ -126,9 +126,14 @@ def test_two_tasks_in_one_episode_are_noted(config, root, tmp_path):
         tasks[5] = tasks[11] = 2  # within episode 0
         tasks[30] = 0  # within episode 2, which begins with frame 25
 
-    summary = run(
-        changed(config, dataset_root=with_changed(root, tmp_path / "d", "task_index", change))
-    )
+    copy = with_changed(root, tmp_path / "d", "task_index", change)
+    (path,) = copy.glob("meta/episodes/*/*.parquet")
+    table = pq.read_table(path)
+    texts = table.column("tasks").to_pylist()
+    texts[0], texts[2] = [TASKS[0], TASKS[2]], [TASKS[2], TASKS[0]]
+    at = table.column_names.index("tasks")
+    pq.write_table(table.set_column(at, "tasks", pa.array(texts)), path)
+    summary = run(changed(config, dataset_root=copy))
     assert "(2 episodes have several; their first is taken)" in summary.instruction_origin
     assert [label.instruction for label in read_labels(config.output_jsonl)] == [*TASKS, *TASKS]
 
