@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ops.errors import OpsError
+from ops.store.errors import OpsError
 
 _SHOWN = 3
 

@@ -1,16 +1,14 @@
 """A command with a sync beside it: signals are passed on, its exit code is kept."""
 
-import ctypes
 import os
 import signal
 import subprocess
 import sys
 from types import FrameType
 
-from ops.errors import OpsError
-from ops.sync_session import SyncSession
-
-_PR_SET_PDEATHSIG = 1
+from ops.store.errors import OpsError
+from ops.store.rclone import end_with_parent
+from ops.store.session import SyncSession
 
 
 class SupervisedCommand:
@@ -26,21 +24,14 @@ class SupervisedCommand:
     """
 
     def __init__(self, command: list[str]) -> None:
-        parent = os.getpid()
-        # Loaded before the fork, after which little is safe.
-        system = ctypes.CDLL(None) if sys.platform == "linux" else None
-
-        def end_with_parent() -> None:
-            if system is not None:
-                system.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
-            if os.getppid() != parent:
-                os.kill(os.getpid(), signal.SIGTERM)
-
         # A background process group that reads the terminal would be stopped for ever.
         stdin = subprocess.DEVNULL if sys.stdin is None or os.isatty(0) else None
         try:
             self._process = subprocess.Popen(
-                command, stdin=stdin, process_group=0, preexec_fn=end_with_parent
+                command,
+                stdin=stdin,
+                process_group=0,
+                preexec_fn=end_with_parent(signal.SIGTERM),
             )
         except OSError as error:
             raise OpsError(f"{command[0]} cannot be started: {error.strerror}") from None

@@ -6,8 +6,8 @@ import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ops.atomic import PARTIAL_SUFFIX
-from ops.manifest import path_problem
+from ops.store.atomic import PARTIAL_SUFFIX
+from ops.store.manifest import path_problem
 
 # Files that only ever grow at their end, so that a stretch from their start stays what it was.
 LOG_PATTERNS = ("*.jsonl", "*tfevents*", "*.log", "*.out", "*.err")

@@ -1,0 +1,116 @@
+"""Remotes of before: `objects/<sha256>` and manifests that name them; they are only read.
+
+A file is the sequence of its parts, and each part is an object.
+"""
+
+import contextlib
+import functools
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ops.store.errors import DamagedError
+from ops.store.manifest import (
+    FileEntry,
+    Manifest,
+    ManifestName,
+    checked_digits,
+    checked_entry,
+    checked_size,
+    decode_as,
+    download_manifest,
+    list_manifests,
+    newest_first,
+    read_manifest,
+)
+from ops.store.rclone import RcloneStore
+
+_FORMAT = "ops-sync/1"
+_MANIFESTS = "manifests"
+_OBJECTS = "objects"
+
+
+@dataclass(frozen=True)
+class OldFileEntry(FileEntry):
+    """A file, and the checksums and sizes of its parts, in order."""
+
+    parts: tuple[tuple[str, int], ...] = ()
+
+
+def list_all_manifests(store: RcloneStore) -> list[ManifestName]:
+    """Return the manifests of a remote of either layout: those of today first, each newest first.
+
+    Raises:
+        RemoteError: the remote cannot be read.
+    """
+    return list_manifests(store) + newest_first(store.list_files(_MANIFESTS), _MANIFESTS)
+
+
+def read_any_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> Manifest:
+    """Download and check a manifest of either layout; see `read_manifest`."""
+    if name.folder != _MANIFESTS:
+        return read_manifest(store, name, work_dir)
+    return decode_as(name, download_manifest(store, name, work_dir), _FORMAT, _decode_entry)
+
+
+def newest_readable(
+    store: RcloneStore, names: list[ManifestName], work_dir: Path
+) -> Manifest | None:
+    """Return the first of these manifests that is whole; None if none is.
+
+    An upload that was cut short leaves a torn manifest, which names nothing.
+
+    Raises:
+        RemoteError: the remote cannot be read.
+    """
+    for name in names:
+        with contextlib.suppress(DamagedError):
+            return read_any_manifest(store, name, work_dir)
+    return None
+
+
+def fetch_old_files(
+    store: RcloneStore,
+    entries: list[FileEntry],
+    incoming: Path,
+    retry: Callable[[Callable[[], None]], None],
+) -> None:
+    """Put the files of an old state into `incoming`, each under its checksum; unverified.
+
+    Args:
+        store: the remote.
+        entries: of a manifest of the old layout.
+        incoming: receives the objects, too.
+        retry: calls what it is given until the remote answers.
+
+    Raises:
+        DamagedError: an object is missing.
+    """
+    old = [entry for entry in entries if isinstance(entry, OldFileEntry)]
+    sizes = {sha256: size for entry in old for sha256, size in entry.parts}
+    missing = {n: s for n, s in sizes.items() if not (incoming / n).is_file()}
+    names = sorted(missing)
+    if names:
+        download = store.download
+        retry(functools.partial(download, names, incoming, sum(missing.values()), _OBJECTS))
+    if lost := [name for name in names if not (incoming / name).is_file()]:
+        raise DamagedError(f"{len(lost)} of its objects are missing")
+    for entry in old:
+        temporary = incoming / "joined.partial"
+        with temporary.open("wb") as file:
+            for sha256, _ in entry.parts:
+                with (incoming / sha256).open("rb") as content:
+                    shutil.copyfileobj(content, file)
+        os.replace(temporary, incoming / entry.sha256)
+
+
+def _decode_entry(item: Any) -> FileEntry:
+    path, size, sha256, mtime_ns, items = item
+    parts = tuple((checked_digits(digits), checked_size(part)) for digits, part in items)
+    entry = OldFileEntry(path, size, sha256, "", mtime_ns, parts)
+    if checked_entry(entry).size != sum(part for _, part in parts):
+        raise ValueError(f"the parts of {path!r} do not make up its size")
+    return entry
