@@ -17,11 +17,11 @@ line, 130 interrupted.
 import itertools
 import random
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.comparison import ComparisonSpec, compare_folders
+from ops.comparison import Form, compare_folders
 from ops.disk_faults import (
     Fault,
     Outcome,
@@ -69,33 +69,28 @@ class ChaosConfig:
     """Of the moments and the faults."""
 
     @property
-    def comparison(self) -> ComparisonSpec:
-        """Return what is compared."""
-        return ComparisonSpec(
-            exact=self.compare,
-            jsonl=self.compare_jsonl,
-            npy=self.compare_npy,
-            parquet=self.compare_parquet,
-            pt=self.compare_pt,
-            ignored=self.ignore,
-        )
+    def patterns(self) -> dict[Form, tuple[str, ...]]:
+        """Return what is compared, by form."""
+        return {
+            "exact": self.compare,
+            "jsonl": self.compare_jsonl,
+            "npy": self.compare_npy,
+            "parquet": self.compare_parquet,
+            "pt": self.compare_pt,
+        }
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one folder, or one fault, showed.
-
-    Attributes:
-        folder: where.
-        what: the moments of the kills, or the fault.
-        verdict: identical, noticed, or what is wrong.
-        differences: to the undisturbed run.
-    """
+    """What one folder, or one fault, showed."""
 
     folder: str
     what: str
+    """The moments of the kills, or the fault."""
     verdict: str
-    differences: list[str]
+    """identical, noticed, or what is wrong."""
+    differences: list[str] = field(default_factory=list)
+    """To the undisturbed run."""
 
     @property
     def is_good(self) -> bool:
@@ -137,7 +132,7 @@ class ChaosRun:
                 f"{outcome.last_lines}"
             )
         self.seconds = outcome.seconds
-        compare_folders(self.reference, self.reference, self._config.comparison)
+        self._compared(self.reference, "undisturbed")
 
     def killed_until_it_ends(self, folder: Path, kills_left: int) -> tuple[Finding, int]:
         """Kill and resume in one folder; returns the finding and the number of kills."""
@@ -153,7 +148,7 @@ class ChaosRun:
         what = "killed after " + ", ".join(f"{m:.2f}" for m in moments) + " s"
         if outcome.exit_code != 0:
             wrong = f"failed with exit code {outcome.exit_code}: {outcome.last_lines}"
-            return Finding(str(folder), what, wrong, []), len(moments)
+            return Finding(str(folder), what, wrong), len(moments)
         return self._compared(folder, what), len(moments)
 
     def faulted(self, folder: Path, fault: Fault) -> Finding:
@@ -168,20 +163,16 @@ class ChaosRun:
             if files or fault == "read_only":
                 break
         else:
-            raise OpsError(f"no file of {self._fault_patterns()} was there after a kill")
+            raise OpsError("none of the files to be damaged was there after a kill")
         if fault == "read_only":
-            log = self._next_log()
             words = self.words(folder, resume=True)
-            outcome = run_in_read_only_folder(words, folder, log)
+            outcome = run_in_read_only_folder(words, folder, self._next_log())
             return self._after_refused_writes(folder, "read-only folder", outcome)
         what = damage_file(self._rng.choice(files), fault, self._rng)
         outcome = self._attempt(folder, resume=True)
         if outcome.exit_code != 0:
             return Finding(str(folder), what, "noticed", [outcome.last_lines])
-        finding = self._compared(folder, what)
-        if finding.is_good:
-            return finding
-        return Finding(str(folder), what, "USED SILENTLY", finding.differences)
+        return self._compared(folder, what, "USED SILENTLY")
 
     def _on_full_disk(self, folder: Path) -> Finding:
         files = self.reference.rglob("*")
@@ -194,21 +185,16 @@ class ChaosRun:
     def _after_refused_writes(self, folder: Path, what: str, outcome: Outcome) -> Finding:
         """Check that refused writes were noticed, and that the run goes on once they work."""
         if outcome.exit_code == 0:
-            finding = self._compared(folder, what)
-            return (
-                finding
-                if finding.is_good
-                else Finding(str(folder), what, "LOST SILENTLY", finding.differences)
-            )
+            return self._compared(folder, what, "LOST SILENTLY")
         again = self._attempt(folder, resume=True)
         if again.exit_code != 0:
-            wrong = f"does not go on afterwards: {again.last_lines}"
-            return Finding(str(folder), what, wrong, [])
+            return Finding(str(folder), what, f"does not go on afterwards: {again.last_lines}")
         return self._compared(folder, f"{what}: exit code {outcome.exit_code}")
 
-    def _compared(self, folder: Path, what: str) -> Finding:
-        differences = compare_folders(self.reference, folder, self._config.comparison)
-        return Finding(str(folder), what, "DIFFERS" if differences else "identical", differences)
+    def _compared(self, folder: Path, what: str, wrong: str = "DIFFERS") -> Finding:
+        patterns, ignored = self._config.patterns, self._config.ignore
+        differences = compare_folders(self.reference, folder, patterns, ignored)
+        return Finding(str(folder), what, wrong if differences else "identical", differences)
 
     def _attempt(self, folder: Path, *, resume: bool, kill_after_s: float | None = None) -> Outcome:
         words = self.words(folder, resume=resume)
@@ -217,11 +203,9 @@ class ChaosRun:
     def _next_log(self) -> Path:
         return self._config.out / "output" / f"{next(self._numbers):04d}.log"
 
-    def _fault_patterns(self) -> tuple[str, ...]:
-        return self._config.fault_files or self._config.comparison.patterns
-
     def _fault_files(self, folder: Path) -> list[Path]:
-        found = {p for pattern in self._fault_patterns() for p in folder.glob(pattern)}
+        patterns = self._config.fault_files or itertools.chain(*self._config.patterns.values())
+        found = {path for pattern in patterns for path in folder.glob(pattern)}
         return sorted(path for path in found if path.is_file() and path.stat().st_size)
 
 
@@ -233,7 +217,7 @@ def run(config: ChaosConfig, command: list[str]) -> int:
     """
     if not any(_PLACEHOLDER in word for word in command):
         raise UsageError("the command after -- has to name its folder as {dir}")
-    if not config.comparison.patterns:
+    if not any(config.patterns.values()):
         raise UsageError(
             "name what has to agree: --compare, --compare_jsonl, …_npy, …_parquet, …_pt"
         )

@@ -213,7 +213,7 @@ def test_a_sync_that_is_stopped_saves_a_last_time(machine):
     (machine.local / "a").write_text("1")
     words = machine.sync("dir", machine.local, f":local:{machine.remote}", "--interval", "600")
     process = machine.start([*words, "--quiet_s", "0", "--nice", "0"])
-    wait_for((machine.remote / "manifests").is_dir)
+    wait_for((machine.remote / ".sync" / "manifests").is_dir)
     (machine.local / "a").write_text("2")
     os.kill(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)

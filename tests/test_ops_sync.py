@@ -1,24 +1,28 @@
 """Saving and restoring through the real rclone, on folder remotes."""
 
+import hashlib
 import json
 import os
 import shutil
 import stat
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from ops.atomic import private_folder
-from ops.errors import OpsError, RemoteError
-from ops.manifest import FileEntry, Manifest, Part, decode, newest_first
-from ops.rclone_store import CallLimits, RcloneStore, rclone_folder
-from ops.remote_name import parse_remote
-from ops.restore import RestoreOptions, Restorer
-from ops.snapshot import SnapshotOptions
-from ops.uploader import AnotherRunError, Uploader
+from ops.chaos_sync import Witness
+from ops.store.atomic import private_folder
+from ops.store.errors import OpsError, RemoteError
+from ops.store.manifest import MANIFESTS, ManifestName, decode, newest_first
+from ops.store.rclone import CallLimits, RcloneStore, rclone_folder
+from ops.store.remote_name import parse_remote
+from ops.store.restore import RestoreOptions, Restorer
+from ops.store.snapshot import SnapshotTaker
+from ops.store.uploader import AnotherRunError, Uploader
 
 SHA = "a" * 64
+MD5 = "b" * 32
 
 
 class World:
@@ -29,13 +33,15 @@ class World:
         self.local = path / "local"
         self.local.mkdir()
         self.remote = path / "remote"
+        self.manifest_folder = self.remote / MANIFESTS
         self.store = RcloneStore(parse_remote(f":local:{self.remote}"), CallLimits(30.0, nice=0))
         self.said = []
 
     def uploader(self, local=None, **options):
         local = local or self.local
         state_dir = private_folder(local / ".sync")
-        return Uploader(self.store, local, state_dir, SnapshotOptions(quiet_s=0.0), **options)
+        taker = SnapshotTaker(local, state_dir / "staging", quiet_s=0.0)
+        return Uploader(self.store, taker, state_dir, **options)
 
     def restore(self, name="back", **options):
         folder = self.path / name
@@ -49,19 +55,31 @@ class World:
         paths = {p.relative_to(folder).as_posix(): p.read_text() for p in files}
         return {path: text for path, text in paths.items() if not path.startswith(".sync")}
 
+    def history(self):
+        folders = (self.remote / ".sync" / "history").glob("*")
+        return [
+            (p.relative_to(folder).as_posix(), p.read_text())
+            for folder in sorted(folders)
+            for p in sorted(folder.rglob("*"))
+            if p.is_file()
+        ]
+
     def manifests(self):
-        names = newest_first(p.name for p in (self.remote / "manifests").iterdir())
-        return [decode(n, (self.remote / "manifests" / n.file_name).read_bytes()) for n in names]
+        names = newest_first(p.name for p in self.manifest_folder.iterdir())
+        return [decode(n, (self.manifest_folder / n.file_name).read_bytes()) for n in names]
 
-    def object_of(self, manifest, path):
-        return self.remote / "objects" / manifest.files[path].parts[0].sha256
-
-    def plant(self, files, number=99):
+    def plant(self, paths, number=99, size=0):
         """Put a manifest on the remote that this program would never write."""
-        entries = {f"{i}": file for i, file in enumerate(files)}
-        name, text = Manifest(number, "0123abcd", "now", entries).encode()
-        (self.remote / "manifests").mkdir(parents=True, exist_ok=True)
-        (self.remote / "manifests" / name.file_name).write_bytes(text)
+        content = {"format": "ops-sync/2", "number": number, "writer": "0123abcd"}
+        content |= {"created": "now", "files": [[path, size, SHA, MD5, 0] for path in paths]}
+        plant_json(self.manifest_folder, content)
+
+
+def plant_json(folder, content):
+    text = json.dumps(content).encode()
+    name = ManifestName(content["number"], "0123abcd", hashlib.sha256(text).hexdigest()[:16])
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / name.file_name).write_bytes(text)
 
 
 @pytest.fixture
@@ -95,13 +113,114 @@ def test_what_is_saved_comes_back_and_deletions_here_delete_nothing_there(world)
     assert stat.S_IMODE((world.path / "back" / ".sync").stat().st_mode) == 0o700
 
 
+def test_the_remote_is_the_folder_and_what_was_replaced_lies_in_the_history(world):
+    (world.local / "sub").mkdir()
+    (world.local / "sub" / "model_0.pt").write_text("zero")
+    (world.local / "latest.json").write_text("model_0")
+    uploader = world.uploader()
+    uploader.round()
+    assert world.content("remote") == world.content("local")
+    assert world.history() == []
+    (world.local / "sub" / "model_1.pt").write_text("one")
+    (world.local / "sub" / "model_0.pt").unlink()
+    (world.local / "latest.json").write_text("model_1")
+    uploader.round()
+    kept = {"sub/model_0.pt": "zero"}
+    assert world.content("remote") == world.content("local") | kept
+    assert world.history() == [("latest.json", "model_0")]
+    plain = world.path / "plain"
+    rclone = rclone_folder() / "rclone"
+    subprocess.run([rclone, "copy", world.store.remote.text, plain], check=True)
+    assert world.content("plain") == world.content("local") | kept
+    assert (plain / "latest.json").stat().st_mtime_ns == (
+        (world.local / "latest.json").stat().st_mtime_ns
+    )
+
+
+def test_a_state_comes_back_although_a_newer_one_was_sent_half(world, monkeypatch):
+    """The files of the same name and size are the newer ones; the older lie in the history."""
+    (world.local / "last.pt").write_text("first!")
+    (world.local / "metrics.jsonl").write_text("one\n")
+    uploader = world.uploader()
+    uploader.round()
+    (world.local / "last.pt").write_text("second")
+    (world.local / "metrics.jsonl").write_text("one\ntwo\n")
+
+    def die(*arguments):
+        raise RemoteError("the line is cut")
+
+    monkeypatch.setattr(Uploader, "_write_manifest", die)
+    for _ in range(2):
+        with pytest.raises(RemoteError):
+            uploader.round()
+    monkeypatch.undo()
+    assert (world.remote / "last.pt").read_text() == "second"
+    assert world.restore().number == 1
+    assert world.content() == {"last.pt": "first!", "metrics.jsonl": "one\n"}
+    # Torn by the next try, on a remote that shows what is half there.
+    (world.remote / "last.pt").write_text("sec")
+    world.uploader().round()
+    assert world.restore("newer").number == world.manifests()[0].number
+    assert world.content("newer") == world.content("local")
+    assert world.restore("older", number=1).number == 1
+    assert world.content("older") == {"last.pt": "first!", "metrics.jsonl": "one\n"}
+
+
+def test_versions_of_a_log_are_not_kept_while_a_longer_one_begins_with_them(world):
+    log, states = world.local / "metrics.jsonl", []
+    uploader = world.uploader()
+    for number in range(3):
+        with log.open("a") as file:
+            file.write(f"line {number}\n" * 10)
+        uploader.round()
+        states.append(log.read_text())
+    assert world.history() == []
+    log.write_text("of a run that began again\n")
+    uploader.round()
+    assert world.history() == [("metrics.jsonl", states[-1])]
+    for number, text in enumerate(states, start=1):
+        world.restore(f"state {number}", number=number)
+        assert world.content(f"state {number}") == {"metrics.jsonl": text}
+
+
+def test_a_sync_that_starts_again_sends_only_what_the_remote_does_not_have(world):
+    (world.local / "a").write_text("as it was")
+    (world.local / "b").write_text("old")
+    world.uploader().round()
+    (world.local / "b").write_text("new")
+    assert world.uploader().round().num_new == 1
+    assert world.history() == [("b", "old")]
+
+
+def test_two_machines_that_write_lose_none_of_their_states(world):
+    other = world.path / "other"
+    other.mkdir()
+    witness = Witness(world.remote)
+    here, there = world.uploader(), world.uploader(other)
+    (world.local / "a").write_text("here")
+    here.round()
+    (other / "a").write_text("over there")
+    there.round()
+    (world.local / "b").write_text("x")
+    here.round()  # names its own "a", which the other has moved into the history
+    assert witness.losses() == []
+    with pytest.raises(RemoteError, match=r"does not list all that was saved; missing: a"):
+        here.confirm()
+    here.round()
+    here.confirm()
+    assert witness.losses() == []
+    assert len(witness.seen) == 4
+    assert world.restore().number == 3
+    assert world.content() == {"a": "here", "b": "x"}
+
+
 def test_a_damaged_state_is_passed_over_and_healed_by_the_next_start(world):
     (world.local / "a").write_text("first")
     uploader = world.uploader()
     uploader.round()
     (world.local / "b").write_text("second")
     uploader.round()
-    place = world.object_of(world.manifests()[0], "b")
+    place = world.remote / "b"
     place.write_text("SECOND")  # the same size
     assert world.restore("damaged").number == 1
     assert "state 2 cannot be used" in world.said[-1]
@@ -118,8 +237,8 @@ def test_what_vanished_from_the_remote_is_not_confirmed_and_is_sent_again(world)
     uploader = world.uploader()
     uploader.round()
     uploader.confirm()
-    world.object_of(world.manifests()[0], "b").unlink()
-    with pytest.raises(RemoteError, match=r"does not list all of state 1: b is missing"):
+    (world.remote / "b").unlink()
+    with pytest.raises(RemoteError, match=r"does not list all that was saved; missing: b"):
         uploader.confirm()
     assert uploader.unsaved() == ["a", "b"]
     uploader.round()
@@ -134,7 +253,7 @@ def test_a_torn_manifest_names_nothing(world):
     uploader.round()
     (world.local / "a").write_text("second")
     uploader.round()
-    newest = max((world.remote / "manifests").iterdir())
+    newest = max(world.manifest_folder.iterdir())
     newest.write_bytes(newest.read_bytes()[:-9])
     assert world.restore().number == 1
     assert world.content() == {"a": "first"}
@@ -143,20 +262,43 @@ def test_a_torn_manifest_names_nothing(world):
 def test_old_states_go_only_when_asked_and_never_what_a_kept_state_names(world):
     (world.local / "config.json").write_text("kept")
     uploader = world.uploader()
-    for number in range(4):
+    for number in range(3):
         (world.local / "model.pt").write_text(f"model {number}")
+        (world.local / f"epoch{number}.pt").write_text(f"epoch {number}")
+        if number:
+            (world.local / f"epoch{number - 1}.pt").unlink()
         uploader.round()
-    assert len(world.manifests()) == 4
-    stranger = world.remote / "objects" / SHA
-    stranger.write_text("of another machine, not yet named")
-    (world.local / "model.pt").write_text("model 4")
-    assert world.uploader(keep_last=2).round().retention_problem is None
-    kept = world.manifests()
-    assert [manifest.number for manifest in kept] == [5, 4]
-    named = {name for manifest in kept for name in manifest.objects}
-    assert {path.name for path in stranger.parent.iterdir()} == named | {SHA}
-    assert world.restore("old", number=4).number == 4
-    assert world.content("old") == {"config.json": "kept", "model.pt": "model 3"}
+    assert len(world.manifests()) == 3
+    (world.remote / "epoch9.pt").write_text("of another machine, not yet named")
+    (world.local / "model.pt").write_text("model 3")
+    assert world.uploader(keep_last=2).round().removal_problem is None
+    assert [manifest.number for manifest in world.manifests()] == [4, 3]
+    assert world.history() == [("model.pt", "model 2")]
+    assert set(world.content("remote")) == {"config.json", "model.pt", "epoch2.pt", "epoch9.pt"}
+    assert world.restore("old", number=3).number == 3
+    wanted = {"config.json": "kept", "model.pt": "model 2", "epoch2.pt": "epoch 2"}
+    assert world.content("old") == wanted
+
+
+def test_a_removal_that_was_cut_short_is_finished_by_the_next(world, monkeypatch):
+    uploader = world.uploader(keep_last=1)
+    (world.local / "a").write_text("0")
+    uploader.round()
+    delete = RcloneStore.delete
+
+    def delete_manifests_only(store, names, folder=""):
+        if not all(MANIFESTS in name for name in names):
+            raise RemoteError("the line is cut")
+        delete(store, names, folder)
+
+    monkeypatch.setattr(RcloneStore, "delete", delete_manifests_only)
+    (world.local / "a").write_text("1")
+    assert "cut" in uploader.round().removal_problem
+    assert world.history() == [("a", "0")]
+    monkeypatch.undo()
+    (world.local / "a").write_text("2")
+    assert uploader.round().removal_problem is None
+    assert world.history() == []
 
 
 def test_nothing_is_removed_while_a_kept_state_cannot_be_read(world):
@@ -164,12 +306,12 @@ def test_nothing_is_removed_while_a_kept_state_cannot_be_read(world):
     world.uploader().round()
     (world.local / "a").write_text("1")
     world.uploader().round()
-    newest = max((world.remote / "manifests").iterdir())
+    newest = max(world.manifest_folder.iterdir())
     newest.write_bytes(b"torn")
     (world.local / "a").write_text("2")
     result = world.uploader(keep_last=2).round()
-    assert "torn" in result.retention_problem
-    assert len(list((world.remote / "objects").iterdir())) == 3
+    assert "torn" in result.removal_problem
+    assert world.history() == [("a", "0"), ("a", "1")]
 
 
 def test_another_run_on_the_remote_is_not_written_over_unasked(world):
@@ -180,7 +322,7 @@ def test_another_run_on_the_remote_is_not_written_over_unasked(world):
     with pytest.raises(AnotherRunError, match="resume_on_new_vm"):
         world.uploader(fresh).require_same_run()
     # What a machine that died while it wrote a manifest may leave behind.
-    (world.remote / "manifests" / f"00000002-0123abcd-{'0' * 16}.json").write_text("torn")
+    (world.manifest_folder / f"00000002-0123abcd-{'0' * 16}.json").write_text("torn")
     with pytest.raises(AnotherRunError, match="state 1"):
         world.uploader(fresh).require_same_run()
     world.restore("fresh")
@@ -217,7 +359,7 @@ def test_an_interrupted_restore_is_gone_on_with(world, monkeypatch):
                 raise KeyboardInterrupt
         publish(source, target)
 
-    monkeypatch.setattr("ops.atomic.os.replace", die_at_the_second)
+    monkeypatch.setattr("ops.store.atomic.os.replace", die_at_the_second)
     with pytest.raises(KeyboardInterrupt):
         world.restore()
     monkeypatch.undo()
@@ -275,29 +417,87 @@ def test_a_hostile_manifest_writes_nothing_outside(world):
     (world.local / "a").write_text("good")
     world.uploader().round()
     for number, path in enumerate(["../escaped", f"{world.path}/escaped", ".sync/lock"], start=90):
-        world.plant([FileEntry(path, 0, SHA, 0, ())], number)
+        world.plant([path], number)
     assert world.restore().number == 1
     assert sum("refused" in line for line in world.said) == 3
     assert not (world.path / "escaped").exists()
 
 
-def test_a_file_whose_parts_do_not_make_up_its_checksum_is_refused(world):
+def test_a_file_with_another_checksum_than_the_manifest_says_is_refused(world):
     (world.local / "a").write_text("good")
     world.uploader().round()
-    good = world.manifests()[0].files["a"]
-    world.plant([FileEntry("a", good.size, SHA, 0, good.parts)])
+    world.plant(["a"], size=4)
     assert world.restore().number == 1
-    assert "do not make up its checksum" in world.said[-1]
+    assert "are damaged (a is the first)" in world.said[-1]
 
 
 def test_a_state_larger_than_the_disk_is_refused_before_it_is_downloaded(world):
-    part = Part(SHA, 2**42)
-    world.plant([FileEntry("a", 2**42, SHA, 0, (part,))])
-    (world.remote / "objects").mkdir()
-    with (world.remote / "objects" / SHA).open("wb") as file:
+    world.plant(["a"], size=2**42)
+    with (world.remote / "a").open("wb") as file:
         file.truncate(2**42)
     with pytest.raises(OpsError, match="are free"):
         world.restore()
+
+
+def old_remote(folder, states):
+    """Write a remote as it was laid out before: objects, and manifests of the parts of files."""
+    for number, files in enumerate(states, start=1):
+        entries = []
+        for path, parts in files.items():
+            items = []
+            for part in parts:
+                digest = hashlib.sha256(part.encode()).hexdigest()
+                (folder / "objects").mkdir(parents=True, exist_ok=True)
+                (folder / "objects" / digest).write_text(part)
+                items.append([digest, len(part)])
+            whole = "".join(parts)
+            digest = hashlib.sha256(whole.encode()).hexdigest()
+            entries.append([path, len(whole), digest, 5 * 10**9, items])
+        content = {"format": "ops-sync/1", "number": number, "writer": "0123abcd"}
+        plant_json(folder / "manifests", content | {"created": "now", "files": entries})
+
+
+def test_a_remote_of_the_old_layout_comes_back_and_is_gone_on_with(world):
+    first = {"metrics.jsonl": ["one\n"], "model.pt": ["old"], "empty": [""]}
+    second = {"metrics.jsonl": ["one\n", "two\n"], "model.pt": ["new"], "same.pt": ["new"]}
+    old_remote(world.remote, [first, second])
+    with pytest.raises(AnotherRunError, match="state 2"):
+        world.uploader().require_same_run()
+    world.restore("older", number=1)
+    assert world.content("older") == {"metrics.jsonl": "one\n", "model.pt": "old", "empty": ""}
+    assert world.restore().number == 2
+    assert world.content() == {path: "".join(parts) for path, parts in second.items()}
+    assert (world.path / "back" / "model.pt").stat().st_mtime == 5
+    uploader = world.uploader(world.path / "back", keep_last=1)
+    uploader.require_same_run()
+    assert uploader.round().number == 3
+    assert (world.remote / "model.pt").read_text() == "new"
+    assert world.restore("newest").number == 3
+    assert world.restore("oldest", number=1).number == 1
+
+
+def test_an_old_state_with_a_damaged_object_is_passed_over(world):
+    old_remote(world.remote, [{"a": ["first"]}, {"a": ["other"]}])
+    (world.remote / "objects" / hashlib.sha256(b"other").hexdigest()).write_text("OTHER")
+    assert world.restore().number == 1
+    assert world.content() == {"a": "first"}
+
+
+def test_a_remote_that_keeps_no_checksums_gets_every_change(world, tmp_path):
+    """An encrypted remote: a file of the same size may be another."""
+    key = "ZQmKrUb5BqHzVuvSnQTuXiDAfLPjVYn2xQ"
+    crypt = f":crypt,remote='{tmp_path}/hidden',password={key},filename_encryption=off:"
+    world.store = RcloneStore(parse_remote(crypt), CallLimits(30.0, nice=0))
+    (world.local / "latest.json").write_text("1")
+    world.uploader().round()
+    (world.local / "latest.json").write_text("2")
+    uploader = world.uploader()
+    uploader.round()
+    uploader.confirm()
+    world.restore()
+    assert world.content() == {"latest.json": "2"}
+    assert world.restore("older", number=1).number == 1
+    assert world.content("older") == {"latest.json": "1"}
 
 
 def test_a_call_that_does_not_answer_is_ended_with_all_its_processes(world, monkeypatch, tmp_path):
@@ -309,7 +509,7 @@ def test_a_call_that_does_not_answer_is_ended_with_all_its_processes(world, monk
     monkeypatch.setenv("PATH", f"{program.parent}:{os.environ['PATH']}")
     store = RcloneStore(world.store.remote, CallLimits(2.0, nice=0))
     with pytest.raises(RemoteError, match="no answer"):
-        store.list_files("manifests")
+        store.list_files(MANIFESTS)
     stat_file = Path(f"/proc/{marker.read_text().strip()}/stat")
     for _ in range(100):
         # Killed; whether its new parent has noticed is a matter of time.

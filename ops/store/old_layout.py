@@ -14,6 +14,7 @@ from typing import Any
 
 from ops.store.errors import DamagedError
 from ops.store.manifest import (
+    MANIFESTS,
     FileEntry,
     Manifest,
     ManifestName,
@@ -22,7 +23,6 @@ from ops.store.manifest import (
     checked_size,
     decode_as,
     download_manifest,
-    list_manifests,
     newest_first,
     read_manifest,
 )
@@ -46,7 +46,14 @@ def list_all_manifests(store: RcloneStore) -> list[ManifestName]:
     Raises:
         RemoteError: the remote cannot be read.
     """
-    return list_manifests(store) + newest_first(store.list_files(_MANIFESTS), _MANIFESTS)
+    folders = (MANIFESTS, _MANIFESTS)
+    filters = [word for folder in folders for word in ("--include", f"/{folder}/*.json")]
+    listed = [name.rpartition("/") for name in store.list_files(filters=filters)]
+    return [
+        name
+        for folder in folders
+        for name in newest_first((file for place, _, file in listed if place == folder), folder)
+    ]
 
 
 def read_any_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> Manifest:

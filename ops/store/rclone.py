@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from ops.store.remote_name import RemoteName
 # Where this program keeps its own, here and on the remote: nothing of it counts as the run's.
 STATE_FOLDER = ".sync"
 HASHES = ("sha256", "md5")
-_NOT_OURS = ["--exclude", f"/{STATE_FOLDER}/**"]
+NOT_OURS = ("--exclude", f"/{STATE_FOLDER}/**")
 _NO_FOLDER_CODE = 3
 _POLL_S = 0.1
 # A few names are looked up faster one by one than in a listing of thousands.
@@ -107,7 +107,7 @@ class RcloneStore:
         names: Iterable[str] | None = None,
         *,
         hash_bytes: int | None = None,
-        own: bool = False,
+        filters: Sequence[str] = NOT_OURS,
     ) -> dict[str, RemoteFile]:
         """List the files in a folder and below it; none where there is no such folder.
 
@@ -116,7 +116,8 @@ class RcloneStore:
             names: only these files.
             hash_bytes: ask for checksums too, of about so many bytes, which the remote may have
                 to read.
-            own: also what this program keeps in `STATE_FOLDER` of that folder.
+            filters: rclone's filters, where no names are given; by default all but what this
+                program keeps in `STATE_FOLDER`.
         """
         if names is not None and not (names := list(names)):
             return {}  # an empty list would not restrict anything
@@ -124,7 +125,7 @@ class RcloneStore:
         words += ["--no-modtime", "--no-mimetype"]
         if hash_bytes is not None:
             words += ["--hash", *(word for kind in HASHES for word in ("--hash-type", kind))]
-        with _restriction(names, own=own) as restriction:
+        with _restriction(names, filters) as restriction:
             output = self._call([*words, *restriction], hash_bytes or 0)
         return {
             str(item["Path"]): RemoteFile(int(item["Size"]), item.get("Hashes") or {})
@@ -137,7 +138,7 @@ class RcloneStore:
         What they replace there is moved into the folder `replaced` first. Nothing else changes.
         """
         words = ["copy", str(source), self.remote.folder(folder), "--ignore-times"]
-        words += ["--backup-dir", self.remote.folder(replaced), *_NOT_OURS]
+        words += ["--backup-dir", self.remote.folder(replaced), *NOT_OURS]
         if sum(len(files) for _, _, files in os.walk(source)) < _NO_TRAVERSE_BELOW:
             words.append("--no-traverse")
         self._call(words, num_bytes)
@@ -213,10 +214,12 @@ class RcloneStore:
 
 
 @contextlib.contextmanager
-def _restriction(names: Iterable[str] | None, *, own: bool = False) -> Iterator[list[str]]:
+def _restriction(
+    names: Iterable[str] | None, filters: Sequence[str] = ()
+) -> Iterator[Sequence[str]]:
     """Give flags that restrict rclone to some names, in a file that only this user can read."""
     if names is None:
-        yield [] if own else _NOT_OURS
+        yield filters
         return
     wanted = list(names)
     descriptor, path = tempfile.mkstemp(prefix="ops-names-")

@@ -34,19 +34,16 @@ _SHOWN = 5
 
 @dataclass(frozen=True)
 class RestoreOptions:
-    """What may happen to the local folder.
-
-    Attributes:
-        number: the state to restore; None takes the newest that verifies.
-        overwrite: files here that are in the way are moved to `.sync/replaced-…`.
-        keep_local: a folder that already holds what is newest is left as it is.
-        retries: how often a remote that fails is asked again.
-    """
+    """What is restored, and what may happen to the local folder."""
 
     number: int | None = None
+    """The state to restore; None takes the newest that verifies."""
     overwrite: bool = False
+    """Files here that are in the way are moved to `.sync/replaced-…`."""
     keep_local: bool = False
+    """A folder that already holds what is newest is left as it is."""
     retries: int = 4
+    """How often a remote that fails is asked again."""
 
 
 class Restorer:
@@ -100,23 +97,35 @@ class Restorer:
             names = wanted
         if not names:
             return None
-        listed = self._retry(lambda: self._store.list_files(own=True))
         for name in names:
             try:
-                manifest = self._retry(functools.partial(self._read, name))
-                foreign = self._foreign_files(manifest)
-                self._fetch(manifest, listed)
-                self._move_aside(foreign)
-                self._place(manifest)
+                manifest = self._restore_state(name)
             except DamagedError as error:
                 self._say(f"state {name.number} cannot be used: {error}; trying the one before")
                 continue
-            self._finish(name)
+            remember_state(self._state_dir, new_writer_id(), name)
+            self._marker.unlink(missing_ok=True)
+            shutil.rmtree(self._incoming, ignore_errors=True)
             return manifest
         raise OpsError(f"none of the {len(names)} states on {self._store.remote} verifies")
 
-    def _read(self, name: ManifestName) -> Manifest:
-        return read_any_manifest(self._store, name, self._state_dir / "reading")
+    def _restore_state(self, name: ManifestName) -> Manifest:
+        reading = self._state_dir / "reading"
+        manifest = self._retry(lambda: read_any_manifest(self._store, name, reading))
+        foreign = self._foreign_files(manifest)
+        listed = self._retry(lambda: self._store.list_files(filters=()))
+        while True:
+            try:
+                self._fetch(manifest, listed)
+                break
+            except DamagedError:
+                before, listed = listed, self._retry(lambda: self._store.list_files(filters=()))
+                if listed == before:
+                    raise
+                self._say("the remote has changed meanwhile, since somebody saves there; once more")
+        self._move_aside(foreign)
+        self._place(manifest)
+        return manifest
 
     def _keeps_local(self, local: set[str]) -> bool:
         """Say whether what lies here is at least as new as the remote.
@@ -201,7 +210,7 @@ class Restorer:
         }
         hashed = self._retry(
             lambda: self._store.list_files(
-                names=doubtful, hash_bytes=sum(doubtful.values()), own=True
+                names=doubtful, hash_bytes=sum(doubtful.values()), filters=()
             )
         )
         for entry, names in versions.items():
@@ -246,11 +255,6 @@ class Restorer:
             target.parent.mkdir(parents=True, exist_ok=True)
             self._require_inside(entry.path)
             publish(temporary, target)
-
-    def _finish(self, name: ManifestName) -> None:
-        remember_state(self._state_dir, new_writer_id(), name)
-        self._marker.unlink(missing_ok=True)
-        shutil.rmtree(self._incoming, ignore_errors=True)
 
     def _local_files(self) -> set[str]:
         """Return the paths of all files and links here, but for unfinished ones."""

@@ -62,11 +62,11 @@ class Retention:
         """Remove the versions of files that are among `gone` and cannot be any of `needed`."""
         candidates = {
             name: file.size
-            for name, file in self._store.list_files(own=True).items()
+            for name, file in self._store.list_files(filters=()).items()
             if any(entry.size == file.size for entry in gone[path_of(name) or ""])
         }
         listed = self._store.list_files(
-            names=candidates, hash_bytes=sum(candidates.values()), own=True
+            names=candidates, hash_bytes=sum(candidates.values()), filters=()
         )
         self._store.delete(
             [

@@ -86,7 +86,7 @@ class Uploader:
             AnotherRunError: its newest state has no path in common with this folder.
             RemoteError: the remote cannot be read.
         """
-        names = list_all_manifests(self._store)
+        names = self._list_states()
         if not names or names[0].writer == self._writer:
             return
         newest = newest_readable(self._store, names, self._state_dir / "reading")
@@ -109,7 +109,8 @@ class Uploader:
             OSError: the disk here failed.
         """
         if self._last_number is None:
-            self._last_number = self._newest_number()
+            self._list_states()
+        assert self._last_number is not None
         last = self._saved or {}
         snapshot = self._taker.take(last, self._present or {}, final=final)
         num_files = len(snapshot.entries)
@@ -168,12 +169,13 @@ class Uploader:
             or (saved[path].size, saved[path].mtime_ns) != (status.size, status.mtime_ns)
         )
 
-    def _newest_number(self) -> int:
+    def _list_states(self) -> list[ManifestName]:
         names = list_all_manifests(self._store)
         number = max((name.number for name in names), default=0)
         if number >= _MAX_NUMBER:
             raise DamagedError(f"{self._store.remote} has a state of number {number}; use another")
-        return number
+        self._last_number = number
+        return names
 
     def _drop_what_is_there(self, snapshot: Snapshot) -> None:
         """Leave out what the remote's checksums show to be there already."""
