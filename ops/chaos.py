@@ -99,12 +99,7 @@ class Finding:
 
 
 class ChaosRun:
-    """One command under chaos.
-
-    Args:
-        config: what is compared, and where.
-        command: what follows `--`.
-    """
+    """One command under chaos: what follows `--`."""
 
     def __init__(self, config: ChaosConfig, command: list[str]) -> None:
         self._config = config
@@ -127,10 +122,8 @@ class ChaosRun:
         """
         outcome = self._attempt(self.reference, resume=False)
         if outcome.exit_code != 0:
-            raise OpsError(
-                f"the undisturbed run ended with exit code {outcome.exit_code}: "
-                f"{outcome.last_lines}"
-            )
+            code = outcome.exit_code
+            raise OpsError(f"the undisturbed run ended with exit code {code}: {outcome.last_lines}")
         self.seconds = outcome.seconds
         self._compared(self.reference, "undisturbed")
 
@@ -218,9 +211,7 @@ def run(config: ChaosConfig, command: list[str]) -> int:
     if not any(_PLACEHOLDER in word for word in command):
         raise UsageError("the command after -- has to name its folder as {dir}")
     if not any(config.patterns.values()):
-        raise UsageError(
-            "name what has to agree: --compare, --compare_jsonl, …_npy, …_parquet, …_pt"
-        )
+        raise UsageError("name what has to agree: --compare, or --compare_jsonl, …_npy, …_pt")
     if config.out.exists():
         raise OpsError(f"{config.out} exists; give another --out")
     config.out.mkdir(parents=True)

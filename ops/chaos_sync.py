@@ -177,11 +177,13 @@ class ChaosSync:
             # Which call of the round is hit is left to chance, as far as it makes a difference.
             lines = [""] * self._rng.choice(_CALLS.get(kind, tuple(range(_NUM_CALLS)))) + [kind]
             self._plan.write_text("".join(f"{line}\n" for line in lines))
-        self._wait_for_report(process, kind, "last_error")
-        if kind != "kill" and self._rng.random() < _RECOVERIES:
-            # Otherwise the machine dies before the sync has tried again.
-            self._wait_for_report(process, kind, "saved_at")
-        _kill(process)
+            self._wait_for_report(process, "last_error")
+            if self._rng.random() < _RECOVERIES:
+                # Otherwise the machine dies before the sync has tried again.
+                self._wait_for_report(process, "saved_at")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         self._plan.write_text("")
         return self.problems(kind)
 
@@ -229,12 +231,12 @@ class ChaosSync:
                 words, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def _wait_for_report(self, process: "subprocess.Popen[bytes]", kind: str, field: str) -> None:
+    def _wait_for_report(self, process: "subprocess.Popen[bytes]", field: str) -> None:
         """Wait until the sync reports a failure, or that it saved; the writer goes on meanwhile."""
         status = self.writer.folder / ".sync" / "status.json"
         if field == "last_error":
             status.unlink(missing_ok=True)
-        until = time.monotonic() + (0 if kind == "kill" else 60)
+        until = time.monotonic() + 60
         next_step = time.monotonic() + self._rng.uniform(0.1, 3.0)
         while time.monotonic() < until and process.poll() is None:
             found = json.loads(status.read_text()) if status.exists() else {}
@@ -244,12 +246,6 @@ class ChaosSync:
             if time.monotonic() > next_step:
                 self.writer.step()
                 next_step = time.monotonic() + self._rng.uniform(0.1, 3.0)
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def run(config: ChaosSyncConfig, command: list[str]) -> int:

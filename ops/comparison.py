@@ -26,8 +26,8 @@ def compare_folders(
         reference: what is expected.
         other: what is compared with it.
         patterns: by form, relative to the folders. `exact` compares byte by byte; `jsonl` line by
-            line as JSON; `npy` by dtype, shape and bytes, never unpickled; `parquet` by the columns'
-            names, types and values (what a writer notes beside them, such as the random
+            line as JSON; `npy` by dtype, shape and bytes, never unpickled; `parquet` by the names,
+            types and values of columns (what a writer notes beside them, such as the random
             fingerprint of `datasets`, does not count); `pt` torch files by their tensors' bytes and
             their other values, loaded without executing anything.
         ignored: names of fields that may differ in `jsonl` and `pt`, at any depth.

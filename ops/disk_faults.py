@@ -22,19 +22,16 @@ _TICK_S = 0.005
 
 @dataclass(frozen=True)
 class Outcome:
-    """How an attempt ended.
-
-    Attributes:
-        killed: by this program.
-        exit_code: of the command, negative for a signal.
-        seconds: from its start to its end.
-        log: its output.
-    """
+    """How an attempt ended."""
 
     killed: bool
+    """By this program."""
     exit_code: int
+    """Of the command, negative for a signal."""
     seconds: float
+    """From its start to its end."""
     log: Path
+    """Its output."""
 
     @property
     def last_lines(self) -> str:
@@ -110,8 +107,6 @@ def _kill_session(process: "subprocess.Popen[bytes]") -> None:
 def damage_file(path: Path, fault: Literal["truncate", "flip"], rng: random.Random) -> str:
     """Cut a file short or flip one bit of it; returns what was done."""
     content = bytearray(path.read_bytes())
-    if not content:
-        return f"{path.name} is empty, nothing was done"
     position = rng.randrange(len(content))
     if fault == "truncate":
         del content[position:]
@@ -126,10 +121,9 @@ def damage_file(path: Path, fault: Literal["truncate", "flip"], rng: random.Rand
 def has_namespaces() -> bool:
     """Say whether this user may mount file systems in a namespace of its own."""
     probe = "mount -t tmpfs -o size=64k none /tmp"
-    command = [*_UNSHARE, "sh", "-c", probe]
     if shutil.which("unshare") is None:
         return False
-    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+    return subprocess.run([*_UNSHARE, "sh", "-c", probe], capture_output=True).returncode == 0
 
 
 def run_on_full_disk(command: list[str], folder: Path, log: Path, num_bytes: int) -> Outcome:

@@ -13,7 +13,7 @@ interrupted. `run` has the exit code of its command.
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
@@ -80,13 +80,13 @@ class Restore:
     """Seconds for one call of rclone, besides those for its bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class States:
     """List the states that a remote holds, the newest first."""
 
     remote: Positional[str]
     """Where they are."""
-    call_timeout: float = field(default=120.0, kw_only=True)
+    call_timeout: float = 120.0
     """Seconds for the call of rclone."""
 
 
@@ -135,8 +135,7 @@ def _save(config: Dir, remote: RemoteName) -> int:
             raise OpsError(f"{config.source} is a folder; use `dir`")
     elif not folder.is_dir():
         raise OpsError(f"there is no folder {folder}")
-    state_dir = folder / (STATE_FOLDER + (f"-{only}" if only else ""))
-    private_folder(state_dir)
+    state_dir = private_folder(folder / (STATE_FOLDER + (f"-{only}" if only else "")))
     with FolderLock(state_dir / "lock", str(config.source)):
         session = SyncSession(folder, state_dir, remote, config, only)
         stopped: list[int] = [0] if config.once else []
@@ -148,15 +147,13 @@ def _save(config: Dir, remote: RemoteName) -> int:
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, handle)
-        saved = session.drive(lambda: bool(stopped))
-        if not saved:
+        if not session.drive(lambda: bool(stopped)):
             return 1
         return 130 if signal.SIGINT in stopped else 0
 
 
 def _restore(config: Restore, remote: RemoteName) -> int:
-    state_dir = config.local / STATE_FOLDER
-    private_folder(state_dir)
+    state_dir = private_folder(config.local / STATE_FOLDER)
     store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
     options = RestoreOptions(config.state, config.overwrite, config.keep_local, config.retries)
     with FolderLock(state_dir / "lock", str(config.local)):

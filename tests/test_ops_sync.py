@@ -428,7 +428,7 @@ def test_a_file_with_another_checksum_than_the_manifest_says_is_refused(world):
     world.uploader().round()
     world.plant(["a"], size=4)
     assert world.restore().number == 1
-    assert "are damaged (a is the first)" in world.said[-1]
+    assert "are missing or damaged (a)" in world.said[-1]
 
 
 def test_a_state_larger_than_the_disk_is_refused_before_it_is_downloaded(world):

@@ -16,7 +16,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -72,19 +72,16 @@ class ManifestName:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A complete state of a folder.
-
-    Attributes:
-        number: rises with every state.
-        writer: random id of the folder that it was written from.
-        created: UTC, for people.
-        files: by path.
-    """
+    """A complete state of a folder."""
 
     number: int
+    """Rises with every state."""
     writer: str
+    """Random id of the folder that it was written from."""
     created: str
+    """UTC, for people."""
     files: dict[str, FileEntry]
+    """By path."""
 
     @property
     def num_bytes(self) -> int:
@@ -102,9 +99,7 @@ class Manifest:
             "number": self.number,
             "writer": self.writer,
             "created": self.created,
-            "files": [
-                [e.path, e.size, e.sha256, e.md5, e.mtime_ns] for _, e in sorted(self.files.items())
-            ],
+            "files": [astuple(entry) for _, entry in sorted(self.files.items())],
         }
         text = json.dumps(content, separators=(",", ":")).encode()
         digest = hashlib.sha256(text).hexdigest()[:16]
@@ -128,25 +123,11 @@ def newest_first(file_names: Iterable[str], folder: str = MANIFESTS) -> list[Man
 
 
 def list_manifests(store: RcloneStore) -> list[ManifestName]:
-    """Return the manifests of a remote, the newest first.
-
-    Raises:
-        RemoteError: the remote cannot be read.
-    """
+    """Return the manifests of a remote, the newest first."""
     return newest_first(store.list_files(MANIFESTS))
 
 
-def read_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> Manifest:
-    """Download and check a manifest, which may be anybody's.
-
-    Raises:
-        DamagedError: missing, torn, too large or refused.
-        RemoteError: the remote cannot be read.
-    """
-    return decode(name, download_manifest(store, name, work_dir))
-
-
-def download_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> bytes:
+def read_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> bytes:
     """Download the bytes of a manifest.
 
     Raises:
@@ -166,19 +147,23 @@ def download_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) ->
         shutil.rmtree(work_dir, ignore_errors=True)
 
 
-def decode(name: ManifestName, text: bytes) -> Manifest:
+def decode(
+    name: ManifestName,
+    text: bytes,
+    form: str = FORMAT,
+    decode_entry: "Callable[[Any], FileEntry] | None" = None,
+) -> Manifest:
     """Read a manifest, which may come from anybody.
+
+    Args:
+        name: its file name.
+        text: its bytes.
+        form: the format that it has to have.
+        decode_entry: reads a file's entry of that format; raises ValueError or TypeError.
 
     Raises:
         DamagedError: too large, torn, not of this format, or with a path that leaves its folder.
     """
-    return decode_as(name, text, FORMAT, _decode_entry)
-
-
-def decode_as(
-    name: ManifestName, text: bytes, form: str, decode_entry: Callable[[Any], FileEntry]
-) -> Manifest:
-    """Read a manifest of one format; see `decode`."""
     if len(text) > MAX_MANIFEST_BYTES:
         raise DamagedError(f"manifest {name.file_name} is larger than {MAX_MANIFEST_BYTES} bytes")
     if hashlib.sha256(text).hexdigest()[:16] != name.digest:
@@ -188,14 +173,12 @@ def decode_as(
         if not isinstance(content, dict) or content.get("format") != form:
             raise ValueError(f"not of the format {form}")
         number, writer, created = content["number"], content["writer"], content["created"]
-        if type(number) is not int or not isinstance(writer, str) or not isinstance(created, str):
-            raise ValueError("number, writer and created are not an integer and two texts")
-        manifest = Manifest(number, writer, created, _decode_files(content["files"], decode_entry))
+        if (number, writer) != (name.number, name.writer) or not isinstance(created, str):
+            raise ValueError("its name says that it is another")
+        files = _decode_files(content["files"], decode_entry or _decode_entry)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"manifest {name.file_name} is refused: {error}") from None
-    if (manifest.number, manifest.writer) != (name.number, name.writer):
-        raise DamagedError(f"manifest {name.file_name} says that it is another")
-    return manifest
+    return Manifest(name.number, name.writer, created, files)
 
 
 def path_problem(path: str) -> str | None:
@@ -231,9 +214,9 @@ def _decode_files(items: Any, decode_entry: Callable[[Any], FileEntry]) -> dict[
 
 
 def _decode_entry(item: Any) -> FileEntry:
-    path, size, sha256, md5, mtime_ns = item
-    checked_digits(md5, _MD5_LENGTH)
-    return checked_entry(FileEntry(path, size, sha256, md5, mtime_ns))
+    entry = checked_entry(FileEntry(*item))
+    checked_digits(entry.md5, _MD5_LENGTH)
+    return entry
 
 
 def checked_entry(entry: FileEntry) -> FileEntry:

@@ -21,8 +21,7 @@ from ops.store.manifest import (
     checked_digits,
     checked_entry,
     checked_size,
-    decode_as,
-    download_manifest,
+    decode,
     newest_first,
     read_manifest,
 )
@@ -41,11 +40,7 @@ class OldFileEntry(FileEntry):
 
 
 def list_all_manifests(store: RcloneStore) -> list[ManifestName]:
-    """Return the manifests of a remote of either layout: those of today first, each newest first.
-
-    Raises:
-        RemoteError: the remote cannot be read.
-    """
+    """Return the manifests of either layout: those of today first, and each newest first."""
     folders = (MANIFESTS, _MANIFESTS)
     filters = [word for folder in folders for word in ("--include", f"/{folder}/*.json")]
     listed = [name.rpartition("/") for name in store.list_files(filters=filters)]
@@ -57,22 +52,15 @@ def list_all_manifests(store: RcloneStore) -> list[ManifestName]:
 
 
 def read_any_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> Manifest:
-    """Download and check a manifest of either layout; see `read_manifest`."""
-    if name.folder != _MANIFESTS:
-        return read_manifest(store, name, work_dir)
-    return decode_as(name, download_manifest(store, name, work_dir), _FORMAT, _decode_entry)
+    """Download and check a manifest of either layout; see `read_manifest` and `decode`."""
+    form = (_FORMAT, _decode_entry) if name.folder == _MANIFESTS else ()
+    return decode(name, read_manifest(store, name, work_dir), *form)
 
 
 def newest_readable(
     store: RcloneStore, names: list[ManifestName], work_dir: Path
 ) -> Manifest | None:
-    """Return the first of these manifests that is whole; None if none is.
-
-    An upload that was cut short leaves a torn manifest, which names nothing.
-
-    Raises:
-        RemoteError: the remote cannot be read.
-    """
+    """Return the first of these manifests that is whole; a torn one names nothing."""
     for name in names:
         with contextlib.suppress(DamagedError):
             return read_any_manifest(store, name, work_dir)
@@ -87,11 +75,7 @@ def fetch_old_files(
 ) -> None:
     """Put the files of an old state into `incoming`, each under its checksum; unverified.
 
-    Args:
-        store: the remote.
-        entries: of a manifest of the old layout.
-        incoming: receives the objects, too.
-        retry: calls what it is given until the remote answers.
+    `retry` calls what it is given until the remote answers.
 
     Raises:
         DamagedError: an object is missing.
@@ -101,8 +85,8 @@ def fetch_old_files(
     missing = {n: s for n, s in sizes.items() if not (incoming / n).is_file()}
     names = sorted(missing)
     if names:
-        download = store.download
-        retry(functools.partial(download, names, incoming, sum(missing.values()), _OBJECTS))
+        num_bytes = sum(missing.values())
+        retry(functools.partial(store.download, names, incoming, num_bytes, _OBJECTS))
     if lost := [name for name in names if not (incoming / name).is_file()]:
         raise DamagedError(f"{len(lost)} of its objects are missing")
     for entry in old:

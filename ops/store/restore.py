@@ -1,12 +1,10 @@
 """Bringing a state back from a remote onto this machine, verified."""
 
-import functools
 import hashlib
 import json
 import os
 import shutil
 import time
-from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +13,7 @@ from typing import TypeVar
 from ops.store.atomic import private_folder, publish, write_json
 from ops.store.errors import DamagedError, OpsError, RemoteError
 from ops.store.folder_scan import is_log, scan_folder
-from ops.store.manifest import FileEntry, Manifest, ManifestName, path_of, path_problem
+from ops.store.manifest import HISTORY, FileEntry, Manifest, ManifestName, path_of, path_problem
 from ops.store.old_layout import (
     OldFileEntry,
     fetch_old_files,
@@ -53,7 +51,7 @@ class Restorer:
         store: the remote.
         folder: the local folder.
         state_dir: this program's own folder inside it.
-        options: what may happen.
+        options: which state, and what may happen.
         say: receives a line per event.
     """
 
@@ -99,33 +97,34 @@ class Restorer:
             return None
         for name in names:
             try:
-                manifest = self._restore_state(name)
+                return self._restore_state(name)
             except DamagedError as error:
                 self._say(f"state {name.number} cannot be used: {error}; trying the one before")
-                continue
-            remember_state(self._state_dir, new_writer_id(), name)
-            self._marker.unlink(missing_ok=True)
-            shutil.rmtree(self._incoming, ignore_errors=True)
-            return manifest
         raise OpsError(f"none of the {len(names)} states on {self._store.remote} verifies")
 
     def _restore_state(self, name: ManifestName) -> Manifest:
         reading = self._state_dir / "reading"
         manifest = self._retry(lambda: read_any_manifest(self._store, name, reading))
         foreign = self._foreign_files(manifest)
-        listed = self._retry(lambda: self._store.list_files(filters=()))
+        listed = self._list()
         while True:
             try:
                 self._fetch(manifest, listed)
                 break
             except DamagedError:
-                before, listed = listed, self._retry(lambda: self._store.list_files(filters=()))
+                before, listed = listed, self._list()
                 if listed == before:
                     raise
-                self._say("the remote has changed meanwhile, since somebody saves there; once more")
+                self._say("the remote changed meanwhile, since somebody saves there; trying again")
         self._move_aside(foreign)
         self._place(manifest)
+        remember_state(self._state_dir, new_writer_id(), name)
+        self._marker.unlink(missing_ok=True)
+        shutil.rmtree(self._incoming, ignore_errors=True)
         return manifest
+
+    def _list(self) -> dict[str, RemoteFile]:
+        return self._retry(lambda: self._store.list_files(filters=()))
 
     def _keeps_local(self, local: set[str]) -> bool:
         """Say whether what lies here is at least as new as the remote.
@@ -138,12 +137,9 @@ class Restorer:
         except RemoteError as error:
             self._say(f"the remote cannot be read ({error}); {self._folder} is used as it is")
             return True
-        remembered = remembered_state(self._state_dir)
-        if not names or (remembered and remembered[1] >= names[0].number):
+        writer, number = remembered_state(self._state_dir) or ("", 0)
+        if not names or number >= names[0].number or writer == names[0].writer:
             self._say(f"{self._folder} is as new as the remote and is used as it is")
-            return True
-        if remembered and remembered[0] == names[0].writer:
-            self._say(f"{self._folder} is what the remote was written from; used as it is")
             return True
         manifest = newest_readable(self._store, names, self._state_dir / "reading")
         if manifest is None:
@@ -169,66 +165,35 @@ class Restorer:
             for entry in manifest.files.values()
             if not self._is_here(entry) and not self._is_fetched(entry)
         }
-        entries = list(wanted.values())
-        by_path = _by_path(listed)
+        largest = max((entry.size for entry in manifest.files.values()), default=0)
+        needed = sum(entry.size for entry in wanted.values()) + largest
+        free = shutil.disk_usage(self._incoming).free
+        if needed > free:
+            raise OpsError(f"state {manifest.number} needs {needed} bytes here; {free} are free")
+        fetch_old_files(self._store, list(wanted.values()), self._incoming, self._retry)
         versions = {
-            entry: [n for n in by_path[entry.path] if _may_hold(listed[n], entry)]
-            for entry in entries
+            entry: _versions(entry, listed, manifest.number)
+            for entry in wanted.values()
             if not isinstance(entry, OldFileEntry)
         }
-        lacking = [entry.path for entry, names in versions.items() if not names]
-        if lacking:
-            raise DamagedError(
-                f"{len(lacking)} of its files are missing or cut short ({lacking[0]} is the first)"
-            )
-        needed = sum(entry.size for entry in entries)
-        free = shutil.disk_usage(self._incoming).free
-        if needed + max((e.size for e in manifest.files.values()), default=0) > free:
-            raise OpsError(f"state {manifest.number} needs {needed} bytes here; {free} are free")
-        if len(versions) < len(entries):
-            fetch_old_files(self._store, entries, self._incoming, self._retry)
-        else:
-            self._fetch_versions(versions, listed)
-        damaged = [entry.path for entry in entries if not self._is_fetched(entry)]
-        if damaged:
-            raise DamagedError(
-                f"{len(damaged)} of its files are damaged ({damaged[0]} is the first)"
-            )
-
-    def _fetch_versions(
-        self, versions: dict[FileEntry, list[str]], listed: dict[str, RemoteFile]
-    ) -> None:
-        """Download the first version of each file, and the next ones where it is another content.
-
-        A half-uploaded newer state has put the right one into the history.
-        """
-        doubtful = {
-            name: listed[name].size
-            for entry, names in versions.items()
-            for name in names
-            if len(names) > 1 and listed[name].size == entry.size
-        }
-        hashed = self._retry(
-            lambda: self._store.list_files(
-                names=doubtful, hash_bytes=sum(doubtful.values()), filters=()
-            )
-        )
-        for entry, names in versions.items():
-            versions[entry] = [n for n in names if n not in hashed or entry.is_listed_as(hashed[n])]
         arriving = self._incoming / "versions"
         while chosen := {entry: names.pop(0) for entry, names in versions.items() if names}:
-            sizes = {name: listed[name].size for name in chosen.values()}
-            download = functools.partial(self._store.download, sorted(sizes), arriving)
-            self._retry(functools.partial(download, sum(sizes.values())))
+            self._download({name: listed[name].size for name in chosen.values()}, arriving)
             for entry, name in chosen.items():
                 version = arriving / name
                 if version.is_file() and not version.is_symlink():
-                    with version.open("r+b") as file:
-                        file.truncate(entry.size)
+                    os.truncate(version, entry.size)  # a log of then is what it begins with now
                     os.replace(version, self._incoming / entry.sha256)
                 if self._is_fetched(entry):
                     versions[entry] = []
         shutil.rmtree(arriving, ignore_errors=True)
+        damaged = [entry.path for entry in wanted.values() if not self._is_fetched(entry)]
+        if damaged:
+            raise DamagedError(f"{len(damaged)} of its files are missing or damaged ({damaged[0]})")
+
+    def _download(self, sizes: dict[str, int], target: Path) -> None:
+        num_bytes = sum(sizes.values())
+        self._retry(lambda: self._store.download(sorted(sizes), target, num_bytes))
 
     def _is_fetched(self, entry: FileEntry) -> bool:
         path = self._incoming / entry.sha256
@@ -335,18 +300,24 @@ class Restorer:
         return action()
 
 
-def _by_path(listed: dict[str, RemoteFile]) -> dict[str, list[str]]:
-    """Return the versions of each file, the present one first, then the history's newest first."""
-    found: dict[str, list[str]] = defaultdict(list)
-    for name in sorted(listed, reverse=True):
-        if path := path_of(name):
-            found[path].insert(0 if name == path else len(found[path]), name)
-    return found
+def _versions(entry: FileEntry, listed: dict[str, RemoteFile], number: int) -> list[str]:
+    """Return what may hold a file of state `number`, the likeliest first.
 
+    That is what the first later attempt has replaced; else what lies under the file's own name.
+    """
 
-def _may_hold(file: RemoteFile, entry: FileEntry) -> bool:
-    # A log of then is what a longer one begins with.
-    return file.size == entry.size or (file.size > entry.size and is_log(entry.path))
+    def order(name: str) -> tuple[int, str]:
+        if name == entry.path:
+            return 1, name
+        return 0 if name > f"{HISTORY}/{number:08d}~" else 2, name
+
+    fitting = [
+        name
+        for name, file in listed.items()
+        if path_of(name) == entry.path
+        and (file.size == entry.size or (file.size > entry.size and is_log(entry.path)))
+    ]
+    return sorted(fitting, key=order)
 
 
 def _has_content(path: Path, entry: FileEntry) -> bool:

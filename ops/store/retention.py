@@ -8,7 +8,14 @@ from pathlib import Path
 
 from ops.store.atomic import write_json
 from ops.store.errors import DamagedError
-from ops.store.manifest import FileEntry, ManifestName, list_manifests, path_of, read_manifest
+from ops.store.manifest import (
+    FileEntry,
+    ManifestName,
+    decode,
+    list_manifests,
+    path_of,
+    read_manifest,
+)
 from ops.store.rclone import RcloneStore
 
 
@@ -60,27 +67,23 @@ class Retention:
 
     def _delete(self, gone: dict[str, list[FileEntry]], needed: dict[str, list[FileEntry]]) -> None:
         """Remove the versions of files that are among `gone` and cannot be any of `needed`."""
+        sizes = {name: file.size for name, file in self._store.list_files(filters=()).items()}
         candidates = {
-            name: file.size
-            for name, file in self._store.list_files(filters=()).items()
-            if any(entry.size == file.size for entry in gone[path_of(name) or ""])
+            name: size
+            for name, size in sizes.items()
+            if any(entry.size == size for entry in gone[path_of(name) or ""])
         }
-        listed = self._store.list_files(
-            names=candidates, hash_bytes=sum(candidates.values()), filters=()
-        )
-        self._store.delete(
-            [
-                name
-                for name, file in listed.items()
-                if any(entry.is_listed_as(file) for entry in gone[path_of(name) or ""])
-                and not any(entry.is_listed_as(file) for entry in needed[path_of(name) or ""])
-            ]
-        )
+        listed = self._store.list_files(names=candidates, hash_bytes=sum(candidates.values()))
+
+        def is_one_of(entries: dict[str, list[FileEntry]], name: str) -> bool:
+            return any(entry.is_listed_as(listed[name]) for entry in entries[path_of(name) or ""])
+
+        self._store.delete([n for n in listed if is_one_of(gone, n) and not is_one_of(needed, n)])
 
     def _files_of(self, name: ManifestName) -> frozenset[FileEntry]:
         # A name holds its manifest's checksum, so what was read once holds for ever.
         if name not in self._files:
-            manifest = read_manifest(self._store, name, self._reading)
+            manifest = decode(name, read_manifest(self._store, name, self._reading))
             self._files[name] = frozenset(manifest.files.values())
         return self._files[name]
 

@@ -110,14 +110,14 @@ class SyncSession:
             Whether everything was saved at the end, by the remote's own listing.
         """
         self._ended = ended
-        while not self._has_ended():
+        while self.time_left() == float("inf"):
             saved = self._attempt(final=False)
             self._wait(self._options.interval if saved else self._retry_s())
         saved = False
         while not saved and self.time_left() > 0:
             saved = self._attempt(final=True)
             if not saved:
-                self._wait_for_last_try()
+                self._wait(2.0 ** min(self._failures - 1, 5), at_the_end=True)
         try:
             unsaved = self._uploader.unsaved()
         except OSError as error:
@@ -142,61 +142,46 @@ class SyncSession:
         self._deadline = time.monotonic() + _PREFLIGHT_S
         try:
             self._uploader.require_same_run()
-        except AnotherRunError:
-            raise
-        except OpsError as error:
+            return True
+        except RemoteError as error:
             self._report.warn(f"the remote cannot be read yet: {error}")
             return False
         finally:
             self._deadline = None
-        return True
-
-    def _has_ended(self) -> bool:
-        return self.time_left() < float("inf")
 
     def _attempt(self, *, final: bool) -> bool:
         started = time.monotonic()
         try:
-            self._warn_of_another_run()
+            if not self._checked:
+                try:
+                    self._uploader.require_same_run()
+                except AnotherRunError as error:
+                    self._report.warn(f"this run is saved beside another: {error}")
+                self._checked = True
             result = self._uploader.round(final=final)
             if final:
                 self._uploader.confirm()
-        except (OpsError, OSError) as error:
-            self._note_failure(str(error), final=final)
-            return False
-        except Exception as error:  # noqa: BLE001  the boundary: a defect here must not stop a training
-            self._note_failure(f"defect: {type(error).__name__}: {error}", final=final)
+        except Exception as error:  # noqa: BLE001  the boundary: nothing here may stop a training
+            expected = isinstance(error, OpsError | OSError)
+            message = str(error) if expected else f"defect: {type(error).__name__}: {error}"
+            self._failures += 1
+            self._report.failed(message, self._failures, None if final else self._retry_s())
             return False
         self._failures = 0
         self._report.saved(result, time.monotonic() - started)
         return True
 
-    def _warn_of_another_run(self) -> None:
-        if self._checked:
-            return
-        try:
-            self._uploader.require_same_run()
-        except AnotherRunError as error:
-            self._report.warn(f"this run is saved beside another: {error}")
-        self._checked = True
-
-    def _note_failure(self, message: str, *, final: bool) -> None:
-        self._failures += 1
-        self._report.failed(message, self._failures, None if final else self._retry_s())
-
     def _retry_s(self) -> float:
         first = min(_FIRST_RETRY_S, self._options.interval)
         return float(min(first * 2.0 ** min(self._failures - 1, 20), _LONGEST_RETRY_S))
 
-    def _wait(self, seconds: float) -> None:
+    def _wait(self, seconds: float, *, at_the_end: bool = False) -> None:
+        """Sleep between rounds, until the end comes; or at the end, until no time is left."""
         until = time.monotonic() + seconds
-        while time.monotonic() < until and not self._has_ended():
-            time.sleep(min(_TICK_S, max(0.0, until - time.monotonic())))
-
-    def _wait_for_last_try(self) -> None:
-        until = time.monotonic() + min(2.0 ** min(self._failures - 1, 5), self.time_left())
         while time.monotonic() < until and self.time_left() > 0:
-            time.sleep(_TICK_S)
+            if not at_the_end and self.time_left() < float("inf"):
+                return
+            time.sleep(min(_TICK_S, max(0.0, until - time.monotonic())))
 
     def _pause(self, seconds: float) -> None:
         """Sleep inside a round; the end of all time ends the round too."""

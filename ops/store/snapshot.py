@@ -26,19 +26,16 @@ class FileChangedError(OpsError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state of the folder.
-
-    Attributes:
-        entries: the files by path.
-        staged: those that the remote does not have under their name, staged.
-        extended: logs of these that begin with what they were in the last state.
-        left: paths that changed while they were copied, or may not travel, with the reason.
-    """
+    """A state of the folder."""
 
     entries: dict[str, FileEntry]
+    """The files by path."""
     staged: dict[str, FileEntry]
+    """Those that the remote does not have under their name, staged."""
     extended: set[str]
+    """Logs of these that begin with what they were in the last state."""
     left: dict[str, str]
+    """Paths that changed while they were copied, or may not travel, with the reason."""
 
 
 class SnapshotTaker:

@@ -30,23 +30,20 @@ class AnotherRunError(OpsError):
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round did.
-
-    Attributes:
-        number: of the newest state on the remote that was written from here.
-        num_files: in that state.
-        num_new: files that were sent.
-        num_bytes: their bytes.
-        left: paths that did not travel, with the reason.
-        removal_problem: why what is needed no more could not be removed, if so.
-    """
+    """What a round did."""
 
     number: int
+    """Of the newest state on the remote that was written from here."""
     num_files: int
+    """In that state."""
     num_new: int
+    """Files that were sent."""
     num_bytes: int
+    """Of these."""
     left: dict[str, str]
+    """Paths that did not travel, with the reason."""
     removal_problem: str | None = None
+    """Why what is needed no more could not be removed, if so."""
 
 
 class Uploader:
@@ -127,10 +124,13 @@ class Uploader:
         self._send(snapshot.staged, attempt)
         self._write_manifest(snapshot.entries)
         self._present = self._saved = snapshot.entries
-        num_bytes = _num_bytes(snapshot.staged)
-        problem = self._remove_what_is_needed_no_more(snapshot, last, attempt)
         return RoundResult(
-            self._last_number, num_files, len(snapshot.staged), num_bytes, snapshot.left, problem
+            self._last_number,
+            num_files,
+            len(snapshot.staged),
+            _num_bytes(snapshot.staged),
+            snapshot.left,
+            self._remove_what_is_needed_no_more(snapshot, last, attempt),
         )
 
     def confirm(self) -> None:
@@ -179,27 +179,29 @@ class Uploader:
 
     def _drop_what_is_there(self, snapshot: Snapshot) -> None:
         """Leave out what the remote's checksums show to be there already."""
-        staged = snapshot.staged
-        listed = self._store.list_files(names=staged, hash_bytes=_num_bytes(staged))
-        for path, entry in list(staged.items()):
-            if entry.is_listed_as(listed.get(path), needs_hash=True):
-                self._taker.drop(path)
-                del staged[path]
+        for path in self._listed(snapshot.staged, needs_hash=True):
+            self._taker.drop(path)
+            del snapshot.staged[path]
 
     def _send(self, staged: dict[str, FileEntry], attempt: str) -> None:
         if not staged:
             return
-        num_bytes = _num_bytes(staged)
-        self._store.upload(self._taker.staging, "", num_bytes, replaced=attempt)
+        self._store.upload(self._taker.staging, "", _num_bytes(staged), replaced=attempt)
         if changed := self._taker.changed_links():
             # No manifest names what was sent, and none ever will.
             raise FileChangedError(f"{changed[0]} was written to while it was copied")
-        self._require_listed(staged, num_bytes)
+        self._require_listed(staged)
 
-    def _require_listed(self, sent: dict[str, FileEntry], num_bytes: int, folder: str = "") -> None:
+    def _listed(
+        self, files: dict[str, FileEntry], folder: str = "", *, needs_hash: bool = False
+    ) -> set[str]:
+        """Return those of the files that the remote lists as they are, by size and checksums."""
+        listed = self._store.list_files(folder, files, hash_bytes=_num_bytes(files))
+        return {n for n, e in files.items() if e.is_listed_as(listed.get(n), needs_hash=needs_hash)}
+
+    def _require_listed(self, sent: dict[str, FileEntry], folder: str = "") -> None:
         """Check that the remote lists what it was sent, with its size and its checksums."""
-        listed = self._store.list_files(folder, sent, hash_bytes=num_bytes)
-        missing = [path for path, entry in sent.items() if not entry.is_listed_as(listed.get(path))]
+        missing = sorted(sent.keys() - self._listed(sent, folder))
         if missing:
             raise RemoteError(
                 f"{self._store.remote} took {len(sent)} files without an error, but does not list "
@@ -215,7 +217,7 @@ class Uploader:
         attempt = f"{HISTORY}/manifests"  # names differ, so nothing is ever replaced
         self._store.upload(self._taker.staging, MANIFESTS, len(text), replaced=attempt)
         sent = {name.file_name: entry_of(name.file_name, text)}
-        self._require_listed(sent, len(text), MANIFESTS)
+        self._require_listed(sent, MANIFESTS)
         self._taker.clear()
         self._saved_name = name
         remember_state(self._state_dir, self._writer, name)
@@ -230,14 +232,8 @@ class Uploader:
         """
         try:
             replaced = {f"{attempt}/{path}": last[path] for path in snapshot.extended}
-            listed = self._store.list_files(names=replaced, hash_bytes=_num_bytes(replaced))
-            self._store.delete(
-                [
-                    name
-                    for name, entry in replaced.items()
-                    if entry.is_listed_as(listed.get(name), needs_hash=True)
-                ]
-            )
+            listed = self._listed(replaced, needs_hash=True)
+            self._store.delete([name for name in replaced if name in listed])
             if self._retention is not None:
                 self._retention.prune()
         except (OpsError, OSError) as error:
