@@ -32,6 +32,7 @@ _MAX_FILES = 100_000
 _MAX_PATH_BYTES = 1024
 _MAX_FILE_BYTES = 2**43
 _NAME = re.compile(r"(\d{8})-([0-9a-f]{8})-([0-9a-f]{16})\.json")
+_ATTEMPT = re.compile(r"[0-9a-f-]+")
 _DIGITS = re.compile(r"[0-9a-f]+")
 _SHA256_LENGTH = 64
 _MD5_LENGTH = 32
@@ -111,7 +112,8 @@ class Manifest:
 def path_of(name: str) -> str | None:
     """Return which file of the run a file of the remote is a version of; None for any other."""
     if name.startswith(f"{HISTORY}/"):
-        return name.removeprefix(f"{HISTORY}/").partition("/")[2] or None
+        attempt, _, path = name.removeprefix(f"{HISTORY}/").partition("/")
+        return path if path and _ATTEMPT.fullmatch(attempt) else None
     return None if name.startswith(f"{STATE_FOLDER}/") else name
 
 

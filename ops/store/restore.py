@@ -5,6 +5,7 @@ import json
 import os
 import shutil
 import time
+from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -171,8 +172,16 @@ class Restorer:
         if needed > free:
             raise OpsError(f"state {manifest.number} needs {needed} bytes here; {free} are free")
         fetch_old_files(self._store, list(wanted.values()), self._incoming, self._retry)
+        by_path: dict[str | None, list[str]] = defaultdict(list)
+        for name in listed:
+            by_path[path_of(name)].append(name)
         versions = {
-            entry: _versions(entry, listed, manifest.number)
+            entry: [
+                name
+                for name in _likeliest_first(by_path[entry.path], entry.path, manifest.number)
+                if listed[name].size == entry.size
+                or (listed[name].size > entry.size and is_log(entry.path))
+            ]
             for entry in wanted.values()
             if not isinstance(entry, OldFileEntry)
         }
@@ -300,24 +309,18 @@ class Restorer:
         return action()
 
 
-def _versions(entry: FileEntry, listed: dict[str, RemoteFile], number: int) -> list[str]:
-    """Return what may hold a file of state `number`, the likeliest first.
+def _likeliest_first(names: list[str], path: str, number: int) -> list[str]:
+    """Order the versions of a file by how likely each is that of state `number`.
 
-    That is what the first later attempt has replaced; else what lies under the file's own name.
+    What the first later attempt has replaced; else what lies under the file's own name.
     """
 
     def order(name: str) -> tuple[int, str]:
-        if name == entry.path:
+        if name == path:
             return 1, name
         return 0 if name > f"{HISTORY}/{number:08d}~" else 2, name
 
-    fitting = [
-        name
-        for name, file in listed.items()
-        if path_of(name) == entry.path
-        and (file.size == entry.size or (file.size > entry.size and is_log(entry.path)))
-    ]
-    return sorted(fitting, key=order)
+    return sorted(names, key=order)
 
 
 def _has_content(path: Path, entry: FileEntry) -> bool:

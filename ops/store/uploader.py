@@ -70,8 +70,9 @@ class Uploader:
         self._retention = None if keep_last is None else Retention(store, keep_last, state_dir)
         remembered = remembered_state(state_dir)
         self._writer = remembered[0] if remembered else new_writer_id()
-        # What the remote has under the files' own names; None while that is not known.
-        self._present: dict[str, FileEntry] | None = None
+        # What the remote is known to have under the files' own names, and whether that is all.
+        self._present: dict[str, FileEntry] = {}
+        self._present_is_all = False
         self._saved: dict[str, FileEntry] | None = None
         self._saved_name: ManifestName | None = None
         self._last_number: int | None = None
@@ -109,21 +110,24 @@ class Uploader:
             self._list_states()
         assert self._last_number is not None
         last = self._saved or {}
-        snapshot = self._taker.take(last, self._present or {}, final=final)
+        snapshot = self._taker.take(last, self._present, final=final)
         num_files = len(snapshot.entries)
         if self._saved == snapshot.entries and self._saved_name is not None:
             self._saved = snapshot.entries
             return RoundResult(self._saved_name.number, num_files, 0, 0, snapshot.left)
-        if self._present is None:
+        if not self._present_is_all:
             self._drop_what_is_there(snapshot)
-        # Until the manifest is there, a failure leaves open what lies under the files' own names.
-        self._present = None
+        # A failure leaves open what lies under the names of the files that are sent.
+        self._present = {p: e for p, e in self._present.items() if p not in snapshot.staged}
+        self._present_is_all = False
         # An upload that failed may have arrived all the same, so each try has a number of its own.
         self._last_number += 1
         attempt = f"{HISTORY}/{self._last_number:08d}-{self._writer}-{secrets.token_hex(2)}"
         self._send(snapshot.staged, attempt)
         self._write_manifest(snapshot.entries)
-        self._present = self._saved = snapshot.entries
+        self._saved = snapshot.entries
+        self._present = {p: e for p, e in self._saved.items() if p not in snapshot.left}
+        self._present_is_all = True
         return RoundResult(
             self._last_number,
             num_files,
@@ -144,7 +148,7 @@ class Uploader:
                 cannot be read.
         """
         saved, self._saved = self._saved or {}, None
-        self._present = None
+        self._present, self._present_is_all = {}, False
         listed = self._store.list_files()
         sizes = {path: file.size for path, file in listed.items()}
         missing = [path for path, entry in saved.items() if sizes.get(path) != entry.size]
@@ -156,7 +160,7 @@ class Uploader:
                 f"{self._store.remote} does not list all that was saved; missing: "
                 f"{', '.join(missing[:_SHOWN])}"
             )
-        self._present = self._saved = saved
+        self._saved = saved
 
     def unsaved(self) -> list[str]:
         """Return the paths that the newest state written from here lacks or has older."""
