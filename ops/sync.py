@@ -27,8 +27,7 @@ from ops.store.rclone import STATE_FOLDER, CallLimits, RcloneStore
 from ops.store.rclone_environment import ignored_variables
 from ops.store.remote_name import RemoteName, parse_remote
 from ops.store.restore import RestoreOptions, Restorer
-from ops.store.session import SaveOptions, SyncSession
-from ops.store.supervised_run import run_with_sync
+from ops.store.session import SaveOptions, SyncSession, run_with_sync
 
 
 @dataclass(frozen=True, kw_only=True)
