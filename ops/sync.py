@@ -58,23 +58,15 @@ class Run(SaveOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restore:
+class Restore(RestoreOptions):
     """Bring a folder back from a remote and verify each file."""
 
     remote: Positional[str]
     """Where it is."""
     local: Positional[Path]
     """Where it goes; files of something else are never overwritten unasked."""
-    state: int | None = None
-    """Number of an older state; see `states`."""
-    overwrite: bool = False
-    """Move what is in the way to <local>/.sync/replaced-…."""
-    keep_local: bool = False
-    """Leave a folder that is as new as the remote as it is (a machine that kept its disk)."""
     allow_empty: bool = False
     """A remote that holds nothing yet is no error (the first start of a run)."""
-    retries: int = 4
-    """How often a remote that fails is asked again."""
     call_timeout: float = 120.0
     """Seconds for one call of rclone, besides those for its bytes."""
 
@@ -154,9 +146,8 @@ def _save(config: Dir, remote: RemoteName) -> int:
 def _restore(config: Restore, remote: RemoteName) -> int:
     state_dir = private_folder(config.local / STATE_FOLDER)
     store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
-    options = RestoreOptions(config.state, config.overwrite, config.keep_local, config.retries)
     with FolderLock(state_dir / "lock", str(config.local)):
-        manifest = Restorer(store, config.local, state_dir, options, _say).restore()
+        manifest = Restorer(store, config.local, state_dir, config, _say).restore()
     if manifest is not None:
         _say(
             f"restored state {manifest.number} of {manifest.created}: {len(manifest.files)} files, "

@@ -108,7 +108,7 @@ def test_what_is_saved_comes_back_and_deletions_here_delete_nothing_there(world)
         "empty": "",
         "metrics.jsonl": "one\ntwo\n",
     }
-    world.restore("older", number=1)
+    world.restore("older", state=1)
     assert world.content("older")["sub/model_0.pt"] == "zero"
     assert stat.S_IMODE((world.path / "back" / ".sync").stat().st_mode) == 0o700
 
@@ -162,7 +162,7 @@ def test_a_state_comes_back_although_a_newer_one_was_sent_half(world, monkeypatc
     world.uploader().round()
     assert world.restore("newer").number == world.manifests()[0].number
     assert world.content("newer") == world.content("local")
-    assert world.restore("older", number=1).number == 1
+    assert world.restore("older", state=1).number == 1
     assert world.content("older") == {"last.pt": "first!", "metrics.jsonl": "one\n"}
 
 
@@ -179,7 +179,7 @@ def test_versions_of_a_log_are_not_kept_while_a_longer_one_begins_with_them(worl
     uploader.round()
     assert world.history() == [("metrics.jsonl", states[-1])]
     for number, text in enumerate(states, start=1):
-        world.restore(f"state {number}", number=number)
+        world.restore(f"state {number}", state=number)
         assert world.content(f"state {number}") == {"metrics.jsonl": text}
 
 
@@ -275,7 +275,7 @@ def test_old_states_go_only_when_asked_and_never_what_a_kept_state_names(world):
     assert [manifest.number for manifest in world.manifests()] == [4, 3]
     assert world.history() == [("model.pt", "model 2")]
     assert set(world.content("remote")) == {"config.json", "model.pt", "epoch2.pt", "epoch9.pt"}
-    assert world.restore("old", number=3).number == 3
+    assert world.restore("old", state=3).number == 3
     wanted = {"config.json": "kept", "model.pt": "model 2", "epoch2.pt": "epoch 2"}
     assert world.content("old") == wanted
 
@@ -463,7 +463,7 @@ def test_a_remote_of_the_old_layout_comes_back_and_is_gone_on_with(world):
     old_remote(world.remote, [first, second])
     with pytest.raises(AnotherRunError, match="state 2"):
         world.uploader().require_same_run()
-    world.restore("older", number=1)
+    world.restore("older", state=1)
     assert world.content("older") == {"metrics.jsonl": "one\n", "model.pt": "old", "empty": ""}
     assert world.restore().number == 2
     assert world.content() == {path: "".join(parts) for path, parts in second.items()}
@@ -473,7 +473,7 @@ def test_a_remote_of_the_old_layout_comes_back_and_is_gone_on_with(world):
     assert uploader.round().number == 3
     assert (world.remote / "model.pt").read_text() == "new"
     assert world.restore("newest").number == 3
-    assert world.restore("oldest", number=1).number == 1
+    assert world.restore("oldest", state=1).number == 1
 
 
 def test_an_old_state_with_a_damaged_object_is_passed_over(world):
@@ -483,6 +483,7 @@ def test_an_old_state_with_a_damaged_object_is_passed_over(world):
     assert world.content() == {"a": "first"}
 
 
+@pytest.mark.slow
 def test_a_remote_that_keeps_no_checksums_gets_every_change(world, tmp_path):
     """An encrypted remote: a file of the same size may be another."""
     key = "ZQmKrUb5BqHzVuvSnQTuXiDAfLPjVYn2xQ"
@@ -496,7 +497,7 @@ def test_a_remote_that_keeps_no_checksums_gets_every_change(world, tmp_path):
     uploader.confirm()
     world.restore()
     assert world.content() == {"latest.json": "2"}
-    assert world.restore("older", number=1).number == 1
+    assert world.restore("older", state=1).number == 1
     assert world.content("older") == {"latest.json": "1"}
 
 

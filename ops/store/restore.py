@@ -31,16 +31,16 @@ _FIRST_RETRY_S = 1.0
 _SHOWN = 5
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RestoreOptions:
-    """What is restored, and what may happen to the local folder."""
+    """Which state is restored, and what may happen to the local folder."""
 
-    number: int | None = None
-    """The state to restore; None takes the newest that verifies."""
+    state: int | None = None
+    """Number of an older state; see `states`."""
     overwrite: bool = False
-    """Files here that are in the way are moved to `.sync/replaced-…`."""
+    """Move what is in the way to <local>/.sync/replaced-…."""
     keep_local: bool = False
-    """A folder that already holds what is newest is left as it is."""
+    """Leave a folder that is as new as the remote as it is (a machine that kept its disk)."""
     retries: int = 4
     """How often a remote that fails is asked again."""
 
@@ -88,11 +88,11 @@ class Restorer:
         if may_keep and self._keeps_local(local):
             return None
         names = self._retry(lambda: list_all_manifests(self._store))
-        if self._options.number is not None:
-            wanted = [name for name in names if name.number == self._options.number]
+        if self._options.state is not None:
+            wanted = [name for name in names if name.number == self._options.state]
             if names and not wanted:
                 numbers = ", ".join(str(name.number) for name in names[:20])
-                raise OpsError(f"no state {self._options.number}; there are {numbers}")
+                raise OpsError(f"no state {self._options.state}; there are {numbers}")
             names = wanted
         if not names:
             return None
