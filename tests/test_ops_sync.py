@@ -166,6 +166,24 @@ def test_a_state_comes_back_although_a_newer_one_was_sent_half(world, monkeypatc
     assert world.content("older") == {"last.pt": "first!", "metrics.jsonl": "one\n"}
 
 
+def test_a_restore_beside_a_sync_that_saves_looks_again(world, monkeypatch):
+    (world.local / "a").write_text("old")
+    uploader = world.uploader()
+    uploader.round()
+    (world.local / "a").write_text("new")
+    download, saved = Restorer._download, []
+
+    def save_meanwhile(restorer, *arguments):
+        if not saved:
+            saved.append(uploader.round())
+        download(restorer, *arguments)
+
+    monkeypatch.setattr(Restorer, "_download", save_meanwhile)
+    assert world.restore().number == 1
+    assert "trying again" in world.said[-1]
+    assert world.content() == {"a": "old"}
+
+
 def test_versions_of_a_log_are_not_kept_while_a_longer_one_begins_with_them(world):
     log, states = world.local / "metrics.jsonl", []
     uploader = world.uploader()
