@@ -14,16 +14,27 @@ Exit codes: 0 every end agrees and every fault was noticed or mended, 1 if not, 
 line, 130 interrupted.
 """
 
-from dataclasses import asdict, dataclass
+import itertools
+import random
+import shutil
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ops.atomic import write_json
-from ops.chaos_run import MAX_FRUITLESS, PLACEHOLDER, ChaosOptions, ChaosRun, Finding
-from ops.command_line import run_cli
-from ops.comparison import ComparisonSpec
-from ops.disk_faults import Fault
-from ops.errors import OpsError, UsageError
+from ops.comparison import Form, compare_folders
+from ops.disk_faults import (
+    Fault,
+    Outcome,
+    damage_file,
+    run_in_read_only_folder,
+    run_killable,
+    run_on_full_disk,
+)
+from ops.store.atomic import write_json
+from ops.store.errors import OpsError, UsageError, run_cli
+
+_PLACEHOLDER = "{dir}"
+_MAX_FRUITLESS = 30
 
 
 @dataclass(frozen=True)
@@ -58,23 +69,137 @@ class ChaosConfig:
     """Of the moments and the faults."""
 
     @property
-    def comparison(self) -> ComparisonSpec:
-        """Return what is compared."""
-        return ComparisonSpec(
-            exact=self.compare,
-            jsonl=self.compare_jsonl,
-            npy=self.compare_npy,
-            parquet=self.compare_parquet,
-            pt=self.compare_pt,
-            ignored=self.ignore,
-        )
+    def patterns(self) -> dict[Form, tuple[str, ...]]:
+        """Return what is compared, by form."""
+        return {
+            "exact": self.compare,
+            "jsonl": self.compare_jsonl,
+            "npy": self.compare_npy,
+            "parquet": self.compare_parquet,
+            "pt": self.compare_pt,
+        }
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What one folder, or one fault, showed."""
+
+    folder: str
+    what: str
+    """The moments of the kills, or the fault."""
+    verdict: str
+    """identical, noticed, or what is wrong."""
+    differences: list[str] = field(default_factory=list)
+    """To the undisturbed run."""
 
     @property
-    def options(self) -> ChaosOptions:
-        """Return what a chaos run needs of these."""
-        return ChaosOptions(
-            self.out, self.comparison, self.fault_files, self.resume_flag, self.seed
-        )
+    def is_good(self) -> bool:
+        """Say whether nothing was lost and nothing was used silently."""
+        return self.verdict in ("identical", "noticed")
+
+
+class ChaosRun:
+    """One command under chaos: what follows `--`."""
+
+    def __init__(self, config: ChaosConfig, command: list[str]) -> None:
+        self._config = config
+        self._command = command
+        self._rng = random.Random(config.seed)
+        self._numbers = itertools.count()
+        self.reference = config.out / "undisturbed"
+        self.seconds = 0.0
+
+    def words(self, folder: Path, *, resume: bool) -> list[str]:
+        """Return the command line for a folder."""
+        flags = self._config.resume_flag.split() if resume else []
+        return [word.replace(_PLACEHOLDER, str(folder)) for word in self._command] + flags
+
+    def undisturbed(self) -> None:
+        """Run the command once in peace.
+
+        Raises:
+            OpsError: it fails, or what is to be compared is not there.
+        """
+        outcome = self._attempt(self.reference, resume=False)
+        if outcome.exit_code != 0:
+            code = outcome.exit_code
+            raise OpsError(f"the undisturbed run ended with exit code {code}: {outcome.last_lines}")
+        self.seconds = outcome.seconds
+        self._compared(self.reference, "undisturbed")
+
+    def killed_until_it_ends(self, folder: Path, kills_left: int) -> tuple[Finding, int]:
+        """Kill and resume in one folder; returns the finding and the number of kills."""
+        moments: list[float] = []
+        for attempt in itertools.count():
+            kill_after = None
+            if len(moments) < kills_left:
+                kill_after = self._rng.uniform(0, self.seconds)
+            outcome = self._attempt(folder, resume=attempt > 0, kill_after_s=kill_after)
+            if not outcome.killed:
+                break
+            moments.append(outcome.seconds)
+        what = "killed after " + ", ".join(f"{m:.2f}" for m in moments) + " s"
+        if outcome.exit_code != 0:
+            wrong = f"failed with exit code {outcome.exit_code}: {outcome.last_lines}"
+            return Finding(str(folder), what, wrong), len(moments)
+        return self._compared(folder, what), len(moments)
+
+    def faulted(self, folder: Path, fault: Fault) -> Finding:
+        """Inject one fault into a run that was killed half-way, and let it go on."""
+        if fault == "disk_full":
+            return self._on_full_disk(folder)
+        for _ in range(_MAX_FRUITLESS):
+            kill_after = self._rng.uniform(0.3, 1.0) * self.seconds
+            shutil.rmtree(folder, ignore_errors=True)
+            self._attempt(folder, resume=False, kill_after_s=kill_after)
+            files = self._fault_files(folder)
+            if files or fault == "read_only":
+                break
+        else:
+            raise OpsError("none of the files to be damaged was there after a kill")
+        if fault == "read_only":
+            words = self.words(folder, resume=True)
+            outcome = run_in_read_only_folder(words, folder, self._next_log())
+            return self._after_refused_writes(folder, "read-only folder", outcome)
+        what = damage_file(self._rng.choice(files), fault, self._rng)
+        outcome = self._attempt(folder, resume=True)
+        if outcome.exit_code != 0:
+            return Finding(str(folder), what, "noticed", [outcome.last_lines])
+        return self._compared(folder, what, "USED SILENTLY")
+
+    def _on_full_disk(self, folder: Path) -> Finding:
+        files = self.reference.rglob("*")
+        size = sum(path.stat().st_size for path in files if path.is_file())
+        room = int(self._rng.uniform(0.05, 0.95) * size)
+        words = self.words(folder, resume=False)
+        outcome = run_on_full_disk(words, folder, self._next_log(), room)
+        return self._after_refused_writes(folder, f"disk full after {room} bytes", outcome)
+
+    def _after_refused_writes(self, folder: Path, what: str, outcome: Outcome) -> Finding:
+        """Check that refused writes were noticed, and that the run goes on once they work."""
+        if outcome.exit_code == 0:
+            return self._compared(folder, what, "LOST SILENTLY")
+        again = self._attempt(folder, resume=True)
+        if again.exit_code != 0:
+            return Finding(str(folder), what, f"does not go on afterwards: {again.last_lines}")
+        return self._compared(folder, f"{what}: exit code {outcome.exit_code}")
+
+    def _compared(self, folder: Path, what: str, wrong: str = "DIFFERS") -> Finding:
+        patterns, ignored = self._config.patterns, self._config.ignore
+        differences = compare_folders(self.reference, folder, patterns, ignored)
+        return Finding(str(folder), what, wrong if differences else "identical", differences)
+
+    def _attempt(self, folder: Path, *, resume: bool, kill_after_s: float | None = None) -> Outcome:
+        words = self.words(folder, resume=resume)
+        return run_killable(words, self._next_log(), kill_after_s=kill_after_s)
+
+    def _next_log(self) -> Path:
+        return self._config.out / "output" / f"{next(self._numbers):04d}.log"
+
+    def _fault_files(self, folder: Path) -> list[Path]:
+        patterns = self._config.fault_files or itertools.chain(*self._config.patterns.values())
+        found = {path for pattern in patterns for path in folder.glob(pattern)}
+        return sorted(path for path in found if path.is_file() and path.stat().st_size)
 
 
 def run(config: ChaosConfig, command: list[str]) -> int:
@@ -83,21 +208,19 @@ def run(config: ChaosConfig, command: list[str]) -> int:
     Raises:
         OpsError: the command lacks {dir}, nothing is compared, or the undisturbed run fails.
     """
-    if not any(PLACEHOLDER in word for word in command):
+    if not any(_PLACEHOLDER in word for word in command):
         raise UsageError("the command after -- has to name its folder as {dir}")
-    if not config.comparison.patterns:
-        raise UsageError(
-            "name what has to agree: --compare, --compare_jsonl, …_npy, …_parquet, …_pt"
-        )
+    if not any(config.patterns.values()):
+        raise UsageError("name what has to agree: --compare, or --compare_jsonl, …_npy, …_pt")
     if config.out.exists():
         raise OpsError(f"{config.out} exists; give another --out")
     config.out.mkdir(parents=True)
-    chaos = ChaosRun(config.options, command)
+    chaos = ChaosRun(config, command)
     chaos.undisturbed()
     print(f"undisturbed: {chaos.seconds:.1f} s", flush=True)
     findings: list[Finding] = []
     kills = fruitless = 0
-    while kills < config.kills and fruitless < MAX_FRUITLESS:
+    while kills < config.kills and fruitless < _MAX_FRUITLESS:
         folder = config.out / f"killed-{len(findings)}"
         finding, made = chaos.killed_until_it_ends(folder, config.kills - kills)
         kills += made

@@ -3,17 +3,18 @@
     python -m ops.chaos_sync --out chaos_sync --faults 100
 
 A folder is written as a training writes it (checkpoints under a temporary name and renamed, a log
-that grows, `latest.json` replaced, old checkpoints removed) while `ops.sync` saves it on a folder
-remote through the real rclone, with a stand-in in PATH that fails on purpose. After each fault a
-fresh restore has to give a state that the writer once had, and every manifest that ever was on the
-remote has to be there with all its objects. Faults: a remote that fails, hangs, is full, loses the
-connection in the middle of a file, leaves a torn file or answers too late; SIGKILL of the sync
-itself at a random moment.
+that grows, `latest.json` and `last.pt` replaced, old checkpoints removed) while `ops.sync` saves it
+on a folder remote through the real rclone, with a stand-in in PATH that fails on purpose. After
+each fault a fresh restore has to give a state that the writer once had, and everything that any
+manifest on the remote names has to be there, under its own name or in the history. Faults: a remote
+that fails, hangs, is full, loses the connection in the middle of a file, leaves a torn file or
+answers too late; SIGKILL of the sync itself at a random moment.
 
 Exit codes: 0 nothing was lost, 1 something was, 2 a wrong command line, 130 interrupted.
 """
 
 import contextlib
+import hashlib
 import json
 import os
 import random
@@ -22,24 +23,115 @@ import signal
 import subprocess
 import sys
 import time
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.atomic import private_folder, write_json
-from ops.command_line import run_cli
-from ops.errors import OpsError, UsageError
-from ops.faulty_rclone import FAULTS, install
-from ops.rclone_store import RcloneStore, rclone_folder
-from ops.remote_name import parse_remote
-from ops.remote_witness import Witness
-from ops.restore import RestoreOptions, Restorer
-from ops.training_folder import Writer, checksums
+from ops.store.atomic import PARTIAL_SUFFIX, private_folder, write_json
+from ops.store.errors import DamagedError, OpsError, UsageError, run_cli
+from ops.store.faulty_rclone import FAULTS, install
+from ops.store.folder_scan import is_log, scan_folder
+from ops.store.manifest import MANIFESTS, Manifest, decode, newest_first, path_of
+from ops.store.rclone import RcloneStore, rclone_folder
+from ops.store.remote_name import parse_remote
+from ops.store.restore import RestoreOptions, Restorer
 
 _KINDS = (*FAULTS, "kill")
 _RETRY_S = "1"
 _RECOVERIES = 0.6
-# A round lists twice, then copies and checks objects, and copies and checks the manifest.
+_CHECKPOINTS_HERE = 3
+# A sync lists the manifests and what is there, then sends and lists the files, and sends and lists
+# the manifest: calls 2 and 4 copy.
 _CALLS = {"cut": (2, 4), "torn": (2, 4), "full": (2,)}
+_NUM_CALLS = 6
+
+
+class _Writer:
+    """Writes a folder as a training does, and knows each state that it ever had.
+
+    Args:
+        folder: what is written.
+        rng: decides the content.
+        checkpoint_bytes: size of a checkpoint.
+    """
+
+    def __init__(self, folder: Path, rng: random.Random, checkpoint_bytes: int) -> None:
+        self.folder = folder
+        self._rng = rng
+        self._checkpoint_bytes = checkpoint_bytes
+        self._epoch = 0
+        self.states: list[dict[str, str]] = []
+        folder.mkdir(parents=True)
+        self._publish("config.json", b'{"seed": 0}\n')
+
+    def step(self) -> None:
+        """Log some lines, write a checkpoint, point to it, and now and then remove an old one."""
+        lines = [
+            json.dumps({"epoch": self._epoch, "line": line}) + "\n"
+            for line in range(self._rng.randrange(1, 40))
+        ]
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as log:
+            log.write("".join(lines))
+        self._note()
+        checkpoint = self._rng.randbytes(self._checkpoint_bytes)
+        self._publish(f"model_epoch{self._epoch}.pt", checkpoint)
+        self._publish("last.pt", checkpoint[::-1])
+        self._publish("latest.json", json.dumps({"epoch": self._epoch}).encode())
+        (self.folder / f"half{PARTIAL_SUFFIX}").write_bytes(b"half")
+        if self._epoch >= _CHECKPOINTS_HERE:
+            (self.folder / f"model_epoch{self._epoch - _CHECKPOINTS_HERE}.pt").unlink()
+            self._note()
+        self._epoch += 1
+
+    def _note(self) -> None:
+        self.states.append(checksums(self.folder))
+
+    def _publish(self, name: str, content: bytes) -> None:
+        partial = self.folder / (name + PARTIAL_SUFFIX)
+        partial.write_bytes(content)
+        partial.replace(self.folder / name)
+        self._note()
+
+
+def checksums(folder: Path) -> dict[str, str]:
+    """Return the SHA-256 of all files that travel, by path."""
+    return {
+        path: hashlib.sha256((folder / path).read_bytes()).hexdigest()
+        for path in scan_folder(folder).files
+    }
+
+
+class Witness:
+    """Remembers every manifest that was ever seen on a folder remote.
+
+    Args:
+        remote: the remote's folder.
+    """
+
+    def __init__(self, remote: Path) -> None:
+        self._remote = remote
+        self.seen: dict[str, Manifest] = {}
+
+    def losses(self) -> list[str]:
+        """Return what a manifest named and the remote no longer has whole."""
+        manifests = self._remote / MANIFESTS
+        found = {path.name for path in manifests.glob("*.json")}
+        for name in newest_first(found - self.seen.keys()):
+            with contextlib.suppress(DamagedError):  # an upload that was cut: it names nothing
+                content = (manifests / name.file_name).read_bytes()
+                self.seen[name.file_name] = decode(name, content)
+        lost = [f"manifest {name}" for name in self.seen.keys() - found]
+        versions: dict[str, list[bytes]] = defaultdict(list)
+        for place in self._remote.rglob("*"):
+            path = path_of(place.relative_to(self._remote).as_posix())
+            if path and place.is_file():
+                versions[path].append(place.read_bytes())
+        entries = {e for manifest in self.seen.values() for e in manifest.files.values()}
+        for entry in entries:
+            held = [v[: entry.size] if is_log(entry.path) else v for v in versions[entry.path]]
+            if not any(hashlib.sha256(version).hexdigest() == entry.sha256 for version in held):
+                lost.append(f"content of {entry.path} with {entry.size} bytes")
+        return lost
 
 
 @dataclass(frozen=True)
@@ -72,7 +164,7 @@ class ChaosSync:
             "PATH": f"{config.out / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         }
-        self.writer = Writer(config.out / "local", self._rng, config.checkpoint_kib * 1024)
+        self.writer = _Writer(config.out / "local", self._rng, config.checkpoint_kib * 1024)
         self.witness = Witness(self._remote)
 
     def inject(self, kind: str) -> list[str]:
@@ -80,16 +172,18 @@ class ChaosSync:
         self.writer.step()
         process = self._start()
         if kind == "kill":
-            time.sleep(self._rng.uniform(0.05, 2.0))
+            time.sleep(self._rng.uniform(0.05, 3.0))
         else:
             # Which call of the round is hit is left to chance, as far as it makes a difference.
-            lines = [""] * self._rng.choice(_CALLS.get(kind, (0, 1, 2, 3, 4, 5))) + [kind]
+            lines = [""] * self._rng.choice(_CALLS.get(kind, tuple(range(_NUM_CALLS)))) + [kind]
             self._plan.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        self._wait_for_report(process, kind, "last_error")
-        if kind != "kill" and self._rng.random() < _RECOVERIES:
-            # Otherwise the machine dies before the sync has tried again.
-            self._wait_for_report(process, kind, "saved_at")
-        _kill(process)
+            self._wait_for_report(process, "last_error")
+            if self._rng.random() < _RECOVERIES:
+                # Otherwise the machine dies before the sync has tried again.
+                self._wait_for_report(process, "saved_at")
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
         self._plan.write_text("", encoding="utf-8")
         return self.problems(kind)
 
@@ -101,14 +195,17 @@ class ChaosSync:
         store = RcloneStore(parse_remote(self._name))
         state_dir = private_folder(back / ".sync")
         try:
-            Restorer(store, back, state_dir, RestoreOptions(retries=0), _ignore).restore()
+            # States that cannot be used are what a fault leaves behind: nothing is said of them.
+            options = RestoreOptions(retries=0)
+            Restorer(store, back, state_dir, options, lambda message: None).restore()
         except OpsError as error:
             return [*wrong, f"{kind}: restore failed: {error}"]
         restored = checksums(back)
         if restored and restored not in self.writer.states:
             wrong.append(f"{kind}: the restored state never was")
-        if self.witness.num_manifests and not restored:
-            wrong.append(f"{kind}: nothing was restored")
+        newest = max(self.witness.seen.values(), key=lambda state: state.number, default=None)
+        if newest and restored != {p: entry.sha256 for p, entry in newest.files.items()}:
+            wrong.append(f"{kind}: the restored state is not the newest complete one")
         return wrong
 
     def save_in_peace(self) -> list[str]:
@@ -134,12 +231,12 @@ class ChaosSync:
                 words, env=self._environment, stdout=log, stderr=log, start_new_session=True
             )
 
-    def _wait_for_report(self, process: "subprocess.Popen[bytes]", kind: str, field: str) -> None:
+    def _wait_for_report(self, process: "subprocess.Popen[bytes]", field: str) -> None:
         """Wait until the sync reports a failure, or that it saved; the writer goes on meanwhile."""
         status = self.writer.folder / ".sync" / "status.json"
         if field == "last_error":
             status.unlink(missing_ok=True)
-        until = time.monotonic() + (0 if kind == "kill" else 60)
+        until = time.monotonic() + 60
         next_step = time.monotonic() + self._rng.uniform(0.1, 3.0)
         while time.monotonic() < until and process.poll() is None:
             found = json.loads(status.read_text(encoding="utf-8")) if status.exists() else {}
@@ -149,16 +246,6 @@ class ChaosSync:
             if time.monotonic() > next_step:
                 self.writer.step()
                 next_step = time.monotonic() + self._rng.uniform(0.1, 3.0)
-
-
-def _ignore(message: str) -> None:
-    """Say nothing: states that cannot be used are what a fault leaves behind."""
-
-
-def _kill(process: "subprocess.Popen[bytes]") -> None:
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
-    process.wait()
 
 
 def run(config: ChaosSyncConfig, command: list[str]) -> int:
@@ -180,7 +267,7 @@ def run(config: ChaosSyncConfig, command: list[str]) -> int:
         print(f"fault {number}: {kind}: {'; '.join(found) or 'nothing lost'}", flush=True)
         wrong += found
     wrong += chaos.save_in_peace()
-    num_manifests = chaos.witness.num_manifests
+    num_manifests = len(chaos.witness.seen)
     report = {"faults": config.faults, "manifests": num_manifests, "wrong": wrong}
     write_json(config.out / "report.json", report)
     print(f"{config.faults} faults, {num_manifests} states on the remote, {len(wrong)} losses")

@@ -2,63 +2,50 @@
 
 import io
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
-from ops.errors import OpsError
+from ops.store.errors import OpsError
 
+Form = Literal["exact", "jsonl", "npy", "parquet", "pt"]
 _SHOWN = 3
 
 
-@dataclass(frozen=True)
-class ComparisonSpec:
-    """What is compared, as patterns relative to the folder.
-
-    Attributes:
-        exact: byte by byte.
-        jsonl: line by line as JSON, without `ignored`.
-        npy: arrays by dtype, shape and bytes, never unpickled.
-        parquet: tables by their columns' names, types and values; what a writer notes beside them
-            (`datasets` draws a random fingerprint) does not count.
-        pt: torch files by their tensors' bytes and their other values, without `ignored`; they
-            are loaded without executing anything.
-        ignored: names of fields that may differ (seconds, folders).
-    """
-
-    exact: tuple[str, ...] = ()
-    jsonl: tuple[str, ...] = ()
-    npy: tuple[str, ...] = ()
-    parquet: tuple[str, ...] = ()
-    pt: tuple[str, ...] = ()
-    ignored: tuple[str, ...] = ()
-
-    @property
-    def patterns(self) -> tuple[str, ...]:
-        """All patterns."""
-        return self.exact + self.jsonl + self.npy + self.parquet + self.pt
-
-
-def compare_folders(reference: Path, other: Path, spec: ComparisonSpec) -> list[str]:
+def compare_folders(
+    reference: Path,
+    other: Path,
+    patterns: Mapping[Form, Sequence[str]],
+    ignored: Collection[str] = (),
+) -> list[str]:
     """Return what differs, a line per file; none if the folders agree.
+
+    Args:
+        reference: what is expected.
+        other: what is compared with it.
+        patterns: by form, relative to the folders. `exact` compares byte by byte; `jsonl` line by
+            line as JSON; `npy` by dtype, shape and bytes, never unpickled; `parquet` by the names,
+            types and values of columns (what a writer notes beside them, such as the random
+            fingerprint of `datasets`, does not count); `pt` torch files by their tensors' bytes and
+            their other values, loaded without executing anything.
+        ignored: names of fields that may differ in `jsonl` and `pt`, at any depth.
 
     Raises:
         OpsError: a pattern matches nothing in the reference, so it would compare nothing.
     """
-    readers: list[tuple[tuple[str, ...], Callable[[Path], Any]]] = [
-        (spec.exact, Path.read_bytes),
-        (spec.jsonl, lambda path: _without(_json_lines(path), spec.ignored)),
-        (spec.npy, _array),
-        (spec.parquet, _table),
-        (spec.pt, lambda path: _without(_torch_content(path), spec.ignored)),
-    ]
+    readers: dict[Form, Callable[[Path], Any]] = {
+        "exact": Path.read_bytes,
+        "jsonl": lambda path: _without(_json_lines(path), ignored),
+        "npy": _array,
+        "parquet": _table,
+        "pt": lambda path: _without(_torch_content(path), ignored),
+    }
     differences = []
-    for patterns, read in readers:
-        for pattern in patterns:
-            differences += _compare_pattern(reference, other, pattern, read)
+    for form, wanted in patterns.items():
+        for pattern in wanted:
+            differences += _compare_pattern(reference, other, pattern, readers[form])
     return differences
 
 
@@ -99,14 +86,11 @@ def _difference(one: Any, two: Any, where: str) -> str | None:
     else:
         same = one == two or (one != one and two != two)  # NaN is NaN here
         return None if same else f"{where} differs"
-    for a, b, inner in pairs:
-        difference = _difference(a, b, inner)
-        if difference is not None:
-            return difference
-    return None
+    found = (_difference(*pair) for pair in pairs)
+    return next((difference for difference in found if difference is not None), None)
 
 
-def _without(value: Any, ignored: tuple[str, ...]) -> Any:
+def _without(value: Any, ignored: Collection[str]) -> Any:
     if isinstance(value, dict):
         return {key: _without(item, ignored) for key, item in value.items() if key not in ignored}
     if isinstance(value, list | tuple):
@@ -126,8 +110,7 @@ def _table(path: Path) -> Any:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
-    types = {field.name: str(field.type) for field in table.schema}
-    return {"types": types, "columns": table.to_pydict()}
+    return [{field.name: str(field.type) for field in table.schema}, table.to_pydict()]
 
 
 def _torch_content(path: Path) -> Any:

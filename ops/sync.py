@@ -13,26 +13,21 @@ interrupted. `run` has the exit code of its command.
 import os
 import signal
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Annotated
 
 from tyro.conf import Positional, subcommand
 
-from ops.atomic import private_folder
-from ops.command_line import run_cli
-from ops.errors import OpsError, UsageError
-from ops.folder_lock import FolderLock
-from ops.manifest import STATE_FOLDER_PREFIX, newest_first
-from ops.rclone_environment import ignored_variables
-from ops.rclone_store import CallLimits, RcloneStore
-from ops.remote_name import RemoteName, parse_remote
-from ops.restore import RestoreOptions, Restorer
-from ops.save_options import SaveOptions
-from ops.snapshot import SnapshotOptions
-from ops.supervised_run import run_with_sync
-from ops.sync_session import SyncSession
+from ops.store.atomic import FolderLock, private_folder
+from ops.store.errors import OpsError, UsageError, run_cli
+from ops.store.old_layout import list_all_manifests
+from ops.store.rclone import STATE_FOLDER, CallLimits, RcloneStore
+from ops.store.rclone_environment import ignored_variables
+from ops.store.remote_name import RemoteName, parse_remote
+from ops.store.restore import RestoreOptions, Restorer
+from ops.store.session import SaveOptions, SyncSession, run_with_sync
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,23 +35,16 @@ class Dir(SaveOptions):
     """Save a folder at an interval until SIGTERM or SIGINT, and a last time then."""
 
     source: Positional[Path]
-    """The folder."""
+    """The folder, or the file."""
     remote: Positional[str]
-    """Where to, such as gdrive:runs/logs_c or :local:/mnt/disk/logs_c."""
+    """Where to, such as gdrive:runs/logs_c or :local:/mnt/disk/logs_c; a folder of its own."""
     once: bool = False
     """Save once, and end."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class File(SaveOptions):
+class File(Dir):
     """Save one file at an interval until SIGTERM or SIGINT, and a last time then."""
-
-    source: Positional[Path]
-    """The file."""
-    remote: Positional[str]
-    """Where to; a remote folder of its own."""
-    once: bool = False
-    """Save once, and end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,34 +58,26 @@ class Run(SaveOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Restore:
+class Restore(RestoreOptions):
     """Bring a folder back from a remote and verify each file."""
 
     remote: Positional[str]
     """Where it is."""
     local: Positional[Path]
     """Where it goes; files of something else are never overwritten unasked."""
-    state: int | None = None
-    """Number of an older state; see `states`."""
-    overwrite: bool = False
-    """Move what is in the way to <local>/.sync/replaced-…."""
-    keep_local: bool = False
-    """Leave a folder that is as new as the remote as it is (a machine that kept its disk)."""
     allow_empty: bool = False
     """A remote that holds nothing yet is no error (the first start of a run)."""
-    retries: int = 4
-    """How often a remote that fails is asked again."""
     call_timeout: float = 120.0
     """Seconds for one call of rclone, besides those for its bytes."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class States:
     """List the states that a remote holds, the newest first."""
 
     remote: Positional[str]
     """Where they are."""
-    call_timeout: float = field(default=120.0, kw_only=True)
+    call_timeout: float = 120.0
     """Seconds for the call of rclone."""
 
 
@@ -123,7 +103,7 @@ def run(config: Command, command: list[str]) -> int:
         print(f"[sync] rclone runs without {', '.join(ignored)}", file=sys.stderr, flush=True)
     if isinstance(config, Run):
         return _run_command(config, remote, command)
-    if isinstance(config, Dir | File):
+    if isinstance(config, Dir):
         return _save(config, remote)
     if isinstance(config, Restore):
         return _restore(config, remote)
@@ -132,13 +112,13 @@ def run(config: Command, command: list[str]) -> int:
 
 def _run_command(config: Run, remote: RemoteName, command: list[str]) -> int:
     config.local.mkdir(parents=True, exist_ok=True)
-    state_dir = private_folder(config.local / STATE_FOLDER_PREFIX)
+    state_dir = private_folder(config.local / STATE_FOLDER)
     with FolderLock(state_dir / "lock", str(config.local)):
-        session = _session(config, config.local, state_dir, remote)
+        session = SyncSession(config.local, state_dir, remote, config)
         return run_with_sync(command, session, config.nice)
 
 
-def _save(config: Dir | File, remote: RemoteName) -> int:
+def _save(config: Dir, remote: RemoteName) -> int:
     folder, only = config.source, None
     if isinstance(config, File):
         folder, only = config.source.parent, config.source.name
@@ -146,10 +126,9 @@ def _save(config: Dir | File, remote: RemoteName) -> int:
             raise OpsError(f"{config.source} is a folder; use `dir`")
     elif not folder.is_dir():
         raise OpsError(f"there is no folder {folder}")
-    state_dir = folder / (STATE_FOLDER_PREFIX + (f"-{only}" if only else ""))
-    private_folder(state_dir)
+    state_dir = private_folder(folder / (STATE_FOLDER + (f"-{only}" if only else "")))
     with FolderLock(state_dir / "lock", str(config.source)):
-        session = _session(config, folder, state_dir, remote, only)
+        session = SyncSession(folder, state_dir, remote, config, only)
         stopped: list[int] = [0] if config.once else []
 
         def handle(number: int, frame: FrameType | None) -> None:
@@ -159,38 +138,23 @@ def _save(config: Dir | File, remote: RemoteName) -> int:
 
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             signal.signal(number, handle)
-        saved = session.drive(lambda: bool(stopped))
-        if not saved:
+        if not session.drive(lambda: bool(stopped)):
             return 1
         return 130 if signal.SIGINT in stopped else 0
 
 
-def _session(
-    config: SaveOptions, folder: Path, state_dir: Path, remote: RemoteName, only: str | None = None
-) -> SyncSession:
-    snapshot = SnapshotOptions(only, config.exclude, config.quiet_s)
-    session = SyncSession(folder, state_dir, remote, snapshot, config.session)
-    if config.new_run:
-        session.accept_another_run()
-    else:
-        session.preflight()
-    return session
-
-
 def _restore(config: Restore, remote: RemoteName) -> int:
-    state_dir = config.local / STATE_FOLDER_PREFIX
-    private_folder(state_dir)
+    state_dir = private_folder(config.local / STATE_FOLDER)
     store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
-    options = RestoreOptions(config.state, config.overwrite, config.keep_local, config.retries)
     with FolderLock(state_dir / "lock", str(config.local)):
-        manifest = Restorer(store, config.local, state_dir, options, _say).restore()
+        manifest = Restorer(store, config.local, state_dir, config, _say).restore()
     if manifest is not None:
         _say(
             f"restored state {manifest.number} of {manifest.created}: {len(manifest.files)} files, "
             f"{manifest.num_bytes / 1e6:.1f} MB, verified"
         )
         return 0
-    kept = config.keep_local and any(p.name != STATE_FOLDER_PREFIX for p in config.local.iterdir())
+    kept = config.keep_local and any(p.name != STATE_FOLDER for p in config.local.iterdir())
     if kept or config.allow_empty:
         if not kept:
             _say(f"{remote} holds nothing yet")
@@ -203,7 +167,7 @@ def _restore(config: Restore, remote: RemoteName) -> int:
 
 def _list_states(config: States, remote: RemoteName) -> int:
     store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
-    names = newest_first(store.list_files("manifests"))
+    names = list_all_manifests(store)
     for name in names:
         print(f"state {name.number}, written by {name.writer}")
     print(f"{len(names)} states on {remote}")

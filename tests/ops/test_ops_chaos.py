@@ -12,10 +12,14 @@ import pytest
 
 from ops import chaos_sync
 from ops.chaos import ChaosConfig, run
-from ops.comparison import ComparisonSpec, compare_folders
-from ops.disk_faults import damage_file, run_in_read_only_folder, run_on_full_disk
-from ops.errors import OpsError
-from ops.killable import run_killable
+from ops.comparison import compare_folders
+from ops.disk_faults import (
+    damage_file,
+    run_in_read_only_folder,
+    run_killable,
+    run_on_full_disk,
+)
+from ops.store.errors import OpsError
 
 ROOT = Path(__file__).parents[2]
 
@@ -127,14 +131,14 @@ def test_comparisons_see_what_differs_and_ignore_what_may(tmp_path):
         line = json.dumps({"seconds": seconds, "inner": {"seconds": seconds, "value": value}})
         (folder / "m.jsonl").write_text(line + "\n")
         np.save(folder / "a.npy", np.array([value, np.nan]))
-    spec = ComparisonSpec(jsonl=("*.jsonl",), npy=("*.npy",), ignored=("seconds",))
-    assert compare_folders(one, two, spec) == []
-    assert compare_folders(one, two, ComparisonSpec(exact=("*",))) != []
+    spec = ({"jsonl": ["*.jsonl"], "npy": ["*.npy"]}, ["seconds"])
+    assert compare_folders(one, two, *spec) == []
+    assert compare_folders(one, two, {"exact": ["*"]}) != []
     np.save(two / "a.npy", np.array([2.0, np.nan], np.float32))
-    assert compare_folders(one, two, spec) == ["a.npy differs as an array"]
+    assert compare_folders(one, two, *spec) == ["a.npy differs as an array"]
     (two / "extra.npy").write_bytes(b"")
     (two / "m.jsonl").unlink()
-    assert set(compare_folders(one, two, spec)) == {
+    assert set(compare_folders(one, two, *spec)) == {
         "a.npy differs as an array",
         "extra.npy should not be there",
         "m.jsonl is missing",
@@ -143,7 +147,7 @@ def test_comparisons_see_what_differs_and_ignore_what_may(tmp_path):
 
 def test_an_array_that_would_run_code_is_not_loaded(tmp_path):
     np.save(tmp_path / "a.npy", np.array([{}], dtype=object), allow_pickle=True)
-    spec = ComparisonSpec(npy=("a.npy",))
+    spec = {"npy": ["a.npy"]}
     assert "cannot be read" in compare_folders(tmp_path, tmp_path, spec)[0]
 
 
@@ -158,9 +162,9 @@ def test_parquet_files_are_compared_by_their_columns(tmp_path):
         (tmp_path / name).mkdir()
         table = pyarrow.table(columns | change).replace_schema_metadata({"fingerprint": noted})
         pyarrow.parquet.write_table(table, tmp_path / name / "file.parquet")
-    spec = ComparisonSpec(parquet=("*.parquet",))
+    spec = {"parquet": ["*.parquet"]}
     one, two, three, four = (tmp_path / name for name in ("one", "two", "three", "four"))
-    assert compare_folders(one, two, ComparisonSpec(exact=("*",))) != []
+    assert compare_folders(one, two, {"exact": ["*"]}) != []
     assert compare_folders(one, two, spec) == []
     assert "png" in compare_folders(one, three, spec)[0]
     assert "frame" in compare_folders(one, four, spec)[0]
@@ -174,9 +178,9 @@ def test_torch_files_are_compared_by_their_tensors(tmp_path):
         (tmp_path / name).mkdir()
         content = {"train_config": {"log_dir": log_dir}, "bias": torch.tensor([bias])}
         torch.save(content, tmp_path / name / "model.pt")
-    spec = ComparisonSpec(pt=("*.pt",), ignored=("log_dir",))
-    assert compare_folders(tmp_path / "one", tmp_path / "two", spec) == []
-    assert "bias" in compare_folders(tmp_path / "one", tmp_path / "three", spec)[0]
+    spec = ({"pt": ["*.pt"]}, ["log_dir"])
+    assert compare_folders(tmp_path / "one", tmp_path / "two", *spec) == []
+    assert "bias" in compare_folders(tmp_path / "one", tmp_path / "three", *spec)[0]
 
 
 @pytest.mark.slow
@@ -191,9 +195,12 @@ def test_a_loss_on_the_remote_would_be_seen(tmp_path):
     chaos = chaos_sync.ChaosSync(config)
     chaos.writer.step()
     assert chaos.save_in_peace() == []
-    objects = config.out / "remote" / "objects"
-    next(objects.iterdir()).unlink()
-    assert any(line.startswith("object") for line in chaos.witness.losses())
+    (config.out / "remote" / "model_epoch0.pt").write_bytes(bytes(1024))
+    (config.out / "remote" / "latest.json").unlink()
+    assert sorted(line.split(" with ")[0] for line in chaos.witness.losses()) == [
+        "content of latest.json",
+        "content of model_epoch0.pt",
+    ]
 
 
 @pytest.mark.slow

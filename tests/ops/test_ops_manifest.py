@@ -3,14 +3,16 @@ import json
 
 import pytest
 
-from ops.errors import DamagedError
-from ops.manifest import FileEntry, Manifest, ManifestName, Part, decode, newest_first, parse_name
+from ops.store.errors import DamagedError
+from ops.store.manifest import FileEntry, Manifest, ManifestName, decode, newest_first, path_of
+from ops.store.rclone import RemoteFile
 
 SHA = "a" * 64
+MD5 = "b" * 32
 
 
 def manifest(path="model.pt", **changes):
-    entry = FileEntry(path, 3, SHA, 5, (Part(SHA, 3),))
+    entry = FileEntry(path, 3, SHA, MD5, 5)
     return Manifest(
         **{"number": 7, "writer": "0123abcd", "created": "now", **changes}, files={path: entry}
     )
@@ -27,7 +29,8 @@ def forged(**changes):
 def test_a_manifest_comes_back_as_it_was():
     name, text = manifest("sub/model.pt").encode()
     assert decode(name, text) == manifest("sub/model.pt")
-    assert parse_name(name.file_name) == name
+    assert decode(name, text).files["sub/model.pt"].mtime_ns == 5
+    assert newest_first([name.file_name]) == [name]
 
 
 @pytest.mark.parametrize(
@@ -62,21 +65,21 @@ def test_a_torn_manifest_does_not_match_its_name(damage):
 )
 def test_a_hostile_path_is_refused(path):
     with pytest.raises(DamagedError, match="refused"):
-        decode(*forged(files=[[path, 3, SHA, 5, [[SHA, 3]]]]))
+        decode(*forged(files=[[path, 3, SHA, MD5, 5]]))
 
 
 @pytest.mark.parametrize(
     "files",
     [
-        [["a", 3, SHA, 5, [[SHA, 4]]]],
-        [["a", 3, "../" + SHA[3:], 5, [[SHA, 3]]]],
-        [["a", 3, SHA, 5, [["/" + SHA[1:], 3]]]],
-        [["a", -1, SHA, 5, [[SHA, -1]]]],
-        [["a", 2**60, SHA, 5, [[SHA, 2**60]]]],
-        [["a", True, SHA, 5, [[SHA, True]]]],
-        [["a", 3, SHA, -5, [[SHA, 3]]]],
-        [["a", 3, SHA, 5, [[SHA, 3]]]] * 2,
-        [["a", 3, SHA, 5, [[SHA, 3]]], ["a/b", 3, SHA, 5, [[SHA, 3]]]],
+        [["a", 3, "../" + SHA[3:], MD5, 5]],
+        [["a", 3, SHA, "/" + MD5[1:], 5]],
+        [["a", 3, SHA, SHA, 5]],
+        [["a", -1, SHA, MD5, 5]],
+        [["a", 2**60, SHA, MD5, 5]],
+        [["a", True, SHA, MD5, 5]],
+        [["a", 3, SHA, MD5, -5]],
+        [["a", 3, SHA, MD5, 5]] * 2,
+        [["a", 3, SHA, MD5, 5], ["a/b", 3, SHA, MD5, 5]],
         [["a"]],
         "text",
         [None],
@@ -98,15 +101,15 @@ def test_a_manifest_of_another_number_or_format_is_refused():
     with pytest.raises(DamagedError, match="another"):
         decode(*forged(number=8))
     with pytest.raises(DamagedError, match="refused"):
-        decode(*forged(format="ops-sync/99"))
+        decode(*forged(format="ops-sync/1"))
 
 
 def test_the_size_of_a_manifest_is_bounded(monkeypatch):
     name, text = manifest().encode()
-    monkeypatch.setattr("ops.manifest.MAX_MANIFEST_BYTES", len(text) - 1)
+    monkeypatch.setattr("ops.store.manifest.MAX_MANIFEST_BYTES", len(text) - 1)
     with pytest.raises(DamagedError, match="larger"):
         decode(name, text)
-    with pytest.raises(DamagedError, match="at most"):
+    with pytest.raises(DamagedError, match="larger"):
         manifest().encode()
 
 
@@ -117,3 +120,27 @@ def test_the_newest_manifest_comes_first_and_other_files_do_not_count():
         9,
         2,
     ]
+
+
+def test_a_file_of_the_remote_is_ours_as_far_as_its_listing_tells():
+    entry = FileEntry("a", 3, SHA, MD5, 5)
+    assert entry.is_listed_as(RemoteFile(3, {"sha256": SHA, "md5": MD5}))
+    assert entry.is_listed_as(RemoteFile(3, {"md5": MD5}), needs_hash=True)
+    assert not entry.is_listed_as(RemoteFile(3, {"md5": "c" * 32}))
+    assert not entry.is_listed_as(RemoteFile(4, {"sha256": SHA}))
+    assert entry.is_listed_as(RemoteFile(3, {}))
+    assert not entry.is_listed_as(RemoteFile(3, {}), needs_hash=True)
+    assert not entry.is_listed_as(None)
+
+
+@pytest.mark.parametrize(
+    ("name", "path"),
+    [
+        ("sub/a.pt", "sub/a.pt"),
+        (".sync/history/00000002-0123abcd-ffff/sub/a.pt", "sub/a.pt"),
+        (".sync/history/00000002-0123abcd-ffff", None),
+        (".sync/manifests/x.json", None),
+    ],
+)
+def test_a_file_of_the_remote_is_a_version_of_one_of_the_runs(name, path):
+    assert path_of(name) == path

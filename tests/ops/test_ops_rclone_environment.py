@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from ops.rclone_environment import BACKENDS, ignored_variables, rclone_environment
-from ops.rclone_store import rclone_folder
+from ops.store.rclone import rclone_folder
+from ops.store.rclone_environment import BACKENDS, ignored_variables, rclone_environment
 
 ROOT = Path(__file__).parents[2]
 FILES = {"model.pt": "weights" * 50, "metrics.jsonl": '{"step": 1}\n', "config.json": "{}"}

@@ -13,9 +13,9 @@ import tyro
 
 from ops.chaos import ChaosConfig
 from ops.chaos_sync import ChaosSyncConfig
-from ops.command_line import split_command
-from ops.rclone_store import rclone_folder
-from ops.remote_name import parse_remote
+from ops.store.errors import split_command
+from ops.store.rclone import rclone_folder
+from ops.store.remote_name import parse_remote
 from ops.sync import Command
 from tests.project.test_readme import parsed_config
 
@@ -231,4 +231,4 @@ def test_the_scripts_run_the_real_thing(tmp_path):
         "0",
     ]
     subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert len(list((tmp_path / "remote" / "manifests").iterdir())) == 1
+    assert (tmp_path / "remote" / "a").read_text() == "x"

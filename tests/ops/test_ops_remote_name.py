@@ -1,7 +1,7 @@
 import pytest
 
-from ops.errors import OpsError
-from ops.remote_name import parse_remote
+from ops.store.errors import OpsError
+from ops.store.remote_name import parse_remote
 
 INLINE = ":s3,provider=AWS,access_key_id=AKIA1234567,secret_access_key='s3cr3t/value':bucket/run"
 

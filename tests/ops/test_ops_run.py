@@ -147,6 +147,19 @@ def test_a_remote_that_hangs_neither_stops_the_command_nor_outlasts_the_final_ti
     assert time.monotonic() - started < 60
 
 
+def test_an_rclone_does_not_outlive_the_sync_that_called_it(machine):
+    """It could still replace what the next sync sends."""
+    pid = machine.path / "pid"
+    machine.rclone(f"echo $$ > {pid}.partial; mv {pid}.partial {pid}; exec sleep 600")
+    machine.local.mkdir()
+    process = machine.start(machine.sync("dir", machine.local, f":local:{machine.remote}"))
+    wait_for(pid.exists)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    stat = Path(f"/proc/{pid.read_text().strip()}/stat")
+    wait_for(lambda: not stat.exists() or stat.read_text().split()[2] == "Z", 10)
+
+
 def test_a_second_run_is_refused_until_the_first_one_is_dead(machine):
     process = machine.start(machine.run_words(seconds=60))
     machine.wait_until_training(process)
@@ -213,7 +226,7 @@ def test_a_sync_that_is_stopped_saves_a_last_time(machine):
     (machine.local / "a").write_text("1")
     words = machine.sync("dir", machine.local, f":local:{machine.remote}", "--interval", "600")
     process = machine.start([*words, "--quiet_s", "0", "--nice", "0"])
-    wait_for((machine.remote / "manifests").is_dir)
+    wait_for((machine.remote / ".sync" / "manifests").is_dir)
     (machine.local / "a").write_text("2")
     os.kill(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)

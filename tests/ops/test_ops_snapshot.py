@@ -3,43 +3,48 @@ import time
 
 import pytest
 
-import ops.snapshot
-from ops.folder_scan import scan_folder
-from ops.manifest import Manifest
-from ops.snapshot import SnapshotOptions, SnapshotTaker
-from ops.staging import FileChangedError, Staging
+import ops.store.snapshot
+from ops.store.folder_scan import scan_folder
+from ops.store.manifest import Manifest
+from ops.store.snapshot import FileChangedError, SnapshotTaker
 
 
 class Folder:
     """A local folder and the taker of its snapshots."""
 
-    def __init__(self, tmp_path, **options):
+    def __init__(self, tmp_path):
         self.path = tmp_path / "local"
         self.path.mkdir()
         self.pauses = []
-        self.on_pause = lambda: None
-        self.staging = Staging(tmp_path / "state" / "staging", beat=lambda: None)
-        self.taker = SnapshotTaker(self.path, self.staging, SnapshotOptions(quiet_s=0.0, **options))
+        self.staging = tmp_path / "state" / "staging"
+        self.taker = SnapshotTaker(self.path, self.staging, self._pause, quiet_s=0.0)
         self.entries = {}
-        self.present = set()
 
     def take(self, *, final=False):
-        snapshot = self.taker.take(self.entries, self.present, final=final, pause=self._pause)
-        self.staged = {path.name for path in self.staging.objects.iterdir()}
-        for entry in snapshot.entries.values():
-            assert {part.sha256 for part in entry.parts} <= self.staged | self.present
+        snapshot = self.taker.take(self.entries, self.entries, final=final)
+        staged = {p.relative_to(self.staging).as_posix() for p in self.staging.rglob("*")}
+        assert {p for p in staged if (self.staging / p).is_file()} == set(snapshot.staged)
+        for path, entry in snapshot.staged.items():
+            assert (self.staging / path).stat().st_size == entry.size
         self.entries = snapshot.entries
-        self.present |= self.staged
         return snapshot
 
     def _pause(self, seconds):
-        self.pauses.append(seconds)
-        self.on_pause()
+        if seconds:
+            self.pauses.append(seconds)
 
     def content(self, path):
-        return b"".join(
-            (self.staging.objects / part.sha256).read_bytes() for part in self.entries[path].parts
-        )
+        return (self.staging / path).read_bytes()
+
+    def copy_with(self, monkeypatch, before):
+        """Call `before(path)` before each copy."""
+        copy = self.taker._copy
+
+        def copy_while_written(path, *rest, **flags):
+            before(path)
+            return copy(path, *rest, **flags)
+
+        monkeypatch.setattr(self.taker, "_copy", copy_while_written)
 
 
 @pytest.fixture
@@ -74,41 +79,42 @@ def test_an_unchanged_file_is_neither_read_nor_staged_again(folder, monkeypatch)
     (folder.path / "a").write_text("x")
     time.sleep(0.01)
     folder.take()
-    monkeypatch.setattr(folder.staging, "copy", None)
+    monkeypatch.setattr(folder.taker, "_copy", None)
     assert folder.take().entries == folder.entries
-    assert not folder.staged
+    assert not folder.take().staged
 
 
-def test_a_file_that_changes_in_place_gets_a_new_object_and_keeps_the_old(folder):
-    path = folder.path / "latest.json"
+def test_a_file_that_was_only_touched_is_not_sent_again(folder):
+    (folder.path / "a").write_text("x")
+    folder.take()
+    os.utime(folder.path / "a", (5, 5))
+    snapshot = folder.take()
+    assert set(snapshot.entries) == {"a"}
+    assert not snapshot.staged
+
+
+def test_a_file_that_changes_in_place_is_staged_under_its_own_name(folder):
+    path = folder.path / "sub" / "latest.json"
+    path.parent.mkdir()
     path.write_text("1")
-    first = folder.take().entries["latest.json"]
+    os.utime(path, ns=(5 * 10**9, 5 * 10**9))
+    first = folder.take().entries["sub/latest.json"]
+    assert (folder.staging / "sub" / "latest.json").stat().st_mtime == 5
     path.write_text("2")
-    second = folder.take().entries["latest.json"]
-    assert first.sha256 != second.sha256
-    assert folder.staged == {second.sha256}
+    snapshot = folder.take()
+    assert snapshot.entries["sub/latest.json"] != first
+    assert folder.content("sub/latest.json") == b"2"
 
 
-def test_a_log_that_grows_sends_little_and_has_few_parts(folder):
-    path = folder.path / "metrics.jsonl"
-    line = b'{"step": 1234567890, "loss": 0.123456789}\n' * 50
-    sent = 0
-    for _ in range(200):
-        with path.open("ab") as file:
-            file.write(line)
-        entry = folder.take().entries["metrics.jsonl"]
-        sent += sum(p.size for p in entry.parts if p.sha256 in folder.staged)
-    assert entry.size == 200 * len(line)
-    assert len(entry.parts) <= 8
-    assert sent < 14 * entry.size  # whole copies would be 100 times its size
-
-
-def test_a_log_that_was_rewritten_is_not_taken_for_one_that_grew(folder):
+def test_a_log_that_grew_is_told_from_one_that_was_rewritten(folder):
     path = folder.path / "metrics.jsonl"
     path.write_bytes(b"a" * 60_000 + b"\n")
-    folder.take()
-    path.write_bytes(b"b" * 60_001 + b"\nmore\n")
-    folder.take()
+    assert not folder.take().extended
+    with path.open("ab") as file:
+        file.write(b"more\n")
+    assert folder.take().extended == {"metrics.jsonl"}
+    path.write_bytes(b"b" * 60_001 + b"\nmore\nand more\n")
+    assert not folder.take().extended
     assert folder.content("metrics.jsonl") == path.read_bytes()
 
 
@@ -122,10 +128,11 @@ def test_a_line_that_is_half_written_waits_for_the_next_round(folder):
 
 
 def test_large_files_are_frozen_by_a_link_that_survives_their_replacement(folder, monkeypatch):
-    monkeypatch.setattr(ops.snapshot, "_COPY_BELOW", 1)
+    monkeypatch.setattr(ops.store.snapshot, "_COPY_BELOW", 1)
     path = folder.path / "model.pt"
     path.write_bytes(b"old")
     folder.take()
+    assert (folder.staging / "model.pt").samefile(path)
     new = folder.path / "new.partial"
     new.write_bytes(b"new")
     new.replace(path)
@@ -133,30 +140,28 @@ def test_large_files_are_frozen_by_a_link_that_survives_their_replacement(folder
 
 
 def test_a_large_file_written_in_place_during_the_upload_is_noticed(folder, monkeypatch):
-    monkeypatch.setattr(ops.snapshot, "_COPY_BELOW", 1)
+    monkeypatch.setattr(ops.store.snapshot, "_COPY_BELOW", 1)
     path = folder.path / "array.npy"
     path.write_bytes(b"old!")
     folder.take()
-    assert not folder.staging.changed_links()
+    assert not folder.taker.changed_links()
     time.sleep(0.02)
     with path.open("r+b") as file:
         file.write(b"NEW")
-    assert [p.name for p in folder.staging.changed_links()] == [*folder.staged]
+    assert folder.taker.changed_links() == ["array.npy"]
 
 
 def test_a_folder_that_changes_while_it_is_copied_is_copied_again(folder, monkeypatch):
     """The pointer must not name a checkpoint that the snapshot lacks."""
     (folder.path / "model_0.pt").write_text("0")
     (folder.path / "latest.json").write_text("model_0.pt")
-    copy = folder.staging.copy
 
-    def copy_while_written(source, *rest):
-        if source.name == "latest.json" and not (folder.path / "model_1.pt").exists():
+    def write(path):
+        if path == "latest.json" and not (folder.path / "model_1.pt").exists():
             (folder.path / "model_1.pt").write_text("1")
             (folder.path / "latest.json").write_text("model_1.pt!")
-        return copy(source, *rest)
 
-    monkeypatch.setattr(folder.staging, "copy", copy_while_written)
+    folder.copy_with(monkeypatch, write)
     snapshot = folder.take()
     assert set(snapshot.entries) == {"model_0.pt", "model_1.pt", "latest.json"}
     assert folder.pauses
@@ -167,19 +172,18 @@ def test_a_file_that_never_stands_still_stays_what_it_was(folder, monkeypatch):
     path.write_text("0")
     (folder.path / "calm").write_text("x")
     before = folder.take().entries["busy.bin"]
-    copy = folder.staging.copy
 
-    def copy_while_written(source, *rest):
-        if source == path:
+    def write(name):
+        if name == "busy.bin":
             path.write_text(path.read_text() + "+")
-        return copy(source, *rest)
 
-    monkeypatch.setattr(folder.staging, "copy", copy_while_written)
+    folder.copy_with(monkeypatch, write)
     path.write_text("1")
+    (folder.path / "calm").write_text("y")
     snapshot = folder.take()
     assert snapshot.entries["busy.bin"] == before
     assert "changed" in snapshot.left["busy.bin"]
-    assert "calm" in snapshot.entries
+    assert set(snapshot.staged) == {"calm"}
 
 
 def test_a_file_that_gets_shorter_while_it_is_read_is_left(folder):
@@ -188,14 +192,13 @@ def test_a_file_that_gets_shorter_while_it_is_read_is_left(folder):
     status = scan_folder(folder.path).files["a.log"]
     path.write_text("l")
     with pytest.raises(FileChangedError):
-        folder.staging.copy(path, "a.log", status, status.size, None)
+        folder.taker._copy("a.log", status, None, final=False)
 
 
 def test_staged_copies_are_for_this_user_only(folder):
     (folder.path / "a").write_text("x")
     folder.take()
-    assert folder.staging.folder.stat().st_mode & 0o077 == 0
-    assert folder.staging.objects.stat().st_mode & 0o077 == 0
+    assert folder.staging.stat().st_mode & 0o077 == 0
 
 
 def test_what_is_taken_fits_a_manifest(folder):

@@ -77,7 +77,11 @@ class HubCopy:
             return cls._new(name, folder, revision)
         else:
             client_record = folder / CLIENT_RECORD_PATH
-            commit = client_record.read_text().split("\n")[0] if client_record.exists() else None
+            commit = (
+                client_record.read_text(encoding="utf-8").split("\n")[0]
+                if client_record.exists()
+                else None
+            )
             if commit is None and revision is None:
                 return None
             if commit is None:

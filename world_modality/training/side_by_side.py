@@ -52,7 +52,7 @@ class Lane:
         self._stream = None
         if device.type == "cuda":
             torch.cuda.synchronize(device)
-            self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+            self._stream = torch.cuda.Stream(device)
 
     @contextmanager
     def taken(self) -> Iterator[None]:

@@ -79,23 +79,28 @@ def _cut(command: list[str]) -> int:
 
 
 def _tear(words: list[str]) -> None:
-    """Leave the first half of one file under its final name."""
+    """Leave the first half of one file under its final name; what it replaces is moved first."""
     source, target = Path(words[1]), words[2]
     if not target.startswith(_LOCAL) or not source.is_dir():
         return
-    folder = Path(target.removeprefix(_LOCAL))
-    folder.mkdir(parents=True, exist_ok=True)
-    for file in sorted(source.iterdir())[:1]:
-        if not (folder / file.name).exists():
-            content = file.read_bytes()
-            (folder / file.name).write_bytes(content[: len(content) // 2])
+    replaced = Path(words[words.index("--backup-dir") + 1].removeprefix(_LOCAL))
+    for file in _files(source)[:1]:
+        place = Path(target.removeprefix(_LOCAL)) / file.relative_to(source)
+        if place.exists():
+            replaced.mkdir(parents=True, exist_ok=True)
+            place.replace(replaced / place.name)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        content = file.read_bytes()
+        place.write_bytes(content[: len(content) // 2])
 
 
 def _largest(words: list[str]) -> int:
     source = Path(words[1])
-    if not source.is_dir():
-        return 0
-    return max((path.stat().st_size for path in source.iterdir()), default=0)
+    return max((path.stat().st_size for path in _files(source)), default=0)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
 if __name__ == "__main__":

@@ -3,11 +3,13 @@
 import fnmatch
 import os
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ops.atomic import PARTIAL_SUFFIX
-from ops.manifest import path_problem
+from ops.store.atomic import PARTIAL_SUFFIX
+from ops.store.manifest import path_problem
+from ops.store.rclone import STATE_FOLDER
 
 # Files that only ever grow at their end, so that a stretch from their start stays what it was.
 LOG_PATTERNS = ("*.jsonl", "*tfevents*", "*.log", "*.out", "*.err")
@@ -43,62 +45,57 @@ def is_log(path: str) -> bool:
 
 
 def scan_folder(folder: Path, only: str | None = None, exclude: tuple[str, ...] = ()) -> FolderScan:
-    """List a folder.
+    """List a folder; one that is not there is empty.
 
     Args:
-        folder: a folder that is not there is empty.
+        folder: the folder.
         only: the one path that counts.
         exclude: patterns (`*.mp4`, `videos/*`) of paths to leave out.
     """
-    files: dict[str, FileStat] = {}
-    left_out: dict[str, str] = {}
+    scan = FolderScan({})
     config = _rclone_config()
-    for path, status in _walk(folder, "", left_out):
-        if only is not None and path != only:
-            continue
+    for path, status in _walk(folder):
         name = path.rsplit("/", 1)[-1]
-        if name.endswith(PARTIAL_SUFFIX) or any(fnmatch.fnmatchcase(path, p) for p in exclude):
+        if only not in (None, path) or name.endswith(PARTIAL_SUFFIX):
             continue
-        if name == "rclone.conf" or config == (status.st_dev, status.st_ino):
-            left_out[path] = "is rclone's configuration"
-        elif not stat.S_ISREG(status.st_mode):
-            left_out[path] = "is no regular file (links are not followed)"
-        else:
-            files[path] = FileStat.of(status)
-    return FolderScan(files, left_out)
-
-
-def _walk(
-    folder: Path, prefix: str, left_out: dict[str, str]
-) -> "list[tuple[str, os.stat_result]]":
-    found: list[tuple[str, os.stat_result]] = []
-    try:
-        with os.scandir(folder) as entries:
-            listed = sorted(entries, key=lambda entry: entry.name)
-    except (FileNotFoundError, NotADirectoryError):
-        return found  # gone since it was listed
-    for entry in listed:
-        path = prefix + entry.name
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude):
+            continue
         if problem := path_problem(path):
-            if "ops.sync" not in problem:
-                left_out[repr(path)] = problem
-            continue
-        try:
-            if entry.is_dir(follow_symlinks=False):
-                found += _walk(Path(entry.path), path + "/", left_out)
-            else:
-                found.append((path, entry.stat(follow_symlinks=False)))
-        except FileNotFoundError:
-            continue
-    return found
+            scan.left_out[repr(path)] = problem
+        elif name == "rclone.conf" or config == (status.st_dev, status.st_ino):
+            scan.left_out[path] = "is rclone's configuration"
+        elif not stat.S_ISREG(status.st_mode):
+            scan.left_out[path] = "is no regular file (links are not followed)"
+        else:
+            scan.files[path] = FileStat.of(status)
+    return scan
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield all files, and links to files or folders, by relative path; folders may vanish."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        prefix = os.path.relpath(place, folder) + "/" if place != str(folder) else ""
+        if not prefix:
+            folders[:] = [name for name in folders if not name.startswith(STATE_FOLDER)]
+        for name in sorted(names + folders):
+            try:
+                status = os.lstat(os.path.join(place, name))
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                yield prefix + name, status
 
 
 def _rclone_config() -> tuple[int, int] | None:
     """Return device and inode of rclone's configuration, wherever it lies."""
     default = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "rclone"
-    place = os.environ.get("RCLONE_CONFIG") or str(default / "rclone.conf")
     try:
-        status = os.stat(place)
+        status = os.stat(os.environ.get("RCLONE_CONFIG") or str(default / "rclone.conf"))
     except OSError:
         return None
     return status.st_dev, status.st_ino

@@ -5,7 +5,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from ops.errors import OpsError
+from ops.store.errors import OpsError
 
 _NAMED = re.compile(r"[A-Za-z0-9_][\w.+@ -]*:")
 _PARAMETER = r",[a-z0-9_]+(?:=(?:'[^']*'|[^,:'\"]*))?"

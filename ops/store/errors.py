@@ -1,4 +1,4 @@
-"""What the commands of `ops` share: parsing, errors as one message, exit codes.
+"""Errors that a user can mend, and the command line that shows them as one message.
 
 Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted.
 """
@@ -11,7 +11,22 @@ from typing import Any
 import tyro
 
 from ops import __version__
-from ops.errors import OpsError, UsageError
+
+
+class OpsError(Exception):
+    """Something outside the code has to change: an argument, a file, the machine."""
+
+
+class RemoteError(OpsError):
+    """The remote did not do what it was asked: down, slow, full, misconfigured. Try again later."""
+
+
+class DamagedError(OpsError):
+    """What lies on the remote or here is not what its checksum says, or is not well formed."""
+
+
+class UsageError(OpsError):
+    """The command line is wrong, in a way that its parser cannot see."""
 
 
 def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -39,20 +54,14 @@ def run_cli(config_type: Any, run: Callable[[Any, list[str]], int]) -> None:
         sys.exit()
     own, command = split_command(sys.argv[1:])
     try:
-        code = run(tyro.cli(config_type, args=own, use_underscores=True), command)
-    except UsageError as error:
-        _fail(str(error), 2)
+        sys.exit(run(tyro.cli(config_type, args=own, use_underscores=True), command))
     except OpsError as error:
-        _fail(str(error))
+        message, code = str(error), 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
     except OSError as error:
         # The machine refused a read or write: a full disk, a read-only folder.
-        _fail(f"{error.strerror or error}: {error.filename or 'unnamed file'}")
-    sys.exit(code)
-
-
-def _fail(message: str, code: int = 1) -> None:
+        message, code = f"{error.strerror or error}: {error.filename or 'unnamed file'}", 1
     print(f"error: {message}", file=sys.stderr)
     sys.exit(code)

@@ -1,0 +1,1 @@
+"""Folders on remotes: what is saved, how, and how it comes back."""

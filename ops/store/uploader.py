@@ -1,0 +1,269 @@
+"""One round of saving: a snapshot, what is new of it, and last the manifest that names it all."""
+
+import json
+import secrets
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from ops.store.atomic import write_bytes, write_json
+from ops.store.errors import DamagedError, OpsError, RemoteError
+from ops.store.manifest import (
+    HISTORY,
+    MANIFESTS,
+    FileEntry,
+    Manifest,
+    ManifestName,
+)
+from ops.store.old_layout import list_all_manifests, newest_readable
+from ops.store.rclone import RcloneStore
+from ops.store.retention import Retention
+from ops.store.snapshot import FileChangedError, Snapshot, SnapshotTaker, entry_of
+
+_MAX_NUMBER = 99_999_999
+_SHOWN = 5
+
+
+class AnotherRunError(OpsError):
+    """The remote holds a run of which nothing lies here."""
+
+
+@dataclass(frozen=True)
+class RoundResult:
+    """What a round did."""
+
+    number: int
+    """Of the newest state on the remote that was written from here."""
+    num_files: int
+    """In that state."""
+    num_new: int
+    """Files that were sent."""
+    num_bytes: int
+    """Of these."""
+    left: dict[str, str]
+    """Paths that did not travel, with the reason."""
+    removal_problem: str | None = None
+    """Why what is needed no more could not be removed, if so."""
+
+
+class Uploader:
+    """Saves states of a folder on a remote.
+
+    Args:
+        store: the remote.
+        taker: takes the snapshots.
+        state_dir: this program's own folder (mode 0700).
+        keep_last: how many states are kept; None keeps them all.
+    """
+
+    def __init__(
+        self,
+        store: RcloneStore,
+        taker: SnapshotTaker,
+        state_dir: Path,
+        *,
+        keep_last: int | None = None,
+    ) -> None:
+        self._store = store
+        self._taker = taker
+        self._state_dir = state_dir
+        self._retention = None if keep_last is None else Retention(store, keep_last, state_dir)
+        remembered = remembered_state(state_dir)
+        self._writer = remembered[0] if remembered else new_writer_id()
+        # What the remote is known to have under the files' own names, and whether that is all.
+        self._present: dict[str, FileEntry] = {}
+        self._present_is_all = False
+        self._saved: dict[str, FileEntry] | None = None
+        self._saved_name: ManifestName | None = None
+        self._last_number: int | None = None
+
+    def require_same_run(self) -> None:
+        """Check that the remote is empty or holds an earlier state of this folder.
+
+        Raises:
+            AnotherRunError: its newest state has no path in common with this folder.
+            RemoteError: the remote cannot be read.
+        """
+        names = self._list_states()
+        if not names or names[0].writer == self._writer:
+            return
+        newest = newest_readable(self._store, names, self._state_dir / "reading")
+        if newest is None or not newest.files:
+            return
+        if not newest.files.keys() & self._taker.scan().files.keys():
+            raise AnotherRunError(
+                f"{self._store.remote} holds a run (state {newest.number} of {newest.created}, "
+                f"{len(newest.files)} files) of which nothing lies here; bring it back with "
+                "ops/resume_on_new_vm.sh or python -m ops.sync restore, name another remote, or "
+                "give --new_run to start a new run beside it"
+            )
+
+    def round(self, *, final: bool = False) -> RoundResult:
+        """Save the folder as it is now.
+
+        Raises:
+            RemoteError: the remote failed; what it holds is as complete as before.
+            OpsError: nothing could be saved for another reason.
+            OSError: the disk here failed.
+        """
+        if self._last_number is None:
+            self._list_states()
+        assert self._last_number is not None
+        last = self._saved or {}
+        snapshot = self._taker.take(last, self._present, final=final)
+        num_files = len(snapshot.entries)
+        if self._saved == snapshot.entries and self._saved_name is not None:
+            self._saved = snapshot.entries
+            return RoundResult(self._saved_name.number, num_files, 0, 0, snapshot.left)
+        if not self._present_is_all:
+            self._drop_what_is_there(snapshot)
+        # A failure leaves open what lies under the names of the files that are sent.
+        self._present = {p: e for p, e in self._present.items() if p not in snapshot.staged}
+        self._present_is_all = False
+        # An upload that failed may have arrived all the same, so each try has a number of its own.
+        self._last_number += 1
+        attempt = f"{HISTORY}/{self._last_number:08d}-{self._writer}-{secrets.token_hex(2)}"
+        self._send(snapshot.staged, attempt)
+        self._write_manifest(snapshot.entries)
+        self._saved = snapshot.entries
+        self._present = {p: e for p, e in self._saved.items() if p not in snapshot.left}
+        self._present_is_all = True
+        return RoundResult(
+            self._last_number,
+            num_files,
+            len(snapshot.staged),
+            _num_bytes(snapshot.staged),
+            snapshot.left,
+            self._remove_what_is_needed_no_more(snapshot, last, attempt),
+        )
+
+    def confirm(self) -> None:
+        """Check that the remote's own listing shows all that the newest state written here names.
+
+        The checksums were confirmed when each file was sent; this compares names and sizes. Until
+        it has succeeded, all files count as not saved.
+
+        Raises:
+            RemoteError: it does not, so that the next round sends what is missing; or the remote
+                cannot be read.
+        """
+        saved, self._saved = self._saved or {}, None
+        self._present, self._present_is_all = {}, False
+        listed = self._store.list_files()
+        sizes = {path: file.size for path, file in listed.items()}
+        missing = [path for path, entry in saved.items() if sizes.get(path) != entry.size]
+        if not missing and self._saved_name is not None:
+            name = self._saved_name.file_name
+            missing = [] if self._store.list_files(MANIFESTS, [name]) else [name]
+        if missing:
+            raise RemoteError(
+                f"{self._store.remote} does not list all that was saved; missing: "
+                f"{', '.join(missing[:_SHOWN])}"
+            )
+        self._saved = saved
+
+    def unsaved(self) -> list[str]:
+        """Return the paths that the newest state written from here lacks or has older."""
+        saved = self._saved or {}
+        files = self._taker.scan().files
+        return sorted(
+            path
+            for path, status in files.items()
+            if path not in saved
+            or (saved[path].size, saved[path].mtime_ns) != (status.size, status.mtime_ns)
+        )
+
+    def _list_states(self) -> list[ManifestName]:
+        names = list_all_manifests(self._store)
+        number = max((name.number for name in names), default=0)
+        if number >= _MAX_NUMBER:
+            raise DamagedError(f"{self._store.remote} has a state of number {number}; use another")
+        self._last_number = number
+        return names
+
+    def _drop_what_is_there(self, snapshot: Snapshot) -> None:
+        """Leave out what the remote's checksums show to be there already."""
+        for path in self._listed(snapshot.staged, needs_hash=True):
+            self._taker.drop(path)
+            del snapshot.staged[path]
+
+    def _send(self, staged: dict[str, FileEntry], attempt: str) -> None:
+        if not staged:
+            return
+        self._store.upload(self._taker.staging, "", _num_bytes(staged), replaced=attempt)
+        if changed := self._taker.changed_links():
+            # No manifest names what was sent, and none ever will.
+            raise FileChangedError(f"{changed[0]} was written to while it was copied")
+        self._require_listed(staged)
+
+    def _listed(
+        self, files: dict[str, FileEntry], folder: str = "", *, needs_hash: bool = False
+    ) -> set[str]:
+        """Return those of the files that the remote lists as they are, by size and checksums."""
+        listed = self._store.list_files(folder, files, hash_bytes=_num_bytes(files))
+        return {n for n, e in files.items() if e.is_listed_as(listed.get(n), needs_hash=needs_hash)}
+
+    def _require_listed(self, sent: dict[str, FileEntry], folder: str = "") -> None:
+        """Check that the remote lists what it was sent, with its size and its checksums."""
+        missing = sorted(sent.keys() - self._listed(sent, folder))
+        if missing:
+            raise RemoteError(
+                f"{self._store.remote} took {len(sent)} files without an error, but does not list "
+                f"{len(missing)} of them as they were sent ({missing[0]} is the first)"
+            )
+
+    def _write_manifest(self, entries: dict[str, FileEntry]) -> None:
+        assert self._last_number is not None
+        created = datetime.now(UTC).isoformat(timespec="seconds")
+        name, text = Manifest(self._last_number, self._writer, created, entries).encode()
+        self._taker.clear()
+        write_bytes(self._taker.staging / name.file_name, text)
+        attempt = f"{HISTORY}/manifests"  # names differ, so nothing is ever replaced
+        self._store.upload(self._taker.staging, MANIFESTS, len(text), replaced=attempt)
+        sent = {name.file_name: entry_of(name.file_name, text)}
+        self._require_listed(sent, MANIFESTS)
+        self._taker.clear()
+        self._saved_name = name
+        remember_state(self._state_dir, self._writer, name)
+
+    def _remove_what_is_needed_no_more(
+        self, snapshot: Snapshot, last: dict[str, FileEntry], attempt: str
+    ) -> str | None:
+        """Remove old states, if asked to, and logs that the newer ones begin with.
+
+        Returns:
+            What went wrong. The state is saved; what stays longer does no harm.
+        """
+        try:
+            replaced = {f"{attempt}/{path}": last[path] for path in snapshot.extended}
+            listed = self._listed(replaced, needs_hash=True)
+            self._store.delete([name for name in replaced if name in listed])
+            if self._retention is not None:
+                self._retention.prune()
+        except (OpsError, OSError) as error:
+            return str(error)
+        return None
+
+
+def remember_state(state_dir: Path, writer: str, name: ManifestName) -> None:
+    """Note which state of the remote the folder here goes on from."""
+    content = {"writer": writer, "number": name.number, "manifest": name.file_name}
+    write_json(state_dir / "state.json", content)
+
+
+def remembered_state(state_dir: Path) -> tuple[str, int] | None:
+    """Return this folder's writer id and the last state that it goes on from, if it knows."""
+    try:
+        content = json.loads((state_dir / "state.json").read_text())
+        return str(content["writer"]), int(content["number"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def new_writer_id() -> str:
+    """Return a random id for the folder on this machine."""
+    return secrets.token_hex(4)
+
+
+def _num_bytes(entries: dict[str, FileEntry]) -> int:
+    return sum(entry.size for entry in entries.values())
