@@ -36,7 +36,7 @@ class Outcome:
     @property
     def last_lines(self) -> str:
         """Return the end of what it printed."""
-        return self.log.read_text(errors="replace")[-800:].strip()
+        return self.log.read_text(encoding="utf-8", errors="replace")[-800:].strip()
 
 
 def run_killable(

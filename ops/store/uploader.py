@@ -254,7 +254,7 @@ def remember_state(state_dir: Path, writer: str, name: ManifestName) -> None:
 def remembered_state(state_dir: Path) -> tuple[str, int] | None:
     """Return this folder's writer id and the last state that it goes on from, if it knows."""
     try:
-        content = json.loads((state_dir / "state.json").read_text())
+        content = json.loads((state_dir / "state.json").read_text(encoding="utf-8"))
         return str(content["writer"]), int(content["number"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
