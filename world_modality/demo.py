@@ -60,7 +60,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
     _prepare(config, cache_flags, dataset_root)
     for arm in MODEL_TYPES:
         _train(config, arm, cache_flags)
-    reports = {arm: _evaluate(config, arm, cache_flags) for arm in MODEL_TYPES}
+    reports: dict[str, Any] = {arm: _evaluate(config, arm, cache_flags) for arm in MODEL_TYPES}
     rollouts = _roll_out(config, "rollouts", MODEL_TYPES)
     corrupted = _roll_out(config, "rollouts_corrupted", (READING_ARM,), "--corrupt_world", "task")
     explained = _explain(config, cache_flags, dataset_root)
