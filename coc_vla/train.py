@@ -13,9 +13,9 @@ from coc_vla.head.tokenizer import TRAINED, TextTokenizer
 from coc_vla.labels.record import GENERATION_COMMAND
 from coc_vla.labels.trace import TraceStep
 from coc_vla.model import DecoderConfig, TextContext, TrunkView
+from world_modality.arms import ModelType
 from world_modality.cache.contract import sha256_of_file
 from world_modality.policy.auxiliary_head import HeadSite
-from world_modality.policy.network import ModelType
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
 from world_modality.training.config import TrainConfig

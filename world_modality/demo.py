@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from world_modality.arms import ARMS, MODEL_TYPES, READING_ARM
 from world_modality.matrix.demo_table import closed_loop_table, explanation_table, offline_table
 from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import run_cli
@@ -23,13 +24,6 @@ from world_modality.system.errors import UserError
 DATASET_NAME = "local/metaworld_demo"
 STAGE_END_S = 30.0
 """What a stage that is told to end may take."""
-ARMS = ("A", "B", "C", "C_no_world_input")
-SCRIPTS = {
-    "A": "train_baseline_a.py",
-    "B": "train_baseline_b.py",
-    "C": "train_model_c.py",
-    "C_no_world_input": "train_model_c.py",
-}
 # MetaWorld's hand: x grows to the robot's right, y away from it.
 POSITION_AXES = ("--position_axes", "right", "forward")
 
@@ -64,11 +58,11 @@ def run(config: DemoConfig) -> dict[str, Any]:
     cache_flags = ["--dataset_name", DATASET_NAME, "--cache_dir", str(config.out_dir / "cache")]
     dataset_root = str(config.out_dir / "dataset")
     _prepare(config, cache_flags, dataset_root)
-    for arm in ARMS:
+    for arm in MODEL_TYPES:
         _train(config, arm, cache_flags)
-    reports = {arm: _evaluate(config, arm, cache_flags) for arm in ARMS}
-    rollouts = _roll_out(config, "rollouts", ARMS)
-    corrupted = _roll_out(config, "rollouts_corrupted", ("C",), "--corrupt_world", "task")
+    reports: dict[str, Any] = {arm: _evaluate(config, arm, cache_flags) for arm in MODEL_TYPES}
+    rollouts = _roll_out(config, "rollouts", MODEL_TYPES)
+    corrupted = _roll_out(config, "rollouts_corrupted", (READING_ARM,), "--corrupt_world", "task")
     explained = _explain(config, cache_flags, dataset_root)
     table = "\n\n".join(
         [
@@ -140,7 +134,7 @@ def _log_dir(config: DemoConfig, arm: str) -> Path:
 
 def _train(config: DemoConfig, arm: str, cache_flags: list[str]) -> None:
     _command(
-        SCRIPTS[arm],
+        ARMS[arm].script,
         *("--model_type", arm, *cache_flags, "--log_dir", str(_log_dir(config, arm))),
         *("--num_epochs", str(config.num_epochs), "--seed", str(config.seed)),
         *("--d_model", "128", "--n_layers", "3", "--learning_rate", "1e-3"),

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from tests.project.test_readme import parsed_config
+from world_modality.arms import CONTRASTS
 from world_modality.experiment import ExperimentConfig, run
 from world_modality.matrix.experiment_file import ARMS, read_matrix
 from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs
@@ -20,7 +21,6 @@ from world_modality.system.errors import (
     MissingKeyError,
     UserError,
 )
-from world_modality.verdict.arms import CONTRASTS
 
 ROOT = Path(__file__).parents[2]
 MATRIX = {

@@ -3,7 +3,8 @@ import dataclasses
 import pytest
 import torch
 
-from tests.fixtures.policy import MODEL_TYPES, tiny_policy_config
+from tests.fixtures.policy import tiny_policy_config
+from world_modality.arms import MODEL_TYPES
 from world_modality.policy.network import WorldPolicy, policy_config_from_dict
 from world_modality.system.errors import InvalidInputError
 

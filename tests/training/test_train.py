@@ -11,13 +11,13 @@ import torch
 
 from tests.fixtures.cache import SyntheticSpec, replace_arrays, write_synthetic_cache
 from tests.fixtures.policy import (
-    MODEL_TYPES,
     assert_same_weights,
     synthetic_tensors,
     tiny_policy_config,
     tiny_train_config,
     weights,
 )
+from world_modality.arms import MODEL_TYPES
 from world_modality.policy.checkpoint import load_checkpoint
 from world_modality.policy.network import WorldPolicy
 from world_modality.system.errors import InvalidInputError, MissingFileError

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from world_modality.arms import stored_control
 from world_modality.cache.contract import Cache, sha256_of_json
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
@@ -17,7 +18,6 @@ from world_modality.policy.predictions import FrameErrors, window_shape
 from world_modality.statistics.intervals import Interval, ratio_interval, sum_by_episode
 from world_modality.system.device import resolve_device
 from world_modality.system.output_lock import OutputLock
-from world_modality.tokens.control_arm import stored_control
 from world_modality.tokens.control_tokens import TokenControl
 
 

@@ -4,6 +4,7 @@ from typing import Any
 
 import numpy as np
 
+from world_modality.arms import contrasts_between
 from world_modality.statistics.intervals import Interval, ratio_interval
 
 
@@ -54,7 +55,8 @@ def _accuracies(world: dict[str, Any] | None, predictor: str) -> str:
 
 def _comparisons(reports: dict[str, dict[str, Any]]) -> list[str]:
     lines = ["action MSE, paired by episode (negative: the first is better):"]
-    for arm, reference in (("B", "A"), ("C", "B"), ("C", "C_no_world_input")):
+    for contrast in contrasts_between(set(reports)):
+        arm, reference = contrast.first, contrast.second
         difference = paired_difference(
             reports[arm]["eval_offline"]["episodes"], reports[reference]["eval_offline"]["episodes"]
         )

@@ -26,30 +26,10 @@ from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from world_modality.arms import ARMS
 from world_modality.system.errors import InvalidInputError, MissingFileError, missing_key
 
 Flags = Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Arm:
-    """How an arm is trained."""
-
-    script: str
-    model_type: str
-    control: str = "none"
-
-
-ARMS = {
-    "A": Arm("train_baseline_a.py", "A"),
-    "B": Arm("train_baseline_b.py", "B"),
-    "C": Arm("train_model_c.py", "C"),
-    "C_no_world_input": Arm("train_model_c.py", "C_no_world_input"),
-    "B_placebo": Arm("train_baseline_b.py", "B", "placebo"),
-    "C_dummy": Arm("train_model_c.py", "C", "dummy"),
-    "C_shuffled": Arm("train_model_c.py", "C", "shuffled"),
-    "C_oracle": Arm("train_model_c.py", "C", "oracle"),
-}
 
 
 @dataclass(frozen=True)

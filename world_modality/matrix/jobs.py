@@ -5,7 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from world_modality.matrix.experiment_file import ARMS, CellGroup, Flags, Matrix, Rollouts
+from world_modality.arms import ARMS
+from world_modality.matrix.experiment_file import CellGroup, Flags, Matrix, Rollouts
 from world_modality.system.command_line import flag_arguments
 from world_modality.system.errors import InvalidInputError
 from world_modality.training.config import TrainConfig
@@ -117,7 +118,7 @@ def _cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
     checkpoint = folder / "train" / f"{stem}.pt"
     where = {"dataset_name": matrix.dataset_name, "cache_dir": _cache_dir(matrix, cache)}
     train = {
-        **({} if arm.script != "train_model_c.py" else {"model_type": arm.model_type}),
+        **({"model_type": arm.model_type} if len(arm.choices) > 1 else {}),
         **({} if arm.control == "none" else {"token_control": arm.control}),
         **where,
         "log_dir": checkpoint.parent,
@@ -132,10 +133,9 @@ def _cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
     ):
         written = checkpoint.parent / f"{report}_{stem}" / f"{report}.json"
         steps.append(_stage(module, {"checkpoint": checkpoint, **where}, written))
-    # The oracle's token lies in the future: there is none in closed loop.
-    if matrix.rollouts is not None and arm.control != "oracle":
+    if matrix.rollouts is not None and arm.closed_loop:
         corruptions: tuple[str, ...] = ()
-        if arm.model_type == "C" and arm.control == "none":
+        if arm.reads_world and arm.control == "none":
             own = group.corruptions
             corruptions = matrix.rollouts.corruptions if own is None else own
         is_first = seed == matrix.seeds[0]

@@ -2,16 +2,14 @@
 
 import dataclasses
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from world_modality.arms import ARMS, MODEL_TYPES, ModelType
 from world_modality.policy.output import PolicyOutput, TrunkHidden
-from world_modality.system.errors import InvalidInputError
-
-ModelType = Literal["A", "B", "C", "C_no_world_input"]
+from world_modality.system.errors import InvalidInputError, missing_key
 
 
 @dataclass(frozen=True)
@@ -57,12 +55,12 @@ class PolicyConfig:
     @property
     def reads_world(self) -> bool:
         """Whether the current world token is an input."""
-        return self.model_type == "C"
+        return ARMS[self.model_type].reads_world
 
     @property
     def predicts_world(self) -> bool:
         """Whether future world tokens are predicted."""
-        return self.model_type != "A"
+        return ARMS[self.model_type].predicts_world
 
 
 class Standardizer(nn.Module):
@@ -237,6 +235,7 @@ def policy_config_from_dict(values: dict[str, object]) -> PolicyConfig:
 
     Raises:
         InvalidInputError: a field is missing or unknown.
+        MissingKeyError: this version has no such arm.
     """
     expected = {field.name for field in dataclasses.fields(PolicyConfig)}
     if set(values) != expected:
@@ -244,4 +243,6 @@ def policy_config_from_dict(values: dict[str, object]) -> PolicyConfig:
             f"the checkpoint's policy config has fields {sorted(set(values) ^ expected)} that this "
             "version lacks or adds; use the version that wrote it, or train again"
         )
+    if (arm := values["model_type"]) not in MODEL_TYPES:
+        raise missing_key("arm", str(arm), MODEL_TYPES, "this version")
     return PolicyConfig(**values)  # type: ignore[arg-type]

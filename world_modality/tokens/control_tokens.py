@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from world_modality.arms import CONTROLS, DUMMY_TOKEN, ControlName
 from world_modality.cache.frame_tensors import Batch, FrameTensors, WindowShape
 from world_modality.source.episodes import Episodes
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.control_arm import DUMMY_TOKEN, ControlName
 
 # Keeps these draws apart from those of the data order, which are seeded by the same numbers.
 _STREAM = 0x70CE
@@ -82,7 +82,7 @@ class TokenControl:
     @property
     def reads_own_token(self) -> bool:
         """Whether what the arm reads depends on the present frame's own token."""
-        return self.name not in ("dummy", "shuffled")
+        return self.name == "none" or CONTROLS[self.name].own_token
 
     @property
     def depends_on_seed(self) -> bool:

@@ -2,13 +2,17 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Annotated, ClassVar, Literal
 
+import tyro
+
+from world_modality.arms import ARMS, CONTROLS, WORLD_INPUT_FLAGS, ControlName, ModelType
 from world_modality.cache.mapped_rows import Place
-from world_modality.policy.network import ModelType, PolicyConfig
+from world_modality.policy.network import PolicyConfig
 from world_modality.system.cli import config_dict
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.control_arm import ControlName, require_controlled_arm, stored_control
+
+_CONTROLS = ", ".join(f"{n} ({arm.model_type}: {arm.tokens})" for n, arm in CONTROLS.items())
 
 
 @dataclass(frozen=True)
@@ -60,10 +64,7 @@ class TrainConfig:
     """Share of training samples whose world token is dropped whole (arm C)."""
     world_input_layernorm: bool = False
     """Layer-normalise the world token's embedding (arm C)."""
-    token_control: ControlName = "none"
-    """Control arm: placebo (B: the future loss on tokens shuffled in time within the episode),
-    dummy (C: one code in the place of every w_t), shuffled (C: another frame's token of the same
-    task), oracle (C: the token future_offset x future_stride frames ahead; offline only)."""
+    token_control: Annotated[ControlName, tyro.conf.arg(help=f"Control arm: {_CONTROLS}.")] = "none"
     block_world_to_action: bool = False
     """Diagnostic: no attention from the action queries to the world token (arm C)."""
 
@@ -125,23 +126,23 @@ class TrainConfig:
                 raise InvalidInputError(f"--{name} must be at least 1, not {number}")
         if self.resume and self.overwrite:
             raise InvalidInputError("--resume and --overwrite contradict each other")
-        if self.model_type in ("A", "B"):
-            self._refuse_world_input_knobs()
-        require_controlled_arm(self.token_control, self.model_type)
+        self._require_fitting_arm()
 
-    def _refuse_world_input_knobs(self) -> None:
-        for name in (
-            "world_input_scale",
-            "world_input_dropout",
-            "world_input_layernorm",
-            "block_world_to_action",
-        ):
-            default = type(self).__dataclass_fields__[name].default
-            if getattr(self, name) != default:
+    def _require_fitting_arm(self) -> None:
+        # C_no_world_input goes through C's own code path, flags included.
+        takes_them = "C" in ARMS[self.model_type].choices
+        for name, default in WORLD_INPUT_FLAGS.items():
+            if getattr(self, name) != default and not takes_them:
                 raise InvalidInputError(
                     f"--{name} has no effect on model type {self.model_type}, which reads no world "
-                    "token; use it with train_model_c.py"
+                    f"token; use it with {ARMS['C'].script}"
                 )
+        control = self.token_control
+        if control != "none" and CONTROLS[control].model_type != self.model_type:
+            raise InvalidInputError(
+                f"--token_control {control} is a control of model type "
+                f"{CONTROLS[control].model_type}, not of {self.model_type}"
+            )
 
     def policy_config(
         self,
@@ -186,7 +187,7 @@ def require_same_run(stored: dict[str, object], config: TrainConfig) -> None:
         InvalidInputError: names the flags that differ, with both values.
     """
     resumed = config_dict(config)
-    stored = {"compile": False, **stored, "token_control": stored_control(stored)}
+    stored = {"compile": False, "token_control": "none", **stored}
     names = (set(stored) | set(resumed)) - config.may_change
     differing = sorted(n for n in names if stored.get(n) != resumed.get(n))
     if differing:

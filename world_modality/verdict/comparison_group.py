@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from world_modality.verdict.arms import CONTROL_ENCODERS, arm_order
+from world_modality.arms import ARMS, CONTROL_ENCODERS, arm_order
 from world_modality.verdict.finished_run import FinishedRun, short_hash
 from world_modality.verdict.sources import LeftOut
 
@@ -71,7 +71,7 @@ def group_runs(runs: Iterable[FinishedRun]) -> tuple[list[ComparisonGroup], list
     left_out: list[LeftOut | None] = []
     baselines = []
     for run in runs:
-        if run.model_type == "A":
+        if not ARMS[run.model_type].predicts_world:
             baselines.append(run)
             continue
         key = short_hash([run.fingerprint, run.settings])

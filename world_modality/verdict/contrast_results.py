@@ -3,12 +3,12 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+from world_modality.arms import Contrast, contrasts_between
 from world_modality.statistics.crossed_estimate import CrossedEstimate
 from world_modality.statistics.holm import holm_adjusted
 from world_modality.statistics.intervals import Interval
 from world_modality.statistics.power import Resolution, resolution
 from world_modality.statistics.proportions import mcnemar_p, paired_difference
-from world_modality.verdict.arms import Contrast, contrasts_between
 from world_modality.verdict.comparison_group import ComparisonGroup
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun

@@ -4,7 +4,7 @@ import io
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from world_modality.verdict.arms import arm_order
+from world_modality.arms import arm_order
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

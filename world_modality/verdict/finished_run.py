@@ -8,17 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from world_modality.arms import ARMS, MODEL_TYPES, WORLD_INPUT_FLAGS, stored_control
 from world_modality.cache.contract import sha256_of_json
 from world_modality.system.command_line import flag_arguments
 from world_modality.system.errors import InvalidInputError
 
-WORLD_INPUT_KNOBS = (
-    "world_input_scale",
-    "world_input_dropout",
-    "world_input_layernorm",
-    "block_world_to_action",
-)
-_KNOB_DEFAULTS = (1.0, 0.0, False, False)
 FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight")
 # Where a run lies and what started it says nothing about what was trained.
 _NOT_SETTINGS = (
@@ -60,11 +54,11 @@ class FinishedRun:
     @property
     def arm(self) -> str:
         """What the run is called in comparisons: the arm, its control, its world-input knobs."""
-        control = self.config.get("token_control", "none")
+        control = stored_control(self.config)
         name = self.model_type if control == "none" else f"{self.model_type}_{control}"
         knobs = [
             f"{knob.removeprefix('world_input_')} {self.config[knob]}"
-            for knob, default in zip(WORLD_INPUT_KNOBS, _KNOB_DEFAULTS, strict=True)
+            for knob, default in WORLD_INPUT_FLAGS.items()
             if self.config.get(knob, default) != default
         ]
         return f"{name} ({', '.join(knobs)})" if knobs else name
@@ -90,7 +84,8 @@ class FinishedRun:
     @property
     def settings(self) -> dict[str, Any]:
         """All flags that runs of one comparison have to share; what the arm cannot use is None."""
-        unused = (*WORLD_INPUT_KNOBS, *(FUTURE_KNOBS if self.model_type == "A" else ()))
+        predicts_world = ARMS[self.model_type].predicts_world
+        unused = (*WORLD_INPUT_FLAGS, *(() if predicts_world else FUTURE_KNOBS))
         return {
             name: None if name in unused else value
             for name, value in sorted({"compile": False, **self.config}.items())
@@ -100,9 +95,7 @@ class FinishedRun:
     @property
     def command(self) -> str:
         """The command that trains it."""
-        script = {"A": "train_baseline_a.py", "B": "train_baseline_b.py"}.get(
-            self.model_type, "train_model_c.py"
-        )
+        script = ARMS[self.model_type].script
         return repeated_command(script, self.config, ("num_workers", "resume", "overwrite"))
 
 
@@ -131,7 +124,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
             message says what, and the command that mends it where there is one.
     """
     config = read_json(folder / "config.json")
-    if not is_training_config(config):
+    if not is_training_config(config) or config["model_type"] not in MODEL_TYPES:
         raise InvalidInputError("config.json is not the trainer's")
     if _OTHER_STAGE in config:
         raise InvalidInputError("trained with an explaining head; coc_vla.eval_coc reports on it")

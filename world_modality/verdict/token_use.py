@@ -13,7 +13,6 @@ from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.wording import counted
 
-READING_ARM = "C"
 TASK_SHUFFLE = "task_shuffle"
 
 

@@ -17,9 +17,9 @@ from benchmarks.rollouts.acting.world_input import WorldInput, parse_corruption
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.policy import Query
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
+from world_modality.arms import CONTROLS, stored_control
 from world_modality.cache.contract import sha256_of_file
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.control_arm import stored_control
 
 if TYPE_CHECKING:
     import torch
@@ -90,7 +90,7 @@ class CheckpointPolicy:
                 f"{checkpoint.policy_config.model_type}, which reads no world token"
             )
         control = stored_control(checkpoint.train_config)
-        if corruption != "none" and control in ("dummy", "shuffled"):
+        if corruption != "none" and control != "none" and not CONTROLS[control].own_token:
             notes.append(
                 f"--corrupt_world {config.corrupt_world} changes nothing for the control arm "
                 f"{control}, which does not read its own token"

@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 
 from benchmarks.rollouts.suite import EpisodeSpec
+from world_modality.arms import DUMMY_TOKEN, stored_control
 from world_modality.system.errors import InvalidInputError, missing_key
-from world_modality.tokens.control_arm import DUMMY_TOKEN, stored_control
 
 if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint

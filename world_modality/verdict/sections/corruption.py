@@ -3,8 +3,8 @@
 import math
 from typing import TYPE_CHECKING
 
+from world_modality.arms import arm_order
 from world_modality.evaluation.ratio_axis import set_ratio_scale
-from world_modality.verdict.arms import arm_order
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
 from world_modality.verdict.drawing import GREY, colours, markers, new_figure, svg_bytes
 from world_modality.verdict.findings import Findings

@@ -1,5 +1,6 @@
 """Groups with other settings: each compared within itself, and side by side."""
 
+from world_modality.arms import READING_ARM
 from world_modality.verdict.comparison_group import ComparisonGroup
 from world_modality.verdict.contrast_results import compare_arms
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
@@ -8,7 +9,6 @@ from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.findings import Findings
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.measures import ACTION_ERROR, SUCCESS, Measure, arm_mean
-from world_modality.verdict.token_use import READING_ARM
 from world_modality.verdict.wording import difference_text, estimate_text, p_text, sample_text
 
 

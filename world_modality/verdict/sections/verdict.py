@@ -1,10 +1,11 @@
 """The question, the verdict in three sentences, and what was compared."""
 
+from world_modality.arms import READING_ARM
 from world_modality.verdict.contrast_results import ContrastResult
 from world_modality.verdict.document import Bullets, Section, Text
 from world_modality.verdict.findings import Findings
 from world_modality.verdict.finished_run import FinishedRun
-from world_modality.verdict.token_use import READING_ARM, TASK_SHUFFLE
+from world_modality.verdict.token_use import TASK_SHUFFLE
 from world_modality.verdict.wording import counted, finding, interval_text, ratio_text
 
 QUESTION = (

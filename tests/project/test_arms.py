@@ -1,0 +1,71 @@
+"""The table of arms: everything that names an arm agrees with it."""
+
+import dataclasses
+from importlib import import_module
+from typing import get_args, get_type_hints
+
+import pytest
+
+from tests.fixtures.policy import tiny_policy_config
+from world_modality.arms import (
+    ARMS,
+    CONTRASTS,
+    CONTROLS,
+    MODEL_TYPES,
+    WORLD_INPUT_FLAGS,
+    ControlName,
+    arm_order,
+)
+from world_modality.policy.network import policy_config_from_dict
+from world_modality.system.errors import InvalidInputError, MissingKeyError
+from world_modality.training.config import TrainConfig
+
+
+def test_every_model_type_and_control_that_a_flag_takes_is_a_row_of_its_name():
+    assert tuple(name for name, arm in ARMS.items() if arm.control == "none") == MODEL_TYPES
+    assert ("none", *CONTROLS) == get_args(ControlName)
+    for name, arm in ARMS.items():
+        control = "" if arm.control == "none" else f"_{arm.control}"
+        assert name == f"{arm.model_type}{control}"
+
+
+@pytest.mark.parametrize("script", sorted({arm.script for arm in ARMS.values()}))
+def test_a_script_trains_the_arms_that_name_it(script):
+    config = import_module(script.removesuffix(".py")).Config
+    choices = get_args(get_type_hints(config)["model_type"])
+    assert {choices} == {arm.choices for arm in ARMS.values() if arm.script == script}
+    assert config.model_type == choices[0]
+
+
+def test_the_networks_are_what_the_rows_say():
+    for name in MODEL_TYPES:
+        config = tiny_policy_config(name)
+        assert (config.reads_world, config.predicts_world) == (name == "C", name != "A")
+    unknown = dataclasses.asdict(tiny_policy_config("A")) | {"model_type": "D"}
+    with pytest.raises(MissingKeyError, match=r"no arm 'D' in .*there are: A, B, C"):
+        policy_config_from_dict(unknown)
+
+
+def test_the_trainers_defaults_of_the_world_input_flags_change_nothing():
+    defaults = {name: getattr(TrainConfig, name) for name in WORLD_INPUT_FLAGS}
+    assert defaults == dict(WORLD_INPUT_FLAGS)
+
+
+def test_only_arms_of_the_script_that_reads_the_token_take_its_flags():
+    for name in MODEL_TYPES:
+        if name.startswith("C"):
+            TrainConfig("x", model_type=name, world_input_scale=0.5)
+        else:
+            with pytest.raises(InvalidInputError, match=r"no effect .* use it with train_model_c"):
+                TrainConfig("x", model_type=name, world_input_scale=0.5)
+
+
+def test_every_arm_but_the_baseline_is_compared_and_tables_list_letters_together():
+    assert {a for c in CONTRASTS for a in (c.first, c.second)} >= set(ARMS)
+    listed = sorted(
+        ["C_oracle", "other", "C (scale 0.1)", "C", "B", "A_random", "B_placebo", "A"],
+        key=arm_order,
+    )
+    assert listed == [
+        *("A", "A_random", "B", "B_placebo", "C", "C (scale 0.1)", "C_oracle", "other")
+    ]

@@ -1,0 +1,129 @@
+"""The one table of arms and their controls: what each reads and predicts, and what it answers.
+
+A new arm is a row here and its question among the contrasts. What a control reads is made by
+`tokens/control_tokens.py`, in closed loop by `benchmarks/rollouts/acting/world_input.py`; a new
+network is a branch of `policy/network.py`, and a choice or a script of its own.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal, get_args
+
+ModelType = Literal["A", "B", "C", "C_no_world_input"]
+ControlName = Literal["none", "placebo", "dummy", "shuffled", "oracle"]
+MODEL_TYPES: tuple[ModelType, ...] = get_args(ModelType)
+READING_ARM: ModelType = "C"
+DUMMY_TOKEN = 0
+# Flags that only an arm that reads the world token can use, with the values that change nothing.
+WORLD_INPUT_FLAGS: Mapping[str, float | bool] = {
+    "world_input_scale": 1.0,
+    "world_input_dropout": 0.0,
+    "world_input_layernorm": False,
+    "block_world_to_action": False,
+}
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Two arms and the question that their difference answers.
+
+    Attributes:
+        first: the arm under test.
+        second: its reference.
+        question: what a difference would mean.
+    """
+
+    first: str
+    second: str
+    question: str
+
+    @property
+    def name(self) -> str:
+        """`first − second`."""
+        return f"{self.first} − {self.second}"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A row of the table.
+
+    Attributes:
+        model_type: the network, as `--model_type` spells it.
+        script: what trains it.
+        reads_world: whether the current world token is an input.
+        predicts_world: whether future world tokens are predicted.
+        control: how its tokens are taken away from their frames.
+        tokens: what a control reads or predicts instead, as the help of `--token_control` says it.
+        own_token: whether what it reads depends on the present frame's own token.
+        closed_loop: whether what it reads exists in closed loop.
+    """
+
+    model_type: ModelType
+    script: str
+    reads_world: bool
+    predicts_world: bool
+    control: ControlName = "none"
+    tokens: str = ""
+    own_token: bool = True
+    closed_loop: bool = True
+
+    @property
+    def choices(self) -> tuple[ModelType, ...]:
+        """What `--model_type` of its script may be."""
+        return tuple(name for name in MODEL_TYPES if ARMS[name].script == self.script)
+
+
+_B = Arm("B", "train_baseline_b.py", reads_world=False, predicts_world=True)
+_C = Arm("C", "train_model_c.py", reads_world=True, predicts_world=True)
+_SHUFFLED = "the future loss on tokens shuffled in time within the episode"
+_AHEAD = "the token future_offset x future_stride frames ahead; offline only"
+_OTHER, _ONE = "another frame's token of the same task", "one code in the place of every w_t"
+ARMS: Mapping[str, Arm] = {
+    "A": Arm("A", "train_baseline_a.py", reads_world=False, predicts_world=False),
+    "B": _B,
+    "C": _C,
+    "C_no_world_input": replace(_C, model_type="C_no_world_input", reads_world=False),
+    "B_placebo": replace(_B, control="placebo", tokens=_SHUFFLED),
+    "C_dummy": replace(_C, control="dummy", tokens=_ONE, own_token=False),
+    "C_shuffled": replace(_C, control="shuffled", tokens=_OTHER, own_token=False),
+    "C_oracle": replace(_C, control="oracle", tokens=_AHEAD, closed_loop=False),
+}
+CONTRASTS = (
+    Contrast("B", "A", "does predicting future tokens help the actions?"),
+    Contrast("C", "B", "does reading the token help beyond predicting it?"),
+    Contrast("C", "C_no_world_input", "the same, through C's own code path"),
+    Contrast("B", "B_placebo", "is it the future, or any auxiliary loss?"),
+    Contrast("C", "C_dummy", "is it the content, or parameters and sequence length?"),
+    Contrast("C", "C_shuffled", "is it this frame's content, or any token of the task?"),
+    Contrast("C_oracle", "C", "how much more could the true future token give?"),
+    Contrast("A", "A_pca", "does the encoder beat principal components of pixels?"),
+    Contrast("A", "A_random", "does the encoder beat an untrained one?"),
+)
+# What arm A is called on the cache of an encoder that knows less.
+CONTROL_ENCODERS = {"pixel-pca": "A_pca", "random-vit": "A_random"}
+CONTROLS = {arm.control: arm for arm in ARMS.values() if arm.control != "none"}
+# As tables list them: the arms of one letter together.
+_ORDER = sorted((*ARMS, *CONTROL_ENCODERS.values()), key=lambda name: name[0])
+
+
+def arm_order(arm: str) -> tuple[int, str]:
+    """Sort key: the arms as tables list them, variants after their arm."""
+    base = arm.split(" (")[0]
+    return (_ORDER.index(base) if base in _ORDER else len(_ORDER), arm)
+
+
+def contrasts_between(arms: set[str]) -> list[Contrast]:
+    """Return the comparisons that these arms allow, those of an arm with other knobs included."""
+    chosen = [c for c in CONTRASTS if {c.first, c.second} <= arms]
+    variants = sorted((arm for arm in arms if " (" in arm), key=arm_order)
+    for arm in variants:
+        base = arm.split(" (")[0]
+        if base in arms:
+            chosen.append(Contrast(arm, base, "do the world-input knobs help?"))
+    return chosen
+
+
+def stored_control(train_config: Mapping[str, Any]) -> ControlName:
+    """Return the control that a checkpoint was trained with; older checkpoints have none."""
+    name: ControlName = train_config.get("token_control", "none")
+    return name
