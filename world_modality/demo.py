@@ -68,7 +68,7 @@ def run(config: DemoConfig) -> dict[str, Any]:
         _train(config, arm, cache_flags)
     reports = {arm: _evaluate(config, arm, cache_flags) for arm in ARMS}
     rollouts = _roll_out(config, "rollouts", ARMS)
-    corrupted = _roll_out(config, "rollouts_corrupted", ("C",), "--corrupt_world", "task")
+    corrupted = _roll_out(config, "rollouts_corrupted", ("C",), "--corrupt_world", "task_marginal")
     explained = _explain(config, cache_flags, dataset_root)
     table = "\n\n".join(
         [
