@@ -126,16 +126,13 @@ def _sums_with(
 def _corruptions(opened: OfflineRun, config: CorruptWorldConfig) -> dict[str, list[np.ndarray]]:
     """Return, by name, the tokens of each draw at the validation frames."""
     recorded = opened.recorded_tokens
-    corrupted = {}
+    corrupted: dict[str, list[np.ndarray]] = {}
     for kind in OFFLINE:
-        aged = [kind.aged(steps) for steps in config.stale_steps]
-        for one in aged if kind.lag else [kind]:
-            # What an earlier frame had is no draw: once says it all.
-            rngs = [
-                np.random.default_rng([config.seed, i])
+        for one in map(kind.aged, config.stale_steps) if kind.lag else [kind]:
+            corrupted[str(one)] = [
+                one.offline_tokens(recorded, np.random.default_rng([config.seed, i]))
                 for i in range(1 if one.lag else config.num_draws)
             ]
-            corrupted[str(one)] = [one.offline_tokens(recorded, rng) for rng in rngs]
     return corrupted
 
 

@@ -77,11 +77,7 @@ class RolloutConfig:
 
     @property
     def corruption(self) -> Corruption:
-        """What --corrupt_world asks for.
-
-        Raises:
-            InvalidInputError: it is no corruption that closed loop has.
-        """
+        """What --corrupt_world asks for; InvalidInputError if closed loop has it not."""
         return read_corruption(self.corrupt_world, "--corrupt_world", CLOSED_LOOP)
 
     def __post_init__(self) -> None:

@@ -110,9 +110,8 @@ class OfflineRun:
     @cached_property
     def recorded_tokens(self) -> RecordedTokens:
         """What the validation frames' tokens are corrupted with."""
-        episodes = self.tensors.episodes
-        train_frames = episodes.frames_of(self.train_ids)
-        return RecordedTokens(self.tokens, episodes, self.val_frames, train_frames)
+        train_frames = self.tensors.episodes.frames_of(self.train_ids)
+        return RecordedTokens(self.tokens, self.tensors.episodes, self.val_frames, train_frames)
 
     def input_tokens(
         self, corrupted: Int[np.ndarray, " M"] | None = None

@@ -52,12 +52,10 @@ class Corruption:
         name: what it is called, in flags and in results.
         label: on the axis of a figure.
         meaning: whose token is read, to be put into a sentence.
-        pool: from the training frames' tokens, those that one is drawn from with equal chances;
-            None where none is drawn.
-        moved_from: the frames whose tokens are read offline, where none is drawn.
+        pool: from the training frames' tokens, those that one is drawn from with equal chances.
+        moved_from: where none is drawn, the frames whose tokens are read offline.
         of_task: whether it is a token of the same task that is read.
-        offline: whether `intervention_corrupt_world` has it.
-        closed_loop: whether `--corrupt_world` has it.
+        offline, closed_loop: whether `intervention_corrupt_world` and `--corrupt_world` have it.
         older_name: what flags and results of older versions call it.
         lag: age of the token in frames; any number above 0 in the table.
     """
@@ -150,14 +148,11 @@ def read_corruption(
     Raises:
         InvalidInputError: it is none of them.
     """
-    name, colon, age = text.partition(":")
     for one in offered:
-        if not name or name not in (one.name, one.older_name) or bool(colon) != bool(one.lag):
-            continue
-        if not colon:
+        if text in (one.name, one.older_name or one.name) and not one.lag:
             return one
-        if re.fullmatch("[1-9][0-9]*", age):
-            return one.aged(int(age))
+        if one.lag and (found := re.fullmatch(f"{one.name}:([1-9][0-9]*)", text)):
+            return one.aged(int(found[1]))
     raise InvalidInputError(
         f"{where} {text} is none of {', '.join(spellings(offered))} with k at least 1 (stale:8, "
         "for example)"
