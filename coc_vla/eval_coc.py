@@ -26,7 +26,7 @@ from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.corruption import task_shuffled_tokens, uniform_tokens
+from world_modality.tokens.corruption import read_corruption
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,18 +168,13 @@ def _conditions(config: EvalCocConfig, explained: ExplainedRun) -> dict[str, Con
         conditions["instruction only, sampled"] = Condition(control, temperature=config.temperature)
     rng = np.random.default_rng([config.seed, 1])
     if opened.policy.config.reads_world:
-        frames, tokens = opened.val_frames, opened.tokens
-        train_tokens = tokens[opened.tensors.episodes.frames_of(opened.train_ids)]
-        draws = {
-            "world token of another frame of the task": task_shuffled_tokens(
-                tokens, opened.tensors.episodes, frames
-            ),
-            "world token drawn uniformly": uniform_tokens(train_tokens, len(frames)),
-        }
-        for name, draw in draws.items():
-            replaced = tokens.copy()
-            replaced[frames] = draw(rng)
-            conditions[name] = Condition(explained, world_tokens=replaced)
+        for name in ("task_shuffle", "uniform"):
+            corruption = read_corruption(name, "condition")
+            replaced = opened.tokens.copy()
+            replaced[opened.val_frames] = corruption.offline_tokens(opened.recorded_tokens, rng)
+            conditions[f"world token: {corruption.meaning}"] = Condition(
+                explained, world_tokens=replaced
+            )
     conditions["all input of another episode of the task"] = Condition(
         explained, frames=episodes.frames_of_partners(rng)
     )

@@ -62,7 +62,9 @@ def run(config: DemoConfig) -> dict[str, Any]:
         _train(config, arm, cache_flags)
     reports: dict[str, Any] = {arm: _evaluate(config, arm, cache_flags) for arm in MODEL_TYPES}
     rollouts = _roll_out(config, "rollouts", MODEL_TYPES)
-    corrupted = _roll_out(config, "rollouts_corrupted", (READING_ARM,), "--corrupt_world", "task")
+    corrupted = _roll_out(
+        config, "rollouts_corrupted", (READING_ARM,), "--corrupt_world", "task_marginal"
+    )
     explained = _explain(config, cache_flags, dataset_root)
     table = "\n\n".join(
         [

@@ -14,13 +14,7 @@ from world_modality.statistics.intervals import Interval, defined_ratio, ratio_i
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.corruption import (
-    Draw,
-    marginal_tokens,
-    stale_tokens,
-    task_shuffled_tokens,
-    uniform_tokens,
-)
+from world_modality.tokens.corruption import OFFLINE
 
 
 @dataclass(frozen=True)
@@ -131,19 +125,14 @@ def _sums_with(
 
 def _corruptions(opened: OfflineRun, config: CorruptWorldConfig) -> dict[str, list[np.ndarray]]:
     """Return, by name, the tokens of each draw at the validation frames."""
-    episodes, frames, tokens = opened.tensors.episodes, opened.val_frames, opened.tokens
-    train_tokens = tokens[episodes.frames_of(opened.train_ids)]
-    random: dict[str, Draw] = {
-        "uniform": uniform_tokens(train_tokens, len(frames)),
-        "marginal": marginal_tokens(train_tokens, len(frames)),
-        "task_shuffle": task_shuffled_tokens(tokens, episodes, frames),
-    }
-    corrupted = {
-        name: [draw(np.random.default_rng([config.seed, i])) for i in range(config.num_draws)]
-        for name, draw in random.items()
-    }
-    for steps in config.stale_steps:
-        corrupted[f"stale:{steps}"] = [stale_tokens(tokens, episodes, frames, steps)]
+    recorded = opened.recorded_tokens
+    corrupted: dict[str, list[np.ndarray]] = {}
+    for kind in OFFLINE:
+        for one in map(kind.aged, config.stale_steps) if kind.lag else [kind]:
+            corrupted[str(one)] = [
+                one.offline_tokens(recorded, np.random.default_rng([config.seed, i]))
+                for i in range(1 if one.lag else config.num_draws)
+            ]
     return corrupted
 
 

@@ -3,8 +3,16 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+import tyro
 
 from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption, spellings
+
+_CORRUPT_WORLD = "World token that arm C reads: " + "; ".join(
+    f"{spelled}, {meaning}" for spelled, meaning in spellings(CLOSED_LOOP).items()
+)
 
 
 @dataclass(frozen=True)
@@ -40,9 +48,7 @@ class RolloutConfig:
     temporal_ensemble_coeff: float | None = None
     """Predict at every step and average what the chunks say about it, weighted by exp(-m i), i = 0
     the oldest (ACT; Zhao et al., 2023); ACT's m is 0.01. Needs --n_action_steps 1."""
-    corrupt_world: str = "none"
-    """World token that arm C reads: none (its own), random (a used code), task (a token of another
-    frame of the same task in the training episodes), stale:<k> (the token of k frames before)."""
+    corrupt_world: Annotated[str, tyro.conf.arg(help=_CORRUPT_WORLD)] = "none"
     wrong_instruction: bool = False
     """Control: tell the policy another selected task's instruction."""
     text_model_name: str | None = None
@@ -69,7 +75,13 @@ class RolloutConfig:
     overwrite: bool = False
     """Start anew although out_dir holds results."""
 
+    @property
+    def corruption(self) -> Corruption:
+        """What --corrupt_world asks for; InvalidInputError if closed loop has it not."""
+        return read_corruption(self.corrupt_world, "--corrupt_world", CLOSED_LOOP)
+
     def __post_init__(self) -> None:
+        _ = self.corruption
         counts = ("n_trials", "env_num", "max_steps", "policy_batch_size", "n_action_steps")
         for name in (*counts, "videos_per_task"):
             value = getattr(self, name)

@@ -220,7 +220,7 @@ class _Evaluation:
             versions=record["versions"],
             gl_backend=record["gl_backend"],
             rendering=record["rendering"],
-            world_corruption=self.config.corrupt_world,
+            world_corruption=str(self.config.corruption),
         )
 
     def _remaining(
@@ -241,8 +241,8 @@ class _Evaluation:
         ]
         if self.config.wrong_instruction:
             notes.append("control: every task is told another task's instruction")
-        if self.config.corrupt_world != "none":
-            notes.append(f"the world token is corrupted: {self.config.corrupt_world}")
+        if str(self.config.corruption) != "none":
+            notes.append(f"the world token is corrupted: {self.config.corruption}")
         for label, policy in zip(self.labels, self.policies, strict=True):
             notes += [f"{label}: {note}" for note in policy.notes]
         return tuple(notes)

@@ -12,6 +12,7 @@ from benchmarks.rollouts.suite import EpisodeSpec
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.line_file import LineFile
 from world_modality.system.output_lock import OutputLock
+from world_modality.tokens.corruption import read_corruption
 
 EpisodeKey = tuple[str, str, int]
 """SHA-256 of the checkpoint, task, number of the episode."""
@@ -217,6 +218,10 @@ def _parse(line: bytes, where: str) -> RolloutResult:
                 f"{where} has {name} {content[name]!r}, which no rollout writes; delete that line, "
                 "or start anew with --overwrite"
             )
+    content["world_corruption"] = str(read_corruption(content["world_corruption"], where))
+    if "corrupt_world" in content["policy"]:
+        spelled = str(read_corruption(content["policy"]["corrupt_world"], where))
+        content["policy"]["corrupt_world"] = spelled
     return RolloutResult(**content)
 
 

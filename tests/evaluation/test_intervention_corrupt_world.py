@@ -14,12 +14,7 @@ from world_modality.intervention_corrupt_world import CorruptWorldConfig, run
 from world_modality.policy.predictions import predict
 from world_modality.source.episodes import Episodes
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.corruption import (
-    marginal_tokens,
-    stale_tokens,
-    task_shuffled_tokens,
-    uniform_tokens,
-)
+from world_modality.tokens.corruption import RecordedTokens, read_corruption
 from world_modality.training.single import run as train
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +22,20 @@ ROOT = Path(__file__).parents[2]
 
 def rng(seed=0):
     return np.random.default_rng(seed)
+
+
+def corrupted(name, tokens, episodes, frames, train_frames=None, seed=0):
+    train_frames = frames if train_frames is None else train_frames
+    recorded = RecordedTokens(tokens, episodes, frames, train_frames)
+    return read_corruption(name, "test").offline_tokens(recorded, rng(seed))
+
+
+def drawn_from(name, train, num_frames):
+    """Return as many tokens as there are frames, drawn from the training frames before them."""
+    tokens = np.r_[train, np.full(num_frames, 9)]
+    episodes = Episodes.from_frames(np.repeat([0, 1], [len(train), num_frames]), 0 * tokens)
+    frames = np.arange(len(train), len(tokens))
+    return corrupted(name, tokens, episodes, frames, np.arange(len(train)))
 
 
 @pytest.fixture
@@ -39,7 +48,7 @@ def episodes():
 
 def test_uniform_draws_every_used_code_equally_often_and_no_unused_one():
     train = np.array([2] * 90 + [5] * 9 + [7])
-    draw = uniform_tokens(train, 30_000)(rng())
+    draw = drawn_from("uniform", train, 30_000)
     values, counts = np.unique(draw, return_counts=True)
     assert values.tolist() == [2, 5, 7]
     assert stats.chisquare(counts).pvalue > 1e-3
@@ -47,7 +56,7 @@ def test_uniform_draws_every_used_code_equally_often_and_no_unused_one():
 
 def test_marginal_draws_codes_as_often_as_training_has_them():
     train = np.array([2] * 90 + [5] * 9 + [7])
-    values, counts = np.unique(marginal_tokens(train, 30_000)(rng()), return_counts=True)
+    values, counts = np.unique(drawn_from("marginal", train, 30_000), return_counts=True)
     assert values.tolist() == [2, 5, 7]
     assert stats.chisquare(counts, 30_000 * np.array([0.9, 0.09, 0.01])).pvalue > 1e-3
 
@@ -55,7 +64,7 @@ def test_marginal_draws_codes_as_often_as_training_has_them():
 def test_task_shuffle_permutes_within_the_task_and_among_the_given_frames_only(episodes):
     tokens = np.arange(19)
     frames = np.r_[0:8, 8:15]
-    shuffled = task_shuffled_tokens(tokens, episodes, frames)(rng())
+    shuffled = corrupted("task_shuffle", tokens, episodes, frames)
     task = episodes.tasks[episodes.of_frame[frames]]
     for value in (0, 1):
         assert sorted(shuffled[task == value]) == sorted(tokens[frames][task == value])
@@ -69,7 +78,7 @@ def test_stale_tokens_equal_a_plain_loop(episodes, num_steps):
     expected = []
     for start, end in zip(episodes.starts, episodes.ends, strict=True):
         expected += [int(tokens[max(start, t - num_steps)]) for t in range(start, end)]
-    assert stale_tokens(tokens, episodes, frames, num_steps).tolist() == expected
+    assert corrupted(f"stale:{num_steps}", tokens, episodes, frames).tolist() == expected
 
 
 @pytest.fixture(scope="module")
@@ -123,10 +132,12 @@ def test_a_policy_that_uses_the_token_gets_worse_and_the_ratio_is_exact(trained,
     opened = OfflineRun.open(config(trained, "C", None))
     frames = opened.val_frames
     clean = predict(opened.policy, opened.tensors, frames)
-    draw = task_shuffled_tokens(opened.tokens, opened.tensors.episodes, frames)
-    tokens = [draw(np.random.default_rng([4, i])) for i in range(2)]
-    corrupted = [predict(opened.policy, opened.tensors, frames, t) for t in tokens]
-    ratios = [c.squared_error.sum() / clean.squared_error.sum() for c in corrupted]
+    tokens = [
+        corrupted("task_shuffle", opened.tokens, opened.tensors.episodes, frames, seed=[4, i])
+        for i in range(2)
+    ]
+    wrong = [predict(opened.policy, opened.tensors, frames, t) for t in tokens]
+    ratios = [c.squared_error.sum() / clean.squared_error.sum() for c in wrong]
     assert effect.ratio_per_draw == pytest.approx(ratios, rel=1e-5)
     assert effect.ratio.value == pytest.approx(np.mean(ratios), rel=1e-5)
     assert report.clean_mse.value == pytest.approx(

@@ -144,6 +144,11 @@ def test_the_verdicts_matrix_has_what_the_report_compares():
         ({"cells": [{"arms": ["A"], "cash": "x"}]}, MissingKeyError, "are: cache,"),
         ({"cells": [{"arms": ["A"], "cache": "min"}]}, MissingKeyError, "are: main,"),
         (
+            {"cells": [{"arms": ["C"], "corruptions": ["noise"]}]},
+            InvalidInputError,
+            r"cells\[0\].corruptions of .*: noise is none of uniform",
+        ),
+        (
             {"cells": [{"arms": ["C"], "corruptions": "task"}]},
             InvalidInputError,
             r"cells\[0\].corruptions of .* has to be a list, not 'task'",

@@ -154,6 +154,12 @@ def test_results_of_the_same_settings_are_accepted():
     refuse(result(2), episodes=EPISODES[:1])
 
 
+def test_results_under_an_older_name_of_a_corruption_are_gone_on_with(path):
+    write(path, result(0, world_corruption="task", policy={"corrupt_world": "task"}))
+    now = {"world_corruption": "task_marginal", "policy": {"corrupt_world": "task_marginal"}}
+    refuse(*read(path), origins=(dataclasses.replace(ORIGIN, **now),))
+
+
 @pytest.mark.parametrize(
     ("changes", "difference"),
     [

@@ -11,6 +11,7 @@ from scipy.stats import chisquare
 from benchmarks.rollouts.acting.world_input import WorldInput
 from benchmarks.rollouts.suite import EpisodeSpec
 from world_modality.system.errors import InvalidInputError, MissingKeyError
+from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
 
 # Three tasks of which the last has no training frame; token 3 is never used.
 COUNTS = np.array([[6, 2, 0, 0, 2], [0, 0, 9, 0, 1], [0, 0, 0, 0, 0]], np.int32)
@@ -30,41 +31,57 @@ def checkpoint(counts: np.ndarray | None = COUNTS, recorded: bool = True) -> Any
     )
 
 
+def world_input(text: str, policy: Any) -> WorldInput:
+    return WorldInput.of(read_corruption(text, "--corrupt_world", CLOSED_LOOP), policy)
+
+
 def draws(text: str, number: int = 1000, **changes) -> list[int]:
-    world = WorldInput.of(text, checkpoint()).begin(dataclasses.replace(EPISODE, **changes))
+    world = world_input(text, checkpoint()).begin(dataclasses.replace(EPISODE, **changes))
     return [world.token(OWN, step) for step in range(number)]
 
 
 def test_uncorrupted_the_frames_own_token_is_read():
-    world = WorldInput.of("none", checkpoint(counts=None)).begin(EPISODE)
+    world = world_input("none", checkpoint(counts=None)).begin(EPISODE)
     own = {0: 7, 4: 2, 8: 5}
     assert [world.token(own, step) for step in own] == [7, 2, 5]
 
 
-def test_random_draws_uniformly_from_the_codes_that_training_uses():
-    counted = Counter(draws("random", 4000))
+def test_uniform_draws_uniformly_from_the_codes_that_training_uses():
+    counted = Counter(draws("uniform", 4000))
     assert set(counted) == {0, 1, 2, 4}
     assert chisquare(list(counted.values())).pvalue > 1e-3
 
 
-def test_task_draws_as_often_as_the_tasks_training_episodes_have_each():
-    counted = Counter(draws("task", 4000))
+def test_task_marginal_draws_as_often_as_the_tasks_training_episodes_have_each():
+    counted = Counter(draws("task_marginal", 4000))
     assert set(counted) == {0, 1, 4}
     expected = [0.6 * 4000, 0.2 * 4000, 0.2 * 4000]
     assert chisquare([counted[0], counted[1], counted[4]], expected).pvalue > 1e-3
-    assert set(draws("task", task="lift-v3", instruction="Lift it")) == {2, 4}
+    assert set(draws("task_marginal", task="lift-v3", instruction="Lift it")) == {2, 4}
+
+
+def test_marginal_draws_as_often_as_all_training_episodes_have_each():
+    counted = Counter(draws("marginal", 4000))
+    expected = [4000 * share for share in (0.3, 0.1, 0.45, 0.15)]
+    assert chisquare([counted[token] for token in (0, 1, 2, 4)], expected).pvalue > 1e-3
+
+
+@pytest.mark.parametrize(("older", "name"), [("random", "uniform"), ("task", "task_marginal")])
+def test_older_spellings_are_the_same_corruption(older, name):
+    assert str(world_input(older, checkpoint()).corruption) == name
+    assert draws(older, 50) == draws(name, 50)
 
 
 def test_another_instruction_leaves_the_task_what_it_is():
-    assert draws("task", instruction="Lift it") == draws("task")
+    assert draws("task_marginal", instruction="Lift it") == draws("task_marginal")
 
 
 def test_without_a_recording_the_text_names_the_task():
-    world = WorldInput.of("task", checkpoint(recorded=False)).begin(EPISODE)
+    world = world_input("task_marginal", checkpoint(recorded=False)).begin(EPISODE)
     assert {world.token(OWN, step) for step in range(200)} == {0, 1, 4}
 
 
-@pytest.mark.parametrize("text", ["random", "task"])
+@pytest.mark.parametrize("text", ["uniform", "marginal", "task_marginal"])
 def test_draws_depend_on_seed_task_and_episode_alone(text):
     first = draws(text, 50)
     assert draws(text, 50) == first
@@ -75,45 +92,48 @@ def test_draws_depend_on_seed_task_and_episode_alone(text):
 
 
 def test_two_episodes_do_not_advance_each_other():
-    world_input = WorldInput.of("random", checkpoint())
-    one, other = (
-        world_input.begin(dataclasses.replace(EPISODE, episode=number)) for number in (0, 1)
-    )
+    both = world_input("uniform", checkpoint())
+    one, other = (both.begin(dataclasses.replace(EPISODE, episode=number)) for number in (0, 1))
     mixed = []
     for step in range(20):
         mixed.append(one.token(OWN, step))
         other.token(OWN, step)
         other.token(OWN, step)
-    assert mixed == draws("random", 20)
+    assert mixed == draws("uniform", 20)
 
 
 def test_a_stale_token_is_that_of_k_frames_before_and_at_first_the_first_frames():
-    stale = WorldInput.of("stale:3", checkpoint(counts=None))
+    stale = world_input("stale:3", checkpoint(counts=None))
     world = stale.begin(EPISODE)
     own = {frame: 10 + frame for frame in range(8)}
     assert [world.token(own, step) for step in range(8)] == [10, 10, 10, 10, 11, 12, 13, 14]
-    assert (stale.lag, stale.spelled) == (3, "stale:3")
+    assert str(stale.corruption) == "stale:3"
 
 
-@pytest.mark.parametrize("text", ["", "noise", "stale", "stale:0", "stale:-2", "stale:x", "Task"])
+@pytest.mark.parametrize(
+    "text",
+    ["", "noise", "stale", "stale:0", "stale:-2", "stale:x", "Task", "task:2", "task_shuffle"],
+)
 def test_what_is_no_corruption_is_refused(text):
-    with pytest.raises(InvalidInputError, match=r"none, random, task, stale:<k>"):
-        WorldInput.of(text, checkpoint())
+    with pytest.raises(
+        InvalidInputError, match=r"uniform, marginal, task_marginal, stale:<k>, none with k"
+    ):
+        world_input(text, checkpoint())
 
 
-@pytest.mark.parametrize("text", ["random", "task"])
+@pytest.mark.parametrize("text", ["uniform", "marginal", "task_marginal"])
 def test_a_checkpoint_without_counts_says_how_to_get_them(text):
     with pytest.raises(
         InvalidInputError, match=r"train_model_c\.py --dataset_name local/x .*logs_c"
     ):
-        WorldInput.of(text, checkpoint(counts=None))
+        world_input(text, checkpoint(counts=None))
 
 
 def test_a_task_without_training_frames_lists_those_that_have_some():
-    world_input = WorldInput.of("task", checkpoint())
+    of_task = world_input("task_marginal", checkpoint())
     hidden = dataclasses.replace(EPISODE, task="hide-v3", instruction="Hide it")
     with pytest.raises(MissingKeyError, match=r"'hide-v3'.*lift-v3") as refused:
-        world_input.begin(hidden)
+        of_task.begin(hidden)
     assert "Hide it" not in str(refused.value)
 
 
@@ -124,18 +144,18 @@ def controlled(name: str) -> Any:
     return plain
 
 
-@pytest.mark.parametrize("text", ["none", "stale:3", "random"])
+@pytest.mark.parametrize("text", ["none", "stale:3", "uniform"])
 def test_a_dummy_control_reads_one_code_whatever_is_corrupted(text):
-    world = WorldInput.of(text, controlled("dummy")).begin(EPISODE)
+    world = world_input(text, controlled("dummy")).begin(EPISODE)
     assert {world.token(OWN, step) for step in range(50)} == {0}
 
 
 def test_a_shuffled_control_reads_other_frames_tokens_of_the_task():
-    world = WorldInput.of("none", controlled("shuffled")).begin(EPISODE)
+    world = world_input("none", controlled("shuffled")).begin(EPISODE)
     tokens = [world.token(OWN, step) for step in range(1000)]
-    assert tokens == draws("task")
+    assert tokens == draws("task_marginal")
 
 
 def test_the_oracle_has_no_future_to_read_in_closed_loop():
     with pytest.raises(InvalidInputError, match="closed loop does not have"):
-        WorldInput.of("none", controlled("oracle"))
+        world_input("none", controlled("oracle"))

@@ -56,7 +56,7 @@ def row_of(document, corruption):
 
 def test_seeds_that_differ_give_the_geometric_mean_and_a_bound_above_0(matrix):
     effects = offline_effects(collect_evidence([matrix]).main)
-    (effect,) = (e for e in effects if (e.arm, e.corruption) == ("C", "stale:8"))
+    (effect,) = (e for e in effects if (e.arm, str(e.corruption)) == ("C", "stale:8"))
     assert effect.ratio.value == pytest.approx(math.prod(FACTORS) ** (1 / 3))
     # By hand: standard deviation of the three logarithms, t of 2 degrees of freedom.
     logs = [math.log(factor) for factor in FACTORS]
@@ -136,6 +136,16 @@ def test_differences_stay_linear(matrix):
     interval = result.interval
     assert interval.low < 0 < interval.high
     assert interval.value - interval.low == pytest.approx(interval.high - interval.value)
+
+
+def test_rollouts_under_an_older_name_of_a_corruption_count_with_those_of_today(matrix):
+    checkpoints = sorted(matrix.glob("c_*/*.pt"))
+    write_rollouts(matrix / "none", World(), checkpoints, [0.5] * 3)
+    write_rollouts(matrix / "old", World(), checkpoints[:2], [0.5] * 2, corruption="task")
+    write_rollouts(matrix / "new", World(), checkpoints[2:], [0.5], corruption="task_marginal")
+    rows = block(build_document((matrix,)), Table, "corruption_closed_loop").rows
+    assert [tuple(row[:2]) for row in rows] == [("C", "task_marginal")]
+    assert rows[0][5].startswith("3 seeds")
 
 
 def test_the_panel_of_ratios_is_logarithmic_and_that_of_success_is_not(matrix, monkeypatch):

@@ -19,6 +19,7 @@ from world_modality.statistics.intervals import Interval, ratio_interval, sum_by
 from world_modality.system.device import resolve_device
 from world_modality.system.output_lock import OutputLock
 from world_modality.tokens.control_tokens import TokenControl
+from world_modality.tokens.corruption import RecordedTokens
 
 
 @dataclass(frozen=True)
@@ -105,6 +106,12 @@ class OfflineRun:
     def tokens(self) -> Int[np.ndarray, " N"]:
         """The recorded world tokens."""
         return self.tensors.world_tokens.cpu().numpy()
+
+    @cached_property
+    def recorded_tokens(self) -> RecordedTokens:
+        """What the validation frames' tokens are corrupted with."""
+        train_frames = self.tensors.episodes.frames_of(self.train_ids)
+        return RecordedTokens(self.tokens, self.tensors.episodes, self.val_frames, train_frames)
 
     def input_tokens(
         self, corrupted: Int[np.ndarray, " M"] | None = None

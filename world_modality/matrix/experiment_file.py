@@ -13,11 +13,11 @@ seeds: [0, 1, 2]
 train: {num_epochs: 10}               # flags of every training
 cells:                                # each: arms x seeds on one cache
   - arms: [A, B, C, C_no_world_input, B_placebo, C_dummy, C_shuffled, C_oracle]
-  - {arms: [B, C], train: {world_loss_weight: 0.5}, seeds: [0], corruptions: [task]}
+  - {arms: [B, C], train: {world_loss_weight: 0.5}, seeds: [0], corruptions: [task_marginal]}
 rollouts:                             # optional
   stage: benchmarks.metaworld.eval_metaworld_success
   flags: {n_trials: 20}
-  corruptions: [task, random]         # of the token that arm C reads, where a cell names none
+  corruptions: [task_marginal, uniform]  # of the token that arm C reads, where a cell names none
   films: 2                            # episodes a task that are filmed, of the first seed
 """
 
@@ -28,6 +28,7 @@ from typing import Any
 
 from world_modality.arms import ARMS
 from world_modality.system.errors import InvalidInputError, MissingFileError, missing_key
+from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
 
 Flags = Mapping[str, Any]
 
@@ -211,7 +212,10 @@ class _Reader:
         return Rollouts(**{**values, "corruptions": corruptions})
 
     def corruptions(self, content: object, where: str) -> tuple[str, ...]:
-        return tuple(map(str, self.items(content, f"{where}.corruptions")))
+        names = tuple(map(str, self.items(content, f"{where}.corruptions")))
+        for name in names:
+            read_corruption(name, f"{where}.corruptions of {self.path}:", CLOSED_LOOP)
+        return names
 
     def optional_path(self, content: object) -> Path | None:
         return None if content is None else Path(str(content))

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.corruption import read_corruption
 from world_modality.verdict.finished_run import read_json, repeated_command
 
 EpisodeKey = tuple[str, str, int, int, int, int]
@@ -88,7 +89,8 @@ def _parsed(raw: bytes, number: int) -> dict[str, Any]:
     lacking = [name for name in _NEEDED if not isinstance(line, dict) or name not in line]
     if lacking:
         raise InvalidInputError(f"line {number} lacks {', '.join(lacking)}")
-    return dict(line)
+    corruption = read_corruption(line["world_corruption"], f"line {number}: world_corruption")
+    return {**line, "world_corruption": str(corruption)}
 
 
 def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -> PolicyRollouts:

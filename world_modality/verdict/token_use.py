@@ -8,12 +8,11 @@ import numpy as np
 from world_modality.statistics.crossed_estimate import CrossedEstimate, crossed_estimate
 from world_modality.statistics.intervals import Interval, defined_ratio
 from world_modality.statistics.ratio_estimate import geometric_mean, ratio_estimate
+from world_modality.tokens.corruption import Corruption, read_corruption
 from world_modality.verdict.comparison_group import ComparisonGroup
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.wording import counted
-
-TASK_SHUFFLE = "task_shuffle"
 
 
 @dataclass(frozen=True)
@@ -22,7 +21,7 @@ class OfflineEffect:
 
     Attributes:
         arm: whose token is corrupted.
-        corruption: its name.
+        corruption: which.
         ratio: corrupted over clean, the geometric mean over seeds with an interval made on the
             logarithmic scale (`ratio_estimate` says why); no value where a seed's is not defined.
         per_seed: the ratio of each seed alone; None where an error is 0 or not finite.
@@ -31,7 +30,7 @@ class OfflineEffect:
     """
 
     arm: str
-    corruption: str
+    corruption: Corruption
     ratio: Interval
     per_seed: tuple[float | None, ...]
     changed_tokens: float
@@ -58,14 +57,14 @@ class ClosedLoopEffect:
 
     Attributes:
         arm: whose token is corrupted.
-        corruption: as `--corrupt_world` spells it.
+        corruption: which.
         clean: success rate with its own token, over the shared seeds and episodes.
         corrupted: success rate without.
         difference: corrupted minus clean, in the same episodes.
     """
 
     arm: str
-    corruption: str
+    corruption: Corruption
     clean: CrossedEstimate
     corrupted: CrossedEstimate
     difference: CrossedEstimate
@@ -102,7 +101,7 @@ def _offline_effect(arm: str, name: str, runs: Sequence[FinishedRun]) -> Offline
         ratio = _stored_ratio([Interval(**one["ratio"]) for one in stored], per_seed)
     return OfflineEffect(
         arm=arm,
-        corruption=name,
+        corruption=read_corruption(name, f"the corruption report of {arm}:"),
         ratio=ratio,
         per_seed=per_seed,
         changed_tokens=float(np.mean([one["changed_tokens"] for one in stored])),
@@ -123,26 +122,22 @@ def closed_loop_effects(evidence: Evidence, group: ComparisonGroup) -> list[Clos
     effects = []
     for arm in group.arms:
         runs = _of_arm(group, arm)
-        names = dict.fromkeys(
-            name
-            for run in runs
-            for name in sorted(evidence.rollouts.get(run.folder, {}), key=_by_lag)
-            if name != "none"
-        )
-        for name in names:
-            effect = _closed_loop_effect(evidence, arm, name, runs)
+        names = {name for run in runs for name in evidence.rollouts.get(run.folder, {})}
+        corruptions = [read_corruption(name, "rollouts with") for name in names - {"none"}]
+        for corruption in sorted(corruptions, key=lambda one: one.severity):
+            effect = _closed_loop_effect(evidence, arm, corruption, runs)
             if effect is not None:
                 effects.append(effect)
     return effects
 
 
 def _closed_loop_effect(
-    evidence: Evidence, arm: str, name: str, runs: Sequence[FinishedRun]
+    evidence: Evidence, arm: str, corruption: Corruption, runs: Sequence[FinishedRun]
 ) -> ClosedLoopEffect | None:
     rows = []
     for run in runs:
         clean = evidence.rollouts_of(run)
-        corrupted = evidence.rollouts_of(run, name)
+        corrupted = evidence.rollouts_of(run, str(corruption))
         if clean is None or corrupted is None:
             continue
         own, wrong = clean.outcomes, corrupted.outcomes
@@ -157,7 +152,7 @@ def _closed_loop_effect(
         return None
     return ClosedLoopEffect(
         arm=arm,
-        corruption=name,
+        corruption=corruption,
         clean=crossed_estimate(pairs[..., 0], counted),
         corrupted=crossed_estimate(pairs[..., 1], counted),
         difference=crossed_estimate(pairs[..., 1] - pairs[..., 0], counted),
@@ -170,8 +165,3 @@ def _is_counted(pair: tuple[bool | None, bool | None] | None) -> bool:
 
 def _of_arm(group: ComparisonGroup, arm: str) -> list[FinishedRun]:
     return [run for _, run in sorted(group.runs[arm].items())]
-
-
-def _by_lag(name: str) -> tuple[int, str]:
-    kind, _, lag = name.partition(":")
-    return (int(lag) if lag.isdigit() else 10**9, kind)

@@ -13,7 +13,7 @@ from benchmarks.rollouts.acting.compute_threads import single_thread
 from benchmarks.rollouts.acting.frame_encoder import FrameEncoder, filled_groups
 from benchmarks.rollouts.acting.frame_memory import EncodedFrame, EpisodeMemory
 from benchmarks.rollouts.acting.suite_fit import PolicyInputs, require_actions, require_rendering
-from benchmarks.rollouts.acting.world_input import WorldInput, parse_corruption
+from benchmarks.rollouts.acting.world_input import WorldInput
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.policy import Query
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
@@ -82,17 +82,17 @@ class CheckpointPolicy:
         require_actions(checkpoint, suite)
         inputs = PolicyInputs.of(checkpoint, suite, config)
         notes = require_rendering(checkpoint, suite)
-        corruption, _ = parse_corruption(config.corrupt_world)
+        is_corrupted = str(config.corruption) != "none"
         reads_world = checkpoint.policy_config.reads_world
-        if corruption != "none" and not reads_world:
+        if is_corrupted and not reads_world:
             notes.append(
-                f"--corrupt_world {config.corrupt_world} changes nothing for arm "
+                f"--corrupt_world {config.corruption} changes nothing for arm "
                 f"{checkpoint.policy_config.model_type}, which reads no world token"
             )
         control = stored_control(checkpoint.train_config)
-        if corruption != "none" and control != "none" and not CONTROLS[control].own_token:
+        if is_corrupted and control != "none" and not CONTROLS[control].own_token:
             notes.append(
-                f"--corrupt_world {config.corrupt_world} changes nothing for the control arm "
+                f"--corrupt_world {config.corruption} changes nothing for the control arm "
                 f"{control}, which does not read its own token"
             )
         encoder = FrameEncoder.of(checkpoint, config, device)
@@ -102,7 +102,7 @@ class CheckpointPolicy:
             checkpoint=checkpoint,
             inputs=inputs,
             execution=ChunkExecution.of(config, checkpoint.policy_config.chunk_size),
-            world=WorldInput.of(config.corrupt_world, checkpoint) if reads_world else None,
+            world=WorldInput.of(config.corruption, checkpoint) if reads_world else None,
             notes=tuple(notes),
             _encoder=encoder,
             _actions=TracedActions(checkpoint.build_policy(device), encoder.group_size),
@@ -132,7 +132,7 @@ class CheckpointPolicy:
     def observed_lags(self) -> tuple[int, ...]:
         """The context's frames, and the one whose world token is read where that is a stale one."""
         context = range(self.checkpoint.policy_config.context_frames)
-        stale = () if self.world is None else (self.world.lag,)
+        stale = () if self.world is None else (self.world.corruption.lag,)
         return tuple(sorted({*context, *stale}))
 
     def begin(self, episode: EpisodeSpec) -> EpisodeMemory:
@@ -180,7 +180,7 @@ class CheckpointPolicy:
             "state_key": self.inputs.state_key,
             "n_action_steps": self.n_action_steps,
             "temporal_ensemble_coeff": self.execution.ensemble_coeff,
-            "corrupt_world": "none" if world is None else world.spelled,
+            "corrupt_world": "none" if world is None else str(world.corruption),
             "policy_batch_size": self._encoder.group_size,
             "device": self._device.type,
         }

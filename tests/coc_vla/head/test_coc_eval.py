@@ -79,7 +79,7 @@ def test_another_episodes_frames_make_the_explanation_worse(report):
 
 def test_an_explanation_that_rests_on_the_states_does_not_fall_with_the_world_token(report):
     # The token says nothing about the trace here, whatever little the decoder makes of it.
-    corrupted = report.conditions["world token of another frame of the task"]
+    corrupted = report.conditions["world token: another frame's of the same task"]
     assert corrupted.scores["all"].recall.value > 0.9
     assert corrupted.perplexity.value < report.conditions["instruction only"].perplexity.value
 

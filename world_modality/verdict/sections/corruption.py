@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from world_modality.arms import arm_order
 from world_modality.evaluation.ratio_axis import set_ratio_scale
+from world_modality.tokens.corruption import Corruption, read_corruption
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
 from world_modality.verdict.drawing import GREY, colours, markers, new_figure, svg_bytes
 from world_modality.verdict.findings import Findings
@@ -14,27 +15,19 @@ from world_modality.verdict.wording import counted, interval_text, one_ratio_tex
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-Row = tuple[str, str, str, float | None, float | None, float | None, int, int]
-_STEPS = {
-    "none": "own token",
-    "task_shuffle": "task",
-    "marginal": "any frame's",
-    "uniform": "any code",
-    "task": "task",
-    "random": "any code",
-}
-_ORDER = ("own token", "stale", "task", "any frame's", "any code")
+Row = tuple[str, str, Corruption, float | None, float | None, float | None, int, int]
 
 
 def corruption_section(findings: Findings) -> Section | None:
     """Return None where no token was corrupted."""
     if not findings.offline and not findings.closed_loop:
         return None
+    seen = {e.corruption for e in findings.offline} | {e.corruption for e in findings.closed_loop}
+    meanings = [one.meaning for one in sorted(seen, key=lambda one: one.severity)]
     blocks: list[Block] = [
         Text(
-            "The token is replaced by that of k frames before (stale), another frame's of the same "
-            "task, any training frame's, any code in use. An arm that acts on its token acts "
-            "otherwise then; an arm that reads none stays exactly where it is."
+            f"The token is replaced by {', '.join(dict.fromkeys(meanings))}. An arm that acts on "
+            "its token acts otherwise then; an arm that reads none stays exactly where it is."
         )
     ]
     blocks.append(_figure(findings))
@@ -72,7 +65,7 @@ def _figure(findings: Findings) -> Figure:
         + (f" Not drawn, since not defined: {counted(undefined, 'ratio')}." if undefined else ""),
         svg_bytes(figure),
         ("where", "arm", "corruption", "value", "low", "high", "num_seeds", "num_episodes"),
-        tuple(rows),
+        tuple((*row[:2], row[2].label, *row[3:]) for row in rows),
     )
 
 
@@ -81,7 +74,7 @@ def _offline_panel(axis: "Axes", effects: list[OfflineEffect], arms: list[str]) 
     for arm in arms:
         rows += [
             (
-                *("offline", arm, _step(e.corruption), e.ratio.value),
+                *("offline", arm, e.corruption, e.ratio.value),
                 *(e.ratio.low, e.ratio.high, len(e.per_seed), e.num_episodes),
             )
             for e in effects
@@ -99,8 +92,8 @@ def _closed_loop_panel(axis: "Axes", effects: list[ClosedLoopEffect], arms: list
     rows: list[Row] = []
     for arm in arms:
         own = [e for e in effects if e.arm == arm]
-        steps = [("own token", own[0].clean)] if own else []
-        steps += [(_step(e.corruption), e.corrupted) for e in own]
+        steps = [(read_corruption("none", "clean"), own[0].clean)] if own else []
+        steps += [(e.corruption, e.corrupted) for e in own]
         for step, estimate in steps:
             i = estimate.interval
             low, high = (
@@ -117,10 +110,10 @@ def _closed_loop_panel(axis: "Axes", effects: list[ClosedLoopEffect], arms: list
 
 
 def _draw(axis: "Axes", rows: list[Row], arms: list[str]) -> None:
-    steps = sorted({row[2] for row in rows}, key=_dose)
+    steps = sorted({row[2] for row in rows}, key=lambda one: one.severity)
     colour, marker = colours(arms), markers(arms)
     for index, arm in enumerate(arms):
-        own = sorted((row for row in rows if row[1] == arm), key=lambda row: _dose(row[2]))
+        own = sorted((row for row in rows if row[1] == arm), key=lambda row: row[2].severity)
         offset = (index - (len(arms) - 1) / 2) * 0.5 / len(arms)
         x = [steps.index(row[2]) + offset for row in own]
         if not own:
@@ -133,20 +126,10 @@ def _draw(axis: "Axes", rows: list[Row], arms: list[str]) -> None:
             if row[4] is not None and row[5] is not None:
                 axis.vlines(position, row[4], row[5], color=colour[arm], linewidth=1.6)
     axis.set_xlim(-0.5, len(steps) - 0.5)
-    axis.set_xticks(range(len(steps)), steps, rotation=30, ha="right", fontsize=9)
+    axis.set_xticks(
+        range(len(steps)), [s.label for s in steps], rotation=30, ha="right", fontsize=9
+    )
     axis.set_xlabel("token that the policy is given", color=GREY)
-
-
-def _step(corruption: str) -> str:
-    kind, _, lag = corruption.partition(":")
-    return f"stale {lag}" if kind == "stale" else _STEPS.get(corruption, corruption)
-
-
-def _dose(step: str) -> tuple[int, int]:
-    kind, _, lag = step.partition(" ")
-    if kind == "stale":
-        return (_ORDER.index("stale"), int(lag))
-    return (_ORDER.index(step) if step in _ORDER else len(_ORDER), 0)
 
 
 def _sizes(rows: list[Row]) -> str:
@@ -165,7 +148,7 @@ def _offline_table(effects: list[OfflineEffect]) -> Table:
     rows = [
         [
             effect.arm,
-            effect.corruption,
+            str(effect.corruption),
             ratio_text(effect.ratio),
             ", ".join(one_ratio_text(ratio) for ratio in effect.per_seed),
             f"{100 * effect.changed_tokens:.1f}",
@@ -208,7 +191,7 @@ def _closed_loop_table(effects: list[ClosedLoopEffect]) -> Table:
         rows.append(
             [
                 effect.arm,
-                effect.corruption,
+                str(effect.corruption),
                 f"{100 * effect.clean.value:.1f}",
                 f"{100 * effect.corrupted.value:.1f}",
                 interval_text(interval, percent=True, signed=True),

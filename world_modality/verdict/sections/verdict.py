@@ -5,7 +5,6 @@ from world_modality.verdict.contrast_results import ContrastResult
 from world_modality.verdict.document import Bullets, Section, Text
 from world_modality.verdict.findings import Findings
 from world_modality.verdict.finished_run import FinishedRun
-from world_modality.verdict.token_use import TASK_SHUFFLE
 from world_modality.verdict.wording import counted, finding, interval_text, ratio_text
 
 QUESTION = (
@@ -42,14 +41,14 @@ def _use_sentence(findings: Findings) -> str:
     subject = f"Use of the token ({READING_ARM}, given another frame's token of the same task)"
     parts = []
     for effect in findings.offline:
-        if effect.arm == READING_ARM and effect.corruption == TASK_SHUFFLE:
+        if effect.arm == READING_ARM and effect.corruption.of_task:
             parts.append(
                 f"action MSE: {effect.reading} (corrupted over clean "
                 f"{ratio_text(effect.ratio)}, {counted(len(effect.per_seed), 'seed')} × "
                 f"{counted(effect.num_episodes, 'episode')})"
             )
     for loop in findings.closed_loop:
-        if loop.arm == READING_ARM and loop.corruption == "task":
+        if loop.arm == READING_ARM and loop.corruption.of_task:
             interval = interval_text(loop.difference.interval, percent=True, signed=True)
             parts.append(
                 f"success rate: {loop.reading} ({interval} points, "
