@@ -105,7 +105,13 @@ def stages(home, path, out):
         path, dataset_name=NAME, dataset_root=root, output_json=out / "report.json"
     )
     score = score_labels.ScoreConfig(
-        path, NAME, root, out / "scores", 2, position_dims=(0, 1, 2), gripper_dim="none"
+        path,
+        NAME,
+        root,
+        out_dir=out / "scores",
+        num_shuffles=2,
+        position_dims=(0, 1, 2),
+        gripper_dim="none",
     )
     cache = Cache(home / "cache", NAME)
     small = {"use_language": False, "num_epochs": 1, "d_model": 16, "text_width": 16}

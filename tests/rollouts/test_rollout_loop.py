@@ -94,7 +94,7 @@ def test_crash_is_an_error_of_its_episode_alone(task, message, slots):
         assert message in broken.error
         assert (whole.success, whole.error) == (True, None)
     if task == "crashing":
-        assert "rollout_fixtures.py" in outcomes[task, 0].error, "says where"
+        assert "fixtures/rollout.py" in outcomes[task, 0].error, "says where"
 
 
 def test_episode_that_hangs_is_an_error_and_its_environment_is_replaced(slots, monkeypatch):

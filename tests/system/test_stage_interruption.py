@@ -218,4 +218,5 @@ def without_times(path):
     for line in read:
         line.pop("seconds", None)
         line.pop("compute", None)
+        line.pop("checksum", None)  # covers the seconds
     return read

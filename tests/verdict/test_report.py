@@ -269,7 +269,7 @@ def test_every_figure_has_axes_units_and_n(matrix, monkeypatch):
         return to_svg(figure)
 
     for name in ("contrast", "success", "corruption", "token", "curves", "offline_online"):
-        monkeypatch.setattr(f"world_modality.verdict.{name}_section.svg_bytes", keep)
+        monkeypatch.setattr(f"world_modality.verdict.sections.{name}.svg_bytes", keep)
     document = build_document((matrix,))
     figures = [block for block in document.blocks() if isinstance(block, Figure)]
     assert len(figures) == len(drawn) >= 6

@@ -83,9 +83,7 @@ def _video_spans(source: LeRobotSource, image_key: str) -> list[_VideoSpan]:
     for episode, start, end, chunk, file, begin, finish in zip(
         *(column.tolist() for column in columns), strict=True
     ):
-        path = source.root / str(source.info["video_path"]).format(
-            video_key=image_key, chunk_index=chunk, file_index=file
-        )
+        path = _video_file(source, image_key, chunk, file)
         times = begin + in_episode[start:end]
         # Half a frame's slack: files round their times.
         fits = times[0] > begin - VIDEO_TOLERANCE_S and (finish - times[-1]) * source.fps > 0.5
@@ -103,6 +101,20 @@ def _video_spans(source: LeRobotSource, image_key: str) -> list[_VideoSpan]:
                 f"of {one.path}; {MEND}"
             )
     return spans
+
+
+def _video_file(source: LeRobotSource, image_key: str, chunk: int, file: int) -> Path:
+    template = source.info.get("video_path")
+    try:
+        return source.root / template.format(
+            video_key=image_key, chunk_index=chunk, file_index=file
+        )
+    except (AttributeError, IndexError, KeyError, ValueError):
+        template = repr(template)
+    raise InvalidInputError(
+        f"meta/info.json of {source.name} ({source.root}) has video_path {template}, expected a "
+        f"name with {{video_key}}, {{chunk_index}} and {{file_index}}; {MEND}"
+    )
 
 
 def _video_requests(
