@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from coc_vla.events.claims import claimed_events
-from coc_vla.events.event_flags import EventFlags
-from coc_vla.events.recorded import EVENT_TYPES, EventType, recorded_events
+from coc_vla.events.recorded import EVENT_TYPES, EventFlags, EventType, recorded_events
 from coc_vla.head.conditions import Condition, ConditionReport, evaluate_conditions
 from coc_vla.head.evaluation import EvaluatedEpisodes, ExplainedRun
 from coc_vla.head.plots import plot_explanations

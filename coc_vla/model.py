@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from world_modality.policy.network import PolicyConfig
-from world_modality.policy.output import TrunkHidden
+from world_modality.policy.network import PolicyConfig, TrunkHidden
 from world_modality.system.errors import InvalidInputError
 
 TextContext = Literal["trunk", "lang"]

@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from coc_vla.events.claims import claimed_events
-from coc_vla.events.event_flags import EventFlags
-from coc_vla.events.recorded import EVENT_TYPES, RecordedEvents, recorded_events
+from coc_vla.events.recorded import EVENT_TYPES, EventFlags, RecordedEvents, recorded_events
 from coc_vla.head.judge import JudgeResult, judge_labels
 from coc_vla.head.scores import ClaimedAndRecorded, GroupScore, event_groups
 from coc_vla.labels.record import CocLabel, read_records

@@ -17,8 +17,7 @@ from typing import Any
 from world_modality.arms import ARMS, MODEL_TYPES, READING_ARM
 from world_modality.matrix.demo_table import closed_loop_table, explanation_table, offline_table
 from world_modality.system.atomic import replacing, write_json
-from world_modality.system.cli import run_cli
-from world_modality.system.command_line import located
+from world_modality.system.cli import located, run_cli
 from world_modality.system.errors import UserError
 
 DATASET_NAME = "local/metaworld_demo"

@@ -9,7 +9,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal
 
-from world_modality.source.lerobot_home import lerobot_home
+from world_modality.source.lerobot_format import lerobot_home
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli
 from world_modality.system.doctor_findings import (

@@ -19,7 +19,7 @@ from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs
 from world_modality.matrix.runner import Failure, Runner, is_done
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, UserError
-from world_modality.system.interruption import termination_as_interrupt
+from world_modality.system.stop_signals import termination_as_interrupt
 
 
 @dataclass(frozen=True)

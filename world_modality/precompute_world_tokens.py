@@ -7,10 +7,15 @@ from world_modality.cache.contract import Cache
 from world_modality.encode.vision_encoders import EncoderRequest, Pooling, Precision, RandomVitSize
 from world_modality.precompute.codebook_step import CodebookRequest, codebook_step
 from world_modality.precompute.embedding_job import EmbeddingJob, Execution, PixelPcaRequest
-from world_modality.precompute.frame_shard import FrameShard
 from world_modality.precompute.inputs import PrecomputeInputs
-from world_modality.precompute.result import PrecomputeResult, print_summary
-from world_modality.precompute.steps import columns_step, embeddings_step, shard_step
+from world_modality.precompute.shard_plan import FrameShard
+from world_modality.precompute.steps import (
+    PrecomputeResult,
+    columns_step,
+    embeddings_step,
+    print_summary,
+    shard_step,
+)
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.codebook import VqBackend

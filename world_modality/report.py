@@ -16,8 +16,7 @@ from typing import Annotated
 import tyro
 
 from world_modality.system.atomic import replacing
-from world_modality.system.cli import run_cli
-from world_modality.system.command_line import TOP
+from world_modality.system.cli import TOP, run_cli
 from world_modality.system.errors import InvalidInputError
 from world_modality.verdict.document import Document, Figure, Section, Table
 from world_modality.verdict.text_forms import csv_text, latex, markdown
@@ -48,7 +47,7 @@ def run(config: ReportConfig) -> Document:
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
-    from world_modality.verdict.html_page import html_page
+    from world_modality.verdict.text_forms import html_page
 
     document = build_document(config.runs)
     _write(config.out_dir / "report.html", html_page(document).encode())

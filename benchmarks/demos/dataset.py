@@ -13,7 +13,7 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.demos.episode import DemoEpisode
-from world_modality.source.lerobot_home import local_dataset_folder
+from world_modality.source.lerobot_format import local_dataset_folder
 from world_modality.system.errors import UserError
 
 Feature = dict[str, Any]

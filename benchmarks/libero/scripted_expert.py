@@ -12,9 +12,14 @@ import numpy as np
 from jaxtyping import Float32, Float64
 from scipy.spatial.transform import Rotation
 
-from benchmarks.libero.grasps import TIP_LENGTH_M, best_grasp
+from benchmarks.libero.grasps import (
+    TIP_LENGTH_M,
+    SceneShapes,
+    best_grasp,
+    highest_between,
+    object_rotation,
+)
 from benchmarks.libero.scene import Scene
-from benchmarks.libero.shapes import SceneShapes, highest_between, object_rotation
 from world_modality.system.errors import InvalidInputError
 
 _STEP_M = 0.05

@@ -19,15 +19,15 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.rollouts.acting.instructions import with_wrong_instructions
 from benchmarks.rollouts.comparison import compare
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.labels import checkpoint_labels, default_out_dir
-from benchmarks.rollouts.loop import Outcome, roll_out
-from benchmarks.rollouts.progress import Progress
+from benchmarks.rollouts.loop import Outcome, Progress, roll_out
 from benchmarks.rollouts.report import Report
 from benchmarks.rollouts.results import (
     EpisodeKey,
     ResultsFile,
     RolloutOrigin,
     RolloutResult,
+    checkpoint_labels,
+    default_out_dir,
     refuse_other_settings,
 )
 from benchmarks.rollouts.slot import EnvironmentSlot, environment_slots

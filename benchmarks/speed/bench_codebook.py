@@ -35,7 +35,7 @@ import sys
 from pathlib import Path
 import numpy as np
 import torch
-from benchmarks.speed.harness.memory import peak_resident_bytes
+from benchmarks.speed.harness.turns import peak_resident_bytes
 from world_modality.tokens import kmeans
 from world_modality.precompute.codebook_step import StoredRows
 kmeans.RESIDENT_BYTES = int(sys.argv[2])

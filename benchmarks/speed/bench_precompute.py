@@ -37,7 +37,7 @@ PEER_FRAMES = 200
 # Runs the stage in a fresh interpreter. The kernel's high-water mark begins anew there, while
 # getrusage would still count the parent's memory.
 _PEAK = """
-from benchmarks.speed.harness.memory import peak_resident_bytes
+from benchmarks.speed.harness.turns import peak_resident_bytes
 from world_modality.precompute_world_tokens import main
 main()
 print("RESULT", peak_resident_bytes())

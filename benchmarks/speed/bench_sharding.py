@@ -24,8 +24,7 @@ from benchmarks.speed.harness.drawn_dataset import CAMERA, draw_dataset
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
 from world_modality.encode.vision_encoders import RandomVitSize
-from world_modality.precompute.frame_shard import FrameShard
-from world_modality.precompute.shard_plan import ShardPlan
+from world_modality.precompute.shard_plan import FrameShard, ShardPlan
 from world_modality.precompute.shard_set import ShardSet
 from world_modality.precompute_world_tokens import PrecomputeConfig, open_job
 from world_modality.source.frame_decoding import frame_blocks

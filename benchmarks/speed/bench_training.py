@@ -26,9 +26,10 @@ from benchmarks.speed.harness.synthetic_training import (
     synthetic_train_config,
     write_synthetic_cache,
 )
-from benchmarks.speed.harness.training_figures import PARTS, Part
 from benchmarks.speed.harness.training_step import (
     NUM_WORLD_TOKENS,
+    PARTS,
+    Part,
     measure_flops,
     measure_throughput,
 )

@@ -14,14 +14,13 @@ from jaxtyping import Float, Int
 
 from coc_vla.events.claims import claimed_events
 from coc_vla.events.recorded import EventType
-from coc_vla.head.decoding import write_traces
-from coc_vla.head.likelihood import trace_losses
+from coc_vla.head.decoding import trace_losses, write_traces
 from coc_vla.head.scores import EventCounts, count_events, partners_within_task
 from coc_vla.head.targets import frames_along, text_targets
 from coc_vla.head.text_head import EVAL_SHARES, Explainer
 from coc_vla.labels.trace import TraceStep
 from world_modality.evaluation.offline_run import OfflineRun
-from world_modality.policy.output import TrunkHidden
+from world_modality.policy.network import TrunkHidden
 from world_modality.policy.predictions import hidden_states
 from world_modality.statistics.intervals import Interval, ratio_interval
 

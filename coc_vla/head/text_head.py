@@ -11,15 +11,14 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from coc_vla.head.likelihood import next_token_losses, trace_losses
+from coc_vla.head.decoding import next_token_losses, trace_losses
 from coc_vla.head.targets import TextTargets, frames_along
 from coc_vla.head.tokenizer import TextTokenizer
 from coc_vla.model import DecoderConfig, TextContext, TextDecoder, decoder_config_from_dict
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.auxiliary_head import AuxiliaryHead
 from world_modality.policy.checkpoint import Checkpoint
-from world_modality.policy.network import WorldPolicy
-from world_modality.policy.output import TrunkHidden
+from world_modality.policy.network import TrunkHidden, WorldPolicy
 from world_modality.policy.predictions import hidden_states
 from world_modality.system.errors import InvalidInputError
 

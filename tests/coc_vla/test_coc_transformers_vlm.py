@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from coc_vla.authors.seeded_sampling import SeededSampling
 from coc_vla.authors.transformers_vlm import (
     GenerationSettings,
+    SeededSampling,
     load_transformers_vlm,
     model_identity,
 )

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.fixtures.lerobot import frame_image
-from world_modality.encode.device_preprocessing import on_device_processor, preprocess_on_device
+from world_modality.encode.transformers_encoder import on_device_processor, preprocess_on_device
 from world_modality.encode.vision_encoders import EncoderRequest, build_encoder
 
 CPU = torch.device("cpu")

@@ -1,10 +1,9 @@
 import numpy as np
 import pytest
 
-from benchmarks.libero.grasps import best_grasp
+from benchmarks.libero.grasps import SceneShapes, best_grasp, highest_between
 from benchmarks.libero.scene import Scene
 from benchmarks.libero.scripted_expert import Phase, PickAndPlaceExpert
-from benchmarks.libero.shapes import SceneShapes, highest_between
 from benchmarks.libero.simulator import LiberoSimulator
 from benchmarks.libero.suites import suite_tasks
 from world_modality.system.errors import InvalidInputError

@@ -277,7 +277,7 @@ def test_sigterm_ends_the_running_command_too(tmp_path):
 import pathlib, sys
 from world_modality.matrix.jobs import Job, Step
 from world_modality.matrix.runner import Runner
-from world_modality.system.interruption import termination_as_interrupt
+from world_modality.system.stop_signals import termination_as_interrupt
 step = Step(("-c", {sleeper!r}), pathlib.Path({str(marker)!r}))
 with termination_as_interrupt():
     Runner(1).run([Job("one", pathlib.Path({str(tmp_path / "job")!r}), (step,))])

@@ -8,8 +8,13 @@ import torch
 from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
 from tests.fixtures.policy import save_sealed, tiny_train_config
 from world_modality.cache.contract import update_manifest
-from world_modality.policy.checkpoint import checkpoint_arrays, load_checkpoint, save_checkpoint
-from world_modality.policy.checkpoint_files import RunPosition, newest_first
+from world_modality.policy.checkpoint import (
+    RunPosition,
+    checkpoint_arrays,
+    load_checkpoint,
+    newest_first,
+    save_checkpoint,
+)
 from world_modality.system.errors import InvalidInputError, MissingFileError
 from world_modality.training.single import run
 

@@ -13,7 +13,7 @@ from tests.fixtures.lerobot import make_dataset
 from tests.fixtures.precompute import flags_of, kill_after_first_rows
 from world_modality.cache.contract import Cache
 from world_modality.precompute.embedding_job import EmbeddingJob, PixelPcaRequest
-from world_modality.precompute.frame_shard import FrameShard
+from world_modality.precompute.shard_plan import FrameShard
 from world_modality.precompute.shard_set import ShardSet
 from world_modality.precompute_world_tokens import PrecomputeConfig, run
 from world_modality.system.errors import InvalidInputError

@@ -81,7 +81,7 @@ def test_every_stage_outside_the_checkout_says_its_version(site, tmp_path):
 
 def test_an_experiments_training_scripts_are_found_outside_the_checkout(site, tmp_path):
     program = (
-        "from world_modality.system.command_line import located\n"
+        "from world_modality.system.cli import located\n"
         "print(located(['train_model_c.py', '--resume']))\n"
     )
     out = run_installed(site, tmp_path / "elsewhere", "-c", program)

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from benchmarks.rollouts.acting.instructions import with_wrong_instructions
-from benchmarks.rollouts.labels import checkpoint_labels
+from benchmarks.rollouts.results import checkpoint_labels
 from tests.fixtures.rollout import (
     PointSuite,
     evaluate_points,

@@ -15,7 +15,7 @@ from tests.fixtures.lerobot import ACTION_DIM, STATE_DIM, TASKS, make_dataset
 from world_modality.precompute.dataset_columns import ColumnKeys, scan_columns
 from world_modality.source.frame_decoding import frame_blocks, frames_at
 from world_modality.source.lerobot_adapter import open_dataset
-from world_modality.source.lerobot_home import lerobot_home, local_dataset_folder
+from world_modality.source.lerobot_format import lerobot_home, local_dataset_folder
 from world_modality.system.errors import InvalidInputError, MissingFileError, MissingKeyError
 
 CAMERA = "observation.image"

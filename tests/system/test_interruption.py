@@ -71,7 +71,7 @@ def test_echoes_of_the_signal_do_not_disturb_the_cleaning_up():
 
 
 def test_a_signal_that_a_library_swallowed_can_be_repeated(monkeypatch):
-    from world_modality.system import interruption
+    from world_modality.system import stop_signals as interruption
 
     monkeypatch.setattr(interruption, "REPEAT_S", 0.0)
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
@@ -86,7 +86,7 @@ def test_a_signal_that_a_library_swallowed_can_be_repeated(monkeypatch):
 
 
 def test_handlers_are_given_back_where_nothing_was_interrupted():
-    from world_modality.system.interruption import termination_as_interrupt
+    from world_modality.system.stop_signals import termination_as_interrupt
 
     before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with termination_as_interrupt():

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fixtures.cache import SyntheticSpec, synthetic_arrays, synthetic_split
 from world_modality.source.episodes import Episodes
-from world_modality.tokens.baselines import BigramBaseline, frames_with_future
+from world_modality.tokens.statistics import BigramBaseline, frames_with_future
 
 SPEC = SyntheticSpec(num_episodes=15, num_tokens=9, slip=0.4, min_length=2, max_length=14)
 
@@ -90,7 +90,7 @@ def test_ranking_in_blocks_equals_ranking_at_once(monkeypatch):
     rng = np.random.default_rng(0)
     sources, targets = rng.integers(0, 50, 4000), rng.integers(0, 50, 4000)
     at_once = BigramBaseline(sources, targets, 50).top(np.arange(50), 5)
-    monkeypatch.setattr("world_modality.tokens.baselines._ROWS_AT_A_TIME", 7)
+    monkeypatch.setattr("world_modality.tokens.statistics._ROWS_AT_A_TIME", 7)
     np.testing.assert_array_equal(
         BigramBaseline(sources, targets, 50).top(np.arange(50), 5), at_once
     )

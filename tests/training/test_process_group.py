@@ -12,7 +12,7 @@ import torch
 from tests.fixtures.cache import write_synthetic_cache
 from tests.fixtures.policy import tiny_train_config, weights
 from tests.fixtures.process import accelerate_launch, start_group, train_arguments
-from world_modality.policy.checkpoint_files import newest_first
+from world_modality.policy.checkpoint import newest_first
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.process_group import ProcessGroup, is_launched
 from world_modality.training.single import run

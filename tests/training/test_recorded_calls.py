@@ -9,8 +9,7 @@ import torch
 from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
 from tests.fixtures.policy import assert_same_content, tiny_train_config
 from world_modality.encode.vision_encoders import EncoderRequest, build_encoder
-from world_modality.policy.checkpoint import load_checkpoint
-from world_modality.policy.checkpoint_files import newest_first
+from world_modality.policy.checkpoint import load_checkpoint, newest_first
 from world_modality.system import recorded_calls
 from world_modality.system.recorded_calls import NUM_DIRECT, RecordedCalls
 from world_modality.train import SeedsConfig

@@ -18,8 +18,7 @@ from tests.fixtures.policy import (
     tiny_train_config,
     weights,
 )
-from world_modality.policy.checkpoint import load_checkpoint
-from world_modality.policy.checkpoint_files import newest_first
+from world_modality.policy.checkpoint import load_checkpoint, newest_first
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.train import SeedsConfig, run

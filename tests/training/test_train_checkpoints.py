@@ -8,8 +8,7 @@ import torch
 
 from tests.fixtures.cache import write_synthetic_cache
 from tests.fixtures.policy import assert_same_weights, tiny_train_config, weights
-from world_modality.policy.checkpoint import load_checkpoint
-from world_modality.policy.checkpoint_files import newest_first
+from world_modality.policy.checkpoint import load_checkpoint, newest_first
 from world_modality.system.errors import InvalidInputError
 from world_modality.training import saver as checkpoint_saver
 from world_modality.training.log import RunLog

@@ -9,7 +9,7 @@ import pytest
 
 from tests.fixtures.cache import write_synthetic_cache
 from tests.fixtures.policy import assert_same_weights, tiny_train_config, weights
-from world_modality.policy.checkpoint_files import newest_first
+from world_modality.policy.checkpoint import newest_first
 from world_modality.system import stop_signals
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock

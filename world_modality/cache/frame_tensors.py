@@ -1,7 +1,9 @@
 """The cache's arrays on the training device, and batches gathered from them by frame index."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -10,9 +12,53 @@ from torch import Tensor
 
 from world_modality.cache.contract import Cache, require_arrays
 from world_modality.cache.mapped_rows import MappedRows, Place, stays_on_disk
-from world_modality.cache.read_ahead import ReadAhead
 from world_modality.source.episodes import Episodes
 from world_modality.system.errors import InvalidInputError
+
+# Batches that are read before their turn; one would do if every read took the same time.
+NUM_AHEAD = 4
+
+T = TypeVar("T")
+
+
+class ReadAhead(Generic[T]):
+    """What was read for batches that are about to be used."""
+
+    def __init__(self) -> None:
+        # By the batch's very tensor: comparing contents would wait for the device.
+        self._reads: dict[Tensor, Future[T]] = {}
+
+    def over(
+        self,
+        batches: Sequence[Int[Tensor, " _"]],
+        read: Callable[[Int[Tensor, " B"]], T],
+    ) -> Iterator[Int[Tensor, " _"]]:
+        """Yield the batches, having started to read for the next `NUM_AHEAD`.
+
+        Args:
+            batches: frames, on any device.
+            read: called in a background thread with the frames on the host.
+        """
+        on_host = [frames.cpu() for frames in batches]
+        submitted = 0
+        with ThreadPoolExecutor(1, thread_name_prefix="read-ahead") as reader:
+            try:
+                for number, frames in enumerate(batches):
+                    while submitted < min(number + 1 + NUM_AHEAD, len(batches)):
+                        future = reader.submit(read, on_host[submitted])
+                        self._reads[batches[submitted]] = future
+                        submitted += 1
+                    yield frames
+                    self._reads.pop(frames, None)
+            finally:
+                for frames in batches[:submitted]:
+                    self._reads.pop(frames, None)
+
+    def take(self, frames: Int[Tensor, " B"]) -> T | None:
+        """Return what was read for this batch, waiting for it; None if `over` does not know it."""
+        future = self._reads.pop(frames, None)
+        return None if future is None else future.result()
+
 
 IGNORED_TOKEN = -100  # what torch's cross_entropy leaves out by default
 

@@ -2,9 +2,14 @@
 
 import torch
 
-from world_modality.encode.encoder_record import weights_sha256
 from world_modality.encode.transformers_encoder import TransformersEncoder, compute_dtype_of
-from world_modality.encode.vision_encoders import RANDOM_VIT, Pooling, Precision, RandomVitSize
+from world_modality.encode.vision_encoders import (
+    RANDOM_VIT,
+    Pooling,
+    Precision,
+    RandomVitSize,
+    weights_sha256,
+)
 from world_modality.system.errors import InvalidInputError
 
 # Widths, depths and heads of DINOv2 (Oquab et al., 2023, table 17).

@@ -188,7 +188,7 @@ def used_weights_sha256(model: Any, *, with_pooler: bool) -> str:
     A pooler that is not used is left out: many checkpoints lack it, and transformers then draws it
     at random, anew at every load.
     """
-    from world_modality.encode.encoder_record import weights_sha256
+    from world_modality.encode.vision_encoders import weights_sha256
 
     weights = model.state_dict()
     return weights_sha256(

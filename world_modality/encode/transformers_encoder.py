@@ -11,14 +11,50 @@ import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from world_modality.encode.device_preprocessing import on_device_processor, preprocess_on_device
-from world_modality.encode.encoder_record import preprocessing_of, weights_sha256
 from world_modality.encode.encoder_workers import encode_side_by_side
 from world_modality.encode.hub_revision import hub_revision
-from world_modality.encode.vision_encoders import RANDOM_VIT, Pooling, Precision
+from world_modality.encode.vision_encoders import (
+    RANDOM_VIT,
+    Pooling,
+    Precision,
+    preprocessing_of,
+    weights_sha256,
+)
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.proxies import by_way_of_hub
 from world_modality.system.recorded_calls import RecordedCalls, Tensors
+
+
+def on_device_processor(processor: Any) -> Any | None:
+    """Return the processor's form that runs on any device, None where it has none.
+
+    Args:
+        processor: an image processor of the transformers library.
+    """
+    import transformers
+    from transformers.image_processing_utils_fast import BaseImageProcessorFast
+
+    if isinstance(processor, BaseImageProcessorFast):
+        return processor
+    fast = getattr(transformers, f"{type(processor).__name__}Fast", None)
+    return None if fast is None else fast(**processor.to_dict())
+
+
+def preprocess_on_device(
+    processor: Any, images: UInt8[torch.Tensor, "B H W 3"]
+) -> Float[torch.Tensor, "B 3 h w"]:
+    """Resize, crop, rescale and normalise images, on the device where they are.
+
+    Args:
+        processor: from `on_device_processor`.
+        images: RGB; sent as uint8 they are a quarter of the bytes.
+    """
+    batch = images.permute(0, 3, 1, 2).contiguous()
+    pixels: torch.Tensor = processor(
+        list(batch), return_tensors="pt", input_data_format="channels_first", device=batch.device
+    )["pixel_values"]
+    return pixels
+
 
 # What autocast computes in its number format, weights included.
 _PRODUCTS = (torch.nn.Linear, torch.nn.Conv2d)

@@ -8,7 +8,7 @@ from jaxtyping import Bool
 from world_modality.evaluation.offline_run import OfflineRun
 from world_modality.policy.predictions import FrameErrors
 from world_modality.statistics.intervals import Interval
-from world_modality.tokens.baselines import BigramBaseline
+from world_modality.tokens.statistics import BigramBaseline
 
 Mask = Bool[np.ndarray, " M"]
 

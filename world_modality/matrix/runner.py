@@ -12,7 +12,7 @@ from pathlib import Path
 
 from world_modality.matrix.jobs import Job, Step
 from world_modality.system.atomic import write_json
-from world_modality.system.command_line import located
+from world_modality.system.cli import located
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
-from world_modality.policy.network import PolicyConfig, WorldPolicy
-from world_modality.policy.output import TrunkHidden
+from world_modality.policy.network import PolicyConfig, TrunkHidden, WorldPolicy
 
 
 class AuxiliaryHead(nn.Module, ABC):

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -156,3 +157,43 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
     content["policy_config"] = policy_config_from_dict(content["policy_config"])
     content["manifest"] = json.loads(content["manifest"])
     return Checkpoint(**content)
+
+
+@dataclass(frozen=True, order=True)
+class RunPosition:
+    """How far a run has come.
+
+    Attributes:
+        epoch: how many epochs are done.
+        epoch_step: how many optimiser steps of the next one are done.
+    """
+
+    epoch: int
+    epoch_step: int = 0
+
+    def file_name(self, model_type: str) -> str:
+        """Return the name of the checkpoint that is made here."""
+        if self.epoch_step == 0:
+            return f"model_{model_type}_epoch{self.epoch - 1}.pt"
+        return f"model_{model_type}_epoch{self.epoch}_step{self.epoch_step}.pt"
+
+
+def checkpoint_path(log_dir: Path, model_type: str, epoch: int) -> Path:
+    """Return where the checkpoint after `epoch` (counted from 0) is kept."""
+    return log_dir / RunPosition(epoch + 1).file_name(model_type)
+
+
+def newest_first(log_dir: Path, model_type: str) -> list[Path]:
+    """Return an arm's checkpoints, the one that has come farthest first."""
+    found = {
+        _position(match): path
+        for path in log_dir.glob(f"model_{model_type}_epoch*.pt")
+        if (match := re.fullmatch(rf"model_{model_type}_epoch(\d+)(?:_step(\d+))?\.pt", path.name))
+    }
+    return [found[position] for position in sorted(found, reverse=True)]
+
+
+def _position(match: re.Match[str]) -> RunPosition:
+    if match[2] is None:
+        return RunPosition(int(match[1]) + 1)
+    return RunPosition(int(match[1]), int(match[2]))

@@ -1,15 +1,18 @@
 """`L = L_action + λ·L_world`, and the loss of a further head where there is one."""
 
+import os
+import shutil
 from dataclasses import dataclass, fields, replace
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch
-from world_modality.policy.network import WorldPolicy
-from world_modality.policy.output import PolicyOutput
+from world_modality.policy.network import PolicyOutput, WorldPolicy
+from world_modality.system.errors import InvalidInputError
 
 
 def num_valid_actions(action_is_pad: Bool[Tensor, "B H"]) -> Int[Tensor, ""]:
@@ -121,3 +124,23 @@ def policy_losses(
     world = world_loss(output.world_logits, batch.future_tokens, counts.tokens)
     total = action + world_loss_weight * world
     return Losses(total=total, action=action, world=world, auxiliary=zero)
+
+
+_CXX_COMPILERS = ("g++", "clang++")
+
+
+def compiled(policy: nn.Module, device: torch.device) -> nn.Module:
+    """Return a module that computes as the policy does, with its weights, from compiled kernels.
+
+    Each shape of batch is compiled at its first step; the policy itself stays as it is.
+
+    Raises:
+        InvalidInputError: the kernels would be C++, and there is no compiler.
+    """
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else list(_CXX_COMPILERS)
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise InvalidInputError(
+            f"--compile on a CPU needs a C++ compiler, and there is no {' or '.join(compilers)}; "
+            "apt-get install g++, or leave out --compile"
+        )
+    return cast(nn.Module, torch.compile(policy))

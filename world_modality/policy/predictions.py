@@ -10,8 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch, FrameTensors, WindowShape
-from world_modality.policy.network import WorldPolicy
-from world_modality.policy.output import PolicyOutput, TrunkHidden
+from world_modality.policy.network import PolicyOutput, TrunkHidden, WorldPolicy
 
 EVAL_BATCH_SIZE = 1024
 

@@ -18,8 +18,7 @@ from world_modality.encode.vision_encoders import VisionEncoder
 from world_modality.precompute.cache_steps import require_space
 from world_modality.precompute.embedding_job import EmbeddingJob
 from world_modality.precompute.embedding_pass import PassSpeed, write_embeddings
-from world_modality.precompute.frame_shard import FrameShard
-from world_modality.precompute.shard_plan import ShardPlan
+from world_modality.precompute.shard_plan import FrameShard, ShardPlan
 from world_modality.system.errors import InvalidInputError, UserError
 from world_modality.system.output_lock import OutputLock
 

@@ -4,17 +4,18 @@ Each step has an identity, all that determines its arrays; a step whose identity
 records and whose arrays are intact is not done again.
 """
 
+from dataclasses import dataclass
 from typing import Any
 
 from world_modality.cache.contract import ARRAYS, Cache
 from world_modality.cache.writer import CacheWriter
 from world_modality.precompute.cache_steps import done_step, is_done, require_space
-from world_modality.precompute.codebook_step import CODEBOOK_ARRAYS
+from world_modality.precompute.codebook_step import CODEBOOK_ARRAYS, codebook_advice
 from world_modality.precompute.dataset_columns import column_shapes, write_columns
 from world_modality.precompute.embedding_job import PIXEL_PCA_ARRAYS, EmbeddingJob
 from world_modality.precompute.embedding_pass import PassSpeed, write_embeddings
-from world_modality.precompute.frame_shard import FrameShard
 from world_modality.precompute.inputs import PrecomputeInputs
+from world_modality.precompute.shard_plan import FrameShard
 from world_modality.precompute.shard_set import ShardSet
 
 
@@ -90,3 +91,44 @@ def shard_step(cache: Cache, job: EmbeddingJob, shard: FrameShard) -> PassSpeed 
     if is_done(cache, "embeddings", job.identity, job.arrays):
         return None
     return ShardSet.join(cache, job, shard.num_shards).write(shard.index, job)
+
+
+@dataclass(frozen=True)
+class PrecomputeResult:
+    """What a run did; the numbers themselves are in the manifest.
+
+    Attributes:
+        cache: the finished cache, or the one that the shard belongs to.
+        reused: the steps that an earlier run had already done.
+        speed: of the embedding pass, None where it was reused.
+    """
+
+    cache: Cache
+    reused: tuple[str, ...]
+    speed: PassSpeed | None
+
+
+def print_summary(result: PrecomputeResult) -> None:
+    """Print what the cache holds, and what its figures advise."""
+    manifest = result.cache.manifest
+    encoder, codebook = manifest["encoder"], manifest["codebook"]
+    print(f"\ncache {result.cache.folder}")
+    print(f"  reused            {', '.join(result.reused) or 'nothing'}")
+    if result.speed is not None:
+        print(
+            f"  embedded          {result.speed.num_frames} frames at "
+            f"{result.speed.frames_per_s:.1f} frames/s"
+        )
+    print(
+        f"  encoder           {encoder['name']}, D={encoder['embedding_dim']}, pooling "
+        f"{encoder['pooling']}"
+    )
+    print(
+        f"  codebook          V={codebook['num_tokens']}, {codebook['num_used']} codes used by "
+        f"training frames, l2_normalize {codebook['l2_normalize']}, mean squared distance "
+        f"{codebook['inertia']:.4g}"
+    )
+    print(f"  float16 rounding  {codebook['rounding_to_spread']:.2%} of the embeddings' spread")
+    for note in (encoder["note"], *codebook_advice(codebook)):
+        if note:
+            print(f"  note: {note}")

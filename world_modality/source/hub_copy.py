@@ -14,8 +14,13 @@ from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
-from world_modality.source.lerobot_format import INFO_PATH, read_info, read_json, require_format_v3
-from world_modality.source.lerobot_home import lerobot_home
+from world_modality.source.lerobot_format import (
+    INFO_PATH,
+    lerobot_home,
+    read_info,
+    read_json,
+    require_format_v3,
+)
 from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError, MissingFileError
 from world_modality.system.proxies import (

@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from world_modality.source.hub_copy import HubCopy
-from world_modality.source.lerobot_format import INFO_PATH
-from world_modality.source.lerobot_home import local_dataset_folder
+from world_modality.source.lerobot_format import INFO_PATH, local_dataset_folder
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.errors import InvalidInputError, MissingFileError
 

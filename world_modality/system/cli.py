@@ -8,16 +8,17 @@ import dataclasses
 import io
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 import tyro
 
+import world_modality
 from world_modality import __version__
 from world_modality.system.atomic import write_json
 from world_modality.system.errors import UserError
-from world_modality.system.interruption import termination_as_interrupt
+from world_modality.system.stop_signals import termination_as_interrupt
 
 ConfigT = TypeVar("ConfigT")
 
@@ -75,3 +76,26 @@ def config_dict(config: Any) -> dict[str, Any]:
 def write_config(config: Any, path: Path) -> None:
     """Write the resolved config atomically as JSON."""
     write_json(path, config_dict(config))
+
+
+TOP = Path(world_modality.__file__).parents[1]
+"""Where the packages lie, with the training scripts beside them: the checkout, or site-packages."""
+
+
+def flag_arguments(flags: Mapping[str, Any]) -> list[str]:
+    """Return the arguments that give a stage these flags; a flag that is None is left out."""
+    arguments: list[str] = []
+    for name, value in flags.items():
+        if isinstance(value, bool):
+            arguments.append(f"--{name}" if value else f"--no_{name}")
+        elif isinstance(value, list):
+            arguments += [f"--{name}", *map(str, value)]
+        elif value is not None:
+            arguments += [f"--{name}", str(value)]
+    return arguments
+
+
+def located(arguments: Sequence[str]) -> list[str]:
+    """Return the interpreter's arguments with a training script's name as its path."""
+    program, *flags = arguments
+    return [str(TOP / program) if program.endswith(".py") else program, *flags]

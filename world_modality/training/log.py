@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from world_modality.policy.checkpoint_files import RunPosition
+from world_modality.policy.checkpoint import RunPosition
 from world_modality.system.atomic import replacing
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.line_file import LineFile

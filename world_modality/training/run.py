@@ -4,6 +4,7 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,16 +13,47 @@ import torch
 from jaxtyping import Int
 from tqdm import tqdm
 
-from world_modality.policy.checkpoint import Checkpoint
-from world_modality.policy.checkpoint_files import RunPosition
+from world_modality.policy.checkpoint import Checkpoint, RunPosition
+from world_modality.policy.predictions import predict
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.stop_signals import StopSignals
-from world_modality.training.company import Company, TrainingStoppedError
 from world_modality.training.config import TrainConfig
 from world_modality.training.log import NoLog, RunLog
 from world_modality.training.saver import CheckpointSaver
 from world_modality.training.trainer import StepRecord, Trainer
-from world_modality.training.validation import validate
+
+
+def validate(trainer: Trainer, frames: Int[np.ndarray, " M"]) -> dict[str, float]:
+    """Return exact means over the validation frames.
+
+    `val_action_mse` is in units of the training standard deviation; `val_world_top1` and
+    `val_world_top5` are over all horizons.
+    """
+    tokens = trainer.control.evaluation_tokens(frames, trainer.window_shape)
+    errors = predict(trainer.policy, trainer.tensors, frames, tokens)
+    metrics = {"val_action_mse": float(errors.squared_error.sum() / errors.valid.sum())}
+    if errors.token_rank is not None:
+        ranks = errors.token_rank[errors.token_rank >= 0]
+        metrics["val_world_top1"] = float((ranks == 0).mean())
+        metrics["val_world_top5"] = float((ranks < 5).mean())
+    return metrics
+
+
+class TrainingStoppedError(KeyboardInterrupt):
+    """A run has ended on the wish of a signal, and is saved."""
+
+
+@dataclass(frozen=True)
+class Company:
+    """What runs that are trained side by side share.
+
+    Attributes:
+        seeds: one a run.
+        stop: the wish to stop, which the whole company grants at the same step.
+    """
+
+    seeds: tuple[int, ...]
+    stop: StopSignals
 
 
 class TrainingRun:

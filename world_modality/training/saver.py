@@ -9,8 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
-from world_modality.policy.checkpoint import Checkpoint, save_checkpoint
-from world_modality.policy.checkpoint_files import newest_first
+from world_modality.policy.checkpoint import Checkpoint, newest_first, save_checkpoint
 from world_modality.system.errors import InvalidInputError
 
 

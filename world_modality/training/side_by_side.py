@@ -15,9 +15,8 @@ from tqdm import tqdm
 from world_modality.system.device import resolve_device
 from world_modality.system.random_state import RandomState
 from world_modality.system.stop_signals import StopSignals
-from world_modality.training.company import Company, TrainingStoppedError
 from world_modality.training.config import TrainConfig
-from world_modality.training.run import TrainingRun
+from world_modality.training.run import Company, TrainingRun, TrainingStoppedError
 from world_modality.training.single import TrainResult, existing_checkpoint, load_frames, open_run
 
 

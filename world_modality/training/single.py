@@ -14,16 +14,19 @@ from jaxtyping import Int
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.auxiliary_head import HeadBuilder, HeadSite
-from world_modality.policy.checkpoint import Checkpoint, checkpoint_arrays, load_checkpoint
-from world_modality.policy.checkpoint_files import newest_first
+from world_modality.policy.checkpoint import (
+    Checkpoint,
+    checkpoint_arrays,
+    load_checkpoint,
+    newest_first,
+)
 from world_modality.policy.network import WorldPolicy
 from world_modality.system.cli import config_dict, write_config
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.system.process_group import ProcessGroup
-from world_modality.training.company import Company
 from world_modality.training.config import TrainConfig, require_same_run
-from world_modality.training.run import TrainingRun
+from world_modality.training.run import Company, TrainingRun
 from world_modality.training.trainer import Trainer, fit_standardizers
 
 

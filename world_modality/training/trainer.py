@@ -14,8 +14,7 @@ from torch import Tensor, nn
 
 from world_modality.cache.frame_tensors import Batch, FrameTensors, mean_and_std
 from world_modality.policy.auxiliary_head import AuxiliaryHead
-from world_modality.policy.compiled_policy import compiled
-from world_modality.policy.losses import Losses, ValidCounts, policy_losses
+from world_modality.policy.losses import Losses, ValidCounts, compiled, policy_losses
 from world_modality.policy.network import Standardizer, WorldPolicy
 from world_modality.policy.predictions import window_shape
 from world_modality.system.errors import InvalidInputError

@@ -10,7 +10,7 @@ from typing import Any
 
 from world_modality.arms import ARMS, MODEL_TYPES, WORLD_INPUT_FLAGS, stored_control
 from world_modality.cache.contract import sha256_of_json
-from world_modality.system.command_line import flag_arguments
+from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
 
 FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight")

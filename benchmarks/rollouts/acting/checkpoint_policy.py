@@ -9,11 +9,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from benchmarks.rollouts.acting.action_chunks import ChunkExecution
-from benchmarks.rollouts.acting.compute_threads import single_thread
-from benchmarks.rollouts.acting.frame_encoder import FrameEncoder, filled_groups
-from benchmarks.rollouts.acting.frame_memory import EncodedFrame, EpisodeMemory
+from benchmarks.rollouts.acting.frame_encoder import FrameEncoder, filled_groups, single_thread
 from benchmarks.rollouts.acting.suite_fit import PolicyInputs, require_actions, require_rendering
-from benchmarks.rollouts.acting.world_input import WorldInput
+from benchmarks.rollouts.acting.world_input import EncodedFrame, EpisodeMemory, WorldInput
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.policy import Query
 from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite

@@ -3,20 +3,36 @@
 import hashlib
 import io
 from collections.abc import Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float16, Int, Int32
+from threadpoolctl import ThreadpoolController
 
-from benchmarks.rollouts.acting.compute_threads import single_thread
 from benchmarks.rollouts.config import RolloutConfig
 from world_modality.encode.pixel_pca import PixelPCA
 from world_modality.encode.vision_encoders import VisionEncoder, load_encoder
 from world_modality.precompute.embedding_pass import to_float16
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.codebook import assign_world_tokens, in_codebook_space
+
+
+def single_thread() -> AbstractContextManager[Any]:
+    """Return a context in which numpy, torch and faiss compute with one thread."""
+    return _loaded_libraries().limit(limits=1)
+
+
+@cache
+def _loaded_libraries() -> ThreadpoolController:
+    # Libraries that are loaded later would not be limited; finding them takes milliseconds.
+    import faiss  # noqa: F401
+    import torch  # noqa: F401
+
+    return ThreadpoolController()
+
 
 if TYPE_CHECKING:
     import torch

@@ -11,7 +11,7 @@ import sys
 import time
 from pathlib import Path
 
-from benchmarks.speed.harness.memory import peak_resident_bytes
+from benchmarks.speed.harness.turns import peak_resident_bytes
 
 STARTED_VARIABLE = "BENCH_STARTED"
 

@@ -13,12 +13,12 @@ import torch
 
 from benchmarks.speed.harness.codebook_rows import write_rows
 from benchmarks.speed.harness.drawn_dataset import CAMERA, draw_dataset
-from benchmarks.speed.harness.memory import peak_resident_bytes, reset_peak, resident_bytes
 from benchmarks.speed.harness.synthetic_training import (
     open_trainer,
     synthetic_train_config,
     write_synthetic_cache,
 )
+from benchmarks.speed.harness.turns import peak_resident_bytes, reset_peak, resident_bytes
 from world_modality.encode.vision_encoders import RandomVitSize
 from world_modality.policy.predictions import predict
 from world_modality.precompute.codebook_step import StoredRows

@@ -3,15 +3,13 @@ import dataclasses
 import pytest
 import torch
 
-from coc_vla.head.decoding import write_traces
-from coc_vla.head.likelihood import next_token_losses, trace_losses
+from coc_vla.head.decoding import next_token_losses, trace_losses, write_traces
 from coc_vla.head.tokenizer import TextTokenizer
 from coc_vla.labels.trace import TraceStep
 from coc_vla.model import DecoderConfig, TextDecoder, TrunkView
 from tests.fixtures.coc import DOWN, UP
 from tests.fixtures.policy import tiny_policy_config
-from world_modality.policy.network import WorldPolicy
-from world_modality.policy.output import TrunkHidden
+from world_modality.policy.network import TrunkHidden, WorldPolicy
 from world_modality.system.errors import InvalidInputError
 
 SIZES = {"vocabulary_size": 40, "max_tokens": 12, "d_model": 16, "n_layers": 2, "n_heads": 2}

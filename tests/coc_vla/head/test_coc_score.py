@@ -7,11 +7,16 @@ import numpy as np
 import pytest
 
 from benchmarks.demos.signals import write_signals
-from coc_vla.events.event_flags import EventFlags
 from coc_vla.events.gripper import GripperChannel
 from coc_vla.events.hand_axes import HandAxes
 from coc_vla.events.motion import EpisodeMotion
-from coc_vla.events.recorded import EVENT_TYPES, EventKeys, episode_events, recorded_events
+from coc_vla.events.recorded import (
+    EVENT_TYPES,
+    EventFlags,
+    EventKeys,
+    episode_events,
+    recorded_events,
+)
 from coc_vla.head.judge import read_verdict
 from coc_vla.head.scores import (
     common_subsequence,
