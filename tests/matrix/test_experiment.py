@@ -10,9 +10,9 @@ import pytest
 import yaml
 
 from tests.project.test_readme import parsed_config
-from world_modality.arms import CONTRASTS
+from world_modality.arms import ARMS, CONTRASTS
 from world_modality.experiment import ExperimentConfig, run
-from world_modality.matrix.experiment_file import ARMS, read_matrix
+from world_modality.matrix.experiment_file import read_matrix
 from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs
 from world_modality.matrix.runner import Runner, is_done, remaining
 from world_modality.system.errors import (

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
@@ -104,17 +104,16 @@ def _video_spans(source: LeRobotSource, image_key: str) -> list[_VideoSpan]:
 
 
 def _video_file(source: LeRobotSource, image_key: str, chunk: int, file: int) -> Path:
-    template = source.info.get("video_path")
+    template: Any = source.info.get("video_path")
     try:
         return source.root / template.format(
             video_key=image_key, chunk_index=chunk, file_index=file
         )
-    except (AttributeError, IndexError, KeyError, ValueError):
-        template = repr(template)
-    raise InvalidInputError(
-        f"meta/info.json of {source.name} ({source.root}) has video_path {template}, expected a "
-        f"name with {{video_key}}, {{chunk_index}} and {{file_index}}; {MEND}"
-    )
+    except (AttributeError, IndexError, KeyError, ValueError) as error:
+        raise InvalidInputError(
+            f"meta/info.json of {source.name} ({source.root}) has video_path {template!r}, "
+            f"expected a name with {{video_key}}, {{chunk_index}} and {{file_index}}; {MEND}"
+        ) from error
 
 
 def _video_requests(
