@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from benchmarks.speed.harness import first_step, training_figures
+from benchmarks.speed.harness import first_step, training_step
 from benchmarks.speed.harness.lerobot_loading import DrawnFrames
 from benchmarks.speed.harness.loading_rate import measure_loading
 from benchmarks.speed.harness.synthetic_training import (
@@ -134,7 +134,7 @@ def run(config: BenchTrainingConfig) -> dict[str, Any]:
         folder = config.work_dir or Path(temporary)
         for part in config.parts:
             result[part] = _measure(part, config, folder)
-            print("\n".join(training_figures.lines(part, result[part])), flush=True)
+            print("\n".join(training_step.lines(part, result[part])), flush=True)
     if config.json_path is not None:
         write_json(config.json_path, result)
     return result
