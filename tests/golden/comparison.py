@@ -24,7 +24,7 @@ MISSING = "<missing>"
 # Times, rates and versions; hashes of files (a recording's, a checkpoint's) and what is made of
 # them, which may change while the content does not. An array is compared by a hash of its own.
 VOLATILE = frozenset(
-    {"seconds", "steps_per_second", "frames_per_s", "versions", "software"}
+    {"seconds", "checksum", "steps_per_second", "frames_per_s", "versions", "software"}
     | {"checkpoint_sha256", "cache_fingerprint", "dataset"}
 )
 VOLATILE_TEXT = (
