@@ -31,6 +31,7 @@ STAGES = [
     "world_modality.precompute_instruction_embeddings",
     "world_modality.precompute_world_tokens",
     "world_modality.report",
+    "world_modality.train",
     "train_baseline_a",
     "train_baseline_b",
     "train_model_c",

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Int
 
 from world_modality.cache.writer import CacheWriter
-from world_modality.source.dataset_episodes import episode_ids, episode_table, whole_numbers
+from world_modality.source.dataset_episodes import episode_ids, own_episodes, whole_numbers
 from world_modality.source.episodes import Episodes
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.errors import InvalidInputError
@@ -145,7 +145,7 @@ def scan_columns(source: LeRobotSource, keys: ColumnKeys) -> ColumnScan:
             frame's task has no text, the episodes are not those of the metadata, or an index is
             none.
     """
-    episode_table(source)
+    own_episodes(source)
     digest = hashlib.sha256()
     dims: dict[str, int] = {}
     indices: dict[str, list[np.ndarray]] = {"episode_index": [], "task_index": []}

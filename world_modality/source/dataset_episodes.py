@@ -5,13 +5,14 @@ them begin again in each data file. Where an episode lies is what the rows thems
 """
 
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Shaped
 
 from world_modality.source.episodes import Episodes
-from world_modality.source.lerobot_format import to_numpy
+from world_modality.source.lerobot_format import MEND, to_numpy
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.errors import InvalidInputError, MissingFileError
 
@@ -23,7 +24,6 @@ TIME_KEY = "timestamp"
 # Of the distance between frames: a converter may keep the clock's own times.
 FPS_TOLERANCE = 0.01
 BATCH_EPISODES = 4_096
-MEND = "fetch, record or convert the dataset again"
 
 
 def whole_numbers(column: np.ndarray, key: str, where: str) -> Int[np.ndarray, " B"]:
@@ -74,12 +74,19 @@ def read_episodes(
         InvalidInputError: a column is damaged or holds no whole numbers, or the metadata have
             other episodes than the rows.
     """
-    episode_table(source)
-    return _episodes_of_rows(source, episode_key, task_key)
+    own = own_episodes(source)
+    if (episode_key, task_key) == (EPISODE_KEY, None):
+        return own
+    keys = [episode_key] if task_key is None else [episode_key, task_key]
+    columns = _whole_columns(source, keys)
+    index = episode_ids(columns[episode_key], episode_key, source.name)
+    if task_key is None:
+        return Episodes.from_frames(index, np.zeros_like(index))
+    return Episodes.from_frames(index, whole_numbers(columns[task_key], task_key, source.name))
 
 
 def episode_table(
-    source: LeRobotSource, keys: Sequence[str] = ()
+    source: LeRobotSource, keys: Sequence[str]
 ) -> tuple[Episodes, dict[str, np.ndarray]]:
     """Join the dataset's own episodes with their rows in `meta/episodes`.
 
@@ -91,12 +98,28 @@ def episode_table(
         the episodes of the rows, by LeRobot's `episode_index`, and key → [E], in the same order.
 
     Raises:
+        MissingFileError, InvalidInputError: as `own_episodes`, or a column is missing.
+    """
+    episodes = own_episodes(source)
+    table = _read_table(source, [EPISODE_KEY, *keys])
+    rows = _rows_of(episodes, table[EPISODE_KEY])
+    return episodes, {key: table[key][rows] for key in keys}
+
+
+@lru_cache(maxsize=1)
+def own_episodes(source: LeRobotSource) -> Episodes:
+    """Return the episodes of the rows, checked once a source: each pass over frames asks for them.
+
+    Raises:
         MissingFileError: there is no such table.
         InvalidInputError: an episode is missing there, double, of another length or other tasks,
             or has no rows; or the timestamps are not those of the recording's fps.
     """
-    episodes = _episodes_of_rows(source, EPISODE_KEY, None)
-    table = _read_table(source, [EPISODE_KEY, LENGTH_KEY, *keys])
+    keys = [EPISODE_KEY, *(key for key in (TASK_KEY, TIME_KEY) if key in source.features)]
+    rows = _whole_columns(source, keys)
+    index = episode_ids(rows[EPISODE_KEY], EPISODE_KEY, source.name)
+    episodes = Episodes.from_frames(index, np.zeros_like(index))
+    table = _read_table(source, [EPISODE_KEY, LENGTH_KEY])
     where = f"meta/episodes of {source.name} ({source.root})"
     ids, counts = np.unique(table[EPISODE_KEY], return_counts=True)
     for fault, found in (
@@ -108,13 +131,12 @@ def episode_table(
             raise InvalidInputError(
                 f"{where} {fault}: {found[:5].tolist()} ({len(found)} in all); {MEND}"
             )
-    order = np.argsort(table[EPISODE_KEY])[np.searchsorted(ids, episodes.ids)]
-    joined = {key: column[order] for key, column in table.items()}
-    wrong = np.flatnonzero(joined[LENGTH_KEY] != episodes.lengths)
+    lengths = table[LENGTH_KEY][_rows_of(episodes, table[EPISODE_KEY])]
+    wrong = np.flatnonzero(lengths != episodes.lengths)
     if len(wrong):
         first = int(wrong[0])
         raise InvalidInputError(
-            f"{where} says that episode {episodes.ids[first]} has {joined[LENGTH_KEY][first]} "
+            f"{where} says that episode {episodes.ids[first]} has {lengths[first]} "
             f"frames, but the data have {episodes.lengths[first]} rows of it ({len(wrong)} such "
             f"episodes in all); {MEND}"
         )
@@ -124,27 +146,31 @@ def episode_table(
             f"{source.info.get('total_episodes')} episodes, but the data's rows have "
             f"{len(episodes)}; {MEND}"
         )
-    _require_listed_tasks(source, episodes)
-    _require_fps(source, episodes)
-    return episodes, {key: joined[key] for key in keys}
+    if TASK_KEY in rows:
+        _require_listed_tasks(source, episodes, rows[TASK_KEY])
+    if TIME_KEY in rows:
+        _require_fps(source, episodes, rows[TIME_KEY])
+    return episodes
 
 
-def _require_listed_tasks(source: LeRobotSource, episodes: Episodes) -> None:
+def _require_listed_tasks(
+    source: LeRobotSource, episodes: Episodes, tasks: Shaped[np.ndarray, "N ..."]
+) -> None:
     """Check the tasks of each episode's rows against the texts that `meta/episodes` lists for it.
 
     Some converters list none.
     """
     paths = _table_paths(source)
     has_lists = all(LISTED_KEY in source.open_parquet(p).schema_arrow.names for p in paths)
-    if TASK_KEY not in source.features or not has_lists:
+    if not has_lists:
         return
     listed: dict[int, list[str] | None] = {}
     for path in paths:
         for batch in source.batches(path, [EPISODE_KEY, LISTED_KEY], BATCH_EPISODES):
             ids, texts = (batch.column(key).to_pylist() for key in (EPISODE_KEY, LISTED_KEY))
             listed.update(zip(ids, texts, strict=True))
-    tasks = np.concatenate([block[TASK_KEY].reshape(-1) for block in source.columns([TASK_KEY])])
-    pairs = np.unique(np.stack([episodes.ids[episodes.of_frame], tasks], axis=1), axis=0)
+    of_frame = episodes.ids[episodes.of_frame]
+    pairs = np.unique(np.stack([of_frame, tasks.reshape(-1)], axis=1), axis=0)
     for episode, task in pairs.tolist():
         text = source.tasks.get(task)
         # A task without a text is refused by whoever needs one.
@@ -156,11 +182,10 @@ def _require_listed_tasks(source: LeRobotSource, episodes: Episodes) -> None:
             )
 
 
-def _require_fps(source: LeRobotSource, episodes: Episodes) -> None:
-    if TIME_KEY not in source.features:
-        return
-    times = np.concatenate([block[TIME_KEY].reshape(-1) for block in source.columns([TIME_KEY])])
-    steps = np.diff(times.astype(np.float64))[np.diff(episodes.of_frame) == 0]
+def _require_fps(
+    source: LeRobotSource, episodes: Episodes, times: Shaped[np.ndarray, "N ..."]
+) -> None:
+    steps = np.diff(times.reshape(-1).astype(np.float64))[np.diff(episodes.of_frame) == 0]
     step = float(np.median(steps)) if len(steps) else 1 / source.fps
     if not abs(step * source.fps - 1) <= FPS_TOLERANCE:
         raise InvalidInputError(
@@ -169,14 +194,16 @@ def _require_fps(source: LeRobotSource, episodes: Episodes) -> None:
         )
 
 
-def _episodes_of_rows(source: LeRobotSource, episode_key: str, task_key: str | None) -> Episodes:
-    keys = [episode_key] if task_key is None else [episode_key, task_key]
+def _rows_of(episodes: Episodes, ids: Int[np.ndarray, " E"]) -> Int[np.ndarray, " E"]:
+    """Return each episode's row in a table of theirs; the data may have them in another order."""
+    order = np.argsort(ids)
+    rows: np.ndarray = order[np.searchsorted(ids, episodes.ids, sorter=order)]
+    return rows
+
+
+def _whole_columns(source: LeRobotSource, keys: Sequence[str]) -> dict[str, np.ndarray]:
     blocks = list(source.columns(keys))
-    index = np.concatenate([episode_ids(b[episode_key], episode_key, source.name) for b in blocks])
-    if task_key is None:
-        return Episodes.from_frames(index, np.zeros_like(index))
-    tasks = np.concatenate([whole_numbers(b[task_key], task_key, source.name) for b in blocks])
-    return Episodes.from_frames(index, tasks)
+    return {key: np.concatenate([block[key] for block in blocks]) for key in keys}
 
 
 def _table_paths(source: LeRobotSource) -> list[Path]:

@@ -134,14 +134,15 @@ class HubCopy:
             raise InvalidInputError(f"{name} on the hub is no LeRobot dataset: no {where}")
         # Not in the folder: LeRobot's converter takes what lies there for the whole dataset.
         with tempfile.TemporaryDirectory() as temporary:
-            path = copy._ask(
+            path = _asked(
+                name,
                 lambda hub: hub.hf_hub_download(
                     name,
                     str(INFO_PATH),
                     repo_type="dataset",
                     revision=commit,
                     local_dir=temporary,
-                )
+                ),
             )
             read_info(Path(path), name, folder, where)
         copy._write()
@@ -161,14 +162,15 @@ class HubCopy:
         wanted = {path: size for path, size in self.sizes.items() if path.startswith(prefix)}
         absent = [path for path in wanted if not (self.folder / path).exists()]
         if absent:
-            self._ask(
+            _asked(
+                self.name,
                 lambda hub: hub.snapshot_download(
                     self.name,
                     repo_type="dataset",
                     revision=self.commit,
                     local_dir=self.folder,
                     allow_patterns=[escape(path) for path in absent],
-                )
+                ),
             )
         for path, size in wanted.items():
             file = self.folder / path
@@ -183,9 +185,6 @@ class HubCopy:
                     "changed; delete it to fetch it again, or keep your own version of the "
                     "dataset in another folder (--dataset_root)"
                 )
-
-    def _ask(self, request: Callable[[Any], Answer]) -> Answer:
-        return _asked(self.name, request)
 
 
 def _versions(name: str) -> list[str]:

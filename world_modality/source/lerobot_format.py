@@ -28,6 +28,8 @@ INFO_ENTRIES: dict[str, tuple[type, ...]] = {
 }
 
 # What git-lfs leaves in the place of a file that it has not fetched.
+# What to do about a dataset whose parts contradict each other.
+MEND = "fetch, record or convert the dataset again"
 LFS_MARK = b"version https://git-lfs.github.com/spec/"
 
 

@@ -19,6 +19,7 @@ from jaxtyping import Int
 from world_modality.source.dimension_names import dimension_names
 from world_modality.source.lerobot_format import (
     INFO_PATH,
+    MEND,
     RECORDING_PATH,
     content_sha256,
     damaged_file,
@@ -33,9 +34,9 @@ INDEX_KEY = "index"
 BLOCK_ROWS = 2_048
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class LeRobotSource:
-    """One dataset on the disk.
+    """One dataset on the disk; what it holds is looked up once, so two are never taken for one.
 
     Attributes:
         name: repository id, or the name given to a local dataset.
@@ -202,9 +203,7 @@ class LeRobotSource:
                 batch.validate(full=True)  # offsets that lead nowhere, texts that are not UTF-8
                 yield batch
         except (pa.ArrowException, OSError) as error:
-            raise InvalidInputError(
-                f"{path} is damaged ({error}); fetch, record or convert the dataset again"
-            ) from error
+            raise InvalidInputError(f"{path} is damaged ({error}); {MEND}") from error
 
     def open_parquet(self, path: Path) -> pq.ParquetFile:
         """Open one of the dataset's parquet files.
@@ -227,7 +226,7 @@ class LeRobotSource:
         if shape is not None and width != math.prod(shape):
             raise InvalidInputError(
                 f"column {key} of {path} has {width} numbers a frame, but {INFO_PATH} says shape "
-                f"{list(shape)}; fetch, record or convert the dataset again"
+                f"{list(shape)}; {MEND}"
             )
 
     def require_order(self, index: Int[np.ndarray, " B"], start: int, path: Path) -> None:

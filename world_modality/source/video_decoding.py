@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
-from world_modality.source.dataset_episodes import MEND, TIME_KEY, episode_table
+from world_modality.source.dataset_episodes import TIME_KEY, episode_table
+from world_modality.source.lerobot_format import MEND
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.errors import InvalidInputError, MissingFileError
 

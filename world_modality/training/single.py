@@ -1,4 +1,4 @@
-"""Train one arm: `train_baseline_a.py`, `train_baseline_b.py` and `train_model_c.py` start here."""
+"""One training from its flags: the cache loaded, the run opened or resumed, taken to its end."""
 
 import dataclasses
 import sys
