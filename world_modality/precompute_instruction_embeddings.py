@@ -1,30 +1,23 @@
 """Embed each frame's instruction into the cache, for policies that are told what to do."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from world_modality.cache.contract import Cache
 from world_modality.encode.text_encoder import TextEncoderRequest, TextPooling, build_text_encoder
-from world_modality.precompute.instruction_column import (
-    integer_blocks,
-    require_same_episodes,
-    require_same_frames,
-    texts_of_column,
-)
 from world_modality.precompute.instruction_step import ARRAY, embed_instructions
 from world_modality.precompute.instruction_texts import (
     InstructionTexts,
     TextSource,
-    cached_blocks,
     dataset_section,
-    texts_by_task,
+    require_same_episodes,
+    require_same_frames,
+    task_blocks,
 )
 from world_modality.source.lerobot_adapter import open_dataset
-from world_modality.source.tasks_jsonl import location_record, read_tasks_jsonl
+from world_modality.source.task_texts import location_record, read_tasks_jsonl
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 
@@ -95,15 +88,11 @@ class InstructionConfig:
 
 @dataclass(frozen=True)
 class InstructionResult:
-    """What a run did; the numbers themselves are in the manifest.
-
-    Attributes:
-        cache: with the instruction embeddings in it.
-        reused: whether an earlier run had already done all of it.
-    """
+    """What a run did; the numbers themselves are in the manifest."""
 
     cache: Cache
     reused: bool
+    """Whether an earlier run had already done all of it."""
 
 
 def run(config: InstructionConfig) -> InstructionResult:
@@ -150,26 +139,19 @@ def read_texts(config: InstructionConfig, cache: Cache) -> InstructionTexts:
     own_tasks = config.task_index_key == section.get("task_key", "task_index")
     for name in ("episode_index", "task_index"):
         cache.load(name)  # checks it
-    by_task = config.instruction_key is None
+    keys: dict[str, str | None] = {"episode_id_key": config.episode_id_key}
     source = None
-    if not (own_episodes and by_task and own_tasks):
+    if not (own_episodes and own_tasks) or config.instruction_key is not None:
         source = open_dataset(
             config.dataset_name, dataset_root=config.dataset_root, revision=config.revision
         )
         require_same_frames(cache, source)
         if not own_episodes:
             require_same_episodes(cache, source, config.episode_id_key)
-    keys: dict[str, str | None] = {"episode_id_key": config.episode_id_key}
-    if source is not None and config.instruction_key is not None:
-        keys["instruction_key"] = config.instruction_key
-        return texts_of_column(cache, source, config.instruction_key, keys)
+        if config.instruction_key is not None:
+            keys["instruction_key"] = config.instruction_key
+            return InstructionTexts.of_column(cache, source, config.instruction_key, keys)
     keys["task_index_key"] = config.task_index_key
-
-    def index_blocks() -> Iterator[np.ndarray]:
-        if own_tasks or source is None:
-            return cached_blocks(cache, "task_index")
-        return integer_blocks(source, config.task_index_key)
-
     if config.tasks_jsonl is None:
         tasks = {int(index): text for index, text in section["tasks"].items()}
         origin: TextSource = "task_table"
@@ -180,38 +162,36 @@ def read_texts(config: InstructionConfig, cache: Cache) -> InstructionTexts:
             where, index_field=config.task_index_key, text_field=config.task_text_field
         )
         keys |= {"tasks_jsonl": location_record(where), "task_text_field": config.task_text_field}
-    return texts_by_task(
-        cache, tasks, source=origin, where=where, keys=keys, index_blocks=index_blocks
-    )
+    blocks = partial(task_blocks, cache, None if own_tasks else source, config.task_index_key)
+    return InstructionTexts.by_task(cache, tasks, origin, where, keys, blocks)
 
 
 def print_summary(result: InstructionResult) -> None:
     """Print what the texts and their embeddings are, and what the figures advise."""
     cache = result.cache
     text, section = cache.manifest["text"], dataset_section(cache)
-    print(f"\ncache {cache.folder}")
-    print(f"  reused            {ARRAY if result.reused else 'nothing'}")
-    print(
-        f"  texts             {text['num_distinct']} distinct over {section['num_frames']} frames, "
-        f"from {ORIGINS[text['source']]}"
-    )
-    print(f"  several texts     in {text['num_episodes_with_several']} episodes")
-    print(
-        f"  encoder           {text['name']}, L={text['embedding_dim']}, pooling "
-        f"{text['pooling']}, max_length {text['max_length']}"
-    )
-    print(f"  truncated         {text['num_truncated']} texts")
+    lines = {
+        "reused": ARRAY if result.reused else "nothing",
+        "texts": f"{text['num_distinct']} distinct over {section['num_frames']} frames, from "
+        f"{ORIGINS[text['source']]}",
+        "several texts": f"in {text['num_episodes_with_several']} episodes",
+        "encoder": f"{text['name']}, L={text['embedding_dim']}, pooling {text['pooling']}, "
+        f"max_length {text['max_length']}",
+        "truncated": f"{text['num_truncated']} texts",
+    }
     if text["cosines"] is not None:
-        print(
-            "  cosine            between distinct texts: smallest {smallest:.3f}, median "
-            "{median:.3f}, largest {largest:.3f}".format(**text["cosines"])
+        lines["cosine"] = (
+            "between distinct texts: smallest {smallest:.3f}, median {median:.3f}, largest "
+            "{largest:.3f}".format(**text["cosines"])
         )
+    print(f"\ncache {cache.folder}")
+    for name, found in lines.items():
+        print(f"  {name:<17} {found}")
     notes = [text["note"], *text["advice"], jsonl_note(text, section)]
     if text["num_truncated"]:
         notes.append("what exceeds --max_length is not embedded; raise it")
-    for note in notes:
-        if note:
-            print(f"  note: {note}")
+    for note in filter(None, notes):
+        print(f"  note: {note}")
 
 
 def jsonl_note(text: dict[str, Any], section: dict[str, Any]) -> str | None:

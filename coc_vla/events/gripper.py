@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 from jaxtyping import Float
 
-from world_modality.source.dimension_names import dimension_names
+from world_modality.source.lerobot_format import dimension_names
 from world_modality.system.errors import InvalidInputError
 
 NO_GRIPPER = "none"

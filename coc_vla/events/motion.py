@@ -14,7 +14,7 @@ from jaxtyping import Float
 from coc_vla.events.gripper import GripperEvent, described_names
 from coc_vla.events.hand_axes import NO_SHIFT, HandAxes, Leaning, Shift, leanings_of
 from coc_vla.events.keyframes import hand_speed, smooth
-from world_modality.source.dimension_names import dimension_names
+from world_modality.source.lerobot_format import dimension_names
 from world_modality.system.errors import InvalidInputError
 
 Direction = Literal["still", "up", "down", "across"]

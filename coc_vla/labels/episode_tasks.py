@@ -22,9 +22,9 @@ from coc_vla.labels.keyframe_images import keyframe_images
 from coc_vla.labels.labelling import EpisodeTask
 from coc_vla.labels.recorded_episodes import MotionColumns, RecordedEpisodes, choose_episodes
 from world_modality.source.dataset_episodes import EPISODE_KEY
-from world_modality.source.instruction_text import text_fault
 from world_modality.source.lerobot_format import content_sha256
 from world_modality.source.lerobot_source import LeRobotSource
+from world_modality.source.task_texts import text_fault
 from world_modality.system.errors import InvalidInputError
 
 

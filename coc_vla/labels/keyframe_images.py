@@ -9,9 +9,13 @@ from jaxtyping import UInt8
 
 from coc_vla.authors.pictures import Picture, Pictures, RecordedImage
 from world_modality.source.frame_decoding import frame_blocks
-from world_modality.source.image_decoding import decode_image, encoded_images, refused_if_damaged
+from world_modality.source.image_decoding import (
+    decode_image,
+    encoded_images,
+    is_plain_rgb,
+    refused_if_damaged,
+)
 from world_modality.source.lerobot_source import LeRobotSource
-from world_modality.source.png_decoding import is_plain_rgb
 from world_modality.system.errors import UserError
 
 BLOCK_FRAMES = 32

@@ -9,7 +9,6 @@ from jaxtyping import Int
 from coc_vla.events.gripper import GripperChannel
 from coc_vla.events.hand_axes import HandAxes
 from coc_vla.events.motion import EpisodeMotion
-from world_modality.precompute.instruction_column import raw_blocks
 from world_modality.source.dataset_episodes import read_episodes
 from world_modality.source.episodes import Episodes
 from world_modality.source.lerobot_source import LeRobotSource
@@ -217,7 +216,7 @@ def _texts_of_column(
     texts: list[str | None] = [None] * len(episodes)
     several: set[int] = set()
     start = 0
-    for block in raw_blocks(source, key):
+    for block in source.raw_blocks(key):
         values = block.to_pylist()
         first = int(np.searchsorted(episodes.ends, start, side="right"))
         position = first

@@ -7,7 +7,7 @@ import pytest
 
 from benchmarks.libero.export_libero_tasks_jsonl import ExportLiberoTasksConfig, run
 from benchmarks.libero.suites import complete_suites, suite_tasks
-from world_modality.source.tasks_jsonl import read_tasks_jsonl
+from world_modality.source.task_texts import read_tasks_jsonl
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 
 ROOT = Path(__file__).parents[2]

@@ -23,7 +23,7 @@ from tests.fixtures.lerobot import make_dataset
 from world_modality import precompute_instruction_embeddings
 from world_modality.cache.contract import Cache
 from world_modality.encode.text_encoder import TextEncoder
-from world_modality.precompute import instruction_column
+from world_modality.precompute import instruction_texts
 from world_modality.precompute_instruction_embeddings import run
 from world_modality.system.errors import InvalidInputError, MissingFileError, MissingKeyError
 
@@ -84,7 +84,7 @@ def test_a_wrong_key_lists_the_keys_there_are(config):
 
 @pytest.mark.parametrize("block_rows", [1, 12, 13, 16_384])
 def test_an_episode_key_with_other_borders_is_refused(config, dataset, monkeypatch, block_rows):
-    monkeypatch.setattr(instruction_column, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(instruction_texts, "BLOCK_ROWS", block_rows)
     # The first episode has 12 frames, and 40 is in the middle of one.
     refused(config, "--episode_id_key frame_index: at frame 1 that", episode_id_key="frame_index")
     episodes, _ = columns_of(dataset)
@@ -120,9 +120,9 @@ def test_a_task_without_a_text_is_named(config, tmp_path):
 
 def test_too_many_texts_are_no_instructions(config, dataset, monkeypatch):
     add_column(dataset, "instruction", [f"frame {i}" for i in range(NUM_FRAMES)])
-    monkeypatch.setattr(instruction_column, "MAX_DISTINCT_TEXTS", NUM_FRAMES - 1)
+    monkeypatch.setattr(instruction_texts, "MAX_DISTINCT_TEXTS", NUM_FRAMES - 1)
     refused(config, "more than 77 different texts", instruction_key="instruction")
-    monkeypatch.setattr(instruction_column, "MAX_DISTINCT_TEXTS", NUM_FRAMES)
+    monkeypatch.setattr(instruction_texts, "MAX_DISTINCT_TEXTS", NUM_FRAMES)
     run(changed(config, instruction_key="instruction"))
 
 

@@ -31,7 +31,7 @@ from tests.fixtures.text import https_server
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
 from world_modality.encode.text_encoder import TextEncoder, load_text_encoder
-from world_modality.precompute import instruction_column, instruction_texts
+from world_modality.precompute import instruction_texts
 from world_modality.precompute_instruction_embeddings import main, run
 
 ARRAY = "instruction_embeddings"
@@ -258,8 +258,7 @@ def test_interrupted_it_goes_on_and_blocks_do_not_show(config, monkeypatch):
     before = array_bytes(config)
     run(config)  # something else in between
     assert array_bytes(config) != before
-    for module in (instruction_texts, instruction_column):
-        monkeypatch.setattr(module, "BLOCK_ROWS", 7)
+    monkeypatch.setattr(instruction_texts, "BLOCK_ROWS", 7)
     write, starts = CacheWriter.write, []
 
     def fails(self, start, blocks):
@@ -282,8 +281,7 @@ def test_interrupted_it_goes_on_and_blocks_do_not_show(config, monkeypatch):
 # 63, the last frame of episode 4, is the first of a block of 7.
 @pytest.mark.parametrize("block_rows", [7, 16_384])
 def test_the_text_may_change_within_an_episode(config, dataset, monkeypatch, capsys, block_rows):
-    for module in (instruction_texts, instruction_column):
-        monkeypatch.setattr(module, "BLOCK_ROWS", block_rows)
+    monkeypatch.setattr(instruction_texts, "BLOCK_ROWS", block_rows)
     episodes, _ = columns_of(dataset)
     texts = [OTHER_TEXTS[e % 2] for e in episodes.tolist()]
     first = int(np.flatnonzero(episodes == 1)[0])

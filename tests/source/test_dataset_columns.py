@@ -24,7 +24,7 @@ from tests.fixtures.lerobot import make_dataset
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.precompute.dataset_columns import ColumnKeys, scan_columns
-from world_modality.precompute.instruction_column import require_same_episodes, require_same_frames
+from world_modality.precompute.instruction_texts import require_same_episodes, require_same_frames
 from world_modality.precompute_world_tokens import PrecomputeConfig
 from world_modality.precompute_world_tokens import run as precompute
 from world_modality.source.episodes import Episodes

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from world_modality.source.png_decoding import SIGNATURE, decode_png
+from world_modality.source.image_decoding import PNG_SIGNATURE, decode_png
 
 WIDTH, HEIGHT = 23, 40
 
@@ -26,7 +26,7 @@ def png(seed, before_data=b"", num_data_chunks=1):
     size = -(-len(stream) // num_data_chunks)
     data = [chunk(b"IDAT", stream[i : i + size]) for i in range(0, len(stream), size)]
     header = chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, 8, 2, 0, 0, 0))
-    return SIGNATURE + header + before_data + b"".join(data) + chunk(b"IEND", b"")
+    return PNG_SIGNATURE + header + before_data + b"".join(data) + chunk(b"IEND", b"")
 
 
 def saved(image, **options):

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from world_modality.source import tasks_jsonl
-from world_modality.source.tasks_jsonl import location_record, read_tasks_jsonl
+from world_modality.source import task_texts
+from world_modality.source.task_texts import location_record, read_tasks_jsonl
 from world_modality.system.errors import InvalidInputError, MissingFileError, MissingKeyError
 
 GOOD = '{"task_index": 0, "task": "push"}\n'
@@ -77,7 +77,7 @@ def test_an_unreadable_file_is_named(read, tmp_path, monkeypatch):
     for path in (tmp_path / "absent.jsonl", tmp_path):
         with pytest.raises(MissingFileError, match="no such file"):
             read_tasks_jsonl(str(path), index_field="task_index", text_field="task")
-    monkeypatch.setattr(tasks_jsonl, "MAX_BYTES", len(GOOD))
+    monkeypatch.setattr(task_texts, "MAX_BYTES", len(GOOD))
     assert read(GOOD) == {0: "push"}
     with pytest.raises(InvalidInputError, match="more than"):
         read(GOOD + " ")

@@ -15,7 +15,7 @@ from world_modality.encode.text_model_files import (
     trained_pooling,
     used_weights_sha256,
 )
-from world_modality.source.instruction_text import text_fault
+from world_modality.source.task_texts import text_fault
 from world_modality.system.errors import InvalidInputError
 
 if TYPE_CHECKING:

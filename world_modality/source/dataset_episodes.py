@@ -6,7 +6,6 @@ them begin again in each data file. Where an episode lies is what the rows thems
 
 from collections.abc import Sequence
 from functools import lru_cache
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Int, Shaped
@@ -62,10 +61,10 @@ def episode_ids(column: np.ndarray, key: str, where: str) -> Int[np.ndarray, " B
 def read_episodes(
     source: LeRobotSource, episode_key: str = EPISODE_KEY, task_key: str | None = None
 ) -> Episodes:
-    """Find the episodes that a column numbers; no image is touched.
+    """Find the episodes that a column numbers, after a check of LeRobot's own; no image is touched.
 
     Args:
-        source: the dataset; its own episodes are checked against `meta/episodes`.
+        source: the dataset.
         episode_key: the column.
         task_key: column that numbers the tasks; without one every episode has task 0.
 
@@ -78,7 +77,7 @@ def read_episodes(
     if (episode_key, task_key) == (EPISODE_KEY, None):
         return own
     keys = [episode_key] if task_key is None else [episode_key, task_key]
-    columns = _whole_columns(source, keys)
+    columns = source.whole_columns(keys)
     index = episode_ids(columns[episode_key], episode_key, source.name)
     if task_key is None:
         return Episodes.from_frames(index, np.zeros_like(index))
@@ -88,11 +87,7 @@ def read_episodes(
 def episode_table(
     source: LeRobotSource, keys: Sequence[str]
 ) -> tuple[Episodes, dict[str, np.ndarray]]:
-    """Join the dataset's own episodes with their rows in `meta/episodes`.
-
-    Args:
-        source: the dataset.
-        keys: columns of numbers of `meta/episodes`.
+    """Join the dataset's own episodes with columns of numbers of `meta/episodes`.
 
     Returns:
         the episodes of the rows, by LeRobot's `episode_index`, and key → [E], in the same order.
@@ -101,7 +96,7 @@ def episode_table(
         MissingFileError, InvalidInputError: as `own_episodes`, or a column is missing.
     """
     episodes = own_episodes(source)
-    table = _read_table(source, [EPISODE_KEY, *keys])
+    table = _read_numbers(source, keys)
     rows = _rows_of(episodes, table[EPISODE_KEY])
     return episodes, {key: table[key][rows] for key in keys}
 
@@ -116,10 +111,10 @@ def own_episodes(source: LeRobotSource) -> Episodes:
             or has no rows; or the timestamps are not those of the recording's fps.
     """
     keys = [EPISODE_KEY, *(key for key in (TASK_KEY, TIME_KEY) if key in source.features)]
-    rows = _whole_columns(source, keys)
+    rows = source.whole_columns(keys)
     index = episode_ids(rows[EPISODE_KEY], EPISODE_KEY, source.name)
     episodes = Episodes.from_frames(index, np.zeros_like(index))
-    table = _read_table(source, [EPISODE_KEY, LENGTH_KEY])
+    table = _read_numbers(source, [LENGTH_KEY])
     where = f"meta/episodes of {source.name} ({source.root})"
     ids, counts = np.unique(table[EPISODE_KEY], return_counts=True)
     for fault, found in (
@@ -160,9 +155,8 @@ def _require_listed_tasks(
 
     Some converters list none.
     """
-    paths = _table_paths(source)
-    has_lists = all(LISTED_KEY in source.open_parquet(p).schema_arrow.names for p in paths)
-    if not has_lists:
+    paths = source.episode_files
+    if not all(LISTED_KEY in source.open_parquet(path).schema_arrow.names for path in paths):
         return
     listed: dict[int, list[str] | None] = {}
     for path in paths:
@@ -201,25 +195,17 @@ def _rows_of(episodes: Episodes, ids: Int[np.ndarray, " E"]) -> Int[np.ndarray, 
     return rows
 
 
-def _whole_columns(source: LeRobotSource, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    blocks = list(source.columns(keys))
-    return {key: np.concatenate([block[key] for block in blocks]) for key in keys}
-
-
-def _table_paths(source: LeRobotSource) -> list[Path]:
-    return sorted(source.root.glob("meta/episodes/*/*.parquet"))
-
-
-def _read_table(source: LeRobotSource, keys: Sequence[str]) -> dict[str, np.ndarray]:
-    paths = _table_paths(source)
-    if not paths:
+def _read_numbers(source: LeRobotSource, keys: Sequence[str]) -> dict[str, np.ndarray]:
+    """Read columns of numbers of `meta/episodes`, the episodes' own among them."""
+    if not source.episode_files:
         raise MissingFileError(
             f"no table of the episodes: expected {source.root / 'meta/episodes'}/*/*.parquet; "
             f"{MEND}"
         )
-    parts: dict[str, list[np.ndarray]] = {key: [] for key in keys}
-    for path in paths:
-        for batch in source.batches(path, keys, BATCH_EPISODES):
-            for key in keys:
-                parts[key].append(to_numpy(batch.column(key), key, path).reshape(-1))
-    return {key: np.concatenate(part) for key, part in parts.items()}
+    keys = [EPISODE_KEY, *keys]
+    parts = [
+        {key: to_numpy(batch.column(key), key, path).reshape(-1) for key in keys}
+        for path in source.episode_files
+        for batch in source.batches(path, keys, BATCH_EPISODES)
+    ]
+    return {key: np.concatenate([part[key] for part in parts]) for key in keys}

@@ -16,13 +16,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int
 
-from world_modality.source.dimension_names import dimension_names
 from world_modality.source.lerobot_format import (
     INFO_PATH,
     MEND,
     RECORDING_PATH,
     content_sha256,
     damaged_file,
+    dimension_names,
     read_info,
     read_json,
     read_tasks,
@@ -78,6 +78,11 @@ class LeRobotSource:
     def data_files(self) -> tuple[Path, ...]:
         """The parquet files in frame order."""
         return tuple(sorted(self.root.glob("data/*/*.parquet")))
+
+    @cached_property
+    def episode_files(self) -> tuple[Path, ...]:
+        """The parquet files of `meta/episodes`, in the order of the episodes."""
+        return tuple(sorted(self.root.glob("meta/episodes/*/*.parquet")))
 
     @property
     def features(self) -> dict[str, dict[str, Any]]:
@@ -181,6 +186,25 @@ class LeRobotSource:
                 f"{self._where} says {self.num_frames} frames, but its parquet files hold "
                 f"{next_index}; was the recording ended with finalize()?"
             )
+
+    def whole_columns(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return some columns of all frames, key → [N] or [N, dim], as `columns` yields them."""
+        blocks = list(self.columns(keys))
+        return {key: np.concatenate([block[key] for block in blocks]) for key in keys}
+
+    def raw_blocks(self, key: str, block_rows: int = BLOCK_ROWS) -> Iterator[pa.Array]:
+        """Yield a column of any type in blocks of rows, in frame order.
+
+        Raises:
+            MissingKeyError: no such column; an image is none either.
+        """
+        self.require(key)
+        if key in self.camera_keys:
+            raise MissingKeyError(f"{key} of {self.name} is no column of numbers or texts")
+        for path in self.data_files:
+            for batch in self.batches(path, [key], block_rows):
+                if batch.num_rows:
+                    yield batch.column(0)
 
     def batches(
         self, path: Path, keys: Sequence[str], rows: int, row_group: int | None = None

@@ -1,13 +1,13 @@
-"""Task texts from a JSON-lines file, as LeRobot v2's `meta/tasks.jsonl` has them.
+"""What a text has to be to serve as an instruction, and task texts from a JSON-lines file.
 
-One object a line: `{"task_index": 0, "task": "push the block"}`.
+The file is as LeRobot v2's `meta/tasks.jsonl`, one object a line:
+`{"task_index": 0, "task": "push the block"}`.
 """
 
 import json
 from pathlib import Path
 from typing import Any
 
-from world_modality.source.instruction_text import text_fault
 from world_modality.system.errors import (
     InvalidInputError,
     MissingFileError,
@@ -16,8 +16,22 @@ from world_modality.system.errors import (
 )
 from world_modality.system.https_download import download_https, is_url, without_query
 
+MAX_TEXT_CHARS = 2_000
 MAX_BYTES = 16_000_000
 INDEX_FIELD = "task_index"
+
+
+def text_fault(text: object) -> str | None:
+    """Say what keeps a text from being an instruction; None where nothing does."""
+    if not isinstance(text, str):
+        return f"is {text!r}, which is no text"
+    if not text.strip():
+        return "is blank"
+    if len(text) > MAX_TEXT_CHARS:
+        return f"has {len(text)} characters, more than {MAX_TEXT_CHARS}"
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        return "holds half a surrogate pair, which is no character"
+    return None
 
 
 def location_record(location: str) -> str:
