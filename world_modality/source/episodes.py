@@ -34,11 +34,8 @@ class Episodes:
     ) -> "Episodes":
         """Find the episodes in the per-frame columns.
 
-        Args:
-            episode_index: each frame's episode.
-            task_index: each frame's task.
-            numbered: the ids that `episode_index` counts, as a cache keeps ids that int32 does not
-                hold; None where it holds the ids themselves.
+        `numbered` lists the ids where `episode_index` counts them, as a cache does with ids that
+        int32 does not hold.
 
         Raises:
             InvalidInputError: no frames, an episode's frames are not consecutive, or a number has
@@ -119,7 +116,7 @@ class Episodes:
 
 @dataclass(frozen=True)
 class Split:
-    """Which episodes train and which validate, as `episode_index` values in ascending order."""
+    """Which episodes train and which validate, as ascending ids."""
 
     train: list[int]
     val: list[int]

@@ -5,10 +5,9 @@ Many episodes share a video file, which is decoded forwards instead of sought. I
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, Int, UInt8
@@ -80,19 +79,11 @@ def frames_at(
     return np.concatenate(list(frame_blocks(source, image_key, unique, 64)))[inverse]
 
 
-@dataclass(frozen=True)
-class _VideoSpan:
-    """The part of a video file that holds one episode.
-
-    Attributes:
-        path: the file.
-        episode: its `episode_index`.
-        first_frame: global index of its first frame.
-        times: of its frames in the file, in seconds.
-    """
+class _VideoSpan(NamedTuple):
+    """The part of a video file that holds one episode; the times are those in the file, in s."""
 
     path: Path
-    episode: int
+    episode_index: int
     first_frame: int
     times: Float64[np.ndarray, " _T"]
 
@@ -143,8 +134,8 @@ def _video_spans(source: LeRobotSource, image_key: str) -> list[_VideoSpan]:
     for one, other in pairwise(ordered):
         if one.path == other.path and not (other.times[0] - one.times[-1]) * source.fps > 0.5:
             raise InvalidInputError(
-                f"episodes {one.episode} and {other.episode} of {source.name} have the same frames "
-                f"of {one.path}; {MEND}"
+                f"episodes {one.episode_index} and {other.episode_index} of {source.name} have the "
+                f"same frames of {one.path}; {MEND}"
             )
     return spans
 

@@ -57,22 +57,23 @@ def open_dataset(
         dataset_root: a local dataset's folder.
         revision: hub revision to pin.
         image_key: a camera; it has to exist even where its images are not needed.
-        needs_images: whether they are: None as `image_key` is then the only camera, and a video
-            is fetched.
+        needs_images: fetch the camera's video; no `image_key` stands for the only camera.
 
     Raises:
         MissingFileError: no such folder, and no hub that has it.
         MissingKeyError: no such camera, said before anything large is fetched.
         InvalidInputError: not of format v3, without frames, damaged, or of another revision.
     """
-    copy = None
-    if dataset_root is None:
-        root = local_dataset_folder(name)
-        copy = HubCopy.open(name, root, revision)
-    else:
-        root = _local_root(dataset_root, revision)
+    root = dataset_root or local_dataset_folder(name)
+    copy = HubCopy.open(name, root, revision) if dataset_root is None else None
+    if dataset_root is not None and revision is not None:
+        raise InvalidInputError("--revision pins a hub dataset; leave it out with --dataset_root")
     if copy is not None:
         copy.fetch("meta/")
+    elif not (root / INFO_PATH).exists():
+        raise MissingFileError(
+            f"no LeRobot dataset in --dataset_root {root}: expected {root / INFO_PATH}"
+        )
     source = LeRobotSource.at(root, name, revision)
     parts = ["data/"]
     if needs_images or image_key is not None:
@@ -85,17 +86,6 @@ def open_dataset(
     if not source.data_files:
         raise InvalidInputError(f"dataset {name} at {root} is empty: it has no data/*/*.parquet")
     return source
-
-
-def _local_root(dataset_root: Path, revision: str | None) -> Path:
-    if revision is not None:
-        raise InvalidInputError("--revision pins a hub dataset; leave it out with --dataset_root")
-    if not (dataset_root / INFO_PATH).exists():
-        raise MissingFileError(
-            f"no LeRobot dataset in --dataset_root {dataset_root}: expected "
-            f"{dataset_root / INFO_PATH}"
-        )
-    return dataset_root
 
 
 @dataclass(frozen=True)
@@ -118,13 +108,10 @@ class HubCopy:
 
     @classmethod
     def open(cls, name: str, folder: Path, revision: str | None) -> "HubCopy | None":
-        """Find out what the copy has to hold; nothing large is fetched.
+        """Find out what the copy in a folder has to hold; nothing large is fetched.
 
-        Args:
-            name: repository id.
-            folder: where the copy lies, or will lie.
-            revision: the hub's branch, tag or commit; None for what the copy is of, and for a new
-                one the latest of format v3.
+        Without a `revision` an existing copy stays what it is, and a new one is of the latest
+        revision of format v3.
 
         Returns:
             None where the folder holds a dataset that is no copy of the hub's, or a copy whose
@@ -134,25 +121,20 @@ class HubCopy:
             MissingFileError: the hub does not answer, or lacks the dataset or the revision.
             InvalidInputError: it is of another format, or the folder holds another revision.
         """
-        record_path = folder / RECORD_PATH
-        if record_path.exists():
+        if (folder / RECORD_PATH).exists():
             copy = cls._recorded(name, folder)
         elif not (folder / INFO_PATH).exists():
             return cls._new(name, folder, revision)
         else:
             client_record = folder / CLIENT_RECORD_PATH
-            commit = (
-                client_record.read_text(encoding="utf-8").split("\n")[0]
-                if client_record.exists()
-                else None
-            )
-            if commit is None and revision is None:
-                return None
-            if commit is None:
+            if not client_record.exists():
+                if revision is None:
+                    return None
                 raise InvalidInputError(
                     f"{folder} holds a dataset of unknown revision, --revision asks for "
                     f"{revision}: leave --revision out, or move that folder away"
                 )
+            commit = client_record.read_text(encoding="utf-8").split("\n")[0]
             try:
                 copy = cls(name, folder, commit, commit, _sizes(name, commit))
             except MissingFileError as error:
@@ -193,16 +175,8 @@ class HubCopy:
             raise InvalidInputError(f"{name} on the hub is no LeRobot dataset: no {where}")
         # Not in the folder: LeRobot's converter takes what lies there for the whole dataset.
         with tempfile.TemporaryDirectory() as temporary:
-            path = _asked(
-                name,
-                lambda hub: hub.hf_hub_download(
-                    name,
-                    str(INFO_PATH),
-                    repo_type="dataset",
-                    revision=commit,
-                    local_dir=temporary,
-                ),
-            )
+            fetched = {"repo_type": "dataset", "revision": commit, "local_dir": temporary}
+            path = _asked(name, lambda hub: hub.hf_hub_download(name, str(INFO_PATH), **fetched))
             read_info(Path(path), name, folder, where)
         copy._write()
         return copy
@@ -221,16 +195,13 @@ class HubCopy:
         wanted = {path: size for path, size in self.sizes.items() if path.startswith(prefix)}
         absent = [path for path in wanted if not (self.folder / path).exists()]
         if absent:
-            _asked(
-                self.name,
-                lambda hub: hub.snapshot_download(
-                    self.name,
-                    repo_type="dataset",
-                    revision=self.commit,
-                    local_dir=self.folder,
-                    allow_patterns=[escape(path) for path in absent],
-                ),
-            )
+            wanted_files = {
+                "repo_type": "dataset",
+                "revision": self.commit,
+                "local_dir": self.folder,
+                "allow_patterns": [escape(path) for path in absent],
+            }
+            _asked(self.name, lambda hub: hub.snapshot_download(self.name, **wanted_files))
         for path, size in wanted.items():
             file = self.folder / path
             if not file.exists():
@@ -250,8 +221,8 @@ def _versions(name: str) -> list[str]:
     """Return the format versions that the hub has the dataset in, oldest first."""
     refs = _asked(name, lambda hub: hub.HfApi().list_repo_refs(name, repo_type="dataset"))
     names = {ref.name for ref in [*refs.tags, *refs.branches]}
-    found = [match for match in (re.fullmatch(r"v(\d+)\.(\d+)", name) for name in names) if match]
-    return [match[0] for match in sorted(found, key=lambda m: (int(m[1]), int(m[2])))]
+    versions = [name for name in names if re.fullmatch(r"v\d+\.\d+", name)]
+    return sorted(versions, key=lambda name: [int(part) for part in name[1:].split(".")])
 
 
 def _commit(name: str, revision: str) -> str:
@@ -260,14 +231,11 @@ def _commit(name: str, revision: str) -> str:
 
 
 def _sizes(name: str, commit: str) -> dict[str, int]:
-    def listed(hub: Any) -> dict[str, int]:
-        tree = hub.HfApi().list_repo_tree(
-            name, recursive=True, revision=commit, repo_type="dataset"
-        )
-        files = [entry for entry in tree if hasattr(entry, "size")]
-        return {file.path: file.size for file in files if file.path.startswith(PARTS)}
-
-    return _asked(name, listed)
+    """Return the bytes of each file of a commit, by path; folders of the tree have none."""
+    listed = {"repo_type": "dataset", "revision": commit, "recursive": True}
+    tree = _asked(name, lambda hub: list(hub.HfApi().list_repo_tree(name, **listed)))
+    files = [entry for entry in tree if hasattr(entry, "size")]
+    return {file.path: file.size for file in files if file.path.startswith(PARTS)}
 
 
 def _asked(name: str, request: Callable[[Any], Answer]) -> Answer:

@@ -65,13 +65,9 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_info(path: Path, name: str, folder: Path, where: str | None = None) -> dict[str, Any]:
-    """Read a dataset's `meta/info.json`.
+    """Read the `meta/info.json` of a dataset that lies, or would lie, in `folder`.
 
-    Args:
-        path: the file.
-        name: of the dataset.
-        folder: where the dataset lies, or would lie.
-        where: the same for an error's reader, where the file's path says nothing.
+    An error calls the file `where`, or by its path.
 
     Raises:
         InvalidInputError: it is damaged, of another format than v3, or lacks an entry.
@@ -99,13 +95,9 @@ def read_info(path: Path, name: str, folder: Path, where: str | None = None) -> 
 
 
 def require_format_v3(version: str, where: str, name: str, folder: Path) -> None:
-    """Refuse a dataset of another format, with the command that converts it.
+    """Refuse a dataset of another format, with the command that converts it in its `folder`.
 
-    Args:
-        version: as `codebase_version` or the hub's tag says it, "v2.1".
-        where: what says so.
-        name: of the dataset.
-        folder: where it lies, or would lie.
+    The version is as `codebase_version` or the hub's tag has it, "v2.1"; `where` is what says so.
 
     Raises:
         InvalidInputError: the version is not v3.x.

@@ -177,7 +177,7 @@ class LeRobotSource:
             for batch in self.batches(path, wanted, block_rows):
                 block = {key: to_numpy(batch.column(key), key, path) for key in wanted}
                 for key in keys:
-                    self._check_width(block[key], key, path)
+                    self._require_width(block[key], key, path)
                 self.require_order(block[INDEX_KEY], next_index, path)
                 next_index += batch.num_rows
                 yield {key: block[key] for key in keys}
@@ -244,7 +244,7 @@ class LeRobotSource:
     def _where(self) -> str:
         return f"dataset {self.name} ({self.root})"
 
-    def _check_width(self, column: np.ndarray, key: str, path: Path) -> None:
+    def _require_width(self, column: np.ndarray, key: str, path: Path) -> None:
         shape = self.features[key].get("shape")
         width = math.prod(column.shape[1:])
         if shape is not None and width != math.prod(shape):
