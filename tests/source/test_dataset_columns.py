@@ -7,7 +7,6 @@ import sys
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -20,7 +19,7 @@ from coc_vla.labels.settings import require_episode_key
 from coc_vla.score_labels import ScoreConfig
 from coc_vla.score_labels import run as score
 from tests.fixtures.instruction import add_column
-from tests.fixtures.lerobot import make_dataset
+from tests.fixtures.lerobot import change_feature, put_column, values
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.precompute.dataset_columns import ColumnKeys, scan_columns
@@ -28,13 +27,11 @@ from world_modality.precompute.instruction_texts import require_same_episodes, r
 from world_modality.precompute_world_tokens import PrecomputeConfig
 from world_modality.precompute_world_tokens import run as precompute
 from world_modality.source.episodes import Episodes
-from world_modality.source.frame_decoding import frames_at
 from world_modality.source.lerobot_adapter import open_dataset
-from world_modality.system.errors import InvalidInputError, MissingFileError
+from world_modality.system.errors import InvalidInputError
 
 NAME = "local/tiny"
 CPU = torch.device("cpu")
-CAMERA = "observation.image"
 LENGTHS = [12, 13, 14, 12, 13, 14]
 # As recorders make them from the date; apart by 2**32, they were one and the same in int32.
 FIRST_ID = 20251120101500000
@@ -42,13 +39,10 @@ IDS = [FIRST_ID + 2**32 * i for i in (3, 0, 1, 2, 5, 4)]
 
 
 @pytest.fixture(scope="module")
-def recorded(tmp_path_factory):
-    root = make_dataset(tmp_path_factory.mktemp("data") / NAME)
+def recorded(roots, tmp_path_factory):
+    root = shutil.copytree(roots["image"], tmp_path_factory.mktemp("data") / NAME)
     add_column(root, "recording", np.repeat(IDS, LENGTHS).tolist())
-    path = root / "meta" / "info.json"
-    info = json.loads(path.read_text())
-    info["features"]["action"]["names"] = ["hand_dx", "gripper_effort"]
-    path.write_text(json.dumps(info))
+    change_feature(root, "action", names=["hand_dx", "gripper_effort"])
     return root
 
 
@@ -80,18 +74,6 @@ def opened(root):
 def scan(root, **keys):
     source = opened(root)
     return scan_columns(source, ColumnKeys.of(source, **keys))
-
-
-def rewrite(root, key, column):
-    """Put another column, of any type, into the dataset's only data file."""
-    (path,) = root.glob("data/*/*.parquet")
-    table = pq.read_table(path)
-    pq.write_table(table.set_column(table.schema.get_field_index(key), key, column), path)
-
-
-def values(root, key):
-    (path,) = root.glob("data/*/*.parquet")
-    return pq.read_table(path).column(key).to_pylist()
 
 
 def test_large_ids_are_counted_in_the_cache_and_named_everywhere(recorded, cache):
@@ -142,7 +124,7 @@ def test_labels_and_instructions_join_by_large_ids(recorded, cache, tmp_path):
 
 def test_other_ids_than_the_caches_are_noticed(copy, cache):
     other = [i + (i == IDS[4]) for i in values(copy, "recording")]
-    rewrite(copy, "recording", pa.array(other))
+    put_column(copy, "recording", pa.array(other))
     with pytest.raises(InvalidInputError, match="frame 51 has another recording"):
         require_same_frames(cache, opened(copy))
 
@@ -151,27 +133,27 @@ def test_ids_that_the_cache_holds_stay_as_they_are(recorded):
     found = scan(recorded)
     assert found.numbered_ids is None
     assert found.episode_index.tolist() == np.repeat(range(6), LENGTHS).tolist()
+    counted = np.array([0, 0, 1, 2], dtype=np.int32)
+    episodes = Episodes.from_frames(counted, np.zeros(4, dtype=np.int32), [70, 2**60, 5])
+    assert episodes.ids.tolist() == [70, 2**60, 5]
 
 
 @pytest.mark.parametrize(
     ("ids", "told"),
     [
-        (np.repeat([0.2, 0.9, 1.5, 2, 3, 4], LENGTHS), "holds float64"),
-        (
-            np.repeat([0, -1, 2, 3, 4, 5], LENGTHS),
-            "has the number -1; episodes are numbered from 0",
-        ),
-        (np.repeat(np.array([0, 1, 2, 3, 4, 2**64 - 1], dtype=np.uint64), LENGTHS), str(2**64 - 1)),
+        ([0.2, 0.9, 1.5, 2, 3, 4], "holds float64"),
+        ([0, -1, 2, 3, 4, 5], "has the number -1; episodes are numbered from 0"),
+        (np.array([0, 1, 2, 3, 4, 2**64 - 1], dtype=np.uint64), str(2**64 - 1)),
     ],
 )
 def test_a_column_that_does_not_number_episodes_is_refused(copy, ids, told):
-    rewrite(copy, "recording", pa.array(ids))
+    put_column(copy, "recording", pa.array(np.repeat(ids, LENGTHS)))
     with pytest.raises(InvalidInputError, match=told):
         scan(copy, episode="recording")
 
 
 def test_a_task_number_that_the_cache_cannot_hold_is_refused(copy):
-    rewrite(copy, "task_index", pa.array([t + 2**32 for t in values(copy, "task_index")]))
+    put_column(copy, "task_index", pa.array([t + 2**32 for t in values(copy, "task_index")]))
     with pytest.raises(InvalidInputError, match=r"task_index of .* has the number 429496729\d"):
         scan(copy)
 
@@ -187,12 +169,6 @@ def test_a_damaged_list_of_ids_is_refused(cache, tmp_path, listed):
         FrameTensors.from_cache(Cache(tmp_path, NAME), CPU)
 
 
-def test_ids_are_given_to_the_episodes_that_a_column_counts():
-    counted = np.array([0, 0, 1, 2], dtype=np.int32)
-    episodes = Episodes.from_frames(counted, np.zeros(4, dtype=np.int32), [70, 2**60, 5])
-    assert episodes.ids.tolist() == [70, 2**60, 5]
-
-
 def two_dimensional(root):
     """Write the state as `datasets` writes a feature of shape [2, 2]; return its numbers."""
     from datasets import Array2D
@@ -200,11 +176,8 @@ def two_dimensional(root):
     numbers = values(root, "observation.state")
     kind = Array2D((2, 2), "float32")()
     nested = pa.array([[row[:2], row[2:]] for row in numbers], kind.storage_dtype)
-    rewrite(root, "observation.state", pa.ExtensionArray.from_storage(kind, nested))
-    path = root / "meta" / "info.json"
-    info = json.loads(path.read_text())
-    info["features"]["observation.state"] |= {"shape": [2, 2], "names": None}
-    path.write_text(json.dumps(info))
+    put_column(root, "observation.state", pa.ExtensionArray.from_storage(kind, nested))
+    change_feature(root, "observation.state", shape=[2, 2], names=None)
     return np.array(numbers, dtype=np.float32)
 
 
@@ -235,13 +208,13 @@ def test_a_state_of_two_dimensions_is_read_whether_datasets_is_imported_or_not(c
 
 def test_long_lists_are_read(copy):
     expected = values(copy, "observation.state")
-    rewrite(copy, "observation.state", pa.array(expected, pa.large_list(pa.float32())))
+    put_column(copy, "observation.state", pa.array(expected, pa.large_list(pa.float32())))
     np.testing.assert_array_equal(read_state(copy), np.array(expected, dtype=np.float32))
 
 
 def test_truth_values_are_read_as_numbers_but_number_no_episodes(copy):
     add_column(copy, "grasped", [0] * sum(LENGTHS))
-    rewrite(copy, "grasped", pa.array([i % 2 == 1 for i in range(sum(LENGTHS))]))
+    put_column(copy, "grasped", pa.array([i % 2 == 1 for i in range(sum(LENGTHS))]))
     assert scan(copy, state="observation.state+grasped").dims["states"] == 5
     with pytest.raises(InvalidInputError, match=r"grasped .* holds bool"):
         scan(copy, episode="grasped")
@@ -255,27 +228,6 @@ def test_truth_values_are_read_as_numbers_but_number_no_episodes(copy):
     ],
 )
 def test_rows_that_lerobot_cannot_read_are_refused(copy, spoil, told):
-    rewrite(copy, "observation.state", pa.array(spoil(values(copy, "observation.state"))))
+    put_column(copy, "observation.state", pa.array(spoil(values(copy, "observation.state"))))
     with pytest.raises(InvalidInputError, match=told):
         read_state(copy)
-
-
-def test_images_may_be_files_paths_or_both(recorded, copy):
-    expected = frames_at(opened(recorded), CAMERA, np.arange(10))
-    files = [image["bytes"] for image in values(recorded, CAMERA)]
-    rewrite(copy, CAMERA, pa.array(files, pa.large_binary()))
-    np.testing.assert_array_equal(frames_at(opened(copy), CAMERA, np.arange(10)), expected)
-    paths = [copy / "pictures" / f"{i}.png" for i in range(len(files))]
-    paths[0].parent.mkdir()
-    for path, file in zip(paths, files, strict=True):
-        path.write_bytes(file)
-    names = [str(path.relative_to(copy)) for path in paths]
-    for column in (names, [str(path) for path in paths], [{"path": name} for name in names]):
-        rewrite(copy, CAMERA, pa.array(column))
-        np.testing.assert_array_equal(frames_at(opened(copy), CAMERA, np.arange(10)), expected)
-    paths[3].unlink()
-    with pytest.raises(MissingFileError, match=r"names an image that cannot be read: .*3\.png"):
-        frames_at(opened(copy), CAMERA, np.arange(10))
-    rewrite(copy, CAMERA, pa.array([1.5] * len(files)))
-    with pytest.raises(InvalidInputError, match="has no image"):
-        frames_at(opened(copy), CAMERA, np.arange(10))

@@ -34,13 +34,12 @@ def test_boundaries_and_membership_equal_a_plain_loop(seed):
             mask.append(identity in chosen)
             frame += 1
         ends.append(frame)
-    assert episodes.starts.tolist() == starts
-    assert episodes.ends.tolist() == ends
-    assert episodes.lengths.tolist() == lengths
-    assert episodes.ids.tolist() == ids
-    assert episodes.tasks.tolist() == tasks
+    for name, expected in (
+        *(("starts", starts), ("ends", ends), ("lengths", lengths), ("ids", ids)),
+        *(("tasks", tasks), ("of_frame", of_frame)),
+    ):
+        assert getattr(episodes, name).tolist() == expected, name
     assert (len(episodes), episodes.num_frames) == (num, frame)
-    assert episodes.of_frame.tolist() == of_frame
     assert episodes.frame_mask(chosen).tolist() == mask
     assert episodes.frames_of(chosen).tolist() == [t for t, inside in enumerate(mask) if inside]
     assert episodes.positions_of(chosen).tolist() == [
@@ -48,12 +47,9 @@ def test_boundaries_and_membership_equal_a_plain_loop(seed):
     ]
 
 
-def test_a_dataset_without_frames_is_refused():
+def test_a_dataset_without_frames_and_scattered_episodes_are_refused():
     with pytest.raises(InvalidInputError, match="no frames"):
         make([])
-
-
-def test_scattered_episodes_are_refused_by_name():
     index = np.array([0, 0, 7, 7, 0, 3], dtype=np.int32)
     with pytest.raises(InvalidInputError, match=r"episode_index \[0\].*is the episode key right"):
         Episodes.from_frames(index, np.zeros(6, dtype=np.int32))
@@ -113,18 +109,12 @@ def test_every_episode_is_held_out_about_equally_often():
     assert 60 - 5 * 7.3 < counts.min() <= counts.max() < 60 + 5 * 7.3
 
 
-def test_one_episode_cannot_be_split():
+def test_both_sides_of_a_split_hold_at_least_one_episode():
+    for fraction in (0.001, 0.999):
+        split = split_episodes(make([1, 1, 1]), fraction, 0)
+        assert min(len(split.train), len(split.val)) == 1
+    for fraction in (0.0, 1.0, -0.1, 1.5, float("nan")):
+        with pytest.raises(InvalidInputError, match="--val_fraction must lie between 0 and 1"):
+            split_episodes(make([1, 1, 1]), fraction, 0)
     with pytest.raises(InvalidInputError, match=r"1 episode cannot be split.*at least 2"):
         split_episodes(make([10]), 0.1, 0)
-
-
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 1.5, float("nan")])
-def test_a_fraction_outside_0_and_1_is_refused(fraction):
-    with pytest.raises(InvalidInputError, match="--val_fraction must lie between 0 and 1"):
-        split_episodes(make([1, 1, 1]), fraction, 0)
-
-
-@pytest.mark.parametrize("fraction", [0.001, 0.999])
-def test_both_sides_of_a_split_hold_at_least_one_episode(fraction):
-    split = split_episodes(make([1, 1, 1]), fraction, 0)
-    assert min(len(split.train), len(split.val)) == 1

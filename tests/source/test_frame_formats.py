@@ -1,7 +1,6 @@
 """Frames of every kind of video and image file, against the true pixels and against LeRobot's."""
 
 import io
-import json
 import os
 import re
 import subprocess
@@ -14,12 +13,11 @@ import av
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
-from tests.fixtures.lerobot import make_dataset
+from tests.fixtures.lerobot import change_feature, make_dataset, put_column
 from tests.fixtures.video import VideoFormat, smooth_frames, write_video
 from world_modality.source.frame_decoding import frames_at
 from world_modality.source.lerobot_adapter import open_dataset
@@ -131,15 +129,10 @@ def record(root, names, dtype):
     return make_dataset(root, camera_dtype=dtype, cameras=cameras, **sizes)
 
 
-def store_images(root, key, cells, kind=None):
-    """Put other cells in the place of a camera's; by default files, in the column's own type."""
-    path = next(root.glob("data/*/*.parquet"))
-    table = pq.read_table(path)
-    place = table.schema.get_field_index(key)
-    if kind is None:
-        kind = table.schema.field(key).type
-        cells = [{"bytes": cell, "path": None} for cell in cells]
-    pq.write_table(table.set_column(place, key, pa.array(cells, kind)), path)
+def store_files(root, key, files):
+    """Put other files into a camera's column, in its own type."""
+    cells = [{"bytes": file, "path": None} for file in files]
+    put_column(root, key, pa.array(cells, pa.struct({"bytes": pa.binary(), "path": pa.string()})))
 
 
 def true_frames(name):
@@ -167,7 +160,7 @@ def roots(tmp_path_factory):
         write_video(path, smooth_frames(NUM_FRAMES, *video.size), video)
     for name, encode in IMAGES.items():
         files = [encode(frame) for frame in smooth_frames(NUM_FRAMES, *SIZE)]
-        store_images(roots["image"], camera(name), files)
+        store_files(roots["image"], camera(name), files)
     return roots
 
 
@@ -196,8 +189,7 @@ def lerobots_frames(roots, tmp_path_factory):
 
 def our_frames(roots, name):
     root = roots["video" if name in VIDEOS else "image"]
-    source = open_dataset("local/tiny", dataset_root=root)
-    return frames_at(source, camera(name), np.arange(NUM_FRAMES)).astype(float)
+    return frames_of(root, camera(name)).astype(float)
 
 
 @pytest.mark.parametrize("name", [*VIDEOS, *IMAGES])
@@ -219,9 +211,9 @@ def test_frames_are_lerobots_within_rounding(roots, lerobots_frames, name):
     assert difference.max() < 1.01
 
 
-def frames_of(root):
+def frames_of(root, key=None):
     source = open_dataset("local/tiny", dataset_root=root)
-    return frames_at(source, source.camera(None), np.arange(NUM_FRAMES))
+    return frames_at(source, source.camera(key), np.arange(NUM_FRAMES))
 
 
 @pytest.fixture
@@ -235,44 +227,43 @@ def video_path(tmp_path):
     return next((tmp_path / "video").glob("videos/*/*/*.mp4"))
 
 
-def video_frames(path):
-    return frames_of(path.parents[3])
-
-
 @pytest.mark.parametrize("words", REFUSED_IMAGES)
 def test_an_image_that_is_no_8_bit_rgb_or_grey_is_refused_with_its_format(image_root, words):
     frames = smooth_frames(NUM_FRAMES, *SIZE)
     files = [saved(frames[0], "png"), REFUSED_IMAGES[words](frames[1]), saved(frames[2], "png")]
-    store_images(image_root, camera("only"), files)
+    store_files(image_root, camera("only"), files)
     with pytest.raises(InvalidInputError, match=f"frame 1 of camera .*only is {words}"):
         frames_of(image_root)
 
 
-@pytest.mark.parametrize("kind", ["struct", "bytes in struct", "path", "bytes"])
+# What `datasets` takes for an image: its file, where it lies, or both.
+CELLS = {
+    "struct": lambda path: ({"bytes": None, "path": path.name}, None),
+    "bytes in struct": lambda path: ({"bytes": path.read_bytes()}, None),
+    "path in struct": lambda path: ({"path": path.name}, None),
+    "relative path": lambda path: (path.name, None),
+    "path": lambda path: (str(path), None),
+    "bytes": lambda path: (path.read_bytes(), None),
+    "large bytes": lambda path: (path.read_bytes(), pa.large_binary()),
+}
+
+
+@pytest.mark.parametrize("kind", CELLS)
 def test_an_image_is_found_however_datasets_stores_it(image_root, kind):
     frames = smooth_frames(NUM_FRAMES, *SIZE)
-    paths = [image_root / "images" / f"{i}.png" for i in range(NUM_FRAMES)]
-    paths[0].parent.mkdir(exist_ok=True)
+    paths = [image_root / f"{i}.png" for i in range(NUM_FRAMES)]
     for path, frame in zip(paths, frames, strict=True):
         path.write_bytes(saved(frame, "png"))
-    cells, column_type = {
-        "struct": (
-            [{"bytes": None, "path": str(path.relative_to(image_root))} for path in paths],
-            pa.struct({"path": pa.string(), "bytes": pa.binary()}),
-        ),
-        "bytes in struct": (
-            [{"bytes": path.read_bytes()} for path in paths],
-            pa.struct({"bytes": pa.binary()}),
-        ),
-        "path": ([str(path) for path in paths], pa.string()),
-        "bytes": ([path.read_bytes() for path in paths], pa.binary()),
-    }[kind]
-    store_images(image_root, camera("only"), cells, column_type)
+    cells, (column_type, *_) = zip(*map(CELLS[kind], paths), strict=True)
+    put_column(image_root, camera("only"), pa.array(cells, column_type))
     np.testing.assert_array_equal(frames_of(image_root), frames)
-    if "path" in str(cells) or kind == "path":
+    if "bytes" not in kind:
         paths[1].unlink()
         with pytest.raises(MissingFileError, match=r"names an image that cannot be read: .*1\.png"):
             frames_of(image_root)
+    put_column(image_root, camera("only"), pa.array([1.5] * NUM_FRAMES))
+    with pytest.raises(InvalidInputError, match="has no image"):
+        frames_of(image_root)
 
 
 def test_colours_may_change_within_a_video(video_path, tmp_path):
@@ -295,55 +286,53 @@ def test_colours_may_change_within_a_video(video_path, tmp_path):
                 packet.pts = packet.dts = index * packet.duration
                 packet.stream = stream
                 output.mux(packet)
-    assert np.abs(video_frames(video_path).astype(float) - frames).mean() < 0.5
+    assert np.abs(frames_of(video_path.parents[3]).astype(float) - frames).mean() < 0.5
 
 
-def test_a_video_whose_colours_cannot_be_converted_is_refused(video_path):
+UPRIGHT = bytes.fromhex("0001000000000000000000000000000000010000")
+QUARTER_TURN = bytes.fromhex("000000000001000000000000ffff000000000000")
+
+
+def other_matrix(path):
     ycgco = VideoFormat("libx264", "yuv444p", tag=8)
-    write_video(video_path, smooth_frames(NUM_FRAMES, *SIZE), ycgco)
-    with pytest.raises(
-        InvalidInputError, match=r"file-000\.mp4 holds yuv444p with colour matrix 8 "
-    ):
-        video_frames(video_path)
+    write_video(path, smooth_frames(NUM_FRAMES, *SIZE), ycgco)
 
 
-UPRIGHT = bytes.fromhex("00010000 00000000 00000000 00000000 00010000".replace(" ", ""))
-QUARTER_TURN = bytes.fromhex("00000000 00010000 00000000 ffff0000 00000000".replace(" ", ""))
+def turned_track(path):
+    header, track = path.read_bytes().split(b"tkhd")
+    path.write_bytes(header + b"tkhd" + track.replace(UPRIGHT, QUARTER_TURN, 1))
 
 
-def test_a_video_that_is_to_be_turned_is_refused(video_path):
-    header, track = video_path.read_bytes().split(b"tkhd")
-    video_path.write_bytes(header + b"tkhd" + track.replace(UPRIGHT, QUARTER_TURN, 1))
-    with pytest.raises(InvalidInputError, match=r"\.mp4 is to be turned by -90 degrees"):
-        video_frames(video_path)
-
-
-def test_a_file_without_a_video_that_ffmpeg_knows_is_refused(video_path):
-    video_path.write_bytes(video_path.read_bytes().replace(b"av01", b"xy01"))
-    with pytest.raises(InvalidInputError, match=r"\.mp4 has no video that FFmpeg can decode"):
-        video_frames(video_path)
-    video_path.write_bytes(b"version https://git-lfs.github.com/spec/v1\n")
-    with pytest.raises(InvalidInputError, match=r"\.mp4 is damaged, or FFmpeg cannot decode it"):
-        video_frames(video_path)
-
-
-def test_a_frame_that_the_decoder_had_to_fill_up_is_refused(video_path):
+def filled_up(path):
+    """Damage a frame so that the decoder has to fill up a part of it."""
     frames = np.random.default_rng(0).integers(0, 256, (NUM_FRAMES, *SIZE, 3), dtype=np.uint8)
-    write_video(video_path, frames, VideoFormat("libx264", "yuv420p"))
-    with av.open(str(video_path)) as container:
+    write_video(path, frames, VideoFormat("libx264", "yuv420p"))
+    with av.open(str(path)) as container:
         packets = [(packet.pos, packet.size) for packet in container.demux() if packet.size]
-    content = bytearray(video_path.read_bytes())
+    content = bytearray(path.read_bytes())
     start = packets[1][0] + packets[1][1] // 2
     content[start : start + 40] = bytes(40)
-    video_path.write_bytes(content)
-    with pytest.raises(InvalidInputError, match=r"damaged: its frame at 0\.1000 s is not whole"):
-        video_frames(video_path)
+    path.write_bytes(content)
 
 
-def test_a_camera_that_measures_depth_is_refused(video_path):
-    path = video_path.parents[3] / "meta" / "info.json"
-    info = json.loads(path.read_text())
-    info["features"][camera("only")]["info"]["is_depth_map"] = True
-    path.write_text(json.dumps(info))
-    with pytest.raises(InvalidInputError, match=r"only of local/tiny measures depth.*--image_key"):
-        video_frames(video_path)
+REFUSED_VIDEOS = {
+    r"file-000\.mp4 holds yuv444p with colour matrix 8 ": other_matrix,
+    r"\.mp4 is to be turned by -90 degrees": turned_track,
+    r"\.mp4 has no video that FFmpeg can decode": lambda path: path.write_bytes(
+        path.read_bytes().replace(b"av01", b"xy01")
+    ),
+    r"\.mp4 is damaged, or FFmpeg cannot decode it": lambda path: path.write_bytes(
+        b"version https://git-lfs.github.com/spec/v1\n"
+    ),
+    r"damaged: its frame at 0\.1000 s is not whole": filled_up,
+    r"only of local/tiny measures depth.*--image_key": lambda path: change_feature(
+        path.parents[3], camera("only"), info={"is_depth_map": True}
+    ),
+}
+
+
+@pytest.mark.parametrize("told", REFUSED_VIDEOS)
+def test_a_video_that_is_damaged_or_means_something_else_is_refused(video_path, told):
+    REFUSED_VIDEOS[told](video_path)
+    with pytest.raises(InvalidInputError, match=told):
+        frames_of(video_path.parents[3])
