@@ -23,6 +23,13 @@ TEXTS = (
     "open the drawer",
     "pull the top drawer of the cabinet open, slowly, and then step away from it",
 )
+SIZES = {
+    "hidden_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "intermediate_size": 48,
+}
+IMAGES = {**SIZES, "image_size": 28, "patch_size": 14}
 
 
 def build(name, **settings):
@@ -54,15 +61,14 @@ def copy(folder, tmp_path):
     return shutil.copytree(folder, tmp_path / "copy")
 
 
-def outputs_by_hand(folder, text, **settings):
-    """Run the transformers model on one text, which needs neither padding nor a mask."""
+def outputs_by_hand(folder, texts=TEXTS):
+    """Run the transformers model on one text at a time, which needs neither padding nor a mask."""
     from transformers import AutoModel, AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    model = AutoModel.from_pretrained(folder).eval()
-    tokens = tokenizer([text], return_tensors="pt", **settings)
+    model = AutoModel.from_pretrained(folder).float().eval()
     with torch.no_grad():
-        return model(input_ids=tokens["input_ids"])
+        return [model(tokenizer([text], return_tensors="pt")["input_ids"]) for text in texts]
 
 
 def test_it_agrees_with_sentence_transformers(packaged):
@@ -86,8 +92,7 @@ def test_like_meanings_lie_closer_than_others(packaged):
 @pytest.mark.parametrize("pooling", ["mean", "cls", "pooler"])
 def test_pooling_leaves_the_padding_out(bert, pooling):
     found = build(bert, pooling=pooling).encode(TEXTS)
-    for row, text in zip(found, TEXTS, strict=True):
-        output = outputs_by_hand(bert, text)
+    for row, output in zip(found, outputs_by_hand(bert), strict=True):
         hidden = output.last_hidden_state[0]
         expected = {"mean": hidden.mean(dim=0), "cls": hidden[0], "pooler": output.pooler_output[0]}
         np.testing.assert_allclose(row, expected[pooling], atol=1e-6)
@@ -101,13 +106,11 @@ def test_the_batch_does_not_matter(packaged):
 
 def test_a_long_text_is_cut_and_reported(folder):
     encoder = build(folder, max_length=6)  # two of them special
-    assert encoder.is_truncated(["open the top drawer", "open the top drawer now"]).tolist() == [
-        False,
-        True,
-    ]
-    whole, cut = encoder.encode(["open the top drawer", "open the top drawer now"])
+    texts = ["open the top drawer", "open the top drawer now"]
+    assert encoder.is_truncated(texts).tolist() == [False, True]
+    whole, cut = encoder.encode(texts)
     np.testing.assert_allclose(cut, whole, atol=1e-6)
-    longer = build(folder, max_length=7).encode(["open the top drawer now"])
+    longer = build(folder, max_length=7).encode(texts[1:])
     assert np.abs(longer - cut).max() > 1e-3
 
 
@@ -141,29 +144,24 @@ def test_a_model_of_two_stacks_or_towers_gives_its_text_side(tmp_path):
     t5 = save_text_model(tmp_path / "t5", "t5")
     from transformers import AutoTokenizer, CLIPConfig, CLIPModel, T5EncoderModel
 
-    tokens = AutoTokenizer.from_pretrained(t5)([TEXTS[0]], return_tensors="pt")["input_ids"]
-    with torch.no_grad():
-        hidden = T5EncoderModel.from_pretrained(t5).eval()(tokens).last_hidden_state
-    np.testing.assert_allclose(build(t5).encode(TEXTS[:1]), hidden.mean(dim=1), atol=1e-6)
-
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    text = {**sizes, "vocab_size": 30522, "intermediate_size": 48}
-    vision = {**sizes, "image_size": 28, "patch_size": 14, "intermediate_size": 48}
-    clip = CLIPModel(CLIPConfig(text_config=text, vision_config=vision)).eval()
-    clip.save_pretrained(tmp_path / "clip")
-    AutoTokenizer.from_pretrained(t5).save_pretrained(tmp_path / "clip")
-    with torch.no_grad():
-        hidden = clip.text_model(tokens).last_hidden_state
-    found = build(tmp_path / "clip").encode(TEXTS[:1])
-    np.testing.assert_allclose(found, hidden.mean(dim=1), atol=1e-6)
+    tokenizer = AutoTokenizer.from_pretrained(t5)
+    clip = CLIPModel(CLIPConfig(text_config={**SIZES, "vocab_size": 30522}, vision_config=IMAGES))
+    for saved in (clip, tokenizer):
+        saved.save_pretrained(tmp_path / "clip")
+    text_sides = {"t5": T5EncoderModel.from_pretrained(t5), "clip": clip.text_model}
+    for name, text_side in text_sides.items():
+        with torch.no_grad():
+            output = text_side.eval()(tokenizer([TEXTS[0]], return_tensors="pt")["input_ids"])
+        found = build(tmp_path / name).encode(TEXTS[:1])
+        np.testing.assert_allclose(found, output.last_hidden_state.mean(dim=1), atol=1e-6)
 
 
 def test_a_record_loads_the_same_encoder_wherever_its_folder_lies(folder, copy):
     encoder = build(folder, pooling="cls", max_length=9)
     again = load_text_encoder(encoder.record(), CPU)
-    np.testing.assert_array_equal(again.encode(TEXTS), encoder.encode(TEXTS))
     moved = load_text_encoder(encoder.record(), CPU, model_name=str(copy))
-    np.testing.assert_array_equal(moved.encode(TEXTS), encoder.encode(TEXTS))
+    for found in (again, moved):
+        np.testing.assert_array_equal(found.encode(TEXTS), encoder.encode(TEXTS))
     assert (moved.pooling, moved.max_length) == ("cls", 9)
     packaged = build(PACKAGED).record()
     assert load_text_encoder(packaged, CPU).record() == packaged
@@ -174,13 +172,9 @@ def test_another_model_than_the_records_is_refused(folder, copy, tmp_path):
     other = save_text_model(tmp_path / "other", seed=1)
     with pytest.raises(InvalidInputError, match="weights_sha256"):
         load_text_encoder(record, CPU, model_name=str(other))
-    tokenizer = (copy / "tokenizer.json").read_text()
-    assert '"lowercase":true' in tokenizer.replace(" ", "")
-    cased = tokenizer.replace('"lowercase": true', '"lowercase": false')
-    (copy / "tokenizer.json").write_text(cased)
-    config = (copy / "tokenizer_config.json").read_text()
-    cased = config.replace('"do_lower_case": true', '"do_lower_case": false')
-    (copy / "tokenizer_config.json").write_text(cased)
+    for name, key in (("tokenizer", "lowercase"), ("tokenizer_config", "do_lower_case")):
+        path = copy / f"{name}.json"
+        path.write_text(path.read_text().replace(f'"{key}": true', f'"{key}": false'))
     with pytest.raises(InvalidInputError, match="tokenizer_sha256"):
         load_text_encoder(record, CPU, model_name=str(copy))
     with pytest.raises(InvalidInputError, match="lacks weights_sha256"):
@@ -212,21 +206,8 @@ def test_a_half_precision_checkpoint_runs_in_float32(copy):
     from transformers import AutoModel
 
     AutoModel.from_pretrained(copy).half().save_pretrained(copy)
-    rows = build(copy).encode(TEXTS)
-    np.testing.assert_allclose(rows, outputs_in_float32(copy), atol=1e-5)
-
-
-def outputs_in_float32(folder):
-    from transformers import AutoModel, AutoTokenizer
-
-    model = AutoModel.from_pretrained(folder).float().eval()
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    with torch.no_grad():
-        hidden = [
-            model(input_ids=tokenizer([text], return_tensors="pt")["input_ids"]).last_hidden_state
-            for text in TEXTS
-        ]
-    return np.stack([states[0].mean(dim=0) for states in hidden])
+    expected = [output.last_hidden_state[0].mean(dim=0) for output in outputs_by_hand(copy)]
+    np.testing.assert_allclose(build(copy).encode(TEXTS), np.stack(expected), atol=1e-5)
 
 
 def test_bad_settings_and_models_are_refused(folder, tmp_path, monkeypatch):
@@ -247,9 +228,7 @@ def test_a_damaged_or_imageonly_model_is_refused(copy, tmp_path):
     weights = copy / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
     refused("no text model could be loaded", copy)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    vit = ViTModel(ViTConfig(**sizes, image_size=28, patch_size=14, intermediate_size=48))
-    vit.save_pretrained(tmp_path / "vit")
+    ViTModel(ViTConfig(**IMAGES)).save_pretrained(tmp_path / "vit")
     AutoTokenizer.from_pretrained(PACKAGED_FOLDER).save_pretrained(tmp_path / "vit")
     refused("ViTModel, which reads no text", tmp_path / "vit")
 

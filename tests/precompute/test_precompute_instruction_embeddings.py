@@ -1,4 +1,4 @@
-"""The stage that embeds instructions: its sources of texts, its command lines, reuse."""
+"""The stage that embeds instructions: its sources of texts, its command lines, reuse, refusals."""
 
 import json
 import os
@@ -6,13 +6,13 @@ import shlex
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import torch
 
+from tests.fixtures.cache import replace_arrays
 from tests.fixtures.instruction import (
     NAME,
     NUM_FRAMES,
@@ -26,13 +26,15 @@ from tests.fixtures.instruction import (
     jsonl,
     written,
 )
-from tests.fixtures.lerobot import TASKS
+from tests.fixtures.lerobot import TASKS, change_rows, make_dataset
 from tests.fixtures.text import https_server
+from world_modality import precompute_instruction_embeddings
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
 from world_modality.encode.text_encoder import TextEncoder, load_text_encoder
 from world_modality.precompute import instruction_texts
 from world_modality.precompute_instruction_embeddings import main, run
+from world_modality.system.errors import InvalidInputError, MissingFileError, MissingKeyError
 
 ARRAY = "instruction_embeddings"
 
@@ -56,8 +58,17 @@ def config(home, dataset, tmp_path):
 
 
 def array_bytes(config):
-    cache = Cache(config.cache_dir, NAME)
-    return cache.array_path(ARRAY).read_bytes()
+    return Cache(config.cache_dir, NAME).array_path(ARRAY).read_bytes()
+
+
+def other_texts(dataset):
+    return [OTHER_TEXTS[task] for task in columns_of(dataset)[1].tolist()]
+
+
+def refused(config, message, error=InvalidInputError, **changes):
+    with pytest.raises(error, match=message):
+        run(changed(config, **changes))
+    assert not list(config.cache_dir.glob("**/*instruction_embeddings*"))
 
 
 def check_rows(config, texts_of_frames):
@@ -74,19 +85,6 @@ def check_rows(config, texts_of_frames):
     distinct = np.stack([encoder.encode([text])[0] for text in set(texts_of_frames)])
     gaps = np.abs(distinct[:, None] - distinct[None]).max(axis=2) + np.eye(len(distinct))
     assert gaps.min() > 0.1
-
-
-def run_command(command, environment):
-    """Run a command of the onboarding guide."""
-    arguments = shlex.split(command.replace("\\\n", " "))
-    assert arguments[:2] == ["python", "-m"]
-    return subprocess.run(
-        [sys.executable, *arguments[1:]],
-        capture_output=True,
-        text=True,
-        check=False,
-        env={**os.environ, **environment},
-    )
 
 
 CASE_A = """python -m world_modality.precompute_instruction_embeddings \\
@@ -108,27 +106,25 @@ CASE_B = f"""python -m world_modality.precompute_instruction_embeddings \\
   --max_length 64"""
 
 
-def local(command, config, model="distilbert-base-uncased"):
-    """Put what is on this machine in the place of what is on the hub."""
-    for documented, found in (
-        ("<DATASET>", NAME),
-        ("HuggingFaceVLA/metaworld_mt50 ", f"{NAME} "),
-        ("--cache_dir cache", f"--cache_dir {config.cache_dir}"),
-        ("distilbert-base-uncased", model),
-    ):
-        command = command.replace(documented, found)
-    return command
+def arguments(command, config=None, **found):
+    """Return a documented command's words, with what is on this machine instead of the hub's."""
+    if config is not None:
+        found |= {"<DATASET>": NAME, "HuggingFaceVLA/metaworld_mt50 ": f"{NAME} "}
+        found["--cache_dir cache"] = f"--cache_dir {config.cache_dir}"
+    for documented, local in found.items():
+        command = command.replace(documented, local)
+    return shlex.split(command.replace("\\\n", " "))
 
 
 def test_the_documented_command_for_a_string_column(config, dataset, monkeypatch, capsys):
-    command = local(CASE_A, config, config.text_model_name).replace("\\\n", " ")
-    monkeypatch.setattr(sys, "argv", shlex.split(command)[2:])
+    model = {"distilbert-base-uncased": config.text_model_name}
+    monkeypatch.setattr(sys, "argv", arguments(CASE_A, config, **model)[2:])
     main()
     out = capsys.readouterr().out
     assert "3 distinct over 78 frames, from a column of the dataset" in out
     assert "L=32, pooling mean, max_length 64" in out
     assert "smallest" in out
-    check_rows(config, [OTHER_TEXTS[t] for t in columns_of(dataset)[1].tolist()])
+    check_rows(config, other_texts(dataset))
 
 
 def download_of(folder, hub):
@@ -144,14 +140,16 @@ def download_of(folder, hub):
 def test_the_documented_command_for_a_url(config, dataset, tmp_path):
     revision = download_of(config.text_model_name, tmp_path / "hub")
     with https_server(tmp_path, jsonl(OTHER_TEXTS).encode()) as (address, certificate):
-        command = local(CASE_B, config).replace(URL, f"{address}/tasks.jsonl?token=secret")
-        environment = {"SSL_CERT_FILE": str(certificate), "no_proxy": "localhost"}
-        environment |= {"HF_HUB_CACHE": str(tmp_path / "hub")}
-        done = run_command(command, environment)
+        command = arguments(CASE_B, config, **{URL: f"{address}/tasks.jsonl?token=secret"})
+        environment = {**os.environ, "SSL_CERT_FILE": str(certificate), "no_proxy": "localhost"}
+        environment["HF_HUB_CACHE"] = str(tmp_path / "hub")
+        done = subprocess.run(
+            [sys.executable, *command[1:]], capture_output=True, text=True, env=environment
+        )
     assert done.returncode == 0, done.stderr
     assert "3 of 3 texts are not those of the dataset's own task table" in done.stdout
     assert "secret" not in done.stdout
-    check_rows(config, [OTHER_TEXTS[t] for t in columns_of(dataset)[1].tolist()])
+    check_rows(config, other_texts(dataset))
     text = Cache(config.cache_dir, NAME).manifest["text"]
     assert text["keys"]["tasks_jsonl"] == f"{address}/tasks.jsonl"
     assert (text["name"], text["kind"]) == ("distilbert-base-uncased", "hub")
@@ -160,7 +158,7 @@ def test_the_documented_command_for_a_url(config, dataset, tmp_path):
 
 @pytest.mark.parametrize("command", [CASE_A, CASE_B])
 def test_the_documented_commands_name_what_has_to_be_run_first(command, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", shlex.split(command.replace("\\\n", " "))[2:])
+    monkeypatch.setattr(sys, "argv", arguments(command)[2:])
     with pytest.raises(SystemExit) as stop:
         main()
     assert stop.value.code == 1
@@ -168,22 +166,18 @@ def test_the_documented_commands_name_what_has_to_be_run_first(command, monkeypa
 
 
 def test_without_a_source_the_task_table_serves_and_no_dataset_is_opened(config, dataset):
-    tasks = columns_of(dataset)[1].tolist()
+    texts = [TASKS[task] for task in columns_of(dataset)[1].tolist()]
     shutil.rmtree(dataset)
     result = run(config)
-    check_rows(config, [TASKS[t] for t in tasks])
+    check_rows(config, texts)
     assert result.cache.manifest["text"]["source"] == "task_table"
 
 
 def test_no_image_is_decoded(config, dataset):
-    (path,) = dataset.glob("data/*/*.parquet")
-    table = pq.read_table(path)
-    at = table.schema.get_field_index("observation.image")
-    junk = [{"bytes": b"no image", "path": "x"}] * len(table)
-    column = pa.array(junk, table.schema.field(at).type)
-    pq.write_table(table.set_column(at, "observation.image", column), path)
+    junk = {"observation.image": {"bytes": b"no image", "path": "x"}}
+    change_rows(dataset, lambda rows: [{**row, **junk} for row in rows])
     run(changed(config, instruction_key="instruction"))
-    check_rows(config, [OTHER_TEXTS[t] for t in columns_of(dataset)[1].tolist()])
+    check_rows(config, other_texts(dataset))
 
 
 def test_the_manifest_says_what_the_embeddings_are_made_of(config, tmp_path):
@@ -234,9 +228,8 @@ def test_each_text_is_encoded_once_and_a_second_run_encodes_none(config, monkeyp
 
 def test_the_same_texts_at_other_frames_are_embedded_again(config, dataset):
     texts = ["push"] * 40 + ["lift"] * (NUM_FRAMES - 40)
-    for changed_frame in (None, 30):
-        if changed_frame is not None:
-            texts[changed_frame] = "lift"
+    for text_of_frame_30 in ("push", "lift"):
+        texts[30] = text_of_frame_30
         add_column(dataset, "instruction", texts)
         assert not run(changed(config, instruction_key="instruction")).reused
         check_rows(config, texts)
@@ -297,20 +290,132 @@ def test_the_text_may_change_within_an_episode(config, dataset, monkeypatch, cap
 def test_tasks_can_be_numbered_by_another_column(config, dataset, tmp_path):
     texts = {5 + index: text for index, text in OTHER_TEXTS.items()}
     run(changed(config, tasks_jsonl=written(tmp_path, texts), task_index_key="skill"))
-    check_rows(config, [OTHER_TEXTS[t] for t in columns_of(dataset)[1].tolist()])
+    check_rows(config, other_texts(dataset))
 
 
 def test_texts_that_are_cut_or_alike_are_reported(config, tmp_path, capsys):
     long = "push the block to the left and then far to the right of the table"
-    run(changed(config, tasks_jsonl=written(tmp_path, {0: long, 1: long + " now", 2: "lift"})))
-    assert "truncated         0 texts" in capsys.readouterr().out
-    path = written(tmp_path, {0: long, 1: long + " now", 2: "lift"})
-    run(changed(config, tasks_jsonl=path, max_length=8))
-    out = capsys.readouterr().out
-    assert "truncated         2 texts" in out
-    assert "1 texts have the very embedding of another one" in out
-    run(changed(config, tasks_jsonl=written(tmp_path, dict.fromkeys(range(3), "push"))))
-    assert "every frame has the same text, 'push'" in capsys.readouterr().out
-    alike = {i: f"push the block number {i} to the left and far to the right" for i in range(3)}
-    run(changed(config, tasks_jsonl=written(tmp_path, alike)))
-    assert "can hardly tell the tasks apart" in capsys.readouterr().out
+    longs = [long, long + " now", "lift"]
+    alike = [f"push the block number {i} to the left and far to the right" for i in range(3)]
+    for texts, max_length, *told in (
+        (longs, 64, "truncated         0 texts"),
+        (longs, 8, "truncated         2 texts", "1 texts have the very embedding of another one"),
+        (["push"] * 3, 64, "every frame has the same text, 'push'"),
+        (alike, 64, "can hardly tell the tasks apart"),
+    ):
+        path = written(tmp_path, dict(enumerate(texts)))
+        run(changed(config, tasks_jsonl=path, max_length=max_length))
+        out = capsys.readouterr().out
+        assert all(words in out for words in told)
+
+
+def test_bad_settings_are_refused(config, tmp_path):
+    path = written(tmp_path, OTHER_TEXTS)
+    refused(config, "--split val", split="val")
+    refused(config, "--batch_size", batch_size=0)
+    refused(config, "give one of them", instruction_key="instruction", tasks_jsonl=path)
+    refused(config, "--task_text_field names a field", task_text_field="text")
+    refused(config, "--max_length 1", max_length=1)
+    refused(config, "expected https, not http", tasks_jsonl="http://localhost/tasks.jsonl")
+    refused(config, "no such file", MissingFileError, tasks_jsonl=path + "x")
+    refused(config, "no text model", text_model_name="no/such-model")
+    elsewhere = {"instruction_key": "instruction", "dataset_root": tmp_path}
+    refused(config, "no LeRobot dataset in --dataset_root", MissingFileError, **elsewhere)
+
+
+def test_a_wrong_key_lists_the_keys_there_are(config):
+    key = MissingKeyError
+    refused(
+        config, "no column 'instructions'.*: instruction, ", key, instruction_key="instructions"
+    )
+    # LeRobot's samples have a `task`, its files do not.
+    refused(config, "without --instruction_key the dataset's own", key, instruction_key="task")
+    refused(config, "no column 'episode'.*there are: episode_", key, episode_id_key="episode")
+    refused(config, "no column 'task_id'.*there are: task_index", key, task_index_key="task_id")
+    refused(config, "holds int64, expected texts", instruction_key="skill")
+    refused(config, "is no column of numbers or texts", key, instruction_key="observation.image")
+    refused(config, "holds float32", task_index_key="timestamp")
+
+
+@pytest.mark.parametrize("block_rows", [1, 12, 13, 16_384])
+def test_an_episode_key_with_other_borders_is_refused(config, dataset, monkeypatch, block_rows):
+    monkeypatch.setattr(instruction_texts, "BLOCK_ROWS", block_rows)
+    # The first episode has 12 frames, and 40 is in the middle of one.
+    refused(config, "--episode_id_key frame_index: at frame 1 that", episode_id_key="frame_index")
+    episodes, _ = columns_of(dataset)
+    add_column(dataset, "session", (episodes // 2).tolist())
+    refused(config, "--episode_id_key session: at frame 12 that", episode_id_key="session")
+    split = [f"{e} {frame >= 40}" for frame, e in enumerate(episodes.tolist())]
+    add_column(dataset, "split", split)
+    refused(config, "--episode_id_key split: at frame 40 that", episode_id_key="split")
+    run(changed(config, episode_id_key="episode_id"))
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"), [("", "is blank"), (None, "is blank"), ("x" * 2_001, "2001")]
+)
+def test_a_frame_without_a_text_is_named(config, dataset, text, fault):
+    texts = ["push"] * NUM_FRAMES
+    texts[40] = texts[41] = text
+    add_column(dataset, "instruction", texts)
+    message = rf"column instruction .* in 2 frames, first in frame 40, where the text .*{fault}"
+    refused(config, message, instruction_key="instruction")
+
+
+def test_a_task_without_a_text_is_named(config, tmp_path):
+    path = written(tmp_path, {0: "push", 1: "lift"})
+    # The episodes 2 and 5 have task 2; before them come 12 and 13 frames.
+    message = r"1 task indices .*tasks\.jsonl: 2 \(28 frames, first frame 25\); it has 2 tasks"
+    refused(config, message, tasks_jsonl=path)
+    cache = Cache(config.cache_dir, NAME)
+    dataset = {**cache.manifest["dataset"], "tasks": {"0": "push", "1": " ", "2": "open"}}
+    replace_arrays(cache, {}, {"dataset": dataset})
+    refused(config, "text of task_index 1 in the task table .* is blank; 26 frames .* frame 12")
+
+
+def test_too_many_texts_are_no_instructions(config, dataset, monkeypatch):
+    add_column(dataset, "instruction", [f"frame {i}" for i in range(NUM_FRAMES)])
+    monkeypatch.setattr(instruction_texts, "MAX_DISTINCT_TEXTS", NUM_FRAMES - 1)
+    refused(config, "more than 77 different texts", instruction_key="instruction")
+    monkeypatch.setattr(instruction_texts, "MAX_DISTINCT_TEXTS", NUM_FRAMES)
+    run(changed(config, instruction_key="instruction"))
+
+
+def test_a_cache_of_another_dataset_is_refused(config, tmp_path):
+    other = make_dataset(tmp_path / "other", seed=1)
+    add_column(other, "instruction", ["push"] * NUM_FRAMES)
+    settings = {"instruction_key": "instruction", "dataset_root": other}
+    refused(config, "frame 0 has another observation.state .*precompute_world_tokens", **settings)
+    shorter = make_dataset(tmp_path / "shorter", num_episodes=2)
+    settings["dataset_root"] = shorter
+    refused(config, "has 25 frames, the cache 78", **settings)
+
+
+def test_a_cache_that_world_tokens_did_not_begin_is_refused(config):
+    refused(config, "no cache at .*precompute_world_tokens", MissingFileError, dataset_name="a/b")
+    cache = Cache(config.cache_dir, NAME)
+    replace_arrays(cache, {}, {"dataset": None})
+    refused(config, "does not say .*run .*precompute_world_tokens", MissingFileError)
+
+
+def test_a_full_disk_is_noticed_before_anything_is_written(config, monkeypatch):
+    usage = shutil.disk_usage(config.cache_dir)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(InvalidInputError, match="instruction_embeddings need"):
+        run(config)
+    assert not list(config.cache_dir.glob("**/*instruction_embeddings*.npy*"))
+
+
+def test_an_embedding_that_float16_cannot_hold_is_refused(config, monkeypatch):
+    monkeypatch.setattr(
+        TextEncoder, "encode", lambda self, texts, batch_size: np.full((3, 32), 1e5, np.float32)
+    )
+    with pytest.raises(InvalidInputError, match="overflows float16"):
+        run(config)
+
+
+def test_the_stage_is_the_one_that_the_cache_names(config):
+    module = Path(precompute_instruction_embeddings.__file__).stem
+    cache = Cache(config.cache_dir, NAME)
+    with pytest.raises(MissingFileError, match=rf"python -m world_modality\.{module} "):
+        cache.load(ARRAY)
