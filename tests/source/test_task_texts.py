@@ -164,7 +164,7 @@ def test_lines_become_texts_by_index(read):
         ('{"task_index": "1", "task": "a"}', "line 2: the task's index is '1'"),
         ('{"task_index": true, "task": "a"}', "line 2: the task's index is True"),
         ('{"task_index": 1.0, "task": "a"}', "line 2: the task's index is 1.0"),
-        ('{"task_index": 1, "task": null}', "line 2: task is None, expected a text"),
+        ('{"task_index": 1, "task": null}', "line 2: the text of task 1 is None, which is no text"),
         ('{"task_index": 1, "task": ""}', "line 2: the text of task 1 is blank"),
         ('{"task_index": 1, "task": " \\t"}', "line 2: the text of task 1 is blank"),
         ('{"task_index": 1, "task": "' + "a" * 2_001 + '"}', "line 2: .* 2001 characters"),

@@ -91,9 +91,7 @@ class Episodes:
 
     def frame_mask(self, ids: list[int]) -> Bool[np.ndarray, " N"]:
         """Mark the frames of the episodes with these `episode_index` values."""
-        chosen = np.zeros(len(self), dtype=bool)
-        chosen[self.positions_of(ids)] = True
-        return np.repeat(chosen, self.lengths)
+        return np.repeat(np.isin(self.ids, np.asarray(ids, dtype=np.int64)), self.lengths)
 
     def require_context(self, num_context: int) -> None:
         """Check that every episode holds at least one full context.

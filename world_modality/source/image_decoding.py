@@ -40,6 +40,11 @@ def image_blocks(
     source: LeRobotSource, image_key: str, indices: Int[np.ndarray, " N"], block_size: int
 ) -> Iterator[list[UInt8[np.ndarray, "H W 3"]]]:
     """Yield the images of `block_size` frames at a time, decoded one block ahead."""
+
+    def decoded(contents: Sequence[bytes], frames: np.ndarray) -> list[np.ndarray]:
+        pairs = zip(contents, frames.tolist(), strict=True)
+        return [decode_image(content, image_key, frame) for content, frame in pairs]
+
     encoded = encoded_images(source, image_key, indices)
     num_threads = min(len(os.sched_getaffinity(0)), MAX_DECODE_THREADS)
     ahead: deque[list[Future[list[np.ndarray]]]] = deque()
@@ -49,7 +54,7 @@ def image_blocks(
             # A job decodes many images: handing each over alone costs a fifth of decoding it.
             ahead.append(
                 [
-                    pool.submit(_decode_images, [next(encoded) for _ in frames], image_key, frames)
+                    pool.submit(decoded, [next(encoded) for _ in frames], frames)
                     for frames in np.array_split(wanted, num_threads)
                 ]
             )
@@ -57,15 +62,6 @@ def image_blocks(
                 yield [image for job in ahead.popleft() for image in job.result()]
         for jobs in ahead:
             yield [image for job in jobs for image in job.result()]
-
-
-def _decode_images(
-    contents: Sequence[bytes], image_key: str, indices: np.ndarray
-) -> list[np.ndarray]:
-    return [
-        decode_image(content, image_key, int(index))
-        for content, index in zip(contents, indices, strict=True)
-    ]
 
 
 def encoded_images(source: LeRobotSource, image_key: str, indices: np.ndarray) -> Iterator[bytes]:

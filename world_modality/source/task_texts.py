@@ -50,8 +50,8 @@ def read_tasks_jsonl(location: str, *, index_field: str, text_field: str) -> dic
     Raises:
         MissingFileError: no such file.
         MissingKeyError: a line lacks a field (lists the fields it has).
-        InvalidInputError: an unreadable URL, not UTF-8, too large, a line that is no object or has
-            another type or a blank or overlong text, one index with two texts, or no task at all.
+        InvalidInputError: an unreadable or too large file, or a line that is none of these objects,
+            contradicts another, or has no text that can be an instruction.
     """
     shown = without_query(location) if is_url(location) else location
     tasks: dict[int, str] = {}
@@ -115,8 +115,6 @@ def _parse_line(line: str, where: str, index_field: str, text_field: str) -> tup
     text = content[text_field]
     if type(index) is not int:  # True is an int, too
         raise InvalidInputError(f"{where}: the task's index is {index!r}, expected a whole number")
-    if not isinstance(text, str):
-        raise InvalidInputError(f"{where}: {text_field} is {text!r}, expected a text")
     fault = text_fault(text)
     if fault is not None:
         raise InvalidInputError(f"{where}: the text of task {index} {fault}")
