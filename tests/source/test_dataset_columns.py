@@ -18,19 +18,16 @@ from coc_vla.labels.record import read_labels
 from coc_vla.labels.settings import require_episode_key
 from coc_vla.score_labels import ScoreConfig
 from coc_vla.score_labels import run as score
-from tests.fixtures.instruction import add_column
+from tests.fixtures.instruction import NAME, add_column, tiny_cache
 from tests.fixtures.lerobot import change_feature, put_column, values
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.precompute.dataset_columns import ColumnKeys, scan_columns
 from world_modality.precompute.instruction_texts import require_same_episodes, require_same_frames
-from world_modality.precompute_world_tokens import PrecomputeConfig
-from world_modality.precompute_world_tokens import run as precompute
 from world_modality.source.episodes import Episodes
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.errors import InvalidInputError
 
-NAME = "local/tiny"
 CPU = torch.device("cpu")
 LENGTHS = [12, 13, 14, 12, 13, 14]
 # As recorders make them from the date; apart by 2**32, they were one and the same in int32.
@@ -53,18 +50,8 @@ def copy(recorded, tmp_path):
 
 @pytest.fixture(scope="module")
 def cache(recorded, tmp_path_factory):
-    config = PrecomputeConfig(
-        dataset_name=NAME,
-        dataset_root=recorded,
-        cache_dir=tmp_path_factory.mktemp("cache"),
-        episode_id_key="recording",
-        vision_model_name="pixel-pca",
-        pixel_pca_size=8,
-        pixel_pca_components=6,
-        vq_num_tokens=12,
-        val_fraction=0.3,
-    )
-    return precompute(config).cache
+    folder = tmp_path_factory.mktemp("cache")
+    return tiny_cache(recorded, folder, episode_id_key="recording", val_fraction=0.3)
 
 
 def opened(root):
@@ -92,30 +79,17 @@ def test_large_ids_are_counted_in_the_cache_and_named_everywhere(recorded, cache
 
 
 def test_labels_and_instructions_join_by_large_ids(recorded, cache, tmp_path):
-    config = CocGenerationConfig(
-        dataset_name=NAME,
-        dataset_root=recorded,
-        output_jsonl=tmp_path / "coc.jsonl",
-        backend="rules",
-        episode_id_key="recording",
-    )
-    label(config)
-    labels = read_labels(config.output_jsonl)
+    output = tmp_path / "coc.jsonl"
+    dataset = {"dataset_name": NAME, "dataset_root": recorded, "episode_id_key": "recording"}
+    label(CocGenerationConfig(output_jsonl=output, backend="rules", **dataset))
+    labels = read_labels(output)
     assert [one.episode_id for one in labels] == sorted(IDS)
     episodes = FrameTensors.from_cache(cache, CPU).episodes
-    traces = read_traces(config.output_jsonl, cache, episodes)
+    traces = read_traces(output, cache, episodes)
     assert traces.steps == {one.episode_id: one.coc_text for one in labels}
     with pytest.raises(InvalidInputError, match=r"by the column recording .* episode_index"):
-        require_episode_key(config.output_jsonl, "episode_index")
-    scored = score(
-        ScoreConfig(
-            labels_jsonl=config.output_jsonl,
-            dataset_name=NAME,
-            dataset_root=recorded,
-            episode_id_key="recording",
-            num_shuffles=1,
-        )
-    )
+        require_episode_key(output, "episode_index")
+    scored = score(ScoreConfig(labels_jsonl=output, num_shuffles=1, **dataset))
     assert scored.num_labels == len(IDS)
     source = opened(recorded)
     require_same_frames(cache, source)

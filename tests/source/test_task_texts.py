@@ -8,12 +8,11 @@ import pytest
 
 from coc_vla.coc_generation import run as generate
 from coc_vla.labels.generation_config import CocGenerationConfig
+from tests.fixtures.instruction import tiny_cache
 from tests.fixtures.lerobot import TASKS
 from world_modality.cache.contract import Cache
 from world_modality.precompute_instruction_embeddings import InstructionConfig
 from world_modality.precompute_instruction_embeddings import run as embed_instructions
-from world_modality.precompute_world_tokens import PrecomputeConfig
-from world_modality.precompute_world_tokens import run as precompute
 from world_modality.source import task_texts
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.task_texts import location_record, read_tasks_jsonl
@@ -36,16 +35,7 @@ def labels(root, tmp_path):
 
 
 def tokens(root, tmp_path):
-    config = PrecomputeConfig(
-        dataset_name="x",
-        dataset_root=root,
-        cache_dir=tmp_path / "cache",
-        vision_model_name="pixel-pca",
-        pixel_pca_size=8,
-        pixel_pca_components=4,
-        vq_num_tokens=8,
-    )
-    return precompute(config)
+    return tiny_cache(root, tmp_path / "cache", "x")
 
 
 def instructions(root, tmp_path, task_index_key="index"):
