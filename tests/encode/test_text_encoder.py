@@ -187,7 +187,7 @@ def test_weights_that_would_be_random_are_refused_where_they_count(bert, tmp_pat
     whole = build(bert)
     without_pooler = shutil.copytree(bert, tmp_path / "without_pooler")
     drop_weights(without_pooler, "pooler")
-    # transformers draws the pooler anew at each load; the embeddings do not read it.
+    # transformers draws the pooler again at each load; the embeddings do not read it.
     assert build(without_pooler).weights_sha256 == whole.weights_sha256
     assert build(bert, pooling="pooler").weights_sha256 != whole.weights_sha256
     refused("no weights for it", without_pooler, pooling="pooler")

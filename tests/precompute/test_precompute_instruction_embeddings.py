@@ -299,7 +299,7 @@ def test_texts_that_are_cut_or_alike_are_reported(config, tmp_path, capsys):
     alike = [f"push the block number {i} to the left and far to the right" for i in range(3)]
     for texts, max_length, *told in (
         (longs, 64, "truncated         0 texts"),
-        (longs, 8, "truncated         2 texts", "1 texts have the very embedding of another one"),
+        (longs, 8, "truncated         2 texts", "1 texts have the same embedding as another"),
         (["push"] * 3, 64, "every frame has the same text, 'push'"),
         (alike, 64, "can hardly tell the tasks apart"),
     ):

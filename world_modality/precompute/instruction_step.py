@@ -116,7 +116,7 @@ def _advice(texts: Sequence[str], embeddings: Float[np.ndarray, "n L"]) -> list[
     if len(shared):
         one, other = texts[int(shared[0])], texts[int(first_equal[shared[0]])]
         advice.append(
-            f"{len(shared)} texts have the very embedding of another one, such as {one[:60]!r} and "
+            f"{len(shared)} texts have the same embedding as another, such as {one[:60]!r} and "
             f"{other[:60]!r}: the encoder ignores what differs, or --max_length cuts it off"
         )
     return advice

@@ -76,8 +76,7 @@ def read_episodes(
     own = own_episodes(source)
     if (episode_key, task_key) == (EPISODE_KEY, None):
         return own
-    keys = [episode_key] if task_key is None else [episode_key, task_key]
-    columns = source.whole_columns(keys)
+    columns = source.whole_columns([key for key in (episode_key, task_key) if key is not None])
     index = episode_ids(columns[episode_key], episode_key, source.name)
     if task_key is None:
         return Episodes.from_frames(index, np.zeros_like(index))

@@ -215,7 +215,7 @@ def _advance_to(decoded: "Iterator[VideoFrame]", wanted: float, path: Path) -> "
 
 
 def _rgb(frame: "VideoFrame", path: Path) -> UInt8[np.ndarray, "H W 3"]:
-    """Convert a frame by its own colour tags, to the very pixels that torchcodec gives.
+    """Convert a frame by its own colour tags, to exactly the pixels that torchcodec gives.
 
     The tag also counts where torchcodec 0.10 overlooks it: in grey of limited range, and in full
     range where the width is a multiple of 32.

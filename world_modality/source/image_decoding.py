@@ -1,7 +1,7 @@
 """Cameras stored as images: read from parquet in blocks, decoded by several threads.
 
 FFmpeg decodes a PNG in two thirds of the time that Pillow needs. It gets only what it is known to
-decode to Pillow's very pixels: whole files of 8-bit RGB. The rest, and every error message, is
+decode to exactly Pillow's pixels: whole files of 8-bit RGB. The rest, and every error message, is
 Pillow's.
 """
 
