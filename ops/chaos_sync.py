@@ -30,11 +30,10 @@ from pathlib import Path
 from ops.store.atomic import PARTIAL_SUFFIX, private_folder, write_json
 from ops.store.errors import DamagedError, OpsError, UsageError, run_cli
 from ops.store.faulty_rclone import FAULTS, install
-from ops.store.folder_scan import is_log, scan_folder
 from ops.store.manifest import MANIFESTS, Manifest, decode, newest_first, path_of
-from ops.store.rclone import RcloneStore, rclone_folder
-from ops.store.remote_name import parse_remote
+from ops.store.rclone import RcloneStore, parse_remote, rclone_folder
 from ops.store.restore import RestoreOptions, Restorer
+from ops.store.snapshot import is_log, scan_folder
 
 _KINDS = (*FAULTS, "kill")
 _RETRY_S = "1"

@@ -22,10 +22,15 @@ from tyro.conf import Positional, subcommand
 
 from ops.store.atomic import FolderLock, private_folder
 from ops.store.errors import OpsError, UsageError, run_cli
-from ops.store.old_layout import list_all_manifests
-from ops.store.rclone import STATE_FOLDER, CallLimits, RcloneStore
-from ops.store.rclone_environment import ignored_variables
-from ops.store.remote_name import RemoteName, parse_remote
+from ops.store.manifest import list_manifests
+from ops.store.rclone import (
+    STATE_FOLDER,
+    CallLimits,
+    RcloneStore,
+    RemoteName,
+    ignored_variables,
+    parse_remote,
+)
 from ops.store.restore import RestoreOptions, Restorer
 from ops.store.session import SaveOptions, SyncSession, run_with_sync
 
@@ -167,7 +172,7 @@ def _restore(config: Restore, remote: RemoteName) -> int:
 
 def _list_states(config: States, remote: RemoteName) -> int:
     store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
-    names = list_all_manifests(store)
+    names = list_manifests(store)
     for name in names:
         print(f"state {name.number}, written by {name.writer}")
     print(f"{len(names)} states on {remote}")

@@ -13,16 +13,21 @@ from typing import TypeVar
 
 from ops.store.atomic import private_folder, publish, write_json
 from ops.store.errors import DamagedError, OpsError, RemoteError
-from ops.store.folder_scan import is_log, scan_folder
-from ops.store.manifest import HISTORY, FileEntry, Manifest, ManifestName, path_of, path_problem
-from ops.store.old_layout import (
+from ops.store.manifest import (
+    HISTORY,
+    FileEntry,
+    Manifest,
+    ManifestName,
     OldFileEntry,
     fetch_old_files,
-    list_all_manifests,
+    list_manifests,
     newest_readable,
-    read_any_manifest,
+    path_of,
+    path_problem,
+    read_manifest,
 )
 from ops.store.rclone import RcloneStore, RemoteFile
+from ops.store.snapshot import is_log, scan_folder
 from ops.store.uploader import new_writer_id, remember_state, remembered_state
 
 T = TypeVar("T")
@@ -87,7 +92,7 @@ class Restorer:
         may_keep = self._options.keep_local and local and not self._marker.exists()
         if may_keep and self._keeps_local(local):
             return None
-        names = self._retry(lambda: list_all_manifests(self._store))
+        names = self._retry(lambda: list_manifests(self._store))
         if self._options.state is not None:
             wanted = [name for name in names if name.number == self._options.state]
             if names and not wanted:
@@ -105,7 +110,7 @@ class Restorer:
 
     def _restore_state(self, name: ManifestName) -> Manifest:
         reading = self._state_dir / "reading"
-        manifest = self._retry(lambda: read_any_manifest(self._store, name, reading))
+        manifest = self._retry(lambda: read_manifest(self._store, name, reading))
         foreign = self._foreign_files(manifest)
         listed = self._list()
         while True:
@@ -134,7 +139,7 @@ class Restorer:
             OpsError: both have gone on from each other.
         """
         try:
-            names = list_all_manifests(self._store)
+            names = list_manifests(self._store)
         except RemoteError as error:
             self._say(f"the remote cannot be read ({error}); {self._folder} is used as it is")
             return True

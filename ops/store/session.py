@@ -14,8 +14,7 @@ from typing import Any
 
 from ops.store.atomic import write_json
 from ops.store.errors import OpsError, RemoteError
-from ops.store.rclone import CallLimits, RcloneStore, end_with_parent
-from ops.store.remote_name import RemoteName
+from ops.store.rclone import CallLimits, RcloneStore, RemoteName, end_with_parent
 from ops.store.snapshot import SnapshotTaker
 from ops.store.uploader import AnotherRunError, RoundResult, Uploader
 

@@ -2,7 +2,9 @@
 
 import json
 import secrets
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,10 +16,12 @@ from ops.store.manifest import (
     FileEntry,
     Manifest,
     ManifestName,
+    list_manifests,
+    newest_readable,
+    path_of,
+    read_manifest,
 )
-from ops.store.old_layout import list_all_manifests, newest_readable
 from ops.store.rclone import RcloneStore
-from ops.store.retention import Retention
 from ops.store.snapshot import FileChangedError, Snapshot, SnapshotTaker, entry_of
 
 _MAX_NUMBER = 99_999_999
@@ -174,7 +178,7 @@ class Uploader:
         )
 
     def _list_states(self) -> list[ManifestName]:
-        names = list_all_manifests(self._store)
+        names = list_manifests(self._store)
         number = max((name.number for name in names), default=0)
         if number >= _MAX_NUMBER:
             raise DamagedError(f"{self._store.remote} has a state of number {number}; use another")
@@ -243,6 +247,88 @@ class Uploader:
         except (OpsError, OSError) as error:
             return str(error)
         return None
+
+
+class Retention:
+    """Keeps the newest states; removes the older ones and what no kept state names.
+
+    Manifests go before their files, so that no manifest ever names what is gone. What is to go is
+    noted first, so that a removal that was cut short is finished by the next. Files that no removed
+    manifest named are left alone: another machine may be about to name them.
+
+    Args:
+        store: the remote.
+        keep_last: how many states stay, at least 1.
+        state_dir: receives the note.
+    """
+
+    def __init__(self, store: RcloneStore, keep_last: int, state_dir: Path) -> None:
+        self._store = store
+        self._keep_last = keep_last
+        self._reading = state_dir / "reading"
+        self._plan = state_dir / "prune.json"
+        self._files: dict[ManifestName, frozenset[FileEntry]] = {}
+
+    def prune(self) -> None:
+        """Remove what is too old.
+
+        Raises:
+            DamagedError: a state that is kept cannot be read, so what it needs is not known;
+                nothing was removed.
+            RemoteError: the remote failed.
+        """
+        names = [name for name in list_manifests(self._store) if name.folder == MANIFESTS]
+        kept, old = names[: self._keep_last], names[self._keep_last :]
+        gone = self._noted()
+        if not old and not gone:
+            return
+        needed = frozenset[FileEntry]().union(*(self._files_of(name) for name in kept))
+        for name in old:
+            try:
+                gone |= self._files_of(name)
+            except DamagedError:
+                continue  # what it named is not known, so it stays
+        gone -= needed
+        write_json(self._plan, sorted(map(astuple, gone)))
+        self._store.delete([f"{name.folder}/{name.file_name}" for name in old])
+        self._delete(_by_path(gone), _by_path(needed))
+        self._plan.unlink()
+        self._files = {name: self._files[name] for name in kept}
+
+    def _delete(self, gone: dict[str, list[FileEntry]], needed: dict[str, list[FileEntry]]) -> None:
+        """Remove the versions of files that are among `gone` and cannot be any of `needed`."""
+        sizes = {name: file.size for name, file in self._store.list_files(filters=()).items()}
+        candidates = {
+            name: size
+            for name, size in sizes.items()
+            if any(entry.size == size for entry in gone[path_of(name) or ""])
+        }
+        listed = self._store.list_files(names=candidates, hash_bytes=sum(candidates.values()))
+
+        def is_one_of(entries: dict[str, list[FileEntry]], name: str) -> bool:
+            return any(entry.is_listed_as(listed[name]) for entry in entries[path_of(name) or ""])
+
+        self._store.delete([n for n in listed if is_one_of(gone, n) and not is_one_of(needed, n)])
+
+    def _files_of(self, name: ManifestName) -> frozenset[FileEntry]:
+        # A name holds its manifest's checksum, so what was read once holds for ever.
+        if name not in self._files:
+            manifest = read_manifest(self._store, name, self._reading)
+            self._files[name] = frozenset(manifest.files.values())
+        return self._files[name]
+
+    def _noted(self) -> set[FileEntry]:
+        try:
+            return {FileEntry(*item) for item in json.loads(self._plan.read_text(encoding="utf-8"))}
+        except (FileNotFoundError, ValueError, TypeError):
+            return set()
+
+
+def _by_path(entries: Iterable[FileEntry]) -> dict[str, list[FileEntry]]:
+    found: dict[str, list[FileEntry]] = defaultdict(list)
+    for entry in entries:
+        found[entry.path].append(entry)
+    return found
 
 
 def remember_state(state_dir: Path, writer: str, name: ManifestName) -> None:

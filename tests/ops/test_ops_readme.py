@@ -14,8 +14,7 @@ import tyro
 from ops.chaos import ChaosConfig
 from ops.chaos_sync import ChaosSyncConfig
 from ops.store.errors import split_command
-from ops.store.rclone import rclone_folder
-from ops.store.remote_name import parse_remote
+from ops.store.rclone import parse_remote, rclone_folder
 from ops.sync import Command
 from tests.project.test_readme import parsed_config
 

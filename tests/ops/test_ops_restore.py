@@ -7,8 +7,7 @@ import shutil
 import pytest
 
 from ops.store.errors import OpsError, RemoteError
-from ops.store.rclone import CallLimits, RcloneStore
-from ops.store.remote_name import parse_remote
+from ops.store.rclone import CallLimits, RcloneStore, parse_remote
 from ops.store.restore import Restorer
 from ops.store.uploader import AnotherRunError
 from tests.fixtures.ops import World, plant_json

@@ -4,9 +4,8 @@ import time
 import pytest
 
 import ops.store.snapshot
-from ops.store.folder_scan import scan_folder
 from ops.store.manifest import Manifest
-from ops.store.snapshot import FileChangedError, SnapshotTaker
+from ops.store.snapshot import FileChangedError, SnapshotTaker, scan_folder
 
 
 class Folder:

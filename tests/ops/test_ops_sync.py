@@ -12,8 +12,7 @@ import pytest
 from ops.chaos_sync import Witness
 from ops.store.errors import RemoteError
 from ops.store.manifest import MANIFESTS
-from ops.store.rclone import CallLimits, RcloneStore, rclone_folder
-from ops.store.remote_name import parse_remote
+from ops.store.rclone import CallLimits, RcloneStore, parse_remote, rclone_folder
 from ops.store.uploader import AnotherRunError, Uploader
 from tests.fixtures.ops import World
 
@@ -201,10 +200,10 @@ def test_a_removal_that_was_cut_short_is_finished_by_the_next(world, monkeypatch
     uploader.round()
     delete = RcloneStore.delete
 
-    def delete_manifests_only(store, names, folder=""):
+    def delete_manifests_only(store, names):
         if not all(MANIFESTS in name for name in names):
             raise RemoteError("the line is cut")
-        delete(store, names, folder)
+        delete(store, names)
 
     monkeypatch.setattr(RcloneStore, "delete", delete_manifests_only)
     (world.local / "a").write_text("1")
