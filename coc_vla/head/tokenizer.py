@@ -83,8 +83,8 @@ class TextTokenizer:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InvalidInputError(
                 f"--text_tokenizer {name}: no tokenizer could be loaded"
-                f"{through_hub_proxy(location)} ({reason[:300]}); give a hub name, a local folder with its files, "
-                f"{PACKAGED}, or {TRAINED}"
+                f"{through_hub_proxy(location)} ({reason[:300]}); give a hub name, a local folder "
+                f"with its files, {PACKAGED}, or {TRAINED}"
             ) from error
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(
