@@ -46,13 +46,7 @@ _NUM_CALLS = 6
 
 
 class _Writer:
-    """Writes a folder as a training does, and knows each state that it ever had.
-
-    Args:
-        folder: what is written.
-        rng: decides the content.
-        checkpoint_bytes: size of a checkpoint.
-    """
+    """Writes a folder as a training does, and knows each state that it ever had."""
 
     def __init__(self, folder: Path, rng: random.Random, checkpoint_bytes: int) -> None:
         self.folder = folder
@@ -101,11 +95,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 class Witness:
-    """Remembers every manifest that was ever seen on a folder remote.
-
-    Args:
-        remote: the remote's folder.
-    """
+    """Remembers every manifest that was ever seen on a remote that is a folder."""
 
     def __init__(self, remote: Path) -> None:
         self._remote = remote
@@ -142,29 +132,25 @@ class ChaosSyncConfig:
     faults: int = 100
     """How many faults, of the kinds in turn."""
     seed: int = 0
-    """Of the moments and of what is written."""
+    """Seed of the moments and of what is written."""
     checkpoint_kib: int = 64
     """Size of a checkpoint."""
 
 
 class ChaosSync:
-    """The folder, its sync and the faults.
-
-    Args:
-        config: all flags.
-    """
+    """The folder, its sync and the faults."""
 
     def __init__(self, config: ChaosSyncConfig) -> None:
         self._rng = random.Random(config.seed)
         self._out = config.out
-        self._remote = config.out / "remote"
+        self._remote = parse_remote(f":local:{config.out / 'remote'}")
         self._plan = install(config.out / "bin", rclone_folder() / "rclone")
         self._environment = os.environ | {
             "PATH": f"{config.out / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         }
         self.writer = _Writer(config.out / "local", self._rng, config.checkpoint_kib * 1024)
-        self.witness = Witness(self._remote)
+        self.witness = Witness(config.out / "remote")
 
     def inject(self, kind: str) -> list[str]:
         """Write, save under one fault, and return what is wrong afterwards."""
@@ -191,12 +177,11 @@ class ChaosSync:
         wrong = self.witness.losses()
         back = self._out / "restored"
         shutil.rmtree(back, ignore_errors=True)
-        store = RcloneStore(parse_remote(self._name))
-        state_dir = private_folder(back / ".sync")
+        store, options = RcloneStore(self._remote), RestoreOptions(retries=0)
         try:
             # States that cannot be used are what a fault leaves behind: nothing is said of them.
-            options = RestoreOptions(retries=0)
-            Restorer(store, back, state_dir, options, lambda message: None).restore()
+            folders = (back, private_folder(back / ".sync"))
+            Restorer(store, *folders, options, lambda message: None).restore()
         except OpsError as error:
             return [*wrong, f"{kind}: restore failed: {error}"]
         restored = checksums(back)
@@ -216,15 +201,11 @@ class ChaosSync:
             wrong.append("the newest state did not come back")
         return wrong
 
-    @property
-    def _name(self) -> str:
-        return f":local:{self._remote.absolute()}"
-
     def _start(self, *flags: str) -> "subprocess.Popen[bytes]":
         options = ["--interval", _RETRY_S, "--call_timeout", "4", "--quiet_s", "0.05"]
         options += ["--nice", "0", "--final_timeout", "120"]
-        source = str(self.writer.folder)
-        words = [sys.executable, "-m", "ops.sync", "dir", source, self._name, *options, *flags]
+        words = [sys.executable, "-m", "ops.sync", "dir", str(self.writer.folder)]
+        words += [self._remote.text, *options, *flags]
         with (self._out / "sync.log").open("ab") as log:
             return subprocess.Popen(
                 words, env=self._environment, stdout=log, stderr=log, start_new_session=True

@@ -110,9 +110,14 @@ def run(config: Command, command: list[str]) -> int:
         return _run_command(config, remote, command)
     if isinstance(config, Dir):
         return _save(config, remote)
+    store = RcloneStore(remote, CallLimits(config.call_timeout))
     if isinstance(config, Restore):
-        return _restore(config, remote)
-    return _list_states(config, remote)
+        return _restore(config, store)
+    names = list_manifests(store)
+    for name in names:
+        print(f"state {name.number}, written by {name.writer}")
+    print(f"{len(names)} states on {remote}")
+    return 0
 
 
 def _run_command(config: Run, remote: RemoteName, command: list[str]) -> int:
@@ -148,9 +153,8 @@ def _save(config: Dir, remote: RemoteName) -> int:
         return 130 if signal.SIGINT in stopped else 0
 
 
-def _restore(config: Restore, remote: RemoteName) -> int:
+def _restore(config: Restore, store: RcloneStore) -> int:
     state_dir = private_folder(config.local / STATE_FOLDER)
-    store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
     with FolderLock(state_dir / "lock", str(config.local)):
         manifest = Restorer(store, config.local, state_dir, config, _say).restore()
     if manifest is not None:
@@ -162,21 +166,12 @@ def _restore(config: Restore, remote: RemoteName) -> int:
     kept = config.keep_local and any(p.name != STATE_FOLDER for p in config.local.iterdir())
     if kept or config.allow_empty:
         if not kept:
-            _say(f"{remote} holds nothing yet")
+            _say(f"{store.remote} holds nothing yet")
         return 0
     raise OpsError(
-        f"{remote} holds no state; check its name with `rclone lsd`, or give --allow_empty if "
-        "nothing was saved yet"
+        f"{store.remote} holds no state; check its name with `rclone lsd`, or give --allow_empty "
+        "if nothing was saved yet"
     )
-
-
-def _list_states(config: States, remote: RemoteName) -> int:
-    store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
-    names = list_manifests(store)
-    for name in names:
-        print(f"state {name.number}, written by {name.writer}")
-    print(f"{len(names)} states on {remote}")
-    return 0
 
 
 def _say(message: str) -> None:

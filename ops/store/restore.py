@@ -1,5 +1,6 @@
 """Bringing a state back from a remote onto this machine, verified."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -218,10 +219,10 @@ class Restorer:
 
     def _place(self, manifest: Manifest) -> None:
         """Put every file in its place, whole; an interrupted placing is gone on with."""
-        files = {e.path: [e.size, e.sha256] for e in manifest.files.values()}
-        earlier = {p: [e.size, e.sha256] for p, e in self._unfinished().items()}
-        write_json(self._marker, {"files": {**earlier, **files}})
-        for path in self._unfinished().keys() - files.keys():
+        files = self._unfinished() | manifest.files
+        noted = {entry.path: [entry.size, entry.sha256] for entry in files.values()}
+        write_json(self._marker, {"files": noted})
+        for path in files.keys() - manifest.files.keys():
             self._require_inside(path)
             (self._folder / path).unlink(missing_ok=True)  # of a restore that did not end
         for entry in manifest.files.values():
@@ -243,11 +244,10 @@ class Restorer:
 
     def _is_here(self, entry: FileEntry) -> bool:
         """Say whether a file lies here with this content."""
-        try:
+        with contextlib.suppress(OpsError):
             self._require_inside(entry.path)
-        except OpsError:
-            return False
-        return _has_content(self._folder / entry.path, entry)
+            return _has_content(self._folder / entry.path, entry)
+        return False
 
     def _foreign_files(self, manifest: Manifest) -> list[str]:
         """Return the files here that are not the state's.

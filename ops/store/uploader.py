@@ -21,7 +21,7 @@ from ops.store.manifest import (
     path_of,
     read_manifest,
 )
-from ops.store.rclone import RcloneStore
+from ops.store.rclone import RcloneStore, RemoteFile
 from ops.store.snapshot import FileChangedError, Snapshot, SnapshotTaker, entry_of
 
 _MAX_NUMBER = 99_999_999
@@ -34,20 +34,23 @@ class AnotherRunError(OpsError):
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round did."""
+    """What a round did.
+
+    Attributes:
+        number: of the newest state on the remote that was written from here.
+        num_files: how many files that state has.
+        num_new: how many of them were sent.
+        num_bytes: how many bytes were sent.
+        left: paths that did not travel, with the reason.
+        removal_problem: why what is needed no more could not be removed, if so.
+    """
 
     number: int
-    """Of the newest state on the remote that was written from here."""
     num_files: int
-    """In that state."""
     num_new: int
-    """Files that were sent."""
     num_bytes: int
-    """Of these."""
     left: dict[str, str]
-    """Paths that did not travel, with the reason."""
     removal_problem: str | None = None
-    """Why what is needed no more could not be removed, if so."""
 
 
 class Uploader:
@@ -120,14 +123,22 @@ class Uploader:
             self._saved = snapshot.entries
             return RoundResult(self._saved_name.number, num_files, 0, 0, snapshot.left)
         if not self._present_is_all:
-            self._drop_what_is_there(snapshot)
+            for path in self._listed(snapshot.staged, needs_hash=True):
+                self._taker.drop(path)
+                del snapshot.staged[path]
         # A failure leaves open what lies under the names of the files that are sent.
         self._present = {p: e for p, e in self._present.items() if p not in snapshot.staged}
         self._present_is_all = False
         # An upload that failed may have arrived all the same, so each try has a number of its own.
         self._last_number += 1
         attempt = f"{HISTORY}/{self._last_number:08d}-{self._writer}-{secrets.token_hex(2)}"
-        self._send(snapshot.staged, attempt)
+        if snapshot.staged:
+            num_bytes = _num_bytes(snapshot.staged)
+            self._store.upload(self._taker.staging, "", num_bytes, replaced=attempt)
+            if busy := self._taker.changed_links():
+                # No manifest names what was sent, and none ever will.
+                raise FileChangedError(f"{busy[0]} was written to while it was copied")
+            self._require_listed(snapshot.staged)
         self._write_manifest(snapshot.entries)
         self._saved = snapshot.entries
         self._present = {p: e for p, e in self._saved.items() if p not in snapshot.left}
@@ -184,21 +195,6 @@ class Uploader:
             raise DamagedError(f"{self._store.remote} has a state of number {number}; use another")
         self._last_number = number
         return names
-
-    def _drop_what_is_there(self, snapshot: Snapshot) -> None:
-        """Leave out what the remote's checksums show to be there already."""
-        for path in self._listed(snapshot.staged, needs_hash=True):
-            self._taker.drop(path)
-            del snapshot.staged[path]
-
-    def _send(self, staged: dict[str, FileEntry], attempt: str) -> None:
-        if not staged:
-            return
-        self._store.upload(self._taker.staging, "", _num_bytes(staged), replaced=attempt)
-        if changed := self._taker.changed_links():
-            # No manifest names what was sent, and none ever will.
-            raise FileChangedError(f"{changed[0]} was written to while it was copied")
-        self._require_listed(staged)
 
     def _listed(
         self, files: dict[str, FileEntry], folder: str = "", *, needs_hash: bool = False
@@ -297,18 +293,19 @@ class Retention:
 
     def _delete(self, gone: dict[str, list[FileEntry]], needed: dict[str, list[FileEntry]]) -> None:
         """Remove the versions of files that are among `gone` and cannot be any of `needed`."""
-        sizes = {name: file.size for name, file in self._store.list_files(filters=()).items()}
-        candidates = {
-            name: size
-            for name, size in sizes.items()
-            if any(entry.size == size for entry in gone[path_of(name) or ""])
-        }
-        listed = self._store.list_files(names=candidates, hash_bytes=sum(candidates.values()))
 
-        def is_one_of(entries: dict[str, list[FileEntry]], name: str) -> bool:
-            return any(entry.is_listed_as(listed[name]) for entry in entries[path_of(name) or ""])
+        def among(entries: dict[str, list[FileEntry]], files: dict[str, RemoteFile]) -> set[str]:
+            return {
+                name
+                for name, file in files.items()
+                if any(entry.is_listed_as(file) for entry in entries[path_of(name) or ""])
+            }
 
-        self._store.delete([n for n in listed if is_one_of(gone, n) and not is_one_of(needed, n)])
+        listed = self._store.list_files(filters=())
+        candidates = among(gone, listed)
+        num_bytes = sum(listed[name].size for name in candidates)
+        hashed = self._store.list_files(names=candidates, hash_bytes=num_bytes)
+        self._store.delete(sorted(among(gone, hashed) - among(needed, hashed)))
 
     def _files_of(self, name: ManifestName) -> frozenset[FileEntry]:
         # A name holds its manifest's checksum, so what was read once holds for ever.

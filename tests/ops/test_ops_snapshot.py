@@ -191,7 +191,7 @@ def test_a_file_that_gets_shorter_while_it_is_read_is_left(folder):
     status = scan_folder(folder.path).files["a.log"]
     path.write_text("l")
     with pytest.raises(FileChangedError):
-        folder.taker._copy("a.log", status, None, final=False)
+        folder.taker._copy("a.log", status, final=False)
 
 
 def test_staged_copies_are_for_this_user_only(folder):
