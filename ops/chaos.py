@@ -138,7 +138,7 @@ class ChaosRun:
         self.seconds = 0.0
 
     def undisturbed(self) -> None:
-        """Run the command once in peace.
+        """Run the command once without a fault.
 
         Raises:
             OpsError: it fails, or what is to be compared is not there.

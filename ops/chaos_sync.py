@@ -192,11 +192,11 @@ class ChaosSync:
             wrong.append(f"{kind}: the restored state is not the newest complete one")
         return wrong
 
-    def save_in_peace(self) -> list[str]:
+    def save_without_fault(self) -> list[str]:
         """Save without a fault; the newest state has to come back."""
         process = self._start("--once")
         process.wait()
-        wrong = self.problems("peace")
+        wrong = self.problems("no fault")
         if checksums(self._out / "restored") != self.writer.states[-1]:
             wrong.append("the newest state did not come back")
         return wrong
@@ -246,7 +246,7 @@ def run(config: ChaosSyncConfig, command: list[str]) -> int:
         found = chaos.inject(kind)
         print(f"fault {number}: {kind}: {'; '.join(found) or 'nothing lost'}", flush=True)
         wrong += found
-    wrong += chaos.save_in_peace()
+    wrong += chaos.save_without_fault()
     num_manifests = len(chaos.witness.seen)
     report = {"faults": config.faults, "manifests": num_manifests, "wrong": wrong}
     write_json(config.out / "report.json", report)

@@ -218,7 +218,7 @@ class Restorer:
         return False
 
     def _place(self, manifest: Manifest) -> None:
-        """Put every file in its place, whole; an interrupted placing is gone on with."""
+        """Put every file in its place, whole; an interrupted one continues."""
         files = self._unfinished() | manifest.files
         noted = {entry.path: [entry.size, entry.sha256] for entry in files.values()}
         write_json(self._marker, {"files": noted})

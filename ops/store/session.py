@@ -265,17 +265,17 @@ class _Report:
                 f"state {result.number} saved: {result.num_files} files, {result.num_new} sent, "
                 f"{result.num_bytes / 1e6:.1f} MB, {seconds:.1f} s"
             )
-        if last is None or result.left != last.left:
-            for path, reason in list(result.left.items())[:_SHOWN]:
+        if last is None or result.left_out != last.left_out:
+            for path, reason in list(result.left_out.items())[:_SHOWN]:
                 self.warn(f"left out: {path} {reason}")
         problem = result.removal_problem
         if problem and (last is None or problem != last.removal_problem):
-            self.warn(f"what is needed no more is still there: {problem}")
+            self.warn(f"what is no longer needed is still there: {problem}")
         self._write(
             state=result.number,
             saved_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
             num_files=result.num_files,
-            left_out=result.left,
+            left_out=result.left_out,
             failures=0,
             last_error=None,
             removal_problem=problem,

@@ -122,13 +122,13 @@ class Snapshot:
         entries: the files by path.
         staged: those that the remote does not have under their name, staged.
         extended: logs of these that begin with what they were in the last state.
-        left: paths that changed while they were copied, or may not travel, with the reason.
+        left_out: paths that changed while they were copied, or may not travel, with the reason.
     """
 
     entries: dict[str, FileEntry]
     staged: dict[str, FileEntry]
     extended: set[str]
-    left: dict[str, str]
+    left_out: dict[str, str]
 
 
 class SnapshotTaker:

@@ -41,15 +41,15 @@ class RoundResult:
         num_files: how many files that state has.
         num_new: how many of them were sent.
         num_bytes: how many bytes were sent.
-        left: paths that did not travel, with the reason.
-        removal_problem: why what is needed no more could not be removed, if so.
+        left_out: paths that did not travel, with the reason.
+        removal_problem: why what is no longer needed could not be removed, if so.
     """
 
     number: int
     num_files: int
     num_new: int
     num_bytes: int
-    left: dict[str, str]
+    left_out: dict[str, str]
     removal_problem: str | None = None
 
 
@@ -121,7 +121,7 @@ class Uploader:
         num_files = len(snapshot.entries)
         if self._saved == snapshot.entries and self._saved_name is not None:
             self._saved = snapshot.entries
-            return RoundResult(self._saved_name.number, num_files, 0, 0, snapshot.left)
+            return RoundResult(self._saved_name.number, num_files, 0, 0, snapshot.left_out)
         if not self._present_is_all:
             for path in self._listed(snapshot.staged, needs_hash=True):
                 self._taker.drop(path)
@@ -141,15 +141,15 @@ class Uploader:
             self._require_listed(snapshot.staged)
         self._write_manifest(snapshot.entries)
         self._saved = snapshot.entries
-        self._present = {p: e for p, e in self._saved.items() if p not in snapshot.left}
+        self._present = {p: e for p, e in self._saved.items() if p not in snapshot.left_out}
         self._present_is_all = True
         return RoundResult(
             self._last_number,
             num_files,
             len(snapshot.staged),
             _num_bytes(snapshot.staged),
-            snapshot.left,
-            self._remove_what_is_needed_no_more(snapshot, last, attempt),
+            snapshot.left_out,
+            self._remove_unneeded(snapshot, last, attempt),
         )
 
     def confirm(self) -> None:
@@ -226,7 +226,7 @@ class Uploader:
         self._saved_name = name
         remember_state(self._state_dir, self._writer, name)
 
-    def _remove_what_is_needed_no_more(
+    def _remove_unneeded(
         self, snapshot: Snapshot, last: dict[str, FileEntry], attempt: str
     ) -> str | None:
         """Remove old states, if asked to, and logs that the newer ones begin with.

@@ -192,7 +192,7 @@ def test_a_loss_on_the_remote_would_be_seen(tmp_path):
     config.out.mkdir()
     sync = chaos_sync.ChaosSync(config)
     sync.writer.step()
-    assert sync.save_in_peace() == []
+    assert sync.save_without_fault() == []
     (config.out / "remote" / "model_epoch0.pt").write_bytes(bytes(1024))
     (config.out / "remote" / "latest.json").unlink()
     assert sorted(line.split(" with ")[0] for line in sync.witness.losses()) == [

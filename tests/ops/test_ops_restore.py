@@ -60,7 +60,7 @@ def test_restore_refuses_a_folder_that_holds_something_else(world):
     assert (aside / "b").read_text() == "mine"
 
 
-def test_an_interrupted_restore_is_gone_on_with(world, monkeypatch):
+def test_an_interrupted_restore_continues(world, monkeypatch):
     uploader = world.uploader()
     world.save({name: name for name in "abc"}, uploader)
     publish, placed = os.replace, []
@@ -162,7 +162,7 @@ def old_remote(folder, states):
         plant_json(folder / "manifests", content | {"created": "now", "files": entries})
 
 
-def test_a_remote_of_the_old_layout_comes_back_and_is_gone_on_with(world):
+def test_a_remote_of_the_old_layout_comes_back_and_the_run_goes_on(world):
     first = {"metrics.jsonl": ["one\n"], "model.pt": ["old"], "empty": [""]}
     second = {"metrics.jsonl": ["one\n", "two\n"], "model.pt": ["new"], "same.pt": ["new"]}
     old_remote(world.remote, [first, second])
