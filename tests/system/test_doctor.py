@@ -7,6 +7,7 @@ import sys
 import threading
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from world_modality import doctor
@@ -103,38 +104,30 @@ def test_a_frame_that_shows_nothing_is_a_failure(high, word):
 def test_a_missing_dependency_names_the_requirement_and_what_it_is_for(module):
     module("needs_another", "import torchvision_that_is_absent")
     module("broken_library", "raise OSError('libx.so.1: cannot open')")
-    findings = import_findings(
-        (
-            Dependency("numpy", "numpy", "arrays", essential=True),
-            Dependency("absent_module", "faiss-cpu", "assigning tokens"),
-            Dependency("absent_essential.part", "torch", "training", essential=True),
-            Dependency("needs_another", "lerobot", "datasets"),
-            Dependency("broken_library", "mujoco", "rollouts"),
-        )
-    )
-    assert [f.status for f in findings] == ["ok", "warn", "FAIL", "warn", "warn"]
-    assert findings[0].found.startswith(__import__("numpy").__version__)
-    assert findings[1].advice == (
-        "pip install -r requirements.txt brings faiss-cpu; needed for assigning tokens"
-    )
-    assert "brings torch; needed for training" in findings[2].advice
-    assert "install torchvision_that_is_absent" in findings[3].advice
-    assert "libx.so.1: cannot open" in findings[4].found
-
-
-def test_a_dependency_that_crashes_does_not_hide_those_after_it(module):
     module("crashing_module", "import os; os.abort()")
     module("raising_module", "raise RuntimeError('wrong driver\\nsecond line')")
-    findings = import_findings(
-        (
-            Dependency("crashing_module", "faiss-cpu", "a", essential=True),
-            Dependency("raising_module", "torchcodec", "b"),
-            Dependency("numpy", "numpy", "c"),
-        )
-    )
-    assert [f.status for f in findings] == ["FAIL", "warn", "ok"]
-    assert findings[0].found == "crashed (SIGABRT)"
-    assert findings[1].found == "RuntimeError: wrong driver"
+    expected = {
+        Dependency("numpy", "numpy", "arrays", essential=True): ("ok", np.__version__, ""),
+        Dependency("absent_module", "faiss-cpu", "assigning tokens"): (
+            *("warn", "No module named"),
+            "pip install -r requirements.txt brings faiss-cpu; needed for assigning tokens",
+        ),
+        Dependency("absent.part", "torch", "training", essential=True): ("FAIL", "absent", "torch"),
+        Dependency("needs_another", "lerobot", "datasets"): (
+            *("warn", "torchvision_that_is_absent"),
+            "install torchvision_that_is_absent",
+        ),
+        Dependency("broken_library", "mujoco", "rollouts"): ("warn", "libx.so.1: cannot", "mujoco"),
+        # A crash does not hide those after it.
+        Dependency("crashing_module", "x", "a", essential=True): ("FAIL", "crashed (SIGABRT)", ""),
+        Dependency("raising_module", "x", "b"): ("warn", "RuntimeError: wrong driver", ""),
+        Dependency("scipy", "scipy", "c"): ("ok", "", ""),
+    }
+    findings = import_findings(tuple(expected))
+    for finding, (status, found, advice) in zip(findings, expected.values(), strict=True):
+        assert finding.status == status
+        assert found in finding.found
+        assert advice in finding.advice
 
 
 def test_every_dependency_is_in_the_requirements():
@@ -169,12 +162,8 @@ def test_a_hub_that_answers_is_reachable():
 
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        done = run_doctor(
-            "--checks",
-            "hub",
-            HF_ENDPOINT=f"http://127.0.0.1:{server.server_port}",
-            NO_PROXY="127.0.0.1",
-        )
+        address = f"http://127.0.0.1:{server.server_port}"
+        done = run_doctor("--checks", "hub", HF_ENDPOINT=address, NO_PROXY="127.0.0.1")
         server.shutdown()
     assert done.stdout.startswith("ok    hub"), done.stdout + done.stderr
 
@@ -194,19 +183,15 @@ def test_the_device_that_auto_takes_is_computed_on():
     assert "torch" in finding.found
 
 
-def test_a_gpu_that_torch_does_not_see_leads_to_another_torch_build():
+def test_a_gpu_that_torch_does_not_see_or_that_does_not_compute_is_told():
     answer = {"device": "cpu", "name": "", "num_devices": 0, "bf16": False, "build": "2.10 for CPU"}
     without_gpu = device_finding(ProbeResult([answer], None), [])
     unseen_gpu = device_finding(ProbeResult([answer], None), ["/dev/kfd"])
     assert "KEEP_TORCH" not in without_gpu.advice
     assert "/dev/kfd exists" in unseen_gpu.found
     assert "make env KEEP_TORCH=1" in unseen_gpu.advice
-
-
-def test_a_gpu_that_does_not_compute_is_a_failure():
-    finding = device_finding(ProbeResult([], "RuntimeError: no kernel image"), ["/dev/nvidia0"])
-    assert finding.status == "FAIL"
-    assert "no kernel image" in finding.found
+    broken = device_finding(ProbeResult([], "RuntimeError: no kernel image"), ["/dev/nvidia0"])
+    assert (broken.status, broken.found) == ("FAIL", "RuntimeError: no kernel image")
 
 
 @pytest.mark.parametrize(("needed_gb", "status"), [(1e9, "warn"), (0.0, "ok")])
