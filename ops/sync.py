@@ -22,7 +22,7 @@ from tyro.conf import Positional, subcommand
 
 from ops.store.atomic import FolderLock, private_folder
 from ops.store.errors import OpsError, UsageError, run_cli
-from ops.store.manifest import list_manifests
+from ops.store.manifest import list_manifests, sum_of_sizes
 from ops.store.rclone import (
     STATE_FOLDER,
     CallLimits,
@@ -160,7 +160,7 @@ def _restore(config: Restore, store: RcloneStore) -> int:
     if manifest is not None:
         _say(
             f"restored state {manifest.number} of {manifest.created}: {len(manifest.files)} files, "
-            f"{manifest.num_bytes / 1e6:.1f} MB, verified"
+            f"{sum_of_sizes(manifest.files) / 1e6:.1f} MB, verified"
         )
         return 0
     kept = config.keep_local and any(p.name != STATE_FOLDER for p in config.local.iterdir())

@@ -21,7 +21,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -103,11 +103,6 @@ class Manifest:
     created: str
     files: dict[str, FileEntry]
 
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(entry.size for entry in self.files.values())
-
     def encode(self) -> tuple[ManifestName, bytes]:
         """Return the name and the bytes of the manifest's file.
 
@@ -125,6 +120,11 @@ class Manifest:
         name = ManifestName(self.number, self.writer, _digest(text))
         decode(name, text)
         return name, text
+
+
+def sum_of_sizes(files: Mapping[str, FileEntry]) -> int:
+    """Return the bytes of all files together."""
+    return sum(entry.size for entry in files.values())
 
 
 def path_of(name: str) -> str | None:

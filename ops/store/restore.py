@@ -26,6 +26,7 @@ from ops.store.manifest import (
     path_of,
     path_problem,
     read_manifest,
+    sum_of_sizes,
 )
 from ops.store.rclone import RcloneStore, RemoteFile
 from ops.store.snapshot import is_log, scan_folder
@@ -173,7 +174,7 @@ class Restorer:
             if not self._is_here(entry) and not self._is_fetched(entry)
         }
         largest = max((entry.size for entry in manifest.files.values()), default=0)
-        needed = sum(entry.size for entry in wanted.values()) + largest
+        needed = sum_of_sizes(wanted) + largest
         free = shutil.disk_usage(self._incoming).free
         if needed > free:
             raise OpsError(f"state {manifest.number} needs {needed} bytes here; {free} are free")

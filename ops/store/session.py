@@ -14,6 +14,7 @@ from typing import Any
 
 from ops.store.atomic import write_json
 from ops.store.errors import OpsError, RemoteError
+from ops.store.manifest import sum_of_sizes
 from ops.store.rclone import CallLimits, RcloneStore, RemoteName, end_with_parent
 from ops.store.snapshot import SnapshotTaker
 from ops.store.uploader import AnotherRunError, RoundResult, Uploader
@@ -260,13 +261,14 @@ class _Report:
 
     def saved(self, result: RoundResult, seconds: float) -> None:
         last, self._last = self._last, result
-        if not self._quiet and (result.num_new or self._status["state"] != result.number):
+        num_files, left_out = len(result.snapshot.entries), result.snapshot.left_out
+        if not self._quiet and (result.sent or self._status["state"] != result.number):
             self.warn(
-                f"state {result.number} saved: {result.num_files} files, {result.num_new} sent, "
-                f"{result.num_bytes / 1e6:.1f} MB, {seconds:.1f} s"
+                f"state {result.number} saved: {num_files} files, {len(result.sent)} sent, "
+                f"{sum_of_sizes(result.sent) / 1e6:.1f} MB, {seconds:.1f} s"
             )
-        if last is None or result.left_out != last.left_out:
-            for path, reason in list(result.left_out.items())[:_SHOWN]:
+        if last is None or left_out != last.snapshot.left_out:
+            for path, reason in list(left_out.items())[:_SHOWN]:
                 self.warn(f"left out: {path} {reason}")
         problem = result.removal_problem
         if problem and (last is None or problem != last.removal_problem):
@@ -274,8 +276,8 @@ class _Report:
         self._write(
             state=result.number,
             saved_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            num_files=result.num_files,
-            left_out=result.left_out,
+            num_files=num_files,
+            left_out=left_out,
             failures=0,
             last_error=None,
             removal_problem=problem,

@@ -20,6 +20,7 @@ from ops.store.manifest import (
     newest_readable,
     path_of,
     read_manifest,
+    sum_of_sizes,
 )
 from ops.store.rclone import RcloneStore, RemoteFile
 from ops.store.snapshot import FileChangedError, Snapshot, SnapshotTaker, entry_of
@@ -38,18 +39,14 @@ class RoundResult:
 
     Attributes:
         number: of the newest state on the remote that was written from here.
-        num_files: how many files that state has.
-        num_new: how many of them were sent.
-        num_bytes: how many bytes were sent.
-        left_out: paths that did not travel, with the reason.
+        snapshot: that state.
+        sent: the files that were sent.
         removal_problem: why what is no longer needed could not be removed, if so.
     """
 
     number: int
-    num_files: int
-    num_new: int
-    num_bytes: int
-    left_out: dict[str, str]
+    snapshot: Snapshot
+    sent: dict[str, FileEntry]
     removal_problem: str | None = None
 
 
@@ -118,10 +115,9 @@ class Uploader:
         assert self._last_number is not None
         last = self._saved or {}
         snapshot = self._taker.take(last, self._present, final=final)
-        num_files = len(snapshot.entries)
         if self._saved == snapshot.entries and self._saved_name is not None:
             self._saved = snapshot.entries
-            return RoundResult(self._saved_name.number, num_files, 0, 0, snapshot.left_out)
+            return RoundResult(self._saved_name.number, snapshot, {})
         if not self._present_is_all:
             for path in self._listed(snapshot.staged, needs_hash=True):
                 self._taker.drop(path)
@@ -133,7 +129,7 @@ class Uploader:
         self._last_number += 1
         attempt = f"{HISTORY}/{self._last_number:08d}-{self._writer}-{secrets.token_hex(2)}"
         if snapshot.staged:
-            num_bytes = _num_bytes(snapshot.staged)
+            num_bytes = sum_of_sizes(snapshot.staged)
             self._store.upload(self._taker.staging, "", num_bytes, replaced=attempt)
             if busy := self._taker.changed_links():
                 # No manifest names what was sent, and none ever will.
@@ -143,14 +139,8 @@ class Uploader:
         self._saved = snapshot.entries
         self._present = {p: e for p, e in self._saved.items() if p not in snapshot.left_out}
         self._present_is_all = True
-        return RoundResult(
-            self._last_number,
-            num_files,
-            len(snapshot.staged),
-            _num_bytes(snapshot.staged),
-            snapshot.left_out,
-            self._remove_unneeded(snapshot, last, attempt),
-        )
+        problem = self._remove_unneeded(snapshot, last, attempt)
+        return RoundResult(self._last_number, snapshot, snapshot.staged, problem)
 
     def confirm(self) -> None:
         """Check that the remote's own listing shows all that the newest state written here names.
@@ -200,7 +190,7 @@ class Uploader:
         self, files: dict[str, FileEntry], folder: str = "", *, needs_hash: bool = False
     ) -> set[str]:
         """Return those of the files that the remote lists as they are, by size and checksums."""
-        listed = self._store.list_files(folder, files, hash_bytes=_num_bytes(files))
+        listed = self._store.list_files(folder, files, hash_bytes=sum_of_sizes(files))
         return {n for n, e in files.items() if e.is_listed_as(listed.get(n), needs_hash=needs_hash)}
 
     def _require_listed(self, sent: dict[str, FileEntry], folder: str = "") -> None:
@@ -346,7 +336,3 @@ def remembered_state(state_dir: Path) -> tuple[str, int] | None:
 def new_writer_id() -> str:
     """Return a random id for the folder on this machine."""
     return secrets.token_hex(4)
-
-
-def _num_bytes(entries: dict[str, FileEntry]) -> int:
-    return sum(entry.size for entry in entries.values())

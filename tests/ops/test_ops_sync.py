@@ -20,7 +20,7 @@ def test_what_is_saved_comes_back_and_deletions_here_delete_nothing_there(world)
     first = {"sub/model_0.pt": "zero", "empty": "", "metrics.jsonl": "one\n"}
     uploader = world.uploader()
     assert world.save(first, uploader).number == 1
-    assert uploader.round().num_new == 0
+    assert not uploader.round().sent
     world.write({"sub/model_0.pt": None, "sub/model_1.pt": "one", "metrics.jsonl": "one\ntwo\n"})
     assert uploader.unsaved() == ["metrics.jsonl", "sub/model_1.pt"]
     assert uploader.round().number == 2
@@ -93,7 +93,7 @@ def test_versions_of_a_log_are_not_kept_while_a_longer_one_begins_with_them(worl
 
 def test_a_sync_that_starts_again_sends_only_what_the_remote_does_not_have(world):
     world.save({"a": "as it was", "b": "old"})
-    assert world.save({"b": "new"}).num_new == 1
+    assert set(world.save({"b": "new"}).sent) == {"b"}
     assert world.history() == [("b", "old")]
 
 
