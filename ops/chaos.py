@@ -7,34 +7,36 @@
 then again and again in `OUT/killed-…`: SIGKILL to the whole process group at a moment drawn
 uniformly from the time that the undisturbed run took, then the same command with `--resume`, until
 it ends by itself; another folder follows until all kills are spent. `--faults` also injects faults
-of the disk: after each the command has to end with an error or with the undisturbed result, never
-quietly with another one.
+of the disk, without privileges: after each the command has to end with an error or with the
+undisturbed result, never quietly with another one.
 
 Exit codes: 0 every end agrees and every fault was noticed or mended, 1 if not, 2 a wrong command
 line, 130 interrupted.
 """
 
 import itertools
+import os
 import random
+import shlex
 import shutil
+import signal
+import subprocess
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from ops.comparison import Form, compare_folders
-from ops.disk_faults import (
-    Fault,
-    Outcome,
-    damage_file,
-    run_in_read_only_folder,
-    run_killable,
-    run_on_full_disk,
-)
 from ops.store.atomic import write_json
 from ops.store.errors import OpsError, UsageError, run_cli
 
+Fault = Literal["truncate", "flip", "read_only", "disk_full"]
 _PLACEHOLDER = "{dir}"
 _MAX_FRUITLESS = 30
+_SHOWN = 5
+_UNSHARE = ["unshare", "--user", "--map-root-user", "--mount"]
+_TICK_S = 0.005
+_TIMEOUT_S = 3600.0
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class ChaosConfig:
     faults: int = 0
     """Faults of the disk in all, of the kinds in turn."""
     fault_kinds: tuple[Fault, ...] = ("truncate", "flip", "read_only", "disk_full")
-    """Which faults."""
+    """Which faults are injected."""
     fault_files: tuple[str, ...] = ()
     """Patterns of files that are cut or flipped; by default those that are compared."""
     compare: tuple[str, ...] = ()
@@ -66,7 +68,7 @@ class ChaosConfig:
     resume_flag: str = "--resume"
     """Given to every run but the first; may be empty."""
     seed: int = 0
-    """Of the moments and the faults."""
+    """Seed of the moments and the faults."""
 
     @property
     def patterns(self) -> dict[Form, tuple[str, ...]]:
@@ -81,16 +83,42 @@ class ChaosConfig:
 
 
 @dataclass(frozen=True)
+class Outcome:
+    """How an attempt ended.
+
+    Attributes:
+        killed: whether this program ended it at the chosen moment.
+        exit_code: of the command, negative for a signal.
+        seconds: from its start to its end.
+        log: its output.
+    """
+
+    killed: bool
+    exit_code: int
+    seconds: float
+    log: Path
+
+    @property
+    def last_lines(self) -> str:
+        """Return the end of what it printed."""
+        return self.log.read_text(encoding="utf-8", errors="replace")[-800:].strip()
+
+
+@dataclass(frozen=True)
 class Finding:
-    """What one folder, or one fault, showed."""
+    """What one folder, or one fault, showed.
+
+    Attributes:
+        folder: of the run.
+        what: the moments of the kills, or the fault.
+        verdict: identical, noticed, or what is wrong.
+        differences: to the undisturbed run.
+    """
 
     folder: str
     what: str
-    """The moments of the kills, or the fault."""
     verdict: str
-    """identical, noticed, or what is wrong."""
     differences: list[str] = field(default_factory=list)
-    """To the undisturbed run."""
 
     @property
     def is_good(self) -> bool:
@@ -106,26 +134,21 @@ class ChaosRun:
         self._command = command
         self._rng = random.Random(config.seed)
         self._numbers = itertools.count()
-        self.reference = config.out / "undisturbed"
+        self._reference = config.out / "undisturbed"
         self.seconds = 0.0
 
-    def words(self, folder: Path, *, resume: bool) -> list[str]:
-        """Return the command line for a folder."""
-        flags = self._config.resume_flag.split() if resume else []
-        return [word.replace(_PLACEHOLDER, str(folder)) for word in self._command] + flags
-
     def undisturbed(self) -> None:
-        """Run the command once in peace.
+        """Run the command once without a fault.
 
         Raises:
             OpsError: it fails, or what is to be compared is not there.
         """
-        outcome = self._attempt(self.reference, resume=False)
+        outcome = self._attempt(self._reference, resume=False)
         if outcome.exit_code != 0:
             code = outcome.exit_code
             raise OpsError(f"the undisturbed run ended with exit code {code}: {outcome.last_lines}")
         self.seconds = outcome.seconds
-        self._compared(self.reference, "undisturbed")
+        self._compared(self._reference, "undisturbed")
 
     def killed_until_it_ends(self, folder: Path, kills_left: int) -> tuple[Finding, int]:
         """Kill and resume in one folder; returns the finding and the number of kills."""
@@ -147,33 +170,30 @@ class ChaosRun:
     def faulted(self, folder: Path, fault: Fault) -> Finding:
         """Inject one fault into a run that was killed half-way, and let it go on."""
         if fault == "disk_full":
-            return self._on_full_disk(folder)
+            files = self._reference.rglob("*")
+            size = sum(path.stat().st_size for path in files if path.is_file())
+            room = int(self._rng.uniform(0.05, 0.95) * size)
+            words = self._words(folder, resume=False)
+            outcome = run_on_full_disk(words, folder, self._next_log(), room)
+            return self._after_refused_writes(folder, f"disk full after {room} bytes", outcome)
         for _ in range(_MAX_FRUITLESS):
             kill_after = self._rng.uniform(0.3, 1.0) * self.seconds
             shutil.rmtree(folder, ignore_errors=True)
             self._attempt(folder, resume=False, kill_after_s=kill_after)
-            files = self._fault_files(folder)
-            if files or fault == "read_only":
+            files_hit = self._fault_files(folder)
+            if files_hit or fault == "read_only":
                 break
         else:
             raise OpsError("none of the files to be damaged was there after a kill")
         if fault == "read_only":
-            words = self.words(folder, resume=True)
+            words = self._words(folder, resume=True)
             outcome = run_in_read_only_folder(words, folder, self._next_log())
             return self._after_refused_writes(folder, "read-only folder", outcome)
-        what = damage_file(self._rng.choice(files), fault, self._rng)
+        what = damage_file(self._rng.choice(files_hit), fault, self._rng)
         outcome = self._attempt(folder, resume=True)
         if outcome.exit_code != 0:
             return Finding(str(folder), what, "noticed", [outcome.last_lines])
         return self._compared(folder, what, "USED SILENTLY")
-
-    def _on_full_disk(self, folder: Path) -> Finding:
-        files = self.reference.rglob("*")
-        size = sum(path.stat().st_size for path in files if path.is_file())
-        room = int(self._rng.uniform(0.05, 0.95) * size)
-        words = self.words(folder, resume=False)
-        outcome = run_on_full_disk(words, folder, self._next_log(), room)
-        return self._after_refused_writes(folder, f"disk full after {room} bytes", outcome)
 
     def _after_refused_writes(self, folder: Path, what: str, outcome: Outcome) -> Finding:
         """Check that refused writes were noticed, and that the run goes on once they work."""
@@ -186,12 +206,15 @@ class ChaosRun:
 
     def _compared(self, folder: Path, what: str, wrong: str = "DIFFERS") -> Finding:
         patterns, ignored = self._config.patterns, self._config.ignore
-        differences = compare_folders(self.reference, folder, patterns, ignored)
+        differences = compare_folders(self._reference, folder, patterns, ignored)
         return Finding(str(folder), what, wrong if differences else "identical", differences)
 
     def _attempt(self, folder: Path, *, resume: bool, kill_after_s: float | None = None) -> Outcome:
-        words = self.words(folder, resume=resume)
-        return run_killable(words, self._next_log(), kill_after_s=kill_after_s)
+        return run_killable(self._words(folder, resume=resume), self._next_log(), kill_after_s)
+
+    def _words(self, folder: Path, *, resume: bool) -> list[str]:
+        flags = self._config.resume_flag.split() if resume else []
+        return [word.replace(_PLACEHOLDER, str(folder)) for word in self._command] + flags
 
     def _next_log(self) -> Path:
         return self._config.out / "output" / f"{next(self._numbers):04d}.log"
@@ -200,6 +223,114 @@ class ChaosRun:
         patterns = self._config.fault_files or itertools.chain(*self._config.patterns.values())
         found = {path for pattern in patterns for path in folder.glob(pattern)}
         return sorted(path for path in found if path.is_file() and path.stat().st_size)
+
+
+def run_killable(command: list[str], log: Path, kill_after_s: float | None = None) -> Outcome:
+    """Run a command in a session of its own; kill the whole of it at a moment, if one is given.
+
+    Args:
+        command: program and arguments.
+        log: receives stdout and stderr.
+        kill_after_s: SIGKILL comes after so many seconds, unless the command has ended. Without it
+            SIGKILL comes after an hour, and counts as an error of the command.
+    """
+    log.parent.mkdir(parents=True, exist_ok=True)
+    started = time.monotonic()
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+    end = started + (_TIMEOUT_S if kill_after_s is None else kill_after_s)
+    while process.poll() is None and time.monotonic() < end:
+        time.sleep(_TICK_S)
+    killed = process.poll() is None
+    _kill_session(process)
+    seconds = time.monotonic() - started
+    return Outcome(killed and kill_after_s is not None, process.wait(), seconds, log)
+
+
+def _kill_session(process: "subprocess.Popen[bytes]") -> None:
+    """Kill what is left of the command's process group, and wait until nothing of it is."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        try:
+            os.killpg(process.pid, signal.SIGKILL)
+        except (ProcessLookupError, PermissionError):
+            break
+        process.poll()
+        time.sleep(_TICK_S)
+    process.wait()
+
+
+def damage_file(path: Path, fault: Literal["truncate", "flip"], rng: random.Random) -> str:
+    """Cut a file short or flip one bit of it; returns what was done."""
+    content = bytearray(path.read_bytes())
+    position = rng.randrange(len(content))
+    if fault == "truncate":
+        del content[position:]
+        done = f"{path.name} cut to {position} bytes"
+    else:
+        content[position] ^= 1 << rng.randrange(8)
+        done = f"{path.name}: a bit of byte {position} of {len(content)} flipped"
+    path.write_bytes(content)
+    return done
+
+
+def has_namespaces() -> bool:
+    """Say whether this user may mount file systems in a namespace of its own."""
+    probe = "mount -t tmpfs -o size=64k none /tmp"
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*_UNSHARE, "sh", "-c", probe], capture_output=True).returncode == 0
+
+
+def run_on_full_disk(command: list[str], folder: Path, log: Path, num_bytes: int) -> Outcome:
+    """Run a command whose folder lies on a disk of `num_bytes`.
+
+    A tmpfs in a mount namespace of its own ("No space left on device"), where users may have one;
+    elsewhere a limit on the size of each file ("File too large"). What the command left on the
+    small disk is in `folder` afterwards.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    if not has_namespaces():
+        # What is ignored stays so in the command: a write fails, where the signal would kill it.
+        # Its output goes through a pipe, since the limit is for the command's files only.
+        limits = f"trap '' XFSZ; ulimit -f {max(1, num_bytes // 1024)}"
+        script = f"set -o pipefail; ({limits}; exec {shlex.join(command)}) 2>&1 | cat"
+        return run_killable(["bash", "-c", script], log)
+    kept = folder.with_name(folder.name + "-on-small-disk")
+    kept.mkdir()
+    at, aside = shlex.quote(str(folder)), shlex.quote(str(kept))
+    used = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    blocks = max(64, (num_bytes + used) // 1024)
+    script = (
+        f"cp -a {at}/. {aside}/ && mount -t tmpfs -o size={blocks}k none {at} && "
+        f"cp -a {aside}/. {at}/ && {{ {shlex.join(command)}; code=$?; rm -rf {aside}/* && "
+        f"cp -a {at}/. {aside}/; exit $code; }}"
+    )
+    outcome = run_killable([*_UNSHARE, "sh", "-c", script], log)
+    shutil.rmtree(folder)
+    os.rename(kept, folder)
+    return outcome
+
+
+def run_in_read_only_folder(command: list[str], folder: Path, log: Path) -> Outcome:
+    """Run a command whose folder cannot be written: mounted read-only, or by its permissions."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if has_namespaces():
+        at = shlex.quote(str(folder))
+        script = f"mount --bind {at} {at} && mount -o remount,ro,bind {at} && "
+        return run_killable([*_UNSHARE, "sh", "-c", f"{script}exec {shlex.join(command)}"], log)
+    mode = folder.stat().st_mode
+    folder.chmod(0o555)
+    try:
+        return run_killable(command, log)
+    finally:
+        folder.chmod(mode)
 
 
 def run(config: ChaosConfig, command: list[str]) -> int:
@@ -229,35 +360,29 @@ def run(config: ChaosConfig, command: list[str]) -> int:
     for number in range(config.faults):
         fault = config.fault_kinds[number % len(config.fault_kinds)]
         _note(findings, chaos.faulted(config.out / f"fault-{number}", fault))
-    return _report(config, command, chaos.seconds, kills, findings)
-
-
-def _note(findings: list[Finding], finding: Finding) -> None:
-    findings.append(finding)
-    print(f"{finding.folder}: {finding.what}: {finding.verdict}", flush=True)
-    for difference in finding.differences[:5]:
-        print(f"    {difference}", flush=True)
-
-
-def _report(
-    config: ChaosConfig, command: list[str], seconds: float, kills: int, findings: list[Finding]
-) -> int:
-    bad = [finding for finding in findings if not finding.is_good]
-    report: dict[str, Any] = {
+    num_bad = sum(not finding.is_good for finding in findings)
+    report = {
         "command": command,
         "seed": config.seed,
-        "undisturbed_s": seconds,
+        "undisturbed_s": chaos.seconds,
         "kills": kills,
         "faults": config.faults,
-        "bad": len(bad),
+        "bad": num_bad,
         "findings": [asdict(finding) for finding in findings],
     }
     write_json(config.out / "report.json", report)
     print(
         f"{kills} kills in {len(findings) - config.faults} runs, {config.faults} faults: "
-        f"{len(findings) - len(bad)} good, {len(bad)} bad; {config.out / 'report.json'}"
+        f"{len(findings) - num_bad} good, {num_bad} bad; {config.out / 'report.json'}"
     )
-    return 1 if bad else 0
+    return 1 if num_bad else 0
+
+
+def _note(findings: list[Finding], finding: Finding) -> None:
+    findings.append(finding)
+    print(f"{finding.folder}: {finding.what}: {finding.verdict}", flush=True)
+    for difference in finding.differences[:_SHOWN]:
+        print(f"    {difference}", flush=True)
 
 
 def main() -> None:

@@ -30,11 +30,10 @@ from pathlib import Path
 from ops.store.atomic import PARTIAL_SUFFIX, private_folder, write_json
 from ops.store.errors import DamagedError, OpsError, UsageError, run_cli
 from ops.store.faulty_rclone import FAULTS, install
-from ops.store.folder_scan import is_log, scan_folder
 from ops.store.manifest import MANIFESTS, Manifest, decode, newest_first, path_of
-from ops.store.rclone import RcloneStore, rclone_folder
-from ops.store.remote_name import parse_remote
+from ops.store.rclone import RcloneStore, parse_remote, rclone_folder
 from ops.store.restore import RestoreOptions, Restorer
+from ops.store.snapshot import is_log, scan_folder
 
 _KINDS = (*FAULTS, "kill")
 _RETRY_S = "1"
@@ -47,13 +46,7 @@ _NUM_CALLS = 6
 
 
 class _Writer:
-    """Writes a folder as a training does, and knows each state that it ever had.
-
-    Args:
-        folder: what is written.
-        rng: decides the content.
-        checkpoint_bytes: size of a checkpoint.
-    """
+    """Writes a folder as a training does, and knows each state that it ever had."""
 
     def __init__(self, folder: Path, rng: random.Random, checkpoint_bytes: int) -> None:
         self.folder = folder
@@ -102,11 +95,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 class Witness:
-    """Remembers every manifest that was ever seen on a folder remote.
-
-    Args:
-        remote: the remote's folder.
-    """
+    """Remembers every manifest that was ever seen on a remote that is a folder."""
 
     def __init__(self, remote: Path) -> None:
         self._remote = remote
@@ -143,29 +132,25 @@ class ChaosSyncConfig:
     faults: int = 100
     """How many faults, of the kinds in turn."""
     seed: int = 0
-    """Of the moments and of what is written."""
+    """Seed of the moments and of what is written."""
     checkpoint_kib: int = 64
     """Size of a checkpoint."""
 
 
 class ChaosSync:
-    """The folder, its sync and the faults.
-
-    Args:
-        config: all flags.
-    """
+    """The folder, its sync and the faults."""
 
     def __init__(self, config: ChaosSyncConfig) -> None:
         self._rng = random.Random(config.seed)
         self._out = config.out
-        self._remote = config.out / "remote"
+        self._remote = parse_remote(f":local:{config.out / 'remote'}")
         self._plan = install(config.out / "bin", rclone_folder() / "rclone")
         self._environment = os.environ | {
             "PATH": f"{config.out / 'bin'}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(Path(__file__).resolve().parents[1]),
         }
         self.writer = _Writer(config.out / "local", self._rng, config.checkpoint_kib * 1024)
-        self.witness = Witness(self._remote)
+        self.witness = Witness(config.out / "remote")
 
     def inject(self, kind: str) -> list[str]:
         """Write, save under one fault, and return what is wrong afterwards."""
@@ -192,12 +177,11 @@ class ChaosSync:
         wrong = self.witness.losses()
         back = self._out / "restored"
         shutil.rmtree(back, ignore_errors=True)
-        store = RcloneStore(parse_remote(self._name))
-        state_dir = private_folder(back / ".sync")
+        store, options = RcloneStore(self._remote), RestoreOptions(retries=0)
         try:
             # States that cannot be used are what a fault leaves behind: nothing is said of them.
-            options = RestoreOptions(retries=0)
-            Restorer(store, back, state_dir, options, lambda message: None).restore()
+            folders = (back, private_folder(back / ".sync"))
+            Restorer(store, *folders, options, lambda message: None).restore()
         except OpsError as error:
             return [*wrong, f"{kind}: restore failed: {error}"]
         restored = checksums(back)
@@ -208,24 +192,20 @@ class ChaosSync:
             wrong.append(f"{kind}: the restored state is not the newest complete one")
         return wrong
 
-    def save_in_peace(self) -> list[str]:
+    def save_without_fault(self) -> list[str]:
         """Save without a fault; the newest state has to come back."""
         process = self._start("--once")
         process.wait()
-        wrong = self.problems("peace")
+        wrong = self.problems("no fault")
         if checksums(self._out / "restored") != self.writer.states[-1]:
             wrong.append("the newest state did not come back")
         return wrong
 
-    @property
-    def _name(self) -> str:
-        return f":local:{self._remote.absolute()}"
-
     def _start(self, *flags: str) -> "subprocess.Popen[bytes]":
         options = ["--interval", _RETRY_S, "--call_timeout", "4", "--quiet_s", "0.05"]
         options += ["--nice", "0", "--final_timeout", "120"]
-        source = str(self.writer.folder)
-        words = [sys.executable, "-m", "ops.sync", "dir", source, self._name, *options, *flags]
+        words = [sys.executable, "-m", "ops.sync", "dir", str(self.writer.folder)]
+        words += [self._remote.text, *options, *flags]
         with (self._out / "sync.log").open("ab") as log:
             return subprocess.Popen(
                 words, env=self._environment, stdout=log, stderr=log, start_new_session=True
@@ -266,7 +246,7 @@ def run(config: ChaosSyncConfig, command: list[str]) -> int:
         found = chaos.inject(kind)
         print(f"fault {number}: {kind}: {'; '.join(found) or 'nothing lost'}", flush=True)
         wrong += found
-    wrong += chaos.save_in_peace()
+    wrong += chaos.save_without_fault()
     num_manifests = len(chaos.witness.seen)
     report = {"faults": config.faults, "manifests": num_manifests, "wrong": wrong}
     write_json(config.out / "report.json", report)

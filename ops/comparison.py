@@ -2,7 +2,7 @@
 
 import io
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,7 +11,6 @@ import numpy as np
 from ops.store.errors import OpsError
 
 Form = Literal["exact", "jsonl", "npy", "parquet", "pt"]
-_SHOWN = 3
 
 
 def compare_folders(
@@ -35,22 +34,16 @@ def compare_folders(
     Raises:
         OpsError: a pattern matches nothing in the reference, so it would compare nothing.
     """
-    readers: dict[Form, Callable[[Path], Any]] = {
-        "exact": Path.read_bytes,
-        "jsonl": lambda path: _without(_json_lines(path), ignored),
-        "npy": _array,
-        "parquet": _table,
-        "pt": lambda path: _without(_torch_content(path), ignored),
-    }
     differences = []
     for form, wanted in patterns.items():
         for pattern in wanted:
-            differences += _compare_pattern(reference, other, pattern, readers[form])
+            may_differ = ignored if form in ("jsonl", "pt") else ()
+            differences += _compare_pattern(reference, other, pattern, form, may_differ)
     return differences
 
 
 def _compare_pattern(
-    reference: Path, other: Path, pattern: str, read: Callable[[Path], Any]
+    reference: Path, other: Path, pattern: str, form: Form, ignored: Collection[str]
 ) -> list[str]:
     expected = {path.relative_to(reference) for path in reference.glob(pattern) if path.is_file()}
     found = {path.relative_to(other) for path in other.glob(pattern) if path.is_file()}
@@ -60,42 +53,29 @@ def _compare_pattern(
     differences += [f"{path} should not be there" for path in sorted(found - expected)]
     for path in sorted(expected & found):
         try:
-            difference = _difference(read(reference / path), read(other / path), "")
+            read = _READERS[form]
+            one, two = (dict(_parts(read(place / path), ignored)) for place in (reference, other))
         except (ValueError, OSError, RuntimeError, EOFError) as error:
-            difference = f" cannot be read: {error}"
-        if difference is not None:
-            differences.append(f"{path}{difference}")
+            differences.append(f"{path} cannot be read: {error}")
+            continue
+        where = next((where for where in {**one, **two} if one.get(where) != two.get(where)), None)
+        if where is not None:
+            differences.append(f"{path}{where} differs")
     return differences
 
 
-def _difference(one: Any, two: Any, where: str) -> str | None:
-    """Return where two values first differ, or None."""
-    if type(one) is not type(two):
-        return f"{where} is a {type(two).__name__}, not a {type(one).__name__}"
-    if isinstance(one, dict):
-        if one.keys() != two.keys():
-            return f"{where} has other fields: {sorted(map(str, one.keys() ^ two.keys()))[:_SHOWN]}"
-        pairs = [(one[key], two[key], f"{where}[{key!r}]") for key in one]
-    elif isinstance(one, list | tuple):
-        if len(one) != len(two):
-            return f"{where} has {len(two)} items, not {len(one)}"
-        pairs = [(a, b, f"{where}[{i}]") for i, (a, b) in enumerate(zip(one, two, strict=True))]
-    elif isinstance(one, np.ndarray):
-        same = (one.dtype, one.shape) == (two.dtype, two.shape) and one.tobytes() == two.tobytes()
-        return None if same else f"{where} differs as an array"
-    else:
-        same = one == two or (one != one and two != two)  # NaN is NaN here
-        return None if same else f"{where} differs"
-    found = (_difference(*pair) for pair in pairs)
-    return next((difference for difference in found if difference is not None), None)
-
-
-def _without(value: Any, ignored: Collection[str]) -> Any:
-    if isinstance(value, dict):
-        return {key: _without(item, ignored) for key, item in value.items() if key not in ignored}
-    if isinstance(value, list | tuple):
-        return [_without(item, ignored) for item in value]
-    return value
+def _parts(value: Any, ignored: Collection[str], where: str = "") -> Iterator[tuple[str, Any]]:
+    """Yield all that a value is made of, by where it is, in a form that `==` compares exactly."""
+    if isinstance(value, dict | list | tuple):
+        items = list(value.items() if isinstance(value, dict) else enumerate(value))
+        kept = [(key, item) for key, item in items if key not in ignored]
+        yield where, (type(value).__name__, len(kept))
+        for key, item in kept:
+            yield from _parts(item, ignored, f"{where}[{key!r}]")
+    elif isinstance(value, np.ndarray):
+        yield where, (value.dtype, value.shape, value.tobytes())
+    else:  # NaN is NaN here
+        yield where, (type(value).__name__, repr(value) if isinstance(value, float) else value)
 
 
 def _json_lines(path: Path) -> list[Any]:
@@ -110,7 +90,7 @@ def _table(path: Path) -> Any:
     import pyarrow.parquet
 
     table = pyarrow.parquet.read_table(path)
-    return [{field.name: str(field.type) for field in table.schema}, table.to_pydict()]
+    return {**{f"type of {f.name}": str(f.type) for f in table.schema}, **table.to_pydict()}
 
 
 def _torch_content(path: Path) -> Any:
@@ -128,3 +108,12 @@ def _torch_content(path: Path) -> Any:
         return value
 
     return to_numpy(torch.load(path, map_location="cpu", weights_only=True))
+
+
+_READERS: dict[Form, Callable[[Path], Any]] = {
+    "exact": Path.read_bytes,
+    "jsonl": _json_lines,
+    "npy": _array,
+    "parquet": _table,
+    "pt": _torch_content,
+}

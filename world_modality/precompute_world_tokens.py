@@ -164,7 +164,7 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
         return (
             _write_cache(config, cache, job) if shard is None else _write_shard(cache, job, shard)
         )
-    with ProcessGroup.joined_apart(config.device) as group:
+    with ProcessGroup.independent(config.device) as group:
         if shard is not None:
             raise InvalidInputError(
                 f"--shard {config.shard}: under accelerate launch each process takes a shard by "

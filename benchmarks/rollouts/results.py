@@ -9,8 +9,8 @@ from typing import Any
 
 from benchmarks.rollouts.loop import Outcome
 from benchmarks.rollouts.suite import EpisodeSpec, Suite
+from world_modality.system.atomic import LineFile
 from world_modality.system.errors import InvalidInputError
-from world_modality.system.line_file import LineFile
 from world_modality.system.output_lock import OutputLock
 from world_modality.tokens.corruption import read_corruption
 

@@ -9,7 +9,7 @@ import httpx
 import orjson
 
 from world_modality.system.errors import InvalidInputError
-from world_modality.system.proxies import by_way_of, proxy_between, require_proxy_support
+from world_modality.system.network import proxy_between, require_proxy_support, through_proxy
 
 API_KEY_VARIABLE = "OPENAI_API_KEY"
 CONNECT_TIMEOUT_S = 10.0
@@ -63,7 +63,7 @@ class ServerConnection:
         self._timeout_s = timeout_s
         url = _checked_url(base_url)
         require_proxy_support(base_url, "httpx")
-        self.way = by_way_of(base_url)
+        self.way = through_proxy(base_url)
         proxy = proxy_between(base_url)
         limits = httpx.Limits(max_connections=concurrency, max_keepalive_connections=concurrency)
         self._key = _key_of_environment()

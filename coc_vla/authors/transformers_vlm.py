@@ -16,7 +16,7 @@ from jaxtyping import Float, Int
 from coc_vla.authors.pictures import pil_image
 from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
 from world_modality.system.errors import InvalidInputError
-from world_modality.system.proxies import by_way_of_hub
+from world_modality.system.network import through_hub_proxy
 
 
 class SeededSampling:
@@ -232,7 +232,7 @@ def load_transformers_vlm(
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidInputError(
             f"--model_name {name}: no model that reads images could be loaded"
-            f"{by_way_of_hub(name)} ({reason[:300]}); "
+            f"{through_hub_proxy(name)} ({reason[:300]}); "
             "give a hub name like Qwen/Qwen3-VL-8B-Instruct, a local folder with its files, or "
             "--backend rules, which needs no model"
         ) from error

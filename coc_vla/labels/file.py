@@ -5,9 +5,8 @@ from pathlib import Path
 from types import TracebackType
 
 from coc_vla.labels.record import CocLabel, LabelScan, scan_labels
-from world_modality.system.atomic import replacing
+from world_modality.system.atomic import LineFile, replacing
 from world_modality.system.errors import InvalidInputError
-from world_modality.system.line_file import LineFile
 from world_modality.system.output_lock import OutputLock
 
 

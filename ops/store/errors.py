@@ -5,7 +5,7 @@ Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 in
 
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import tyro
@@ -29,12 +29,9 @@ class UsageError(OpsError):
     """The command line is wrong, in a way that its parser cannot see."""
 
 
-def split_command(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+def split_command(words: list[str]) -> tuple[list[str], list[str]]:
     """Split a command line at its first `--`: own arguments, and the command after it."""
-    words = list(arguments)
-    if "--" not in words:
-        return words, []
-    position = words.index("--")
+    position = words.index("--") if "--" in words else len(words)
     return words[:position], words[position + 1 :]
 
 

@@ -40,12 +40,9 @@ def install(folder: Path, rclone: Path) -> Path:
 
 def next_fault(plan: Path) -> str:
     """Take the first line off the plan."""
-    try:
-        lines = plan.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        return ""
+    lines = plan.read_text(encoding="utf-8").splitlines() if plan.exists() else []
     if not lines:
-        return ""
+        return ""  # nothing is written, since a plan may be on its way
     plan.write_text("".join(f"{line}\n" for line in lines[1:]), encoding="utf-8")
     return lines[0].strip()
 
@@ -56,16 +53,18 @@ def main(arguments: list[str]) -> int:
     fault = next_fault(Path(plan))
     if not fault:
         os.execv(rclone, [rclone, *words])
+    copies = words[:1] == ["copy"]
     if fault == "hang":
         time.sleep(_HANG_S)
-    if fault == "cut" and words and words[0] == "copy":
+    if fault == "cut" and copies:
         return _cut([rclone, *words])
-    if fault == "torn" and words and words[0] == "copy":
+    if fault == "torn" and copies:
         _tear(words)
     if fault == "late":
         subprocess.run([rclone, *words], check=False)
-    if fault == "full" and words and words[0] == "copy":
-        subprocess.run([rclone, *words, "--max-size", f"{_largest(words) // 2}B"], check=False)
+    if fault == "full" and copies:
+        largest = max((path.stat().st_size for path in _files(Path(words[1]))), default=0)
+        subprocess.run([rclone, *words, "--max-size", f"{largest // 2}B"], check=False)
     print(f'{{"level":"error","msg":"injected fault: {fault}"}}', file=sys.stderr)
     return 5
 
@@ -92,11 +91,6 @@ def _tear(words: list[str]) -> None:
         place.parent.mkdir(parents=True, exist_ok=True)
         content = file.read_bytes()
         place.write_bytes(content[: len(content) // 2])
-
-
-def _largest(words: list[str]) -> int:
-    source = Path(words[1])
-    return max((path.stat().st_size for path in _files(source)), default=0)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -9,13 +9,19 @@ On the remote:
 A manifest is never changed, and what it names lies under its own name or in the history, so a state
 stays whole whatever a newer one replaces. The digest is of the manifest's own bytes: a torn
 manifest does not match its name.
+
+Remotes of before hold `objects/<sha256>` and `manifests/` that name them; they are only read. A
+file there is the sequence of its parts, and each part is an object.
 """
 
+import contextlib
+import functools
 import hashlib
 import json
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -28,6 +34,9 @@ FORMAT = "ops-sync/2"
 MANIFESTS = f"{STATE_FOLDER}/manifests"
 HISTORY = f"{STATE_FOLDER}/history"
 MAX_MANIFEST_BYTES = 16 * 2**20
+_OLD_FORMAT = "ops-sync/1"
+_OLD_MANIFESTS = "manifests"
+_OLD_OBJECTS = "objects"
 _MAX_FILES = 100_000
 _MAX_PATH_BYTES = 1024
 _MAX_FILE_BYTES = 2**43
@@ -57,6 +66,13 @@ class FileEntry:
 
 
 @dataclass(frozen=True)
+class OldFileEntry(FileEntry):
+    """A file on a remote of before, and the checksums and sizes of its parts, in order."""
+
+    parts: tuple[tuple[str, int], ...] = ()
+
+
+@dataclass(frozen=True)
 class ManifestName:
     """What a manifest's file name says, and the folder of the remote where it lies."""
 
@@ -73,21 +89,19 @@ class ManifestName:
 
 @dataclass(frozen=True)
 class Manifest:
-    """A complete state of a folder."""
+    """A complete state of a folder.
+
+    Attributes:
+        number: rises with every state.
+        writer: random id of the folder that it was written from.
+        created: in UTC, for people.
+        files: by path.
+    """
 
     number: int
-    """Rises with every state."""
     writer: str
-    """Random id of the folder that it was written from."""
     created: str
-    """UTC, for people."""
     files: dict[str, FileEntry]
-    """By path."""
-
-    @property
-    def num_bytes(self) -> int:
-        """Bytes of all files."""
-        return sum(entry.size for entry in self.files.values())
 
     def encode(self) -> tuple[ManifestName, bytes]:
         """Return the name and the bytes of the manifest's file.
@@ -103,10 +117,14 @@ class Manifest:
             "files": [astuple(entry) for _, entry in sorted(self.files.items())],
         }
         text = json.dumps(content, separators=(",", ":")).encode()
-        digest = hashlib.sha256(text).hexdigest()[:16]
-        name = ManifestName(self.number, self.writer, digest)
+        name = ManifestName(self.number, self.writer, _digest(text))
         decode(name, text)
         return name, text
+
+
+def sum_of_sizes(files: Mapping[str, FileEntry]) -> int:
+    """Return the bytes of all files together."""
+    return sum(entry.size for entry in files.values())
 
 
 def path_of(name: str) -> str | None:
@@ -125,15 +143,22 @@ def newest_first(file_names: Iterable[str], folder: str = MANIFESTS) -> list[Man
 
 
 def list_manifests(store: RcloneStore) -> list[ManifestName]:
-    """Return the manifests of a remote, the newest first."""
-    return newest_first(store.list_files(MANIFESTS))
+    """Return the manifests of a remote, those of the old layout last, and each newest first."""
+    folders = (MANIFESTS, _OLD_MANIFESTS)
+    filters = [word for folder in folders for word in ("--include", f"/{folder}/*.json")]
+    listed = [name.rpartition("/") for name in store.list_files(filters=filters)]
+    return [
+        name
+        for folder in folders
+        for name in newest_first((file for place, _, file in listed if place == folder), folder)
+    ]
 
 
-def read_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> bytes:
-    """Download the bytes of a manifest.
+def read_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> Manifest:
+    """Download a manifest and check it.
 
     Raises:
-        DamagedError: missing or too large.
+        DamagedError: it is missing; see also `decode`.
         RemoteError: the remote cannot be read.
     """
     shutil.rmtree(work_dir, ignore_errors=True)
@@ -144,31 +169,32 @@ def read_manifest(store: RcloneStore, name: ManifestName, work_dir: Path) -> byt
         if not path.is_file() or path.is_symlink():
             raise DamagedError(f"manifest {name.file_name} is not there")
         with path.open("rb") as file:
-            return file.read(MAX_MANIFEST_BYTES + 1)
+            return decode(name, file.read(MAX_MANIFEST_BYTES + 1))
     finally:
         shutil.rmtree(work_dir, ignore_errors=True)
 
 
-def decode(
-    name: ManifestName,
-    text: bytes,
-    form: str = FORMAT,
-    decode_entry: "Callable[[Any], FileEntry] | None" = None,
-) -> Manifest:
-    """Read a manifest, which may come from anybody.
+def newest_readable(
+    store: RcloneStore, names: list[ManifestName], work_dir: Path
+) -> Manifest | None:
+    """Return the first of these manifests that is whole; a torn one names nothing."""
+    for name in names:
+        with contextlib.suppress(DamagedError):
+            return read_manifest(store, name, work_dir)
+    return None
 
-    Args:
-        name: its file name.
-        text: its bytes.
-        form: the format that it has to have.
-        decode_entry: reads a file's entry of that format; raises ValueError or TypeError.
+
+def decode(name: ManifestName, text: bytes) -> Manifest:
+    """Read a manifest, which may come from anybody, in the format that its folder has.
 
     Raises:
         DamagedError: too large, torn, not of this format, or with a path that leaves its folder.
     """
+    is_old = name.folder == _OLD_MANIFESTS
+    form = _OLD_FORMAT if is_old else FORMAT
     if len(text) > MAX_MANIFEST_BYTES:
         raise DamagedError(f"manifest {name.file_name} is larger than {MAX_MANIFEST_BYTES} bytes")
-    if hashlib.sha256(text).hexdigest()[:16] != name.digest:
+    if _digest(text) != name.digest:
         raise DamagedError(f"manifest {name.file_name} is torn: its checksum differs")
     try:
         content = json.loads(text)
@@ -177,7 +203,7 @@ def decode(
         number, writer, created = content["number"], content["writer"], content["created"]
         if (number, writer) != (name.number, name.writer) or not isinstance(created, str):
             raise ValueError("its name says that it is another")
-        files = _decode_files(content["files"], decode_entry or _decode_entry)
+        files = _decode_files(content["files"], _decode_old_entry if is_old else _decode_entry)
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise DamagedError(f"manifest {name.file_name} is refused: {error}") from None
     return Manifest(name.number, name.writer, created, files)
@@ -201,10 +227,48 @@ def path_problem(path: str) -> str | None:
     return None
 
 
+def fetch_old_files(
+    store: RcloneStore,
+    entries: Iterable[FileEntry],
+    incoming: Path,
+    retry: Callable[[Callable[[], None]], None],
+) -> None:
+    """Put the files of an old state into `incoming`, each under its checksum; unverified.
+
+    Args:
+        store: the remote.
+        entries: those of them that are of a new state are left alone.
+        incoming: receives the files, and the parts that they are joined from.
+        retry: calls what it is given until the remote answers.
+
+    Raises:
+        DamagedError: an object is missing.
+    """
+    old = [entry for entry in entries if isinstance(entry, OldFileEntry)]
+    sizes = {sha256: size for entry in old for sha256, size in entry.parts}
+    names = sorted(name for name in sizes if not (incoming / name).is_file())
+    if names:
+        num_bytes = sum(sizes[name] for name in names)
+        retry(functools.partial(store.download, names, incoming, num_bytes, _OLD_OBJECTS))
+    if lost := [name for name in names if not (incoming / name).is_file()]:
+        raise DamagedError(f"{len(lost)} of its objects are missing")
+    for entry in old:
+        temporary = incoming / "joined.partial"
+        with temporary.open("wb") as file:
+            for sha256, _ in entry.parts:
+                with (incoming / sha256).open("rb") as content:
+                    shutil.copyfileobj(content, file)
+        os.replace(temporary, incoming / entry.sha256)
+
+
+def _digest(text: bytes) -> str:
+    return hashlib.sha256(text).hexdigest()[:16]
+
+
 def _decode_files(items: Any, decode_entry: Callable[[Any], FileEntry]) -> dict[str, FileEntry]:
     if len(items) > _MAX_FILES:
         raise ValueError(f"more than {_MAX_FILES} files")
-    entries = [decode_entry(item) for item in items]
+    entries = [_checked_entry(decode_entry(item)) for item in items]
     files = {entry.path: entry for entry in entries}
     if len(files) != len(entries):
         raise ValueError("a path twice")
@@ -216,36 +280,38 @@ def _decode_files(items: Any, decode_entry: Callable[[Any], FileEntry]) -> dict[
 
 
 def _decode_entry(item: Any) -> FileEntry:
-    entry = checked_entry(FileEntry(*item))
-    checked_digits(entry.md5, _MD5_LENGTH)
+    entry = FileEntry(*item)
+    _check_digits(entry.md5, _MD5_LENGTH)
     return entry
 
 
-def checked_entry(entry: FileEntry) -> FileEntry:
-    """Check all of an entry but its MD5.
+def _decode_old_entry(item: Any) -> FileEntry:
+    path, size, sha256, mtime_ns, items = item
+    parts = tuple((digits, part) for digits, part in items)
+    for digits, part in parts:
+        _check_digits(digits)
+        _check_size(part)
+    if size != sum(part for _, part in parts):
+        raise ValueError(f"the parts of {path!r:.200} do not make up its size")
+    return OldFileEntry(path, size, sha256, "", mtime_ns, parts)
 
-    Raises:
-        ValueError: it may not be used, or is not what it should be.
-    """
+
+def _checked_entry(entry: FileEntry) -> FileEntry:
     path = entry.path
     if not isinstance(path, str) or (problem := path_problem(path)):
         raise ValueError(f"path {path!r:.200} {problem if isinstance(path, str) else 'is no text'}")
-    checked_size(entry.size)
-    checked_digits(entry.sha256, _SHA256_LENGTH)
+    _check_size(entry.size)
+    _check_digits(entry.sha256)
     if type(entry.mtime_ns) is not int or not 0 <= entry.mtime_ns < 2**62:
         raise ValueError(f"the time of {path!r} is {entry.mtime_ns!r:.50}")
     return entry
 
 
-def checked_digits(value: Any, length: int = _SHA256_LENGTH) -> str:
-    """Return a checksum, or raise ValueError."""
+def _check_digits(value: Any, length: int = _SHA256_LENGTH) -> None:
     if not isinstance(value, str) or len(value) != length or not _DIGITS.fullmatch(value):
         raise ValueError(f"{value!r:.80} is no checksum of {length} digits")
-    return value
 
 
-def checked_size(value: Any) -> int:
-    """Return a size, or raise ValueError."""
+def _check_size(value: Any) -> None:
     if type(value) is not int or not 0 <= value <= _MAX_FILE_BYTES:
         raise ValueError(f"{value!r:.50} is no size")
-    return value

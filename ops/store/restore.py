@@ -1,5 +1,6 @@
 """Bringing a state back from a remote onto this machine, verified."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -13,16 +14,22 @@ from typing import TypeVar
 
 from ops.store.atomic import private_folder, publish, write_json
 from ops.store.errors import DamagedError, OpsError, RemoteError
-from ops.store.folder_scan import is_log, scan_folder
-from ops.store.manifest import HISTORY, FileEntry, Manifest, ManifestName, path_of, path_problem
-from ops.store.old_layout import (
+from ops.store.manifest import (
+    HISTORY,
+    FileEntry,
+    Manifest,
+    ManifestName,
     OldFileEntry,
     fetch_old_files,
-    list_all_manifests,
+    list_manifests,
     newest_readable,
-    read_any_manifest,
+    path_of,
+    path_problem,
+    read_manifest,
+    sum_of_sizes,
 )
 from ops.store.rclone import RcloneStore, RemoteFile
+from ops.store.snapshot import is_log, scan_folder
 from ops.store.uploader import new_writer_id, remember_state, remembered_state
 
 T = TypeVar("T")
@@ -87,7 +94,7 @@ class Restorer:
         may_keep = self._options.keep_local and local and not self._marker.exists()
         if may_keep and self._keeps_local(local):
             return None
-        names = self._retry(lambda: list_all_manifests(self._store))
+        names = self._retry(lambda: list_manifests(self._store))
         if self._options.state is not None:
             wanted = [name for name in names if name.number == self._options.state]
             if names and not wanted:
@@ -105,7 +112,7 @@ class Restorer:
 
     def _restore_state(self, name: ManifestName) -> Manifest:
         reading = self._state_dir / "reading"
-        manifest = self._retry(lambda: read_any_manifest(self._store, name, reading))
+        manifest = self._retry(lambda: read_manifest(self._store, name, reading))
         foreign = self._foreign_files(manifest)
         listed = self._list()
         while True:
@@ -134,7 +141,7 @@ class Restorer:
             OpsError: both have gone on from each other.
         """
         try:
-            names = list_all_manifests(self._store)
+            names = list_manifests(self._store)
         except RemoteError as error:
             self._say(f"the remote cannot be read ({error}); {self._folder} is used as it is")
             return True
@@ -167,7 +174,7 @@ class Restorer:
             if not self._is_here(entry) and not self._is_fetched(entry)
         }
         largest = max((entry.size for entry in manifest.files.values()), default=0)
-        needed = sum(entry.size for entry in wanted.values()) + largest
+        needed = sum_of_sizes(wanted) + largest
         free = shutil.disk_usage(self._incoming).free
         if needed > free:
             raise OpsError(f"state {manifest.number} needs {needed} bytes here; {free} are free")
@@ -212,11 +219,11 @@ class Restorer:
         return False
 
     def _place(self, manifest: Manifest) -> None:
-        """Put every file in its place, whole; an interrupted placing is gone on with."""
-        files = {e.path: [e.size, e.sha256] for e in manifest.files.values()}
-        earlier = {p: [e.size, e.sha256] for p, e in self._unfinished().items()}
-        write_json(self._marker, {"files": {**earlier, **files}})
-        for path in self._unfinished().keys() - files.keys():
+        """Put every file in its place, whole; an interrupted one continues."""
+        files = self._unfinished() | manifest.files
+        noted = {entry.path: [entry.size, entry.sha256] for entry in files.values()}
+        write_json(self._marker, {"files": noted})
+        for path in files.keys() - manifest.files.keys():
             self._require_inside(path)
             (self._folder / path).unlink(missing_ok=True)  # of a restore that did not end
         for entry in manifest.files.values():
@@ -238,11 +245,10 @@ class Restorer:
 
     def _is_here(self, entry: FileEntry) -> bool:
         """Say whether a file lies here with this content."""
-        try:
+        with contextlib.suppress(OpsError):
             self._require_inside(entry.path)
-        except OpsError:
-            return False
-        return _has_content(self._folder / entry.path, entry)
+            return _has_content(self._folder / entry.path, entry)
+        return False
 
     def _foreign_files(self, manifest: Manifest) -> list[str]:
         """Return the files here that are not the state's.

@@ -14,8 +14,8 @@ from typing import Any
 
 from ops.store.atomic import write_json
 from ops.store.errors import OpsError, RemoteError
-from ops.store.rclone import CallLimits, RcloneStore, end_with_parent
-from ops.store.remote_name import RemoteName
+from ops.store.manifest import sum_of_sizes
+from ops.store.rclone import CallLimits, RcloneStore, RemoteName, end_with_parent
 from ops.store.snapshot import SnapshotTaker
 from ops.store.uploader import AnotherRunError, RoundResult, Uploader
 
@@ -89,12 +89,7 @@ class SyncSession:
         self._deadline: float | None = None
         self._aborted = False
         self._failures = 0
-        limits = CallLimits(
-            base_s=options.call_timeout,
-            bwlimit=options.bwlimit,
-            nice=options.nice,
-            time_left=self.time_left,
-        )
+        limits = CallLimits(options.call_timeout, options.bwlimit, options.nice, self.time_left)
         self._report = _Report(state_dir / "status.json", str(remote), quiet=options.quiet)
         taker = SnapshotTaker(
             folder,
@@ -261,30 +256,31 @@ class _Report:
         self._path = path
         self._remote = remote
         self._quiet = quiet
-        self._told: tuple[object, ...] = ({}, None)
+        self._last: RoundResult | None = None
         self._status: dict[str, Any] = {"remote": remote, "state": None, "saved_at": None}
 
     def saved(self, result: RoundResult, seconds: float) -> None:
-        if not self._quiet and (result.num_new or self._status["state"] != result.number):
+        last, self._last = self._last, result
+        num_files, left_out = len(result.snapshot.entries), result.snapshot.left_out
+        if not self._quiet and (result.sent or self._status["state"] != result.number):
             self.warn(
-                f"state {result.number} saved: {result.num_files} files, {result.num_new} sent, "
-                f"{result.num_bytes / 1e6:.1f} MB, {seconds:.1f} s"
+                f"state {result.number} saved: {num_files} files, {len(result.sent)} sent, "
+                f"{sum_of_sizes(result.sent) / 1e6:.1f} MB, {seconds:.1f} s"
             )
-        left, problem = self._told
-        if result.left != left:
-            for path, reason in list(result.left.items())[:_SHOWN]:
+        if last is None or left_out != last.snapshot.left_out:
+            for path, reason in list(left_out.items())[:_SHOWN]:
                 self.warn(f"left out: {path} {reason}")
-        if result.removal_problem and result.removal_problem != problem:
-            self.warn(f"what is needed no more is still there: {result.removal_problem}")
-        self._told = (result.left, result.removal_problem)
+        problem = result.removal_problem
+        if problem and (last is None or problem != last.removal_problem):
+            self.warn(f"what is no longer needed is still there: {problem}")
         self._write(
             state=result.number,
             saved_at=time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            num_files=result.num_files,
-            left_out=result.left,
+            num_files=num_files,
+            left_out=left_out,
             failures=0,
             last_error=None,
-            removal_problem=result.removal_problem,
+            removal_problem=problem,
         )
 
     def failed(self, message: str, failures: int, next_try_s: float | None) -> None:
@@ -295,20 +291,17 @@ class _Report:
 
     def ended(self, unsaved: list[str], *, confirmed: bool) -> None:
         self._write(ended=True, unsaved=unsaved)
-        if confirmed and not unsaved:
-            if not self._quiet:
-                self.warn(f"everything is saved on {self._remote}")
-            return
-        shown = ", ".join(unsaved[:_SHOWN]) or "the remote could not be asked for the last state"
-        more = f" and {len(unsaved) - _SHOWN} more" if len(unsaved) > _SHOWN else ""
-        self.warn(f"NOT SAVED on {self._remote}: {shown}{more}")
+        if not confirmed or unsaved:
+            shown = ", ".join(unsaved[:_SHOWN]) or "the remote could not be asked for the state"
+            more = f" and {len(unsaved) - _SHOWN} more" if len(unsaved) > _SHOWN else ""
+            self.warn(f"NOT SAVED on {self._remote}: {shown}{more}")
+        elif not self._quiet:
+            self.warn(f"everything is saved on {self._remote}")
 
     def warn(self, message: str) -> None:
         print(f"[sync {time.strftime('%H:%M:%S')}] {message}", file=sys.stderr, flush=True)
 
     def _write(self, **changes: Any) -> None:
         self._status |= changes
-        try:
+        with contextlib.suppress(OSError):  # a full disk here; the line was printed
             write_json(self._path, self._status)
-        except OSError:
-            return  # a full disk here; the line was printed

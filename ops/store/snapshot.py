@@ -1,23 +1,113 @@
 """A folder as it is at one moment, while others write to it; what is new of it, staged."""
 
+import fnmatch
 import hashlib
 import os
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
-from ops.store.atomic import private_folder
+from ops.store.atomic import PARTIAL_SUFFIX, private_folder
 from ops.store.errors import OpsError
-from ops.store.folder_scan import FileStat, FolderScan, is_log, scan_folder
-from ops.store.manifest import FileEntry
+from ops.store.manifest import FileEntry, path_problem
+from ops.store.rclone import STATE_FOLDER
 
+# Files that only ever grow at their end, so that a stretch from their start stays what it was.
+LOG_PATTERNS = ("*.jsonl", "*tfevents*", "*.log", "*.out", "*.err")
 # Up to this size a copy costs less than it saves.
 _COPY_BELOW = 4 * 2**20
 _ATTEMPTS = 6
 _CHUNK = 2**20
+
+
+@dataclass(frozen=True)
+class FileStat:
+    """What tells without reading that a file is the same as before."""
+
+    device: int
+    inode: int
+    size: int
+    mtime_ns: int
+
+    @classmethod
+    def of(cls, status: os.stat_result) -> "FileStat":
+        """Take what is needed from a stat result."""
+        return cls(status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+
+
+@dataclass(frozen=True)
+class FolderScan:
+    """The files of a folder by relative path, and what was left out, with the reason."""
+
+    files: dict[str, FileStat]
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def is_log(path: str) -> bool:
+    """Say whether a file is one that only grows at its end."""
+    name = path.rsplit("/", 1)[-1]
+    return any(fnmatch.fnmatchcase(name, pattern) for pattern in LOG_PATTERNS)
+
+
+def scan_folder(folder: Path, only: str | None = None, exclude: tuple[str, ...] = ()) -> FolderScan:
+    """List a folder; one that is not there is empty.
+
+    Args:
+        folder: the folder.
+        only: the one path that counts.
+        exclude: patterns (`*.mp4`, `videos/*`) of paths to leave out.
+    """
+    scan = FolderScan({})
+    config = _rclone_config()
+    for path, status in _walk(folder):
+        name = path.rsplit("/", 1)[-1]
+        if only not in (None, path) or name.endswith(PARTIAL_SUFFIX):
+            continue
+        if any(fnmatch.fnmatchcase(path, pattern) for pattern in exclude):
+            continue
+        if problem := path_problem(path):
+            scan.left_out[repr(path)] = problem
+        elif name == "rclone.conf" or config == (status.st_dev, status.st_ino):
+            scan.left_out[path] = "is rclone's configuration"
+        elif not stat.S_ISREG(status.st_mode):
+            scan.left_out[path] = "is no regular file (links are not followed)"
+        else:
+            scan.files[path] = FileStat.of(status)
+    return scan
+
+
+def _walk(folder: Path) -> Iterator[tuple[str, os.stat_result]]:
+    """Yield all files, and links to files or folders, by relative path; folders may vanish."""
+
+    def refuse(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            raise error
+
+    for place, folders, names in os.walk(folder, onerror=refuse):
+        prefix = os.path.relpath(place, folder) + "/" if place != str(folder) else ""
+        if not prefix:
+            folders[:] = [name for name in folders if not name.startswith(STATE_FOLDER)]
+        for name in sorted(names + folders):
+            try:
+                status = os.lstat(os.path.join(place, name))
+            except FileNotFoundError:
+                continue
+            if not stat.S_ISDIR(status.st_mode):
+                yield prefix + name, status
+
+
+def _rclone_config() -> tuple[int, int] | None:
+    """Return device and inode of rclone's configuration, wherever it lies."""
+    default = Path(os.environ.get("XDG_CONFIG_HOME") or Path.home() / ".config") / "rclone"
+    try:
+        status = os.stat(os.environ.get("RCLONE_CONFIG") or str(default / "rclone.conf"))
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
 
 
 class FileChangedError(OpsError):
@@ -26,16 +116,19 @@ class FileChangedError(OpsError):
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A state of the folder."""
+    """A state of the folder.
+
+    Attributes:
+        entries: the files by path.
+        staged: those that the remote does not have under their name, staged.
+        extended: logs of these that begin with what they were in the last state.
+        left_out: paths that changed while they were copied, or may not travel, with the reason.
+    """
 
     entries: dict[str, FileEntry]
-    """The files by path."""
     staged: dict[str, FileEntry]
-    """Those that the remote does not have under their name, staged."""
     extended: set[str]
-    """Logs of these that begin with what they were in the last state."""
-    left: dict[str, str]
-    """Paths that changed while they were copied, or may not travel, with the reason."""
+    left_out: dict[str, str]
 
 
 class SnapshotTaker:
@@ -116,7 +209,7 @@ class SnapshotTaker:
                 self._pause(self._quiet_s)
                 continue
             self.clear()
-            entries, extended, changed = self._stage_all(before, last, present, final=final)
+            entries, changed = self._stage_all(before, present, final=final)
             changed |= _changes(before, self.scan())
             if not changed or is_last:
                 break
@@ -127,22 +220,16 @@ class SnapshotTaker:
             if path in last and path in before.files:
                 entries[path] = last[path]
         staged = {p: e for p, e in entries.items() if (self.staging / p).is_file()}
-        reasons = dict.fromkeys(
-            sorted(changed & before.files.keys()), "changed while it was copied"
-        )
-        return Snapshot(entries, staged, extended & staged.keys(), before.left_out | reasons)
+        extended = {p for p in staged if is_log(p) and p in last and self._begins_as(last[p])}
+        busy = sorted(changed & before.files.keys())
+        reasons = dict.fromkeys(busy, "changed while it was copied")
+        return Snapshot(entries, staged, extended, before.left_out | reasons)
 
     def _stage_all(
-        self,
-        scan: FolderScan,
-        last: Mapping[str, FileEntry],
-        present: Mapping[str, FileEntry],
-        *,
-        final: bool,
-    ) -> tuple[dict[str, FileEntry], set[str], set[str]]:
-        """Return entries, logs that begin as in `last`, and paths that changed meanwhile."""
+        self, scan: FolderScan, present: Mapping[str, FileEntry], *, final: bool
+    ) -> tuple[dict[str, FileEntry], set[str]]:
+        """Return the entries, and the paths that changed meanwhile."""
         entries: dict[str, FileEntry] = {}
-        extended: set[str] = set()
         changed: set[str] = set()
         for path in sorted(scan.files, key=lambda p: (is_log(p), p)):
             stat = scan.files[path]
@@ -156,8 +243,7 @@ class SnapshotTaker:
                 if stat.size >= _COPY_BELOW and not is_log(path):
                     entry = self._link(path, stat)
                 if entry is None:
-                    entry, extends = self._copy(path, stat, last.get(path), final=final)
-                    extended |= {path} if extends and is_log(path) else set()
+                    entry = self._copy(path, stat, final=final)
             except FileChangedError:
                 changed.add(path)
                 continue
@@ -167,7 +253,7 @@ class SnapshotTaker:
                 self._known[path] = (stat, entry)
             if present.get(path) == entry:
                 self.drop(path)
-        return entries, extended, changed
+        return entries, changed
 
     def _known_entry(self, path: str, stat: FileStat) -> FileEntry | None:
         known_stat, entry = self._known.get(path, (None, None))
@@ -193,21 +279,14 @@ class SnapshotTaker:
         self._links[path] = stat
         entry = self._known_entry(path, stat)
         if entry is None:
-            digests = _Digests()
-            with place.open("rb") as file:
-                for chunk in self._chunks(file, stat.size):
-                    digests.update(chunk)
-            entry = digests.entry(path, stat.size, stat.mtime_ns)
+            entry = self._digests(place, stat.size).entry(path, stat.size, stat.mtime_ns)
         if FileStat.of(place.lstat()) != stat:
             raise FileChangedError(f"{path} changed while it was copied")
         return entry
 
-    def _copy(
-        self, path: str, stat: FileStat, last: FileEntry | None, *, final: bool
-    ) -> tuple[FileEntry, bool]:
-        """Copy a file, of lines only whole ones; also say whether it begins as it was in `last`."""
-        place = self.staging / path
-        digests, extends = _Digests(), False
+    def _copy(self, path: str, stat: FileStat, *, final: bool) -> FileEntry:
+        """Copy a file, of lines only whole ones."""
+        place, digests = self.staging / path, _Digests()
         try:
             descriptor = os.open(self._folder / path, os.O_RDONLY | os.O_NOFOLLOW)
         except FileNotFoundError:
@@ -217,17 +296,26 @@ class SnapshotTaker:
                 raise FileChangedError(f"{path} was replaced while it was copied")
             size = stat.size if final else _whole_lines(file, path, stat.size)
             file.seek(0)
-            before = last.size if last is not None and last.size <= size else 0
-            for stretch in (before, size - before):
-                for chunk in self._chunks(file, stretch):
-                    copy.write(chunk)
-                    digests.update(chunk)
-                if last is not None and copy.tell() == last.size:
-                    extends = extends or digests.sha256.hexdigest() == last.sha256
+            for chunk in self._chunks(file, size):
+                copy.write(chunk)
+                digests.update(chunk)
             if copy.tell() != size:
                 raise FileChangedError(f"{path} got shorter while it was copied")
         os.utime(place, ns=(stat.mtime_ns, stat.mtime_ns))
-        return digests.entry(path, size, stat.mtime_ns), extends
+        return digests.entry(path, size, stat.mtime_ns)
+
+    def _begins_as(self, earlier: FileEntry) -> bool:
+        """Say whether a staged file begins with an earlier version of it."""
+        place = self.staging / earlier.path
+        return self._digests(place, earlier.size).sha256.hexdigest() == earlier.sha256
+
+    def _digests(self, place: Path, size: int) -> "_Digests":
+        """Return the checksums of the first `size` bytes of a staged file."""
+        digests = _Digests()
+        with place.open("rb") as file:
+            for chunk in self._chunks(file, size):
+                digests.update(chunk)
+        return digests
 
     def _chunks(self, file: BinaryIO, size: int) -> Iterator[bytes]:
         while size > 0 and (chunk := file.read(min(_CHUNK, size))):

@@ -2,7 +2,9 @@
 
 import json
 import secrets
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable
+from dataclasses import astuple, dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -14,10 +16,13 @@ from ops.store.manifest import (
     FileEntry,
     Manifest,
     ManifestName,
+    list_manifests,
+    newest_readable,
+    path_of,
+    read_manifest,
+    sum_of_sizes,
 )
-from ops.store.old_layout import list_all_manifests, newest_readable
-from ops.store.rclone import RcloneStore
-from ops.store.retention import Retention
+from ops.store.rclone import RcloneStore, RemoteFile
 from ops.store.snapshot import FileChangedError, Snapshot, SnapshotTaker, entry_of
 
 _MAX_NUMBER = 99_999_999
@@ -30,20 +35,19 @@ class AnotherRunError(OpsError):
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What a round did."""
+    """What a round did.
+
+    Attributes:
+        number: of the newest state on the remote that was written from here.
+        snapshot: that state.
+        sent: the files that were sent.
+        removal_problem: why what is no longer needed could not be removed, if so.
+    """
 
     number: int
-    """Of the newest state on the remote that was written from here."""
-    num_files: int
-    """In that state."""
-    num_new: int
-    """Files that were sent."""
-    num_bytes: int
-    """Of these."""
-    left: dict[str, str]
-    """Paths that did not travel, with the reason."""
+    snapshot: Snapshot
+    sent: dict[str, FileEntry]
     removal_problem: str | None = None
-    """Why what is needed no more could not be removed, if so."""
 
 
 class Uploader:
@@ -111,31 +115,32 @@ class Uploader:
         assert self._last_number is not None
         last = self._saved or {}
         snapshot = self._taker.take(last, self._present, final=final)
-        num_files = len(snapshot.entries)
         if self._saved == snapshot.entries and self._saved_name is not None:
             self._saved = snapshot.entries
-            return RoundResult(self._saved_name.number, num_files, 0, 0, snapshot.left)
+            return RoundResult(self._saved_name.number, snapshot, {})
         if not self._present_is_all:
-            self._drop_what_is_there(snapshot)
+            for path in self._listed(snapshot.staged, needs_hash=True):
+                self._taker.drop(path)
+                del snapshot.staged[path]
         # A failure leaves open what lies under the names of the files that are sent.
         self._present = {p: e for p, e in self._present.items() if p not in snapshot.staged}
         self._present_is_all = False
         # An upload that failed may have arrived all the same, so each try has a number of its own.
         self._last_number += 1
         attempt = f"{HISTORY}/{self._last_number:08d}-{self._writer}-{secrets.token_hex(2)}"
-        self._send(snapshot.staged, attempt)
+        if snapshot.staged:
+            num_bytes = sum_of_sizes(snapshot.staged)
+            self._store.upload(self._taker.staging, "", num_bytes, replaced=attempt)
+            if busy := self._taker.changed_links():
+                # No manifest names what was sent, and none ever will.
+                raise FileChangedError(f"{busy[0]} was written to while it was copied")
+            self._require_listed(snapshot.staged)
         self._write_manifest(snapshot.entries)
         self._saved = snapshot.entries
-        self._present = {p: e for p, e in self._saved.items() if p not in snapshot.left}
+        self._present = {p: e for p, e in self._saved.items() if p not in snapshot.left_out}
         self._present_is_all = True
-        return RoundResult(
-            self._last_number,
-            num_files,
-            len(snapshot.staged),
-            _num_bytes(snapshot.staged),
-            snapshot.left,
-            self._remove_what_is_needed_no_more(snapshot, last, attempt),
-        )
+        problem = self._remove_unneeded(snapshot, last, attempt)
+        return RoundResult(self._last_number, snapshot, snapshot.staged, problem)
 
     def confirm(self) -> None:
         """Check that the remote's own listing shows all that the newest state written here names.
@@ -174,33 +179,18 @@ class Uploader:
         )
 
     def _list_states(self) -> list[ManifestName]:
-        names = list_all_manifests(self._store)
+        names = list_manifests(self._store)
         number = max((name.number for name in names), default=0)
         if number >= _MAX_NUMBER:
             raise DamagedError(f"{self._store.remote} has a state of number {number}; use another")
         self._last_number = number
         return names
 
-    def _drop_what_is_there(self, snapshot: Snapshot) -> None:
-        """Leave out what the remote's checksums show to be there already."""
-        for path in self._listed(snapshot.staged, needs_hash=True):
-            self._taker.drop(path)
-            del snapshot.staged[path]
-
-    def _send(self, staged: dict[str, FileEntry], attempt: str) -> None:
-        if not staged:
-            return
-        self._store.upload(self._taker.staging, "", _num_bytes(staged), replaced=attempt)
-        if changed := self._taker.changed_links():
-            # No manifest names what was sent, and none ever will.
-            raise FileChangedError(f"{changed[0]} was written to while it was copied")
-        self._require_listed(staged)
-
     def _listed(
         self, files: dict[str, FileEntry], folder: str = "", *, needs_hash: bool = False
     ) -> set[str]:
         """Return those of the files that the remote lists as they are, by size and checksums."""
-        listed = self._store.list_files(folder, files, hash_bytes=_num_bytes(files))
+        listed = self._store.list_files(folder, files, hash_bytes=sum_of_sizes(files))
         return {n for n, e in files.items() if e.is_listed_as(listed.get(n), needs_hash=needs_hash)}
 
     def _require_listed(self, sent: dict[str, FileEntry], folder: str = "") -> None:
@@ -226,7 +216,7 @@ class Uploader:
         self._saved_name = name
         remember_state(self._state_dir, self._writer, name)
 
-    def _remove_what_is_needed_no_more(
+    def _remove_unneeded(
         self, snapshot: Snapshot, last: dict[str, FileEntry], attempt: str
     ) -> str | None:
         """Remove old states, if asked to, and logs that the newer ones begin with.
@@ -243,6 +233,89 @@ class Uploader:
         except (OpsError, OSError) as error:
             return str(error)
         return None
+
+
+class Retention:
+    """Keeps the newest states; removes the older ones and what no kept state names.
+
+    Manifests go before their files, so that no manifest ever names what is gone. What is to go is
+    noted first, so that a removal that was cut short is finished by the next. Files that no removed
+    manifest named are left alone: another machine may be about to name them.
+
+    Args:
+        store: the remote.
+        keep_last: how many states stay, at least 1.
+        state_dir: receives the note.
+    """
+
+    def __init__(self, store: RcloneStore, keep_last: int, state_dir: Path) -> None:
+        self._store = store
+        self._keep_last = keep_last
+        self._reading = state_dir / "reading"
+        self._plan = state_dir / "prune.json"
+        self._files: dict[ManifestName, frozenset[FileEntry]] = {}
+
+    def prune(self) -> None:
+        """Remove what is too old.
+
+        Raises:
+            DamagedError: a state that is kept cannot be read, so what it needs is not known;
+                nothing was removed.
+            RemoteError: the remote failed.
+        """
+        names = [name for name in list_manifests(self._store) if name.folder == MANIFESTS]
+        kept, old = names[: self._keep_last], names[self._keep_last :]
+        gone = self._noted()
+        if not old and not gone:
+            return
+        needed = frozenset[FileEntry]().union(*(self._files_of(name) for name in kept))
+        for name in old:
+            try:
+                gone |= self._files_of(name)
+            except DamagedError:
+                continue  # what it named is not known, so it stays
+        gone -= needed
+        write_json(self._plan, sorted(map(astuple, gone)))
+        self._store.delete([f"{name.folder}/{name.file_name}" for name in old])
+        self._delete(_by_path(gone), _by_path(needed))
+        self._plan.unlink()
+        self._files = {name: self._files[name] for name in kept}
+
+    def _delete(self, gone: dict[str, list[FileEntry]], needed: dict[str, list[FileEntry]]) -> None:
+        """Remove the versions of files that are among `gone` and cannot be any of `needed`."""
+
+        def among(entries: dict[str, list[FileEntry]], files: dict[str, RemoteFile]) -> set[str]:
+            return {
+                name
+                for name, file in files.items()
+                if any(entry.is_listed_as(file) for entry in entries[path_of(name) or ""])
+            }
+
+        listed = self._store.list_files(filters=())
+        candidates = among(gone, listed)
+        num_bytes = sum(listed[name].size for name in candidates)
+        hashed = self._store.list_files(names=candidates, hash_bytes=num_bytes)
+        self._store.delete(sorted(among(gone, hashed) - among(needed, hashed)))
+
+    def _files_of(self, name: ManifestName) -> frozenset[FileEntry]:
+        # A name holds its manifest's checksum, so what was read once holds for ever.
+        if name not in self._files:
+            manifest = read_manifest(self._store, name, self._reading)
+            self._files[name] = frozenset(manifest.files.values())
+        return self._files[name]
+
+    def _noted(self) -> set[FileEntry]:
+        try:
+            return {FileEntry(*item) for item in json.loads(self._plan.read_text(encoding="utf-8"))}
+        except (FileNotFoundError, ValueError, TypeError):
+            return set()
+
+
+def _by_path(entries: Iterable[FileEntry]) -> dict[str, list[FileEntry]]:
+    found: dict[str, list[FileEntry]] = defaultdict(list)
+    for entry in entries:
+        found[entry.path].append(entry)
+    return found
 
 
 def remember_state(state_dir: Path, writer: str, name: ManifestName) -> None:
@@ -263,7 +336,3 @@ def remembered_state(state_dir: Path) -> tuple[str, int] | None:
 def new_writer_id() -> str:
     """Return a random id for the folder on this machine."""
     return secrets.token_hex(4)
-
-
-def _num_bytes(entries: dict[str, FileEntry]) -> int:
-    return sum(entry.size for entry in entries.values())

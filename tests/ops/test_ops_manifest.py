@@ -6,9 +6,7 @@ import pytest
 from ops.store.errors import DamagedError
 from ops.store.manifest import FileEntry, Manifest, ManifestName, decode, newest_first, path_of
 from ops.store.rclone import RemoteFile
-
-SHA = "a" * 64
-MD5 = "b" * 32
+from tests.fixtures.ops import MD5, SHA
 
 
 def manifest(path="model.pt", **changes):
@@ -45,22 +43,8 @@ def test_a_torn_manifest_does_not_match_its_name(damage):
 @pytest.mark.parametrize(
     "path",
     [
-        "../outside",
-        "sub/../../outside",
-        "/etc/passwd",
-        "a//b",
-        "./a",
-        "",
-        "a/",
-        "a\x00b",
-        "a\nb",
-        "..\\outside",
-        ".sync/state.json",
-        ".sync-x/lock",
-        "x" * 2000,
-        "\udcff",
-        7,
-        None,
+        *("../outside", "sub/../../outside", "/etc/passwd", "a//b", "./a", "", "a/", "a\x00b"),
+        *("a\nb", "..\\outside", ".sync/state.json", ".sync-x/lock", "x" * 2000, "\udcff", 7, None),
     ],
 )
 def test_a_hostile_path_is_refused(path):
@@ -71,18 +55,11 @@ def test_a_hostile_path_is_refused(path):
 @pytest.mark.parametrize(
     "files",
     [
-        [["a", 3, "../" + SHA[3:], MD5, 5]],
-        [["a", 3, SHA, "/" + MD5[1:], 5]],
-        [["a", 3, SHA, SHA, 5]],
-        [["a", -1, SHA, MD5, 5]],
-        [["a", 2**60, SHA, MD5, 5]],
-        [["a", True, SHA, MD5, 5]],
-        [["a", 3, SHA, MD5, -5]],
-        [["a", 3, SHA, MD5, 5]] * 2,
+        *([["a", 3, "../" + SHA[3:], MD5, 5]], [["a", 3, SHA, "/" + MD5[1:], 5]]),
+        *([["a", 3, SHA, SHA, 5]], [["a", 3, SHA, MD5, -5]], [["a", 3, SHA, MD5, 5]] * 2),
+        *([["a", size, SHA, MD5, 5]] for size in (-1, 2**60, True)),
         [["a", 3, SHA, MD5, 5], ["a/b", 3, SHA, MD5, 5]],
-        [["a"]],
-        "text",
-        [None],
+        *([["a"]], "text", [None]),
     ],
 )
 def test_a_malformed_entry_is_refused(files):
@@ -115,22 +92,19 @@ def test_the_size_of_a_manifest_is_bounded(monkeypatch):
 
 def test_the_newest_manifest_comes_first_and_other_files_do_not_count():
     names = [manifest(number=number).encode()[0].file_name for number in (2, 10, 9)]
-    assert [n.number for n in newest_first([*names, "x.json", "../1.json", "2.partial"])] == [
-        10,
-        9,
-        2,
-    ]
+    found = newest_first([*names, "x.json", "../1.json", "2.partial"])
+    assert [name.number for name in found] == [10, 9, 2]
 
 
 def test_a_file_of_the_remote_is_ours_as_far_as_its_listing_tells():
     entry = FileEntry("a", 3, SHA, MD5, 5)
+    known, without = RemoteFile(3, {"md5": MD5}), RemoteFile(3, {})
     assert entry.is_listed_as(RemoteFile(3, {"sha256": SHA, "md5": MD5}))
-    assert entry.is_listed_as(RemoteFile(3, {"md5": MD5}), needs_hash=True)
-    assert not entry.is_listed_as(RemoteFile(3, {"md5": "c" * 32}))
-    assert not entry.is_listed_as(RemoteFile(4, {"sha256": SHA}))
-    assert entry.is_listed_as(RemoteFile(3, {}))
-    assert not entry.is_listed_as(RemoteFile(3, {}), needs_hash=True)
-    assert not entry.is_listed_as(None)
+    assert entry.is_listed_as(known, needs_hash=True)
+    assert entry.is_listed_as(without)
+    assert not entry.is_listed_as(without, needs_hash=True)
+    for other in (RemoteFile(3, {"md5": "c" * 32}), RemoteFile(4, {"sha256": SHA}), None):
+        assert not entry.is_listed_as(other)
 
 
 @pytest.mark.parametrize(

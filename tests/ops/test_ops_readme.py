@@ -14,8 +14,7 @@ import tyro
 from ops.chaos import ChaosConfig
 from ops.chaos_sync import ChaosSyncConfig
 from ops.store.errors import split_command
-from ops.store.rclone import rclone_folder
-from ops.store.remote_name import parse_remote
+from ops.store.rclone import parse_remote, rclone_folder
 from ops.sync import Command
 from tests.project.test_readme import parsed_config
 
@@ -111,24 +110,12 @@ class Checkout:
         path.write_text(f"#!/bin/bash\n{body}\n")
         path.chmod(0o755)
 
-    def environment(self, **variables):
-        return os.environ | {
-            "OPS_PYTHON": str(self.path / "bin" / "python"),
-            "PATH": f"{self.path / 'bin'}:{os.environ['PATH']}",
-            "CALLS": str(self.calls),
-            "DO": ":",
-            **variables,
-        }
-
     def run(self, *words, **variables):
-        done = subprocess.run(
-            words,
-            cwd=self.path,
-            env=self.environment(**variables),
-            capture_output=True,
-            text=True,
-            timeout=60,
-        )
+        programs = self.path / "bin"
+        environment = {"OPS_PYTHON": str(programs / "python"), "CALLS": str(self.calls), "DO": ":"}
+        environment |= {"PATH": f"{programs}:{os.environ['PATH']}", **variables}
+        options = {"capture_output": True, "text": True, "timeout": 60}
+        done = subprocess.run(words, cwd=self.path, env=os.environ | environment, **options)
         lines = self.calls.read_text().splitlines() if self.calls.exists() else []
         return done.returncode, [line.strip() for line in lines]
 
@@ -164,57 +151,53 @@ def test_the_resume_flag_may_be_empty_and_a_command_is_needed(checkout):
     assert checkout.run("ops/resume_on_new_vm.sh", "--local", "x", "--", "true")[0] == 2
 
 
-@pytest.mark.parametrize(("name", "subcommand"), [("dir", "dir"), ("file", "file")])
-def test_the_thin_scripts_call_their_subcommand(checkout, name, subcommand):
-    _, calls = checkout.run(f"ops/sync_rclone_{name}.sh", "a", "gdrive:b", "--interval", "5")
+@pytest.mark.parametrize("subcommand", ["dir", "file"])
+def test_the_thin_scripts_call_their_subcommand(checkout, subcommand):
+    _, calls = checkout.run(f"ops/sync_rclone_{subcommand}.sh", "a", "gdrive:b", "--interval", "5")
     assert calls == [f"-m ops.sync {subcommand} a gdrive:b --interval 5"]
 
 
-def test_a_slurm_job_whose_time_is_up_is_queued_again(checkout):
-    # The stand-in plays ops.sync run: on SIGTERM it saves for a while and ends with 143.
-    wait_for_term = (
-        'if [[ "$3" == run ]]; then trap "sleep 0.3; echo saved >> $CALLS; exit 143" TERM; '
-    )
+TASK = {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_JOB_ID": "17", "SLURM_ARRAY_TASK_COUNT": "45"}
+JOBS = {
+    "train_model_c": {"SLURM_JOB_ID": "17"},
+    "experiment_array": TASK,
+    "precompute_array": TASK,
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
+def test_a_slurm_job_whose_time_is_up_is_queued_again_alone(checkout, job):
+    # The stand-in plays the command: on SIGTERM it saves for a while and ends with an error.
+    wait_for_term = 'if [[ "$3" != restore ]]; then '
+    wait_for_term += 'trap "sleep 0.3; echo saved >> $CALLS; exit 143" TERM; '
     wait_for_term += 'kill -TERM "$BATCH_PID"; while :; do sleep 0.05; done; fi'
-    script = "export BATCH_PID=$$; SLURM_JOB_ID=17; source ./train_model_c.sbatch"
-    code, calls = checkout.run("bash", "-c", script, DO=wait_for_term, SLURM_SUBMIT_DIR=".")
-    assert calls[-2:] == ["saved", "scontrol requeue 17"]
-    assert code == 0
+    script = f"export BATCH_PID=$$; source ./{job}.sbatch"
+    where = {"SLURM_SUBMIT_DIR": ".", **JOBS[job]}
+    code, calls = checkout.run("bash", "-c", script, DO=wait_for_term, **where)
+    number = "17_7" if JOBS[job] is TASK else "17"
+    assert (code, calls[-2:]) == (0, ["saved", f"scontrol requeue {number}"])
 
 
-def test_a_slurm_job_that_ends_by_itself_keeps_its_exit_code(checkout):
-    fail = 'if [[ "$3" == run ]]; then exit 3; fi'
-    code, calls = checkout.run("bash", "train_model_c.sbatch", DO=fail, SLURM_SUBMIT_DIR=".")
+PRECOMPUTE = "-m world_modality.precompute_world_tokens --dataset_name a/b --l2_normalize"
+
+
+@pytest.mark.parametrize(
+    ("job", "variables", "last_call"),
+    [
+        ("train_model_c", {}, None),
+        ("experiment_array", {"MATRIX": "m.yaml"}, "-m world_modality.experiment m.yaml --cell 7"),
+        ("precompute_array", {}, f"{PRECOMPUTE} --shard 7/45"),
+        ("precompute_array", {"NUM_SHARDS": "90"}, f"{PRECOMPUTE} --shard 7/90"),
+    ],
+)
+def test_a_slurm_job_does_its_part_and_keeps_its_exit_code(checkout, job, variables, last_call):
+    flags = PRECOMPUTE.split()[2:] if job == "precompute_array" else ()
+    fail = 'if [[ "$3" != restore ]]; then exit 3; fi'
+    where = {"SLURM_SUBMIT_DIR": ".", **JOBS[job], **variables}
+    code, calls = checkout.run("bash", f"{job}.sbatch", *flags, DO=fail, **where)
     assert code == 3
     assert not any("scontrol" in line for line in calls)
-
-
-def test_a_task_of_a_slurm_array_runs_the_cell_of_its_number(checkout):
-    where = {"SLURM_SUBMIT_DIR": ".", "SLURM_ARRAY_TASK_ID": "7", "MATRIX": "m.yaml"}
-    code, calls = checkout.run("bash", "experiment_array.sbatch", DO="exit 3", **where)
-    assert (code, calls) == (3, ["-m world_modality.experiment m.yaml --cell 7"])
-
-
-@pytest.mark.parametrize(("variables", "shard"), [({}, "3/16"), ({"NUM_SHARDS": "32"}, "3/32")])
-def test_a_task_of_a_precompute_array_embeds_the_shard_of_its_number(checkout, variables, shard):
-    where = {"SLURM_SUBMIT_DIR": ".", "SLURM_ARRAY_TASK_ID": "3", "SLURM_ARRAY_TASK_COUNT": "16"}
-    flags = ("--dataset_name", "a/b", "--l2_normalize")
-    words = ("bash", "precompute_array.sbatch", *flags)
-    code, calls = checkout.run(*words, DO="exit 3", **where, **variables)
-    command = "-m world_modality.precompute_world_tokens --dataset_name a/b --l2_normalize"
-    assert (code, calls) == (3, [f"{command} --shard {shard}"])
-
-
-@pytest.mark.parametrize("script", ["experiment_array.sbatch", "precompute_array.sbatch"])
-def test_a_task_of_an_array_whose_time_is_up_is_queued_again_alone(checkout, script):
-    wait_for_term = 'trap "sleep 0.3; echo saved >> $CALLS; exit 130" TERM; '
-    wait_for_term += 'kill -TERM "$BATCH_PID"; while :; do sleep 0.05; done'
-    words = ("bash", "-c", f"export BATCH_PID=$$; source ./{script}")
-    where = {"SLURM_SUBMIT_DIR": ".", "SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_JOB_ID": "17"}
-    where |= {"SLURM_ARRAY_TASK_COUNT": "45"}
-    code, calls = checkout.run(*words, DO=wait_for_term, **where)
-    assert calls[-2:] == ["saved", "scontrol requeue 17_7"]
-    assert code == 0
+    assert last_call in (None, calls[-1])
 
 
 @pytest.mark.slow
@@ -222,13 +205,7 @@ def test_the_scripts_run_the_real_thing(tmp_path):
     (tmp_path / "logs").mkdir()
     (tmp_path / "logs" / "a").write_text("x")
     environment = os.environ | {"OPS_PYTHON": sys.executable}
-    words = [
-        str(ROOT / "ops" / "sync_rclone_dir.sh"),
-        "logs",
-        ":local:remote",
-        "--once",
-        "--nice",
-        "0",
-    ]
+    script = str(ROOT / "ops" / "sync_rclone_dir.sh")
+    words = [script, "logs", ":local:remote", "--once", "--nice", "0"]
     subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True)
     assert (tmp_path / "remote" / "a").read_text() == "x"

@@ -7,23 +7,16 @@ import shutil
 import pytest
 
 from ops.store.errors import OpsError, RemoteError
-from ops.store.rclone import CallLimits, RcloneStore
-from ops.store.remote_name import parse_remote
+from ops.store.rclone import CallLimits, RcloneStore, parse_remote
 from ops.store.restore import Restorer
 from ops.store.uploader import AnotherRunError
-from tests.fixtures.ops import World, plant_json
-
-
-@pytest.fixture
-def world(tmp_path):
-    return World(tmp_path)
+from tests.fixtures.ops import plant_json
 
 
 def test_a_restore_beside_a_sync_that_saves_looks_again(world, monkeypatch):
-    (world.local / "a").write_text("old")
     uploader = world.uploader()
-    uploader.round()
-    (world.local / "a").write_text("new")
+    world.save({"a": "old"}, uploader)
+    world.write({"a": "new"})
     download, saved = Restorer._download, []
 
     def save_meanwhile(restorer, *arguments):
@@ -38,47 +31,38 @@ def test_a_restore_beside_a_sync_that_saves_looks_again(world, monkeypatch):
 
 
 def test_old_states_go_only_when_asked_and_never_what_a_kept_state_names(world):
-    (world.local / "config.json").write_text("kept")
     uploader = world.uploader()
-    for number in range(3):
-        (world.local / "model.pt").write_text(f"model {number}")
-        (world.local / f"epoch{number}.pt").write_text(f"epoch {number}")
-        if number:
-            (world.local / f"epoch{number - 1}.pt").unlink()
-        uploader.round()
+    world.save({"config.json": "kept", "model.pt": "model 0", "epoch0.pt": "0"}, uploader)
+    world.save({"model.pt": "model 1", "epoch1.pt": "1", "epoch0.pt": None}, uploader)
+    world.save({"model.pt": "model 2", "epoch2.pt": "2", "epoch1.pt": None}, uploader)
     assert len(world.manifests()) == 3
-    (world.remote / "epoch9.pt").write_text("of another machine, not yet named")
-    (world.local / "model.pt").write_text("model 3")
-    assert world.uploader(keep_last=2).round().removal_problem is None
+    world.write({"epoch9.pt": "of another machine, not yet named"}, world.remote)
+    result = world.save({"model.pt": "model 3"}, world.uploader(keep_last=2))
+    assert result.removal_problem is None
     assert [manifest.number for manifest in world.manifests()] == [4, 3]
     assert world.history() == [("model.pt", "model 2")]
     assert set(world.content("remote")) == {"config.json", "model.pt", "epoch2.pt", "epoch9.pt"}
     assert world.restore("old", state=3).number == 3
-    wanted = {"config.json": "kept", "model.pt": "model 2", "epoch2.pt": "epoch 2"}
+    wanted = {"config.json": "kept", "model.pt": "model 2", "epoch2.pt": "2"}
     assert world.content("old") == wanted
 
 
 def test_restore_refuses_a_folder_that_holds_something_else(world):
-    (world.local / "a").write_text("saved")
-    world.uploader().round()
-    back = world.path / "back"
-    back.mkdir()
-    (back / "a").write_text("of another run")
-    (back / "b").write_text("mine")
+    world.save({"a": "saved"})
+    other = {"a": "of another run", "b": "mine"}
+    world.write(other, world.path / "back")
     with pytest.raises(OpsError, match=r"a, b; restore into an empty folder, or give --overwrite"):
         world.restore()
-    assert world.content() == {"a": "of another run", "b": "mine"}
+    assert world.content() == other
     world.restore(overwrite=True)
     assert world.content() == {"a": "saved"}
-    [aside] = (back / ".sync").glob("replaced-*")
+    [aside] = (world.path / "back" / ".sync").glob("replaced-*")
     assert (aside / "b").read_text() == "mine"
 
 
-def test_an_interrupted_restore_is_gone_on_with(world, monkeypatch):
-    for name in "abc":
-        (world.local / name).write_text(name)
+def test_an_interrupted_restore_continues(world, monkeypatch):
     uploader = world.uploader()
-    uploader.round()
+    world.save({name: name for name in "abc"}, uploader)
     publish, placed = os.replace, []
 
     def die_at_the_second(source, target):
@@ -93,29 +77,26 @@ def test_an_interrupted_restore_is_gone_on_with(world, monkeypatch):
         world.restore()
     monkeypatch.undo()
     assert world.content() == {"a": "a"}
-    (world.local / "a").write_text("newer")
-    (world.local / "d").write_text("d")
-    uploader.round()
+    world.save({"a": "newer", "d": "d"}, uploader)
     world.restore(keep_local=True)
     assert world.content() == {"a": "newer", "b": "b", "c": "c", "d": "d"}
 
 
 def test_a_machine_that_kept_its_disk_goes_on_with_what_it_has(world):
-    (world.local / "a").write_text("saved")
-    world.uploader().round()
-    (world.local / "a").write_text("newer, not yet saved")
+    world.save({"a": "saved"})
+    newer = {"a": "newer, not yet saved"}
+    world.write(newer)
     assert world.restore("local", keep_local=True) is None
-    assert world.content("local") == {"a": "newer, not yet saved"}
+    assert world.content("local") == newer
     shutil.rmtree(world.remote)
     assert world.restore("local", keep_local=True) is None
 
 
 @pytest.mark.slow
 def test_a_machine_that_was_left_behind_is_noticed(world):
-    (world.local / "a").write_text("old machine")
-    world.uploader().round()
+    world.save({"a": "old machine"})
     world.restore("newer")
-    (world.path / "newer" / "a").write_text("new machine")
+    world.write({"a": "new machine"}, world.path / "newer")
     world.uploader(world.path / "newer").round()
     with pytest.raises(OpsError, match="is newer, or of another run"):
         world.restore("local", keep_local=True)
@@ -129,9 +110,7 @@ def test_an_empty_remote_restores_nothing_and_one_that_is_down_is_an_error(world
 
 
 def test_a_link_in_the_local_folder_leads_nowhere(world):
-    (world.local / "sub").mkdir()
-    (world.local / "sub" / "a").write_text("x")
-    world.uploader().round()
+    world.save({"sub/a": "x"})
     outside = world.path / "outside"
     outside.mkdir()
     (world.path / "back").mkdir()
@@ -143,8 +122,7 @@ def test_a_link_in_the_local_folder_leads_nowhere(world):
 
 
 def test_a_hostile_manifest_writes_nothing_outside(world):
-    (world.local / "a").write_text("good")
-    world.uploader().round()
+    world.save({"a": "good"})
     for number, path in enumerate(["../escaped", f"{world.path}/escaped", ".sync/lock"], start=90):
         world.plant([path], number)
     assert world.restore().number == 1
@@ -153,8 +131,7 @@ def test_a_hostile_manifest_writes_nothing_outside(world):
 
 
 def test_a_file_with_another_checksum_than_the_manifest_says_is_refused(world):
-    (world.local / "a").write_text("good")
-    world.uploader().round()
+    world.save({"a": "good"})
     world.plant(["a"], size=4)
     assert world.restore().number == 1
     assert "are missing or damaged (a)" in world.said[-1]
@@ -170,23 +147,22 @@ def test_a_state_larger_than_the_disk_is_refused_before_it_is_downloaded(world):
 
 def old_remote(folder, states):
     """Write a remote as it was laid out before: objects, and manifests of the parts of files."""
+    (folder / "objects").mkdir(parents=True)
     for number, files in enumerate(states, start=1):
         entries = []
         for path, parts in files.items():
-            items = []
-            for part in parts:
-                digest = hashlib.sha256(part.encode()).hexdigest()
-                (folder / "objects").mkdir(parents=True, exist_ok=True)
+            digests = [hashlib.sha256(part.encode()).hexdigest() for part in parts]
+            for digest, part in zip(digests, parts, strict=True):
                 (folder / "objects" / digest).write_text(part)
-                items.append([digest, len(part)])
             whole = "".join(parts)
+            items = [[digest, len(part)] for digest, part in zip(digests, parts, strict=True)]
             digest = hashlib.sha256(whole.encode()).hexdigest()
             entries.append([path, len(whole), digest, 5 * 10**9, items])
         content = {"format": "ops-sync/1", "number": number, "writer": "0123abcd"}
         plant_json(folder / "manifests", content | {"created": "now", "files": entries})
 
 
-def test_a_remote_of_the_old_layout_comes_back_and_is_gone_on_with(world):
+def test_a_remote_of_the_old_layout_comes_back_and_the_run_goes_on(world):
     first = {"metrics.jsonl": ["one\n"], "model.pt": ["old"], "empty": [""]}
     second = {"metrics.jsonl": ["one\n", "two\n"], "model.pt": ["new"], "same.pt": ["new"]}
     old_remote(world.remote, [first, second])

@@ -59,26 +59,22 @@ class Machine:
         return self.sync(*words)
 
     def call(self, words):
-        return subprocess.run(
-            words, env=self.environment, capture_output=True, text=True, timeout=120
-        )
+        options = {"capture_output": True, "text": True, "timeout": 120}
+        return subprocess.run(words, env=self.environment, **options)
 
     def start(self, words):
-        process = subprocess.Popen(
-            words,
-            env=self.environment,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-        )
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        process = subprocess.Popen(words, env=self.environment, start_new_session=True, **pipes)
         self._started.append(process)
         return process
 
-    def wait_until_training(self, process):
+    def start_training(self):
+        """Start `run` with a command that takes a minute, and wait until that is at work."""
+        process = self.start(self.run_words(seconds=60))
         said, _, _ = select.select([process.stdout], [], [], 90)
         assert said, "the command was not started"
         assert process.stdout.readline() == "training\n"
+        return process
 
     def end(self):
         """Kill what a failed test left running."""
@@ -109,16 +105,13 @@ def wait_for(condition, seconds=60):
 
 
 def test_a_signal_reaches_the_command_and_what_it_then_saves_is_uploaded(machine):
-    process = machine.start(machine.run_words(seconds=60))
-    machine.wait_until_training(process)
+    process = machine.start_training()
     os.kill(process.pid, signal.SIGTERM)
     _, said = process.communicate(timeout=60)
     assert process.returncode == 7, said
     assert "everything is saved" in said
-    assert machine.restored() == {
-        "metrics.jsonl": "started\n",
-        "last.pt": f"saved on signal {signal.SIGTERM}",
-    }
+    last = f"saved on signal {signal.SIGTERM}"
+    assert machine.restored() == {"metrics.jsonl": "started\n", "last.pt": last}
 
 
 @pytest.mark.parametrize(
@@ -161,8 +154,7 @@ def test_an_rclone_does_not_outlive_the_sync_that_called_it(machine):
 
 
 def test_a_second_run_is_refused_until_the_first_one_is_dead(machine):
-    process = machine.start(machine.run_words(seconds=60))
-    machine.wait_until_training(process)
+    process = machine.start_training()
     second = machine.call(machine.run_words())
     assert second.returncode == 1
     assert f"in use by another ops.sync (process {process.pid})" in second.stderr

@@ -4,9 +4,8 @@ import time
 import pytest
 
 import ops.store.snapshot
-from ops.store.folder_scan import scan_folder
 from ops.store.manifest import Manifest
-from ops.store.snapshot import FileChangedError, SnapshotTaker
+from ops.store.snapshot import FileChangedError, SnapshotTaker, scan_folder
 
 
 class Folder:
@@ -19,6 +18,12 @@ class Folder:
         self.staging = tmp_path / "state" / "staging"
         self.taker = SnapshotTaker(self.path, self.staging, self._pause, quiet_s=0.0)
         self.entries = {}
+
+    def write(self, path, text="x"):
+        place = self.path / path
+        place.parent.mkdir(exist_ok=True)
+        place.write_text(text)
+        return place
 
     def take(self, *, final=False):
         snapshot = self.taker.take(self.entries, self.entries, final=final)
@@ -34,7 +39,7 @@ class Folder:
             self.pauses.append(seconds)
 
     def content(self, path):
-        return (self.staging / path).read_bytes()
+        return (self.staging / path).read_text()
 
     def copy_with(self, monkeypatch, before):
         """Call `before(path)` before each copy."""
@@ -53,30 +58,30 @@ def folder(tmp_path):
 
 
 def test_unfinished_files_links_and_the_configuration_of_rclone_do_not_travel(folder, monkeypatch):
-    config = folder.path / "hidden-settings"
-    config.write_text('token = {"access_token":"x"}')
+    config = folder.write("hidden-settings", 'token = {"access_token":"x"}')
     monkeypatch.setenv("RCLONE_CONFIG", str(config))
-    (folder.path / "model.pt").write_text("whole")
-    (folder.path / "model.pt.partial").write_text("half")
-    (folder.path / "rclone.conf").write_text("secret")
-    (folder.path / ".sync").mkdir()
-    (folder.path / ".sync" / "state.json").write_text("{}")
+    for path in ("model.pt", "model.pt.partial", "rclone.conf", ".sync/state.json", "bad\nname"):
+        folder.write(path)
+    folder.write("sub/ä b.pt")
     (folder.path / "link").symlink_to("/etc/passwd")
     os.mkfifo(folder.path / "pipe")
     snapshot = folder.take()
-    assert set(snapshot.entries) == {"model.pt"}
-    assert set(snapshot.left) == {"hidden-settings", "rclone.conf", "link", "pipe"}
+    assert set(snapshot.entries) == {"model.pt", "sub/ä b.pt"}
+    left_out = {"hidden-settings", "rclone.conf", "link", "pipe", repr("bad\nname")}
+    assert set(snapshot.left_out) == left_out
+    Manifest(1, "0123abcd", "now", snapshot.entries).encode()  # takes it
+    assert folder.staging.stat().st_mode & 0o077 == 0
 
 
-def test_excluded_patterns_and_a_single_file_restrict_what_travels(tmp_path):
-    for name in ("a.mp4", "b.json"):
-        (tmp_path / name).write_text("x")
-    assert set(scan_folder(tmp_path, exclude=("*.mp4",)).files) == {"b.json"}
-    assert set(scan_folder(tmp_path, only="a.mp4").files) == {"a.mp4"}
+def test_excluded_patterns_and_a_single_file_restrict_what_travels(folder):
+    folder.write("a.mp4")
+    folder.write("b.json")
+    assert set(scan_folder(folder.path, exclude=("*.mp4",)).files) == {"b.json"}
+    assert set(scan_folder(folder.path, only="a.mp4").files) == {"a.mp4"}
 
 
 def test_an_unchanged_file_is_neither_read_nor_staged_again(folder, monkeypatch):
-    (folder.path / "a").write_text("x")
+    folder.write("a")
     time.sleep(0.01)
     folder.take()
     monkeypatch.setattr(folder.taker, "_copy", None)
@@ -85,7 +90,7 @@ def test_an_unchanged_file_is_neither_read_nor_staged_again(folder, monkeypatch)
 
 
 def test_a_file_that_was_only_touched_is_not_sent_again(folder):
-    (folder.path / "a").write_text("x")
+    folder.write("a")
     folder.take()
     os.utime(folder.path / "a", (5, 5))
     snapshot = folder.take()
@@ -94,55 +99,48 @@ def test_a_file_that_was_only_touched_is_not_sent_again(folder):
 
 
 def test_a_file_that_changes_in_place_is_staged_under_its_own_name(folder):
-    path = folder.path / "sub" / "latest.json"
-    path.parent.mkdir()
-    path.write_text("1")
+    path = folder.write("sub/latest.json", "1")
     os.utime(path, ns=(5 * 10**9, 5 * 10**9))
     first = folder.take().entries["sub/latest.json"]
     assert (folder.staging / "sub" / "latest.json").stat().st_mtime == 5
     path.write_text("2")
-    snapshot = folder.take()
-    assert snapshot.entries["sub/latest.json"] != first
-    assert folder.content("sub/latest.json") == b"2"
+    assert folder.take().entries["sub/latest.json"] != first
+    assert folder.content("sub/latest.json") == "2"
 
 
 def test_a_log_that_grew_is_told_from_one_that_was_rewritten(folder):
-    path = folder.path / "metrics.jsonl"
-    path.write_bytes(b"a" * 60_000 + b"\n")
+    folder.write("metrics.jsonl", "a" * 60_000 + "\n")
     assert not folder.take().extended
-    with path.open("ab") as file:
-        file.write(b"more\n")
+    folder.write("metrics.jsonl", "a" * 60_000 + "\nmore\n")
     assert folder.take().extended == {"metrics.jsonl"}
-    path.write_bytes(b"b" * 60_001 + b"\nmore\nand more\n")
+    rewritten = "b" * 60_001 + "\nmore\nand more\n"
+    folder.write("metrics.jsonl", rewritten)
     assert not folder.take().extended
-    assert folder.content("metrics.jsonl") == path.read_bytes()
+    assert folder.content("metrics.jsonl") == rewritten
+    folder.write("metrics.jsonl", rewritten[:-9])
+    assert not folder.take().extended
 
 
 def test_a_line_that_is_half_written_waits_for_the_next_round(folder):
-    path = folder.path / "metrics.jsonl"
-    path.write_bytes(b"one\ntwo\nthr")
+    folder.write("metrics.jsonl", "one\ntwo\nthr")
     folder.take()
-    assert folder.content("metrics.jsonl") == b"one\ntwo\n"
+    assert folder.content("metrics.jsonl") == "one\ntwo\n"
     folder.take(final=True)
     assert folder.entries["metrics.jsonl"].size == 11
 
 
 def test_large_files_are_frozen_by_a_link_that_survives_their_replacement(folder, monkeypatch):
     monkeypatch.setattr(ops.store.snapshot, "_COPY_BELOW", 1)
-    path = folder.path / "model.pt"
-    path.write_bytes(b"old")
+    path = folder.write("model.pt", "old")
     folder.take()
     assert (folder.staging / "model.pt").samefile(path)
-    new = folder.path / "new.partial"
-    new.write_bytes(b"new")
-    new.replace(path)
-    assert folder.content("model.pt") == b"old"
+    folder.write("new.partial", "new").replace(path)
+    assert folder.content("model.pt") == "old"
 
 
 def test_a_large_file_written_in_place_during_the_upload_is_noticed(folder, monkeypatch):
     monkeypatch.setattr(ops.store.snapshot, "_COPY_BELOW", 1)
-    path = folder.path / "array.npy"
-    path.write_bytes(b"old!")
+    path = folder.write("array.npy", "old!")
     folder.take()
     assert not folder.taker.changed_links()
     time.sleep(0.02)
@@ -153,24 +151,22 @@ def test_a_large_file_written_in_place_during_the_upload_is_noticed(folder, monk
 
 def test_a_folder_that_changes_while_it_is_copied_is_copied_again(folder, monkeypatch):
     """The pointer must not name a checkpoint that the snapshot lacks."""
-    (folder.path / "model_0.pt").write_text("0")
-    (folder.path / "latest.json").write_text("model_0.pt")
+    folder.write("model_0.pt")
+    folder.write("latest.json", "model_0.pt")
 
     def write(path):
         if path == "latest.json" and not (folder.path / "model_1.pt").exists():
-            (folder.path / "model_1.pt").write_text("1")
-            (folder.path / "latest.json").write_text("model_1.pt!")
+            folder.write("model_1.pt")
+            folder.write("latest.json", "model_1.pt!")
 
     folder.copy_with(monkeypatch, write)
-    snapshot = folder.take()
-    assert set(snapshot.entries) == {"model_0.pt", "model_1.pt", "latest.json"}
+    assert set(folder.take().entries) == {"model_0.pt", "model_1.pt", "latest.json"}
     assert folder.pauses
 
 
 def test_a_file_that_never_stands_still_stays_what_it_was(folder, monkeypatch):
-    path = folder.path / "busy.bin"
-    path.write_text("0")
-    (folder.path / "calm").write_text("x")
+    path = folder.write("busy.bin", "0")
+    folder.write("calm")
     before = folder.take().entries["busy.bin"]
 
     def write(name):
@@ -178,34 +174,17 @@ def test_a_file_that_never_stands_still_stays_what_it_was(folder, monkeypatch):
             path.write_text(path.read_text() + "+")
 
     folder.copy_with(monkeypatch, write)
-    path.write_text("1")
-    (folder.path / "calm").write_text("y")
+    folder.write("busy.bin", "1")
+    folder.write("calm", "y")
     snapshot = folder.take()
     assert snapshot.entries["busy.bin"] == before
-    assert "changed" in snapshot.left["busy.bin"]
+    assert "changed" in snapshot.left_out["busy.bin"]
     assert set(snapshot.staged) == {"calm"}
 
 
 def test_a_file_that_gets_shorter_while_it_is_read_is_left(folder):
-    path = folder.path / "a.log"
-    path.write_text("long line")
+    folder.write("a.log", "long line")
     status = scan_folder(folder.path).files["a.log"]
-    path.write_text("l")
+    folder.write("a.log", "l")
     with pytest.raises(FileChangedError):
-        folder.taker._copy("a.log", status, None, final=False)
-
-
-def test_staged_copies_are_for_this_user_only(folder):
-    (folder.path / "a").write_text("x")
-    folder.take()
-    assert folder.staging.stat().st_mode & 0o077 == 0
-
-
-def test_what_is_taken_fits_a_manifest(folder):
-    (folder.path / "sub").mkdir()
-    (folder.path / "sub" / "ä b.pt").write_text("x")
-    (folder.path / "bad\nname").write_text("x")
-    snapshot = folder.take()
-    Manifest(1, "0123abcd", "now", snapshot.entries).encode()
-    assert list(snapshot.entries) == ["sub/ä b.pt"]
-    assert "control" in next(iter(snapshot.left.values()))
+        folder.taker._copy("a.log", status, final=False)

@@ -292,7 +292,7 @@ def test_each_process_of_a_launch_takes_a_shard_and_the_first_merges(config, mon
     for index in (1, 0):
         monkeypatch.setenv("LOCAL_RANK", str(index))
         group = ProcessGroup(torch.device("cpu"), index, 2)
-        monkeypatch.setattr(ProcessGroup, "joined_apart", lambda _, g=group: nullcontext(g))
+        monkeypatch.setattr(ProcessGroup, "independent", lambda _, g=group: nullcontext(g))
         with pytest.raises(InvalidInputError, match="leave --shard out"):
             run(changed(config, shard="0/2"))
         run(config)

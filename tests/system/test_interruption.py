@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from world_modality.system import stop_signals
+
 ROOT = Path(__file__).parents[2]
 COMMAND = """
 import sys, time
@@ -31,38 +33,45 @@ run_cli(Config, run)
 """
 
 
-def start(fields="seed: int = 0", **options):
+def start(code, first_line):
+    """Run code in a process of its own, and wait for the first line that it prints."""
     process = subprocess.Popen(
-        [sys.executable, "-c", COMMAND.format(fields=fields)],
+        [sys.executable, "-c", code],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        start_new_session=True,
         # A test run in a shell's background inherits an ignored SIGINT, and would pass it on.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        **options,
     )
-    assert process.stdout.readline() == "working\n"
+    while process.stdout.readline() != first_line:
+        assert process.poll() is None
     return process
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_ends_a_stage_with_code_130_and_says_how_to_go_on(number):
-    with start() as process:
+def start_stage(fields="seed: int = 0"):
+    return start(COMMAND.format(fields=fields), "working\n")
+
+
+@pytest.mark.parametrize(
+    ("number", "fields", "how"),
+    [
+        (signal.SIGTERM, "seed: int = 0", ""),
+        (signal.SIGINT, "resume: bool = False", " with --resume"),
+    ],
+)
+def test_a_signal_ends_a_stage_with_code_130_and_says_how_to_go_on(number, fields, how):
+    with start_stage(fields) as process:
         process.send_signal(number)
         output, errors = process.communicate(timeout=20)
     assert (process.returncode, output) == (130, "cleaned up\n")
-    assert errors == "interrupted; give the same command again to go on with what is finished\n"
-
-
-def test_a_stage_with_a_resume_flag_names_it():
-    with start("resume: bool = False") as process:
-        process.send_signal(signal.SIGTERM)
-        assert "again with --resume to go on" in process.communicate(timeout=20)[1]
+    told = f"interrupted; give the same command again{how} to go on with what is finished\n"
+    assert errors == told
 
 
 def test_echoes_of_the_signal_do_not_disturb_the_cleaning_up():
-    with start() as process:
+    with start_stage() as process:
         for number in (signal.SIGTERM, signal.SIGINT, signal.SIGTERM):
             process.send_signal(number)
             time.sleep(0.1)
@@ -70,28 +79,27 @@ def test_echoes_of_the_signal_do_not_disturb_the_cleaning_up():
     assert (process.returncode, output) == (130, "cleaned up\n"), errors
 
 
-def test_a_signal_that_a_library_swallowed_can_be_repeated(monkeypatch):
-    from world_modality.system import stop_signals as interruption
-
-    monkeypatch.setattr(interruption, "REPEAT_S", 0.0)
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    try:
-        with interruption.termination_as_interrupt():
-            for _ in range(2):
-                with pytest.raises(KeyboardInterrupt):
-                    os.kill(os.getpid(), signal.SIGTERM)
-    finally:
-        signal.signal(signal.SIGTERM, before[0])
-        signal.signal(signal.SIGINT, before[1])
+@pytest.fixture
+def handlers():
+    """The handlers before the test, which are put back after it."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    yield before
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
-def test_handlers_are_given_back_where_nothing_was_interrupted():
-    from world_modality.system.stop_signals import termination_as_interrupt
+def test_a_signal_that_a_library_swallowed_can_be_repeated(monkeypatch, handlers):
+    monkeypatch.setattr(stop_signals, "REPEAT_S", 0.0)
+    with stop_signals.termination_as_interrupt():
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGTERM)
 
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
-    with termination_as_interrupt():
-        assert signal.getsignal(signal.SIGTERM) != before[0]
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+
+def test_handlers_are_given_back_where_nothing_was_interrupted(handlers):
+    with stop_signals.termination_as_interrupt():
+        assert signal.getsignal(signal.SIGTERM) != handlers[signal.SIGTERM]
+    assert {number: signal.getsignal(number) for number in handlers} == handlers
 
 
 RUN_CHILD = """
@@ -106,16 +114,7 @@ run_cli(demo.DemoConfig, run)
 
 
 def test_the_demo_ends_its_stage_before_it_ends():
-    with subprocess.Popen(
-        [sys.executable, "-c", RUN_CHILD],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        start_new_session=True,
-    ) as process:
-        while process.stdout.readline() != "child\n":
-            assert process.poll() is None
+    with start(RUN_CHILD, "child\n") as process:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 130, process.stderr.read()
         with pytest.raises(ProcessLookupError):

@@ -38,9 +38,14 @@ def holder(tmp_path):
     os.kill(child, signal.SIGKILL)
 
 
+def refused(folder, message=None, **options):
+    with pytest.raises(InvalidInputError, match=message):
+        OutputLock(folder, "--out_dir", **options).acquire()
+    return True
+
+
 def test_a_second_process_is_refused_and_told_who_writes(tmp_path, holder):
-    with pytest.raises(InvalidInputError, match=rf"process {holder[0].pid} on .*--out_dir"):
-        OutputLock(tmp_path, "--out_dir").acquire()
+    refused(tmp_path, rf"process {holder[0].pid} on .*--out_dir")
 
 
 def test_the_lock_is_free_when_its_holder_was_killed_though_a_child_lives_on(tmp_path, holder):
@@ -54,38 +59,25 @@ def test_the_lock_is_free_when_its_holder_was_killed_though_a_child_lives_on(tmp
 
 def test_a_second_lock_in_the_same_process_is_refused_and_leaves_the_first_in_place(tmp_path):
     with OutputLock(tmp_path, "--out_dir"):
-        with pytest.raises(InvalidInputError, match="this very process"):
-            OutputLock(tmp_path / ".." / tmp_path.name, "--out_dir").acquire()
-        context = multiprocessing.get_context("spawn")
-        with context.Pool(1) as pool:
-            assert pool.apply(_refused, (tmp_path,))
+        refused(tmp_path / ".." / tmp_path.name, "this very process")
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            assert pool.apply(refused, (tmp_path,))
     with OutputLock(tmp_path, "--out_dir"):
         pass
 
 
-def _refused(folder):
-    try:
-        OutputLock(folder, "--out_dir").acquire()
-    except InvalidInputError:
-        return True
-    return False
-
-
 def test_a_lock_file_that_its_holder_removes_keeps_nobody_out_afterwards(tmp_path, monkeypatch):
-    folder = tmp_path / "staging"
-    OutputLock(folder, "--out_dir").acquire()
-    monkeypatch.setattr("world_modality.system.output_lock._held", {})  # as in another process
-    opened = OutputLock._open
+    folder, flock, removed = tmp_path / "staging", fcntl.flock, []
 
-    def open_what_is_removed_then(lock):
-        monkeypatch.setattr(OutputLock, "_open", opened)
-        descriptor = opened(lock)
-        shutil.rmtree(folder)
-        return descriptor
+    def flock_what_is_removed_before(descriptor, operation):
+        if not removed:
+            removed.append(shutil.rmtree(folder))
+        flock(descriptor, operation)
 
-    monkeypatch.setattr(OutputLock, "_open", open_what_is_removed_then)
+    monkeypatch.setattr(fcntl, "flock", flock_what_is_removed_before)
     with OutputLock(folder, "--out_dir", wait_s=5):
         assert (folder / ".lock").exists()
+        refused(folder, "this very process")
 
 
 def test_outputs_with_names_of_their_own_do_not_disturb_each_other(tmp_path):
@@ -97,28 +89,25 @@ def test_outputs_with_names_of_their_own_do_not_disturb_each_other(tmp_path):
 def test_waiting_ends_when_the_holder_does(tmp_path, holder):
     os.kill(holder[0].pid, signal.SIGSTOP)
     before = time.monotonic()
-    with pytest.raises(InvalidInputError):
-        OutputLock(tmp_path, "--out_dir", wait_s=0.2).acquire()
+    refused(tmp_path, wait_s=0.2)
     assert time.monotonic() - before >= 0.2
     holder[0].kill()
     with OutputLock(tmp_path, "--out_dir", wait_s=10):
         pass
 
 
-@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP])
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS])
 def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
     def no_locks(*_):
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr(fcntl, "lockf", no_locks)
-    with pytest.raises(InvalidInputError, match=r"no locks.*local disk"):
-        OutputLock(tmp_path, "--out_dir").acquire()
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    refused(tmp_path, r"no locks.*local disk")
 
 
 def test_a_lock_file_that_is_a_symbolic_link_is_refused(tmp_path):
     target = tmp_path / "precious"
     target.write_text("kept")
     (tmp_path / ".lock").symlink_to(target)
-    with pytest.raises(InvalidInputError, match="cannot be written"):
-        OutputLock(tmp_path, "--out_dir").acquire()
+    refused(tmp_path, "cannot be written")
     assert target.read_text() == "kept"

@@ -126,7 +126,7 @@ APART = """
 import sys, time
 from pathlib import Path
 from world_modality.system.process_group import ProcessGroup
-with ProcessGroup.joined_apart("cpu") as group:
+with ProcessGroup.independent("cpu") as group:
     if not group.is_first:
         time.sleep(1)
     Path(sys.argv[1], str(group.index)).touch()
@@ -137,7 +137,7 @@ with ProcessGroup.joined_apart("cpu") as group:
 
 
 @pytest.mark.slow
-def test_processes_that_work_apart_wait_for_each_other(tmp_path):
+def test_independent_processes_wait_for_each_other(tmp_path):
     for process in start_group(["-c", APART, str(tmp_path)], 2):
         # gloo says something before.
         assert process.communicate()[0].endswith("\ncpu 2 ['0', '1']\n")

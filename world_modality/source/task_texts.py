@@ -14,7 +14,7 @@ from world_modality.system.errors import (
     MissingKeyError,
     missing_key,
 )
-from world_modality.system.https_download import download_https, is_url, without_query
+from world_modality.system.network import download_https, is_url, without_query
 
 MAX_TEXT_CHARS = 2_000
 MAX_BYTES = 16_000_000

@@ -22,6 +22,9 @@ from world_modality.system.stop_signals import termination_as_interrupt
 
 ConfigT = TypeVar("ConfigT")
 
+TOP = Path(world_modality.__file__).parents[1]
+"""Where the packages lie, with the training scripts beside them: the checkout, or site-packages."""
+
 
 def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> None:
     """Parse `sys.argv` into `config_type`, call `run` with it, and exit; or print the version.
@@ -31,7 +34,10 @@ def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> Non
         run: does the work; what it returns is ignored here. Interrupted, it gets a
             KeyboardInterrupt in the main thread.
     """
-    print_in_any_locale()
+    for stream in (sys.stdout, sys.stderr):
+        # What the terminal's encoding lacks is printed as an escape, instead of ending in an error.
+        if isinstance(stream, io.TextIOWrapper):  # a test may have put something else there
+            stream.reconfigure(errors="backslashreplace")
     if sys.argv[1:] == ["--version"]:
         print(f"world-modality-vla {__version__}")
         sys.exit()
@@ -47,13 +53,6 @@ def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> Non
         # The machine refused a read or write: a full disk, a read-only folder, a missing
         # permission.
         _fail(f"{error.strerror or error}: {error.filename or 'unnamed file'}")
-
-
-def print_in_any_locale() -> None:
-    """Print what the terminal's encoding lacks as an escape, instead of ending in an error."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):  # a test may have put something else there
-            stream.reconfigure(errors="backslashreplace")
 
 
 def _how_to_go_on(config_type: type[Any]) -> str:
@@ -76,10 +75,6 @@ def config_dict(config: Any) -> dict[str, Any]:
 def write_config(config: Any, path: Path) -> None:
     """Write the resolved config atomically as JSON."""
     write_json(path, config_dict(config))
-
-
-TOP = Path(world_modality.__file__).parents[1]
-"""Where the packages lie, with the training scripts beside them: the checkout, or site-packages."""
 
 
 def flag_arguments(flags: Mapping[str, Any]) -> list[str]:

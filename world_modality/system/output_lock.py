@@ -1,23 +1,16 @@
 """One writer for an output: a lock that ends with the process that holds it, however it ends."""
 
 import errno
-import fcntl
 import os
 import socket
-import threading
 import time
 from pathlib import Path
-from types import TracebackType
+
+from filelock import FileLock, Timeout
 
 from world_modality.system.errors import InvalidInputError
 
 WAIT_INTERVAL_S = 0.05
-
-# The kernel lets one process lock a file as often as it likes, and drops the lock when the process
-# closes any descriptor of the file, so holders within the process are told apart here, before the
-# file is opened again. Per process: a forked child gets a copy of this table but not of the lock.
-_held: dict[Path, int] = {}
-_held_guard = threading.Lock()
 
 
 class OutputLock:
@@ -25,9 +18,8 @@ class OutputLock:
 
         with OutputLock(log_dir, "--log_dir"): ...
 
-    A POSIX record lock on `<folder>/<name>`. It is not inherited: with `flock`, a worker process
-    that outlives its killed parent would keep the lock, and the run could not go on. The file
-    stays there, since only the lock on it counts; nothing else may open it while it is held.
+    The kernel's lock on `<folder>/<name>`; a worker process that outlives its killed parent does
+    not keep it. The file stays there, since only the lock on it counts.
 
     Args:
         folder: made if it is missing.
@@ -42,7 +34,7 @@ class OutputLock:
         self.path = folder / name
         self._what = what
         self._wait_s = wait_s
-        self._descriptor: int | None = None
+        self._held: FileLock | None = None
 
     @classmethod
     def of_file(cls, path: Path, what: str) -> "OutputLock":
@@ -68,73 +60,41 @@ class OutputLock:
 
     def release(self) -> None:
         """Give the lock back; without effect where it is not held."""
-        if self._descriptor is None:
-            return
-        with _held_guard:
-            os.close(self._descriptor)
-            self._descriptor = None
-            _held.pop(self._key, None)
+        if self._held is not None:
+            self._held.release()
+            self._held = None
 
     def __enter__(self) -> "OutputLock":
         self.acquire()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.release()
 
-    @property
-    def _key(self) -> Path:
-        return self.path.parent.resolve() / self.path.name
-
     def _try(self) -> bool:
-        with _held_guard:
-            if _held.get(self._key) == os.getpid():
-                return False
-            descriptor = self._open()
-            try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if not self._is_in_place(descriptor):
-                    os.close(descriptor)
-                    return False
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, _this_process().encode(), 0)
-            except OSError as error:
-                os.close(descriptor)
-                if error.errno in (errno.EAGAIN, errno.EACCES):
-                    return False
-                raise self._unusable(error) from error
-            self._descriptor = descriptor
-            _held[self._key] = os.getpid()
-            return True
-
-    def _open(self) -> int:
-        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+        # A new object each time, since its holder may take the same one twice. A marker file, for
+        # file systems without locks, would outlive a process that is killed.
+        lock = FileLock(
+            self.path, thread_local=False, fallback_to_soft=False, on_acquired=_write_holder
+        )
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            return os.open(self.path, flags, 0o666)
-        except OSError as error:
-            raise self._unusable(error) from error
-
-    def _is_in_place(self, descriptor: int) -> bool:
-        # The last holder may have removed the folder: a lock on its old file would keep nobody out.
-        try:
-            return os.path.samestat(os.fstat(descriptor), self.path.lstat())
-        except FileNotFoundError:
+            lock.acquire(timeout=0)
+        except Timeout:
             return False
+        except OSError as error:
+            if isinstance(error, FileNotFoundError) and not self.path.parent.exists():
+                return False  # the last holder has removed the folder meanwhile
+            raise self._unusable(error) from error
+        self._held = lock
+        return True
 
     def _holder(self) -> str:
-        if _held.get(self._key) == os.getpid():
-            return "this very process"
         try:
             holder = self.path.read_text(encoding="utf-8", errors="replace").strip()[:200]
         except FileNotFoundError:
             holder = ""  # it has ended since, with its folder
-        return holder or "another process"
+        return "this very process" if holder == _this_process() else holder or "another process"
 
     def _unusable(self, error: OSError) -> InvalidInputError:
         if error.errno in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
@@ -148,5 +108,10 @@ class OutputLock:
         )
 
 
+def _write_holder(descriptor: int) -> None:
+    os.ftruncate(descriptor, 0)
+    os.pwrite(descriptor, f"{_this_process()}\n".encode(), 0)
+
+
 def _this_process() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}\n"
+    return f"process {os.getpid()} on {socket.gethostname()}"

