@@ -7,8 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from coc_vla.head.targets import EpisodeTraces, read_traces, text_targets
-from coc_vla.head.text_head import ExplainingHead, HeadRecord, HeadTraining
+from coc_vla.head.text_head import (
+    EpisodeTraces,
+    ExplainingHead,
+    HeadRecord,
+    read_traces,
+    text_targets,
+)
 from coc_vla.head.tokenizer import TRAINED, TextTokenizer
 from coc_vla.labels.record import GENERATION_COMMAND
 from coc_vla.labels.trace import TraceStep
@@ -111,9 +116,11 @@ def _build_head(config: CocTrainConfig, site: HeadSite) -> ExplainingHead:
     longest, device = config.max_text_tokens, site.tensors.device
     return ExplainingHead(
         HeadRecord(decoder, config.text_context, tokenizer.to_json(), labels_sha256),
-        HeadTraining(config.coc_loss_weight, config.coc_samples_per_batch, config.seed),
         text_targets(train, episodes, tokenizer, longest, device),
         text_targets(held_out, episodes, tokenizer, longest, device),
+        loss_weight=config.coc_loss_weight,
+        samples_per_batch=config.coc_samples_per_batch,
+        seed=config.seed,
     )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from coc_vla.labels.contact_sheet import SheetEntry, write_contact_sheet
-from coc_vla.labels.keyframe_images import keyframe_images
+from coc_vla.labels.keyframes import keyframe_images
 from coc_vla.labels.record import CocLabel, LabelScan, scan_labels
 from coc_vla.labels.settings import require_episode_key
 from coc_vla.labels.statistics import label_report

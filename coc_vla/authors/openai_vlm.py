@@ -9,10 +9,9 @@ import random
 import threading
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-from coc_vla.authors.pictures import image_url
+from coc_vla.authors.backends import AuthorFlags
 from coc_vla.authors.server_connection import (
     API_KEY_VARIABLE,
     NoConnectionError,
@@ -20,9 +19,21 @@ from coc_vla.authors.server_connection import (
     ServerConnection,
     ServerError,
 )
-from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
+from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError, image_url
 from world_modality.system.errors import InvalidInputError
 
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+# What a server that has too much to do answers with; one that restarts, with 500 or more.
+_BUSY_STATUS = frozenset({408, 409, 425, 429})
+_SERVER_ERRORS = 500
+_PROXY_REFUSES = 407
+_OK = 200
+_REFUSED_STATUS = {
+    401: f"the key in {API_KEY_VARIABLE} is missing or wrong",
+    403: f"the key in {API_KEY_VARIABLE} may not use this model",
+    404: "the model or the address is unknown to it; is --base_url right (it ends in /v1), and "
+    "--model_name what the server calls the model?",
+}
 # Why a finished completion has no text, where the server does not say it in words.
 _NO_TEXT = {
     "content_filter": "the server's content filter keeps the answer back",
@@ -115,43 +126,6 @@ def read_model_names(reply: bytes) -> list[str]:
         return []
 
 
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-# What a server that has too much to do answers with; one that restarts, with 500 or more.
-_BUSY_STATUS = frozenset({408, 409, 425, 429})
-_SERVER_ERRORS = 500
-_PROXY_REFUSES = 407
-_OK = 200
-_REFUSED_STATUS = {
-    401: f"the key in {API_KEY_VARIABLE} is missing or wrong",
-    403: f"the key in {API_KEY_VARIABLE} may not use this model",
-    404: "the model or the address is unknown to it; is --base_url right (it ends in /v1), and "
-    "--model_name what the server calls the model?",
-}
-
-
-@dataclass(frozen=True)
-class OpenAiSettings:
-    """How a server is asked.
-
-    Attributes:
-        base_url: ends in `/v1`.
-        model_name: what the server calls the model; None takes the only one it has.
-        max_tokens: of an answer.
-        temperature: 0 is greedy.
-        timeout_s: how long an answer may take, and how long the server may be silent on the way.
-        max_request_retries: further tries of a request that failed.
-        concurrency: connections at most.
-    """
-
-    base_url: str
-    model_name: str | None
-    max_tokens: int
-    temperature: float
-    timeout_s: float
-    max_request_retries: int
-    concurrency: int
-
-
 class OpenAiVlm:
     """Asks a server; see `Vlm`.
 
@@ -160,10 +134,7 @@ class OpenAiVlm:
     still fails is that episode's error, except where it would fail for every other, too.
     """
 
-    needs_images = True
-    needs_motion = False
-
-    def __init__(self, settings: OpenAiSettings) -> None:
+    def __init__(self, flags: AuthorFlags) -> None:
         """Connect, and find out the model where none is named.
 
         Raises:
@@ -171,21 +142,16 @@ class OpenAiVlm:
                 the model is not clear.
             VlmUnavailableError: nobody answers there, or the key is refused.
         """
-        self._settings = settings
-        self._connection = ServerConnection(
-            settings.base_url, settings.timeout_s, settings.concurrency
-        )
+        assert flags.base_url is not None
+        self._flags = flags
+        self._base_url = flags.base_url
+        self._connection = ServerConnection(self._base_url, flags.timeout_s, flags.concurrency)
         self._closed = threading.Event()
         self._jitter = random.Random()
         self.num_request_retries = 0
         self._in_flight = 0
         self._lock = threading.Lock()
-        self._model_name = self._find_model()
-
-    @property
-    def model_name(self) -> str:
-        """What the server calls the model."""
-        return self._model_name
+        self.model_name = self._find_model()
 
     def answer(self, requests: Sequence[VlmRequest]) -> list[VlmAnswer]:
         """Answer each request, one after the other.
@@ -215,16 +181,16 @@ class OpenAiVlm:
 
     def _tried(self, request: VlmRequest) -> VlmAnswer:
         body = {
-            "model": self._model_name,
+            "model": self.model_name,
             "messages": [{"role": "user", "content": message_content(request)}],
-            "max_tokens": self._settings.max_tokens,
-            "temperature": self._settings.temperature,
+            "max_tokens": self._flags.max_tokens,
+            "temperature": self._flags.temperature,
             "seed": request.seed,
             "stream": False,
         }
         began = time.monotonic()
         error: str | ServerError | NonsenseError = "not tried"
-        for tries in range(self._settings.max_request_retries + 1):
+        for tries in range(self._flags.max_request_retries + 1):
             retry_after: str | None = None
             try:
                 reply = self._connection.post("chat/completions", body)
@@ -238,7 +204,7 @@ class OpenAiVlm:
                     break
             except (ServerError, NonsenseError) as failure:
                 error = failure
-            is_last = tries == self._settings.max_request_retries
+            is_last = tries == self._flags.max_request_retries
             if is_last or self._closed.wait(self._wait_s(tries, retry_after)):
                 break
             with self._lock:
@@ -266,17 +232,17 @@ class OpenAiVlm:
             self.close()
             raise VlmUnavailableError(f"{error}; {self._how_to_serve}") from error
         # Not every server lists its models to everybody; one that is named is tried.
-        is_needed = self._settings.model_name is None
+        is_needed = self._flags.model_name is None
         if reply.status in (401, 403) or (is_needed and reply.status != _OK):
             self.close()
             raise VlmUnavailableError(self._unavailable(reply.status, self._status_error(reply)))
-        if self._settings.model_name is not None:
-            return self._settings.model_name
+        if self._flags.model_name is not None:
+            return self._flags.model_name
         names = read_model_names(reply.content)
         if len(names) != 1:
             self.close()
             raise InvalidInputError(
-                f"--base_url {self._settings.base_url} offers {len(names)} models "
+                f"--base_url {self._base_url} offers {len(names)} models "
                 f"({', '.join(names[:10]) or 'none listed'}); choose one with --model_name"
             )
         return names[0]
@@ -289,10 +255,10 @@ class OpenAiVlm:
         return told + self._connection.way if is_of_proxy else told
 
     def _unavailable(self, status: int, error: str) -> str:
-        model = self._settings.model_name
+        model = self._flags.model_name
         asked = "to list its models" if model is None else f"model {model}"
         hint = _REFUSED_STATUS.get(status, "is it a server of chat completions, and ready?")
-        return f"{self._settings.base_url} refuses {asked}: {error}; {hint}"
+        return f"{self._base_url} refuses {asked}: {error}; {hint}"
 
     @property
     def _how_to_serve(self) -> str:

@@ -8,15 +8,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 
-from coc_vla.authors.pictures import pil_image
-from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
+from coc_vla.authors.backends import LOCAL_BACKENDS, AuthorFlags, Backend, Precision
+from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError, pil_image
+from world_modality.system.device import resolve_device
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.proxies import by_way_of_hub
+
+# What the files of a model have to say about themselves; auto takes anything that reads images.
+MODEL_TYPES: dict[Backend, tuple[str, ...]] = {
+    "qwen3-vl": ("qwen3_vl", "qwen3_vl_moe"),
+    "qwen2.5-vl": ("qwen2_5_vl",),
+}
+# A local folder is told apart by samples of its files: hashing 16 GB takes a minute.
+SAMPLE_BYTES, NUM_SAMPLES = 65_536, 16
 
 
 class SeededSampling:
@@ -66,33 +75,6 @@ class SeededSampling:
         return scaled.masked_fill(is_out.scatter(1, order, is_out), -torch.inf)
 
 
-LocalBackend = Literal["qwen3-vl", "qwen2.5-vl", "auto"]
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
-# What the files of a model have to say about themselves, None for anything that reads images.
-MODEL_TYPES: dict[LocalBackend, tuple[str, ...] | None] = {
-    "qwen3-vl": ("qwen3_vl", "qwen3_vl_moe"),
-    "qwen2.5-vl": ("qwen2_5_vl",),
-    "auto": None,
-}
-# A local folder is told apart by samples of its files: hashing 16 GB takes a minute.
-SAMPLE_BYTES, NUM_SAMPLES = 65_536, 16
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How answers are generated.
-
-    Attributes:
-        max_tokens: of an answer.
-        temperature: 0 is greedy.
-        top_p: the share of probability that sampling draws from.
-    """
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-
 @dataclass(frozen=True)
 class TransformersVlm:
     """A model with its processor; see `Vlm`.
@@ -106,9 +88,7 @@ class TransformersVlm:
     model: Any = field(repr=False)
     processor: Any = field(repr=False)
     device: torch.device
-    settings: GenerationSettings
-    needs_images: bool = True
-    needs_motion: bool = False
+    flags: AuthorFlags
 
     def answer(self, requests: Sequence[VlmRequest]) -> list[VlmAnswer]:
         """Answer the requests; a batch that does not fit the memory is halved.
@@ -140,13 +120,13 @@ class TransformersVlm:
         inputs = self._inputs(requests)
         width = inputs["input_ids"].shape[1]
         samplers = LogitsProcessorList()
-        if self.settings.temperature > 0:
+        if self.flags.temperature > 0:
             seeds = [request.seed for request in requests]
-            samplers.append(SeededSampling(seeds, self.settings.temperature, self.settings.top_p))
+            samplers.append(SeededSampling(seeds, self.flags.temperature, self.flags.top_p))
         with torch.inference_mode():
             generated = self.model.generate(
                 **inputs,
-                max_new_tokens=self.settings.max_tokens,
+                max_new_tokens=self.flags.max_tokens,
                 # The sampler adds its noise to the scores, so that the greatest is the sample.
                 do_sample=False,
                 temperature=None,
@@ -198,16 +178,7 @@ class TransformersVlm:
         return int(min(self._end_tokens) if pad is None else pad)
 
 
-def load_transformers_vlm(
-    name: str,
-    backend: LocalBackend,
-    *,
-    device: torch.device,
-    settings: GenerationSettings,
-    precision: Precision = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> TransformersVlm:
+def load_transformers_vlm(flags: AuthorFlags) -> TransformersVlm:
     """Load a model that reads images and writes text, by hub name or local folder.
 
     Raises:
@@ -217,14 +188,19 @@ def load_transformers_vlm(
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    assert flags.backend in LOCAL_BACKENDS
+    name, device = str(flags.resolved_model), resolve_device(flags.device)
+    options: dict[str, Any] = {
+        "revision": flags.model_revision,
+        "trust_remote_code": flags.trust_remote_code,
+    }
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        _check_type(name, config.model_type, backend)
+        _check_type(name, config.model_type, flags.backend)
         processor = AutoProcessor.from_pretrained(name, **options)
         _check_processor(name, processor)
         model = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=_dtype(precision, device), **options
+            name, dtype=_dtype(flags.precision, device), **options
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         if isinstance(error, InvalidInputError):
@@ -244,7 +220,7 @@ def load_transformers_vlm(
             "or --backend openai with a server over several GPUs"
         ) from error
     processor.tokenizer.padding_side = "left"
-    return TransformersVlm(name, model, processor, device, settings)
+    return TransformersVlm(name, model, processor, device, flags)
 
 
 def model_identity(name: str, revision: str | None) -> str | None:
@@ -265,8 +241,8 @@ def model_identity(name: str, revision: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def _check_type(name: str, model_type: str, backend: LocalBackend) -> None:
-    expected = MODEL_TYPES[backend]
+def _check_type(name: str, model_type: str, backend: Backend) -> None:
+    expected = MODEL_TYPES.get(backend)
     if expected is not None and model_type not in expected:
         raise InvalidInputError(
             f"--model_name {name} is a {model_type} model, but --backend {backend} is for "

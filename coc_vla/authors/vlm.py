@@ -4,13 +4,34 @@ The one interface that the labelling loop knows; a local model, a server and the
 it.
 """
 
+import base64
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from coc_vla.authors.pictures import Pictures
+import numpy as np
+from jaxtyping import UInt8
+
 from coc_vla.events.motion import EpisodeMotion
 from world_modality.system.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+JPEG_QUALITY = 95
+
+
+@dataclass(frozen=True)
+class RecordedImage:
+    """An image file as it is in the dataset; its media type is `image/png` or `image/jpeg`."""
+
+    content: bytes = field(repr=False)
+    media_type: str
+
+
+Picture = UInt8[np.ndarray, "_h _w 3"] | RecordedImage
+Pictures = tuple[Picture, ...]
 
 
 @dataclass(frozen=True)
@@ -56,6 +77,10 @@ class VlmAnswer:
     refusal: str | None = None
 
 
+class VlmUnavailableError(UserError):
+    """The author is gone, or refuses everybody: no use in asking for the next episode."""
+
+
 @runtime_checkable
 class Vlm(Protocol):
     """An author of traces."""
@@ -65,20 +90,8 @@ class Vlm(Protocol):
         """What labels are signed with."""
         ...
 
-    @property
-    def needs_images(self) -> bool:
-        """Whether keyframes have to be decoded for it."""
-        ...
-
-    @property
-    def needs_motion(self) -> bool:
-        """Whether states and actions have to be read for it."""
-        ...
-
     def answer(self, requests: Sequence[VlmRequest]) -> list[VlmAnswer]:
-        """Answer each request.
-
-        A request that fails gets an answer with an `error`.
+        """Answer each request; one that fails gets an answer with an `error`.
 
         Raises:
             VlmUnavailableError: no request can be answered any more.
@@ -90,5 +103,21 @@ class Vlm(Protocol):
         ...
 
 
-class VlmUnavailableError(UserError):
-    """The author is gone, or refuses everybody: no use in asking for the next episode."""
+def image_url(picture: Picture) -> str:
+    """Return a picture as a `data:` address; pixels as JPEG without subsampling of colours."""
+    if isinstance(picture, RecordedImage):
+        content, media_type = picture.content, picture.media_type
+    else:
+        buffer = io.BytesIO()
+        pil_image(picture).save(buffer, "jpeg", quality=JPEG_QUALITY, subsampling=0)
+        content, media_type = buffer.getvalue(), "image/jpeg"
+    return f"data:{media_type};base64,{base64.b64encode(content).decode('ascii')}"
+
+
+def pil_image(picture: Picture) -> "Image.Image":
+    """Return a picture for a library that takes Pillow's images."""
+    from PIL import Image
+
+    if isinstance(picture, RecordedImage):
+        return Image.open(io.BytesIO(picture.content))
+    return Image.fromarray(picture)

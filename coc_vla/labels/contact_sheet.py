@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from coc_vla.authors.pictures import Pictures, image_url
+from coc_vla.authors.vlm import Pictures, image_url
 from coc_vla.labels.record import CocLabel
 from world_modality.system.atomic import replacing
 

@@ -1,46 +1,21 @@
 """From episodes to records: ask, check the answer, ask again with the reason, or give up."""
 
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from coc_vla.authors.pictures import Pictures
 from coc_vla.authors.prompt import Prompt
 from coc_vla.authors.vlm import Vlm, VlmAnswer, VlmRequest, VlmUnavailableError
-from coc_vla.events.motion import EpisodeMotion
+from coc_vla.labels.episode_tasks import EpisodeTask
 from coc_vla.labels.record import CocLabel
 from coc_vla.labels.trace import TraceStep, parse_trace, trace_faults, without_thoughts
 
 CUT_OFF_FAULT = "the answer was cut off at the token limit; be shorter"
 # A model that thinks is not told to be shorter: it would think again as long.
 NOTHING_SAID = "cut off at the token limit before the answer began; raise --max_tokens"
-
-
-@dataclass(frozen=True)
-class EpisodeTask:
-    """One episode to label.
-
-    Attributes:
-        episode_id: the dataset's `episode_index`.
-        instruction: what the robot was told.
-        keyframe_indices: frames within the episode.
-        fps: frames per second.
-        images: the keyframes, empty where the author needs none.
-        motion: for an author that reads it.
-        fault: why the episode cannot be asked about, None where it can.
-    """
-
-    episode_id: int
-    instruction: str
-    keyframe_indices: tuple[int, ...]
-    fps: float
-    images: Pictures = field(default=(), repr=False)
-    motion: EpisodeMotion | None = field(default=None, repr=False)
-    fault: str | None = None
 
 
 @dataclass
@@ -96,7 +71,7 @@ class Labeller:
             VlmUnavailableError: the author is gone; what was yielded before is whole.
         """
         waiting = iter(tasks)
-        drafts: deque[_Draft] = deque()
+        drafts: list[_Draft] = []
         is_more = True
         while drafts or is_more:
             records: list[CocLabel] = []
@@ -110,11 +85,14 @@ class Labeller:
                     drafts.append(self._draft(task))
             if records:
                 yield records
-            batch = [drafts.popleft() for _ in range(min(batch_size, len(drafts)))]
-            if batch:
-                answered, refused = self._asked(batch)
-                drafts.extendleft(reversed(refused))
-                if answered:
+            if drafts:
+                batch = list(drafts)
+                answers = self.vlm.answer([draft.request() for draft in batch])
+                judged = [self._judged(*pair) for pair in zip(batch, answers, strict=True)]
+                drafts = [
+                    draft for draft, record in zip(batch, judged, strict=True) if record is None
+                ]
+                if answered := [record for record in judged if record is not None]:
                     yield answered
 
     def concurrently(
@@ -160,19 +138,6 @@ class Labeller:
     def _alone(self, task: EpisodeTask) -> CocLabel:
         ((record,),) = self.in_batches([task], 1)
         return record
-
-    def _asked(self, batch: list[_Draft]) -> tuple[list[CocLabel], list[_Draft]]:
-        """Ask about some episodes; return the records, and those to be asked about again."""
-        answers = self.vlm.answer([draft.request() for draft in batch])
-        records: list[CocLabel] = []
-        refused: list[_Draft] = []
-        for draft, answer in zip(batch, answers, strict=True):
-            record = self._judged(draft, answer)
-            if record is None:
-                refused.append(draft)
-            else:
-                records.append(record)
-        return records, refused
 
     def _draft(self, task: EpisodeTask) -> _Draft:
         question = ""

@@ -17,16 +17,6 @@ def settings_path(path: Path) -> Path:
     return path.with_suffix(".settings.json")
 
 
-def summary_path(path: Path) -> Path:
-    """Return where the last run's summary lies."""
-    return path.with_suffix(".summary.json")
-
-
-def config_path(path: Path) -> Path:
-    """Return where the last run's resolved config lies."""
-    return path.with_suffix(".config.json")
-
-
 def write_settings(path: Path, settings: Settings, *, keep_earlier: bool = False) -> None:
     """Write the settings; the earlier ones of a file of several settings stay in it.
 
@@ -81,7 +71,7 @@ def _recorded(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        recorded: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        recorded = json.loads(file.read_text(encoding="utf-8"))["settings"]
         return [dict(settings) for settings in recorded]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(

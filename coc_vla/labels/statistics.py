@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from coc_vla.events.instruction_objects import words_of
-from coc_vla.labels.generation_summary import error_kind
-from coc_vla.labels.record import CocLabel, LabelScan
+from coc_vla.labels.record import CocLabel, LabelScan, error_kind
 from coc_vla.labels.trace import ParsedTrace, trace_faults
 
 NUM_LISTED = 20

@@ -5,7 +5,8 @@ import threading
 
 import pytest
 
-from coc_vla.authors.openai_vlm import OpenAiSettings, OpenAiVlm
+from coc_vla.authors.backends import AuthorFlags
+from coc_vla.authors.openai_vlm import OpenAiVlm
 from world_modality.encode.text_model_files import load_text_model, locate_text_model
 from world_modality.system import https_download, proxies
 from world_modality.system.errors import InvalidInputError, UserError
@@ -47,17 +48,9 @@ def refusing_proxy():
 
 def asked(url):
     """Return what a labelling run says of its server."""
-    settings = OpenAiSettings(
-        base_url=url,
-        model_name=None,
-        max_tokens=9,
-        temperature=0.0,
-        timeout_s=5.0,
-        max_request_retries=0,
-        concurrency=1,
-    )
+    flags = AuthorFlags(backend="openai", base_url=url, timeout_s=5.0, max_request_retries=0)
     with pytest.raises(UserError) as caught:
-        OpenAiVlm(settings)
+        OpenAiVlm(flags)
     return str(caught.value)
 
 

@@ -29,7 +29,7 @@ from world_modality.system.errors import InvalidInputError, MissingFileError
 from world_modality.training.config import TrainConfig
 from world_modality.training.single import run as train_policy
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 
 

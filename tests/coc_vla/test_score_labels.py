@@ -1,22 +1,12 @@
-import http.server
 import json
-import threading
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
 
 from benchmarks.demos.signals import write_signals
-from coc_vla.events.gripper import GripperChannel
-from coc_vla.events.hand_axes import HandAxes
-from coc_vla.events.motion import EpisodeMotion
-from coc_vla.events.recorded import (
-    EVENT_TYPES,
-    EventFlags,
-    EventKeys,
-    episode_events,
-    recorded_events,
-)
+from coc_vla.events.motion import EpisodeMotion, HandAxes
+from coc_vla.events.motion_columns import GripperChannel, MotionFlags
+from coc_vla.events.recorded import EVENT_TYPES, episode_events, recorded_events
 from coc_vla.head.judge import read_verdict
 from coc_vla.head.scores import (
     common_subsequence,
@@ -26,6 +16,7 @@ from coc_vla.head.scores import (
 )
 from coc_vla.labels.trace import TraceStep
 from coc_vla.score_labels import ScoreConfig, run
+from tests.fixtures.chat_server import ChatServer, Misbehaviour, completion, serving
 from tests.fixtures.coc import label, write_labels
 from tests.fixtures.lerobot import TASKS, make_dataset
 from world_modality.source.lerobot_adapter import open_dataset
@@ -191,9 +182,8 @@ def test_what_the_recording_does_not_tell_is_not_scored(recording, tmp_path):
     assert known.groups["sides"].labels.num_recorded > 0
     (recording / "meta" / "signals").rename(recording / "meta" / "away")
     try:
-        events = recorded_events(
-            open_dataset("local/tiny", dataset_root=recording), EventKeys(gripper_dim=1)
-        )
+        source = open_dataset("local/tiny", dataset_root=recording)
+        events = recorded_events(source, MotionFlags(gripper_dim=1))
     finally:
         (recording / "meta" / "away").rename(recording / "meta" / "signals")
     assert set(EVENT_TYPES) - set(events.known) == {"contact", "lifted", "goal", *sides}
@@ -201,19 +191,19 @@ def test_what_the_recording_does_not_tell_is_not_scored(recording, tmp_path):
 
 def test_a_gripper_that_closes_at_another_command_is_read_by_its_own(recording):
     source = open_dataset("local/tiny", dataset_root=recording)
-    # All that was recorded lies near this command that closes.
-    told = EventFlags(gripper_dim=1, gripper_commands=(-20.0, 0.0)).event_keys
-    assert gripper_kinds(recorded_events(source, told)) == [["gripper_closes"]] * 6
-    assert gripper_kinds(recorded_events(source, EventKeys(gripper_dim=1))) == [[]] * 6
-    elsewhere = EventFlags(gripper_dim=1, gripper_commands=(-20.0, -10.0)).event_keys
+
+    def gripper_kinds(*commands):
+        flags = MotionFlags(gripper_dim=1, gripper_commands=commands)
+        recorded = recorded_events(source, flags)
+        return [[k for k in recorded.kinds(i) if "gripper" in k] for i in recorded.by_episode]
+
+    # All that was recorded lies near the first of these commands that close.
+    assert gripper_kinds(-20.0, 0.0) == [["gripper_closes"]] * 6
+    assert gripper_kinds(-1.0, 1.0) == [[]] * 6
     with pytest.raises(InvalidInputError, match="--gripper_commands -20 -10: in dimension 1 of"):
-        recorded_events(source, elsewhere)
-    absent = recorded_events(source, EventFlags(gripper_dim="none").event_keys)
+        gripper_kinds(-20.0, -10.0)
+    absent = recorded_events(source, MotionFlags(gripper_dim="none"))
     assert not {"gripper_closes", "gripper_opens"} & set(absent.known)
-
-
-def gripper_kinds(recorded):
-    return [[k for k in recorded.kinds(i) if "gripper" in k] for i in recorded.by_episode]
 
 
 def test_labels_of_another_recording_and_files_of_errors_alone_are_refused(recording, tmp_path):
@@ -229,53 +219,37 @@ def test_labels_of_another_recording_and_files_of_errors_alone_are_refused(recor
         ScoreConfig(other, "local/tiny", judge_model="m")
 
 
-@contextmanager
-def judging_server(asked):
-    """Serve a judge that finds everything covered, and correct what does not touch."""
-
-    class Handler(http.server.BaseHTTPRequestHandler):
-        def do_GET(self):
-            self._send({"object": "list", "data": [{"id": "judge", "object": "model"}]})
-
-        def do_POST(self):
-            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            question = json.dumps(body["messages"])
-            asked.append(question)
-            correct = "Touch the block" not in question
-            text = f"coverage: True\ncorrectness: {correct}\nminimality: perhaps"
-            message = {"role": "assistant", "content": text}
-            choice = {"index": 0, "message": message, "finish_reason": "stop"}
-            self._send({"id": "1", "choices": [choice], "usage": {"completion_tokens": 9}})
-
-        def _send(self, content):
-            data = json.dumps(content).encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/json")
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
-
-        def log_message(self, *arguments):
-            pass
-
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
-
-
 def test_a_judge_is_asked_about_each_label_and_its_answers_are_counted(recording, tmp_path):
-    asked: list[str] = []
-    with judging_server(asked) as url:
+    def reply(body, count):
+        correct = "Touch the block" not in json.dumps(body["messages"])
+        return f"coverage: True\ncorrectness: {correct}\nminimality: perhaps"
+
+    server = ChatServer(reply)
+    with serving(server) as url:
         path = true_labels(tmp_path / "labels.jsonl")
         judge = score(recording, path, judge_base_url=url, judge_model="judge").judge
-    assert judge.num_judged == len(asked) == 6
+    assert judge.num_judged == len(server.bodies) == 6
     assert judge.shares["coverage"].value == 1
     assert judge.shares["correctness"].value == 0.5
     assert judge.shares["minimality"].value is None
     assert judge.num_unclear == 6
+    asked = [json.dumps(body["messages"]) for body in server.bodies]
     assert any("touches something" in question and TASKS[0] in question for question in asked)
+
+
+def test_a_judge_that_is_cut_off_while_it_thinks_is_an_error_that_names_the_flag(
+    recording, tmp_path
+):
+    cut_off = Misbehaviour(200, completion("<think>coverage: true or", "length"))
+    server = ChatServer(cut_off, num_first=1)
+    judged = {"judge_model": "judge", "judge_max_tokens": 99}
+    path = true_labels(tmp_path / "labels.jsonl")
+    with (
+        serving(server) as url,
+        pytest.raises(InvalidInputError, match=r"1 of 6 .* 99 tokens.*--judge_max_tokens"),
+    ):
+        score(recording, path, judge_base_url=url, **judged)
+    assert {body["max_tokens"] for body in server.bodies} == {99}
 
 
 def test_verdicts_are_read_and_what_is_unclear_stays_unclear():

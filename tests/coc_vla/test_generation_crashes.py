@@ -11,20 +11,15 @@ from pathlib import Path
 
 import pytest
 
-from coc_vla.coc_generation import run
-from coc_vla.labels.generation_config import CocGenerationConfig
-from coc_vla.labels.record import read_records, scan_labels
+from coc_vla.coc_generation import CocGenerationConfig, run
+from coc_vla.labels.record import scan_labels
 from tests.fixtures.chat_server import ChatServer, good_reply, serving
+from tests.fixtures.coc import comparable
 from tests.fixtures.instruction import add_column
 from tests.fixtures.lerobot import make_dataset
 
 ROOT = Path(__file__).parents[2]
 NUM_EPISODES = 80
-
-
-def comparable(path):
-    """Return a file's records by episode, without the time that they took."""
-    return [dataclasses.replace(record, seconds=0.0) for record in read_records(path)]
 
 
 def command_of(config):

@@ -1,55 +1,13 @@
 import numpy as np
 import pytest
 
-from coc_vla.events.gripper import GripperChannel, GripperEvent, find_gripper_dim
-from coc_vla.events.keyframes import event_keyframes, uniform_keyframes, velocity_minima
-from coc_vla.events.motion import EpisodeMotion, find_position_dims, motion_phases
+from coc_vla.events.motion import GripperEvent
+from coc_vla.events.motion_columns import (
+    GripperChannel,
+    find_gripper_dim,
+    find_position_dims,
+)
 from world_modality.system.errors import InvalidInputError
-
-
-def path_with_stops(lengths, fps=20):
-    """Straight moves, each beginning and ending at rest, along x, z and y in turn."""
-    position, parts = np.zeros(3), []
-    for number, length in enumerate(lengths):
-        ease = (1 - np.cos(np.linspace(0, np.pi, length))) / 2
-        direction = np.eye(3)[[0, 2, 1][number % 3]]
-        parts.append(position + ease[:, None] * direction)
-        position = position + direction
-    return np.concatenate(parts)
-
-
-def test_three_uniform_keyframes_are_start_middle_and_end():
-    assert uniform_keyframes(101, 3) == (0, 50, 100)
-
-
-@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 17])
-@pytest.mark.parametrize("count", [1, 2, 3, 8])
-def test_uniform_keyframes_are_distinct_ascending_and_inside(num_frames, count):
-    frames = uniform_keyframes(num_frames, count)
-    assert list(frames) == sorted(set(frames))
-    assert len(frames) == min(num_frames, count)
-    assert frames[0] == 0
-    assert frames[-1] < num_frames
-
-
-def test_pauses_of_the_hand_are_found_where_they_are():
-    positions = path_with_stops([40, 30, 50])
-    assert sorted(velocity_minima(positions, 20.0)) == pytest.approx([40, 70], abs=2)
-
-
-def test_event_keyframes_hold_ends_gripper_events_and_pauses():
-    positions = path_with_stops([40, 30, 50])
-    events = (GripperEvent(55, "close"),)
-    frames = event_keyframes(positions, events, 20.0, 5)
-    assert frames == pytest.approx((0, 40, 55, 70, 119), abs=2)
-    assert event_keyframes(positions, events, 20.0, 3) == (0, 55, 119)
-
-
-def test_event_keyframes_of_a_hand_that_never_stops_fill_the_gaps():
-    positions = np.linspace(0, 1, 81)[:, None] * np.ones(3)
-    assert event_keyframes(positions, (), 20.0, 5) == (0, 20, 40, 60, 80)
-    assert event_keyframes(positions[:2], (), 20.0, 5) == (0, 1)
-    assert event_keyframes(positions[:1], (), 20.0, 5) == (0,)
 
 
 def test_the_gripper_is_open_first_and_half_commands_change_nothing():
@@ -175,18 +133,3 @@ def test_dimensions_that_are_asked_for_have_to_be_there():
     for dims in ((0, 1, 9), (0, 1, 1), (-1, 0, 1)):
         with pytest.raises(InvalidInputError, match=r"--position_dims .*0 to 4"):
             find_position_dims(state, "state", dims)
-
-
-def test_phases_cover_the_episode_and_name_its_directions():
-    positions = path_with_stops([40, 30, 50])
-    motion = EpisodeMotion(positions, (GripperEvent(85, "close"),), 20.0)
-    phases = motion_phases(motion)
-    assert [phase.direction for phase in phases if phase.direction != "still"] == [
-        "across",
-        "up",
-        "across",
-        "across",
-    ]
-    assert [phase.start for phase in phases[1:]] == [phase.end for phase in phases[:-1]]
-    assert (phases[0].start, phases[-1].end) == (0, 120)
-    assert any(phase.start == 85 for phase in phases)
