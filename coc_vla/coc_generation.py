@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from coc_vla.authors.backends import AuthorFlags, build_vlm
+from coc_vla.authors.backends import build_vlm
 from coc_vla.authors.prompt import DEFAULT_PROMPT_PATH, Prompt
 from coc_vla.labels.episode_tasks import EpisodeFlags, TaskPlan, plan_tasks
-from coc_vla.labels.labelling import Labeller
+from coc_vla.labels.labelling import Labeller, LabellingFlags
 from coc_vla.labels.record import CocLabel, LabelFile, LabelScan, error_kind
 from coc_vla.labels.settings import settings_changes, settings_path, write_settings
 from world_modality.source.lerobot_adapter import open_dataset
@@ -18,11 +18,10 @@ from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 
 NUM_REASONS = 5
-_LEAST = {"batch_size": 1, "max_retries": 0, "max_failures_in_row": 1, "seed": 0}
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocGenerationConfig(AuthorFlags, EpisodeFlags):
+class CocGenerationConfig(LabellingFlags, EpisodeFlags):
     """Write one line for each episode of a dataset: a chain of causes, or why there is none.
 
     A line is on the disk before the next episode is finished; a run that is killed goes on with
@@ -39,14 +38,6 @@ class CocGenerationConfig(AuthorFlags, EpisodeFlags):
     """Hub revision (tag, branch or commit) to pin the dataset to."""
     prompt_file: Path = DEFAULT_PROMPT_PATH
     """The question, a line `--- retry ---`, and what is added after a refused answer."""
-    batch_size: int = 8
-    """Episodes a batch, for a model that runs here."""
-    seed: int = 0
-    """Seed of sampling; each episode has a seed of its own, made from it."""
-    max_retries: int = 2
-    """How often a refused answer is asked for again, with the reason."""
-    max_failures_in_row: int = 20
-    """Failed requests in a row that end the run."""
     resume: bool = False
     """Go on with the file: keep its labels, try its errors again."""
     overwrite: bool = False
@@ -55,11 +46,8 @@ class CocGenerationConfig(AuthorFlags, EpisodeFlags):
     """Let --resume go on with another prompt, model or setting; each line says what it is from."""
 
     def __post_init__(self) -> None:
-        AuthorFlags.__post_init__(self)
+        LabellingFlags.__post_init__(self)
         EpisodeFlags.__post_init__(self)
-        for name, smallest in _LEAST.items():
-            if getattr(self, name) < smallest:
-                raise InvalidInputError(f"--{name} must be at least {smallest}")
         if self.resume and self.overwrite:
             raise InvalidInputError("--resume keeps the file and --overwrite empties it; give one")
         if self.allow_changed_settings and not self.resume:
@@ -172,14 +160,6 @@ def run(config: CocGenerationConfig) -> GenerationSummary:
                 "--overwrite"
             )
         vlm = build_vlm(config)
-        labeller = Labeller(
-            vlm,
-            config.backend,
-            prompt,
-            config.seed,
-            config.max_retries,
-            config.max_failures_in_row,
-        )
         try:
             settings = {
                 **plan.settings,
@@ -190,7 +170,8 @@ def run(config: CocGenerationConfig) -> GenerationSummary:
                 "seed": config.seed,
                 "max_retries": config.max_retries if config.is_model else None,
             }
-            return _label(config, plan, file, labeller, _opened(config, file, settings))
+            labelled = _opened(config, file, settings).labelled
+            return _label(plan, labelled, file, Labeller(vlm, prompt, config))
         finally:
             vlm.close()
 
@@ -219,28 +200,20 @@ def _opened(config: CocGenerationConfig, file: LabelFile, settings: dict[str, ob
 
 
 def _label(
-    config: CocGenerationConfig,
-    plan: TaskPlan,
-    file: LabelFile,
-    labeller: Labeller,
-    scan: LabelScan,
+    plan: TaskPlan, labelled: set[int], file: LabelFile, labeller: Labeller
 ) -> GenerationSummary:
     from tqdm import tqdm
 
-    todo = plan.without(scan.labelled)
+    todo = plan.without(labelled)
     summary = GenerationSummary(
         num_episodes=len(plan),
         num_kept=len(plan) - len(todo),
         instruction_origin=str(plan.instructions),
         output_jsonl=str(file.path),
     )
-    if config.backend == "openai":
-        finished = labeller.concurrently(todo.tasks(), config.concurrency)
-    else:
-        finished = labeller.in_batches(todo.tasks(), config.batch_size)
     try:
         with tqdm(total=len(todo), unit="episode", disable=len(todo) == 0) as bar:
-            for labels in finished:
+            for labels in labeller.records(todo.tasks()):
                 file.append(labels)
                 for label in labels:
                     summary.count(label)

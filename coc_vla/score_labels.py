@@ -11,7 +11,7 @@ from coc_vla.events.claims import claimed_events
 from coc_vla.events.motion_columns import MotionFlags
 from coc_vla.events.recorded import EVENT_TYPES, RecordedEvents, recorded_events
 from coc_vla.head.judge import JudgeResult, judge_labels
-from coc_vla.head.scores import ClaimedAndRecorded, GroupScore, event_groups
+from coc_vla.head.scores import GroupScore, event_groups, score_group
 from coc_vla.labels.record import CocLabel, read_records
 from coc_vla.labels.settings import require_episode_key
 from world_modality.source.lerobot_adapter import open_dataset
@@ -86,10 +86,10 @@ def run(config: ScoreConfig) -> ScoreResult:
     labels = [record for record in records if record.is_label]
     recorded = recorded_events(source, config, config.episode_id_key)
     _require_labels_of(source, labels, recorded, config)
-    compared = ClaimedAndRecorded(
-        claimed=[claimed_events(label.coc_text, label.instruction) for label in labels],
-        recorded=[recorded.kinds(label.episode_id) for label in labels],
-        tasks=np.unique([label.instruction for label in labels], return_inverse=True)[1],
+    compared = (
+        [claimed_events(label.coc_text, label.instruction) for label in labels],
+        [recorded.kinds(label.episode_id) for label in labels],
+        np.unique([label.instruction for label in labels], return_inverse=True)[1],
     )
     result = ScoreResult(
         labels_jsonl=str(config.labels_jsonl),
@@ -97,7 +97,7 @@ def run(config: ScoreConfig) -> ScoreResult:
         num_errors=len(records) - len(labels),
         unknown_events=[kind for kind in EVENT_TYPES if kind not in recorded.known],
         groups={
-            name: compared.score(kinds, config.num_shuffles, config.seed)
+            name: score_group(*compared, kinds, config.num_shuffles, config.seed)
             for name, kinds in event_groups(recorded.known).items()
         },
         judge=_judge(config, labels, recorded),

@@ -8,7 +8,7 @@ import math
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from coc_vla.authors.backends import AuthorFlags
@@ -47,14 +47,6 @@ class NonsenseError(Exception):
 
     def __str__(self) -> str:
         return f"the server's answer is no completion: {super().__str__()}"
-
-
-def message_content(request: VlmRequest) -> list[dict[str, Any]]:
-    """Return an episode's pictures in order, then the question."""
-    images = [
-        {"type": "image_url", "image_url": {"url": image_url(image)}} for image in request.images
-    ]
-    return [*images, {"type": "text", "text": request.prompt}]
 
 
 def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
@@ -117,15 +109,6 @@ def _joined_events(reply: bytes) -> str:
     return json.dumps({"choices": [choice], "usage": usages[-1] if usages else None})
 
 
-def read_model_names(reply: bytes) -> list[str]:
-    """Return the models that a reply lists; none where it lists nothing."""
-    try:
-        content: Mapping[str, Any] = json.loads(reply)
-        return [str(model["id"]) for model in content["data"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return []
-
-
 class OpenAiVlm:
     """Asks a server; see `Vlm`.
 
@@ -180,9 +163,15 @@ class OpenAiVlm:
                 self._in_flight -= 1
 
     def _tried(self, request: VlmRequest) -> VlmAnswer:
+        # The pictures in order, then the question.
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": image_url(image)}}
+            for image in request.images
+        ]
+        content.append({"type": "text", "text": request.prompt})
         body = {
             "model": self.model_name,
-            "messages": [{"role": "user", "content": message_content(request)}],
+            "messages": [{"role": "user", "content": content}],
             "max_tokens": self._flags.max_tokens,
             "temperature": self._flags.temperature,
             "seed": request.seed,
@@ -193,7 +182,7 @@ class OpenAiVlm:
         for tries in range(self._flags.max_request_retries + 1):
             retry_after: str | None = None
             try:
-                reply = self._connection.post("chat/completions", body)
+                reply = self._connection.ask("chat/completions", body)
                 retry_after = reply.retry_after
                 if reply.status == _OK:
                     return read_completion(reply.content, time.monotonic() - began)
@@ -215,7 +204,7 @@ class OpenAiVlm:
         return VlmAnswer("", None, time.monotonic() - began, error=told)
 
     def _wait_s(self, tries: int, retry_after: str | None) -> float:
-        """Return how long to wait; exponential back-off with full jitter above its half."""
+        """Return exponential back-off with jitter above its half, or what the server asks for."""
         try:
             told = float(retry_after) if retry_after else 0.0
         except ValueError:
@@ -227,7 +216,7 @@ class OpenAiVlm:
     def _find_model(self) -> str:
         """Ask for the server's models; where one is named, only to see whether it is there."""
         try:
-            reply = self._connection.get("models")
+            reply = self._connection.ask("models")
         except ServerError as error:
             self.close()
             raise VlmUnavailableError(f"{error}; {self._how_to_serve}") from error
@@ -238,7 +227,10 @@ class OpenAiVlm:
             raise VlmUnavailableError(self._unavailable(reply.status, self._status_error(reply)))
         if self._flags.model_name is not None:
             return self._flags.model_name
-        names = read_model_names(reply.content)
+        try:
+            names = [str(model["id"]) for model in json.loads(reply.content)["data"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            names = []
         if len(names) != 1:
             self.close()
             raise InvalidInputError(

@@ -40,13 +40,10 @@ class SeededSampling:
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float, top_p: float = 1.0) -> None:
-        """Prepare a generator for each row.
+        """Prepare a generator for each row, from its seed; `temperature` is above 0.
 
-        Args:
-            seeds: one a row.
-            temperature: above 0.
-            top_p: only the smallest set of tokens whose probabilities add up to it is drawn from
-                (Holtzman et al., 2020).
+        Of each row only the smallest set of tokens whose probabilities add up to `top_p` is drawn
+        from (Holtzman et al., 2020).
         """
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._temperature = temperature
@@ -58,21 +55,17 @@ class SeededSampling:
         """Return the scores with the noise; a token that is ruled out stays so."""
         scaled = scores.float() / self._temperature
         if self._top_p < 1.0:
-            scaled = self._limited(scaled)
-        rows = []
-        for generator in self._generators:
-            # 0 excluded: its logarithm is infinite.
-            uniform = torch.rand(scores.shape[1], generator=generator).clamp_min(1e-20)
-            rows.append(-torch.log(-torch.log(uniform)))
-        noise = torch.stack(rows).to(scaled.device)
-        return scaled + noise
-
-    def _limited(self, scaled: Float[torch.Tensor, "B V"]) -> Float[torch.Tensor, "B V"]:
-        ordered, order = scaled.sort(dim=1, descending=True)
-        shares = ordered.softmax(dim=1)
-        # A token stays while those before it have not reached top_p.
-        is_out = shares.cumsum(dim=1) - shares >= self._top_p
-        return scaled.masked_fill(is_out.scatter(1, order, is_out), -torch.inf)
+            ordered, order = scaled.sort(dim=1, descending=True)
+            shares = ordered.softmax(dim=1)
+            # A token stays while those before it have not reached top_p.
+            is_out = shares.cumsum(dim=1) - shares >= self._top_p
+            scaled = scaled.masked_fill(is_out.scatter(1, order, is_out), -torch.inf)
+        uniform = torch.stack(
+            [torch.rand(scores.shape[1], generator=generator) for generator in self._generators]
+        )
+        # 0 excluded: its logarithm is infinite.
+        noise = -torch.log(-torch.log(uniform.clamp_min(1e-20)))
+        return scaled + noise.to(scaled.device)
 
 
 @dataclass(frozen=True)
@@ -135,12 +128,9 @@ class TransformersVlm:
                 logits_processor=samplers,
                 pad_token_id=self._pad_token,
             )
-        answers = [self._answer_of(row[width:].tolist()) for row in generated.cpu()]
+        rows = generated[:, width:].tolist()
         seconds = (time.monotonic() - began) / len(requests)
-        return [
-            VlmAnswer(text, num_tokens, seconds, is_cut_off=is_cut_off)
-            for text, num_tokens, is_cut_off in answers
-        ]
+        return [self._answer_of(row, seconds) for row in rows]
 
     def _inputs(self, requests: Sequence[VlmRequest]) -> Any:
         conversations = []
@@ -158,12 +148,11 @@ class TransformersVlm:
         )
         return inputs.to(self.device)
 
-    def _answer_of(self, tokens: list[int]) -> tuple[str, int, bool]:
-        """Return text, number of tokens, and whether the limit ended it."""
+    def _answer_of(self, tokens: list[int], seconds: float) -> VlmAnswer:
         ends = [position for position, token in enumerate(tokens) if token in self._end_tokens]
         kept = tokens[: ends[0]] if ends else tokens
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
-        return text, len(kept) + bool(ends), not ends
+        return VlmAnswer(text, len(kept) + bool(ends), seconds, is_cut_off=not ends)
 
     @property
     def _end_tokens(self) -> set[int]:
@@ -256,8 +245,7 @@ def _check_processor(name: str, processor: Any) -> None:
             f"--model_name {name} has no vision: its processor is a {type(processor).__name__}, "
             "which takes no images"
         )
-    tokenizer = getattr(processor, "tokenizer", None)
-    templates = (processor, tokenizer)
+    templates = (processor, getattr(processor, "tokenizer", None))
     if all(getattr(part, "chat_template", None) is None for part in templates):
         raise InvalidInputError(
             f"--model_name {name} has no chat template; use a model that follows instructions "

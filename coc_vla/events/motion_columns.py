@@ -77,24 +77,19 @@ class GripperChannel:
     def events(
         self, actions: Float[np.ndarray, "T A"], origin: str = "the recording"
     ) -> tuple[GripperEvent, ...]:
-        """Return when the gripper is told to close and to open, in order.
+        """Return when the gripper is told to close and to open in one episode, in order.
 
         It counts as open before the first command; a change that lasts less than three frames is
         none.
 
-        Args:
-            actions: of one episode.
-            origin: where they are from, for the error.
-
         Raises:
             InvalidInputError: a command lies outside `open_command` and `closed_command`, by more
-                than 5 % of the way between them.
+                than 5 % of the way between them; says so of `origin`.
         """
         if self.dim is None:
             return ()
         commands = actions[:, self.dim].astype(np.float64)
-        span = self.closed_command - self.open_command
-        share = (commands - self.open_command) / span
+        share = (commands - self.open_command) / (self.closed_command - self.open_command)
         if share.min() < -OVERSHOOT or share.max() > 1 + OVERSHOOT:
             raise InvalidInputError(
                 f"--gripper_commands {self.open_command:g} {self.closed_command:g}: in dimension "
@@ -107,10 +102,9 @@ class GripperChannel:
         closed = 0
         for frame, state in enumerate(wanted.tolist()):
             held = wanted[frame : frame + MIN_EVENT_FRAMES]
-            if state in (-1, closed) or (held == 1 - state).any():
-                continue
-            closed = state
-            events.append(GripperEvent(frame, "close" if closed else "open"))
+            if state not in (-1, closed) and not (held == closed).any():
+                closed = state
+                events.append(GripperEvent(frame, "close" if closed else "open"))
         return tuple(events)
 
 

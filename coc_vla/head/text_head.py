@@ -34,14 +34,7 @@ EVAL_SHARES = (0.0, 0.25, 0.5, 0.75, 1.0)
 
 @dataclass(frozen=True)
 class EpisodeTraces:
-    """The traces of a label file, by `episode_index`.
-
-    Attributes:
-        path: the file.
-        steps: of the episodes that have a label.
-        instructions: of the same episodes.
-        num_errors: episodes whose record is an error.
-    """
+    """The traces and instructions of a file's labels by `episode_index`, and a count of errors."""
 
     path: Path
     steps: dict[int, tuple[TraceStep, ...]]
@@ -129,8 +122,7 @@ def text_targets(
     Raises:
         InvalidInputError: some are longer than `max_tokens`.
     """
-    rows = {int(i): row for row, i in enumerate(episodes.ids)}
-    encoded = {rows[i]: tokenizer.encode(steps) for i, steps in traces.items()}
+    encoded = {i: tokenizer.encode(steps) for i, steps in traces.items()}
     lengths = np.array([len(ids) for ids in encoded.values()], dtype=np.int64)
     if (lengths > max_tokens).any():
         raise InvalidInputError(
@@ -139,23 +131,20 @@ def text_targets(
             f"{lengths.max()} or more"
         )
     tokens = np.full((len(episodes), max_tokens), tokenizer.pad, dtype=np.int64)
-    for row, ids in encoded.items():
+    for row, episode in enumerate(episodes.ids.tolist()):
+        ids = encoded.get(episode, [])
         tokens[row, : len(ids)] = ids
-    labelled = np.isin(np.arange(len(episodes)), list(encoded))
     return TextTargets(
         tokens=torch.from_numpy(tokens).to(device),
-        is_labelled=torch.from_numpy(labelled).to(device),
+        is_labelled=torch.from_numpy(np.isin(episodes.ids, list(encoded))).to(device),
         of_frame=torch.from_numpy(episodes.of_frame).to(device),
     )
 
 
 def frames_along(episodes: Episodes, rows: Sequence[int], share: float) -> Int[np.ndarray, " E2"]:
-    """Return the frame at this share of each episode's length, 0 the first and 1 the last.
+    """Return the frame at this share of the length, 0 the first and 1 the last, of some episodes.
 
-    Args:
-        episodes: all of them.
-        rows: the positions of those asked for.
-        share: in [0, 1].
+    `rows` are their positions among all episodes.
     """
     chosen = np.asarray(rows, dtype=np.int64)
     steps = np.rint(share * (episodes.lengths[chosen] - 1)).astype(np.int64)
@@ -165,14 +154,7 @@ def frames_along(episodes: Episodes, rows: Sequence[int], share: float) -> Int[n
 
 @dataclass(frozen=True)
 class HeadRecord:
-    """What a checkpoint keeps of the head beside its weights.
-
-    Attributes:
-        decoder: its shape.
-        context: what it reads of the trunk.
-        tokenizer: as JSON.
-        labels_sha256: of the label file.
-    """
+    """What a checkpoint keeps of the head beside its weights; the tokenizer as JSON."""
 
     decoder: DecoderConfig
     context: TextContext
@@ -294,7 +276,7 @@ class Explainer:
 
 @contextmanager
 def _own_random_numbers(seed: list[int], device: torch.device) -> Iterator[None]:
-    """Draw from a generator of its own, and leave torch's global one as it was."""
+    """Draw from numbers of its own, and leave torch's global generator as it was."""
     devices = [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices=devices):
         torch.manual_seed(int(np.random.SeedSequence(seed).generate_state(1)[0]))

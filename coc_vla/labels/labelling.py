@@ -7,12 +7,15 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from coc_vla.authors.backends import AuthorFlags
 from coc_vla.authors.prompt import Prompt
 from coc_vla.authors.vlm import Vlm, VlmAnswer, VlmRequest, VlmUnavailableError
 from coc_vla.labels.episode_tasks import EpisodeTask
 from coc_vla.labels.record import CocLabel
 from coc_vla.labels.trace import TraceStep, parse_trace, trace_faults, without_thoughts
+from world_modality.system.errors import InvalidInputError
 
+_LEAST = {"batch_size": 1, "max_retries": 0, "max_failures_in_row": 1, "seed": 0}
 CUT_OFF_FAULT = "the answer was cut off at the token limit; be shorter"
 # A model that thinks is not told to be shorter: it would think again as long.
 NOTHING_SAID = "cut off at the token limit before the answer began; raise --max_tokens"
@@ -41,35 +44,53 @@ class _Draft:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabellingFlags(AuthorFlags):
+    """How an author is asked for labels."""
+
+    batch_size: int = 8
+    """Episodes a batch, for a model that runs here."""
+    seed: int = 0
+    """Seed of sampling; each episode has a seed of its own, made from it."""
+    max_retries: int = 2
+    """How often a refused answer is asked for again, with the reason."""
+    max_failures_in_row: int = 20
+    """Failed requests in a row that end the run."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name, smallest in _LEAST.items():
+            if getattr(self, name) < smallest:
+                raise InvalidInputError(f"--{name} must be at least {smallest}")
+
+
 @dataclass
 class Labeller:
     """Turns episodes into records.
 
-    Attributes:
-        vlm: the author.
-        backend: through what, for the records.
-        prompt: the question.
-        seed: each episode's own seed is made from it and from its `episode_index`, so that an
-            episode's label does not depend on what was labelled before.
-        max_retries: how often an episode is asked about again after a refused answer.
-        max_failures_in_row: requests that fail one after another before the run stops.
+    Each episode's seed is made from `--seed` and its `episode_index`, so that its label does not
+    depend on what was labelled before.
     """
 
     vlm: Vlm
-    backend: str
     prompt: Prompt | None
-    seed: int = 0
-    max_retries: int = 2
-    max_failures_in_row: int = 20
+    flags: LabellingFlags
     _failures: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def in_batches(self, tasks: Iterable[EpisodeTask], batch_size: int) -> Iterator[list[CocLabel]]:
-        """Yield the records of each batch, asking about `batch_size` episodes at a time.
+    def records(self, tasks: Iterable[EpisodeTask]) -> Iterator[list[CocLabel]]:
+        """Yield the records of the episodes as they are finished, several at a time.
 
         Raises:
-            VlmUnavailableError: the author is gone; what was yielded before is whole.
+            VlmUnavailableError: the author is gone; what was finished is yielded before.
         """
+        if self.flags.backend == "openai":
+            return self._concurrently(tasks)
+        return self._in_batches(tasks, self.flags.batch_size)
+
+    def _in_batches(
+        self, tasks: Iterable[EpisodeTask], batch_size: int
+    ) -> Iterator[list[CocLabel]]:
         waiting = iter(tasks)
         drafts: list[_Draft] = []
         is_more = True
@@ -95,16 +116,9 @@ class Labeller:
                 if answered := [record for record in judged if record is not None]:
                     yield answered
 
-    def concurrently(
-        self, tasks: Iterable[EpisodeTask], concurrency: int
-    ) -> Iterator[list[CocLabel]]:
-        """Yield the records that are finished, asking about several episodes at once.
-
-        Episodes are read ahead as far as twice the concurrency, so that memory is bounded.
-
-        Raises:
-            VlmUnavailableError: the author is gone; what was finished is yielded before.
-        """
+    def _concurrently(self, tasks: Iterable[EpisodeTask]) -> Iterator[list[CocLabel]]:
+        """Read ahead as far as twice the concurrency, so that memory is bounded."""
+        concurrency = self.flags.concurrency
         running: set[Future[CocLabel]] = set()
         failure: VlmUnavailableError | None = None
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="coc_request")
@@ -126,17 +140,17 @@ class Labeller:
                 self.vlm.close()  # ends the waits of requests under way
                 pool.shutdown(cancel_futures=True)
         if failure is not None:
-            yield [future.result() for future in running if _is_whole(future)]
+            yield _whole(running)
             raise failure
 
     def _finished(self, done: set[Future[CocLabel]]) -> Iterator[list[CocLabel]]:
         """Yield the records before the first failure is raised."""
-        yield [future.result() for future in done if future.exception() is None]
+        yield _whole(done)
         for future in done:
             future.result()
 
     def _alone(self, task: EpisodeTask) -> CocLabel:
-        ((record,),) = self.in_batches([task], 1)
+        ((record,),) = self._in_batches([task], 1)
         return record
 
     def _draft(self, task: EpisodeTask) -> _Draft:
@@ -144,7 +158,7 @@ class Labeller:
         if self.prompt is not None:
             times = [index / task.fps for index in task.keyframe_indices]
             question = self.prompt.question(task.instruction, times)
-        return _Draft(task, episode_seed(self.seed, task.episode_id), question, question)
+        return _Draft(task, episode_seed(self.flags.seed, task.episode_id), question, question)
 
     def _judged(self, draft: _Draft, answer: VlmAnswer) -> CocLabel | None:
         """Return the record that an answer completes, None where the episode is asked again."""
@@ -169,7 +183,7 @@ class Labeller:
             faults = [CUT_OFF_FAULT, *faults]
         if not faults:
             return self._record(draft, answer.text, steps=trace.steps)
-        if draft.attempts <= self.max_retries and self.prompt is not None:
+        if draft.attempts <= self.flags.max_retries and self.prompt is not None:
             draft.prompt = self.prompt.question_again(draft.question, text, faults)
             return None
         return self._record(draft, answer.text, error=f"answer refused: {'; '.join(faults)}")
@@ -177,7 +191,7 @@ class Labeller:
     def _count_failure(self, error: str) -> None:
         with self._lock:
             self._failures += 1
-            if self._failures >= self.max_failures_in_row:
+            if self._failures >= self.flags.max_failures_in_row:
                 raise VlmUnavailableError(
                     f"{self._failures} requests in a row failed, the last with: {error}. What was "
                     "labelled before is kept; mend the cause and run the same command with --resume"
@@ -198,7 +212,7 @@ class Labeller:
             coc_text=steps,
             raw_text=raw_text,
             model_name=self.vlm.model_name,
-            backend=self.backend,
+            backend=self.flags.backend,
             prompt_sha256=None if self.prompt is None else self.prompt.sha256,
             seed=draft.seed,
             error=error and _encodable(error),
@@ -219,5 +233,6 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _is_whole(future: Future[CocLabel]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+def _whole(futures: set[Future[CocLabel]]) -> list[CocLabel]:
+    is_whole = (f for f in futures if f.done() and not f.cancelled() and f.exception() is None)
+    return [future.result() for future in is_whole]

@@ -99,10 +99,11 @@ class CocLabel:
         is_counted = all(type(index) is int and index >= 0 for index in indices)
         if not indices or not is_counted or any(a >= b for a, b in pairwise(indices)):
             raise ValueError(f"has keyframe_indices {indices!r}, expected frames in their order")
-        values = {name: without_checksum(content)[name] for name in _FIELDS}
+        checked = without_checksum(content)
+        values = {name: checked[name] for name in _FIELDS}
         # Only the raw answer is kept whatever it holds; half a surrogate pair cannot be printed.
         json.dumps({**values, "raw_text": ""}, ensure_ascii=False).encode()
-        values["keyframe_indices"] = tuple(content["keyframe_indices"])
+        values["keyframe_indices"] = tuple(indices)
         values["coc_text"] = tuple(_step(step) for step in content["coc_text"])
         return cls(**values)
 
@@ -138,12 +139,9 @@ def _step(content: Any) -> TraceStep:
 
 @dataclass(frozen=True)
 class DamagedLine:
-    """A line that is no record.
+    """A line that is no record, counted from 1, and what is wrong with it.
 
-    Attributes:
-        number: counted from 1.
-        reason: what is wrong with it.
-        is_torn: whether it is the last one and has no end: a kill interrupted its writing.
+    It is torn where it is the last one and has no end: a kill interrupted its writing.
     """
 
     number: int
@@ -236,12 +234,7 @@ def read_records(path: Path) -> list[CocLabel]:
 
 
 def read_labels(path: Path) -> list[CocLabel]:
-    """Read the newest label of each episode that has one, by episode; errors are left out.
-
-    Raises:
-        MissingFileError: no such file.
-        InvalidInputError: a line other than a torn last one is damaged.
-    """
+    """Read the newest label of each episode that has one, as `read_records` does with errors."""
     return [record for record in read_records(path) if record.is_label]
 
 
@@ -258,10 +251,7 @@ class LabelFile(AbstractContextManager["LabelFile"]):
     """
 
     def __init__(self, path: Path) -> None:
-        """Take the lock; what the file holds stays as it is.
-
-        Args:
-            path: a `.jsonl` file; its folder is made.
+        """Take the lock, and make the folder; what the file holds stays as it is.
 
         Raises:
             InvalidInputError: another process writes it, or the folder cannot be written.
@@ -284,11 +274,7 @@ class LabelFile(AbstractContextManager["LabelFile"]):
             self._opened().clear()
 
     def repair(self) -> LabelScan:
-        """Take out what is no record, the torn last line of a kill above all.
-
-        Returns:
-            What the file held; its `damaged` lines are gone now.
-        """
+        """Take out what is no record, the torn last line of a kill above all; return what was."""
         if not self.path.exists():
             return LabelScan({}, (), 0, 0, ())
         scan = scan_labels(self.path)
