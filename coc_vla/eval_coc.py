@@ -57,15 +57,13 @@ class EvalCocConfig(MotionFlags, OfflineConfig):
 
 @dataclass(frozen=True)
 class EvalCocResult:
-    """The report.
+    """The report; actions and world are those of `eval_offline`.
 
     Attributes:
         run: what was evaluated.
         labels: which labels, and how many held-out episodes have one.
         truth: `recorder` or `labels`: what written events are compared with.
         eval_shares: the frames that episodes are explained from, as shares of their length.
-        actions: as in `eval_offline`.
-        world: as in `eval_offline`.
         conditions: by name; `model` is the checkpoint as it is.
         examples: a few episodes with label and explanations.
     """
@@ -99,12 +97,8 @@ def _evaluated(config: EvalCocConfig, opened: OfflineRun) -> EvalCocResult:
     traces = read_traces(config.labels_jsonl, opened.cache, opened.tensors.episodes)
     episodes = _episodes(config, opened, traces)
     truth, known = _truth(config, opened, episodes)
-    conditions = evaluate_conditions(
-        _conditions(config, Condition(opened, explainer, episodes)),
-        truth,
-        event_groups(known),
-        config.seed,
-    )
+    conditions = _conditions(config, Condition(opened, explainer, episodes))
+    reports = evaluate_conditions(conditions, truth, event_groups(known), config.seed)
     errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="actions")
     predictors = {"model": errors, **trivial_errors(opened)}
     return EvalCocResult(
@@ -124,8 +118,8 @@ def _evaluated(config: EvalCocConfig, opened: OfflineRun) -> EvalCocResult:
             for name, predicted in predictors.items()
         },
         world=None if errors.token_rank is None else world_metrics(opened, errors, config.seed),
-        conditions=conditions,
-        examples=_examples(episodes, conditions),
+        conditions=reports,
+        examples=_examples(episodes, reports),
     )
 
 

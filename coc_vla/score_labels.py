@@ -15,7 +15,6 @@ from coc_vla.head.scores import GroupScore, event_groups, score_group
 from coc_vla.labels.record import CocLabel, read_records
 from coc_vla.labels.settings import require_episode_key
 from world_modality.source.lerobot_adapter import open_dataset
-from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
@@ -85,7 +84,15 @@ def run(config: ScoreConfig) -> ScoreResult:
     records = read_records(config.labels_jsonl)
     labels = [record for record in records if record.is_label]
     recorded = recorded_events(source, config, config.episode_id_key)
-    _require_labels_of(source, labels, recorded, config)
+    if not labels:
+        raise InvalidInputError(f"{config.labels_jsonl} has no label, nothing but errors")
+    strangers = [n.episode_id for n in labels if n.episode_id not in recorded.by_episode]
+    if strangers:
+        raise InvalidInputError(
+            f"{config.labels_jsonl} labels episodes {strangers[:5]}, which {source.name} in "
+            f"{source.root} does not have ({len(recorded.by_episode)} episodes); give the "
+            "recording that was labelled"
+        )
     compared = (
         [claimed_events(label.coc_text, label.instruction) for label in labels],
         [recorded.kinds(label.episode_id) for label in labels],
@@ -107,23 +114,6 @@ def run(config: ScoreConfig) -> ScoreResult:
     write_json(config.report_dir / "score_labels.json", dataclasses.asdict(result))
     print(f"report: {config.report_dir / 'score_labels.json'}")
     return result
-
-
-def _require_labels_of(
-    source: LeRobotSource,
-    labels: Sequence[CocLabel],
-    recorded: RecordedEvents,
-    config: ScoreConfig,
-) -> None:
-    if not labels:
-        raise InvalidInputError(f"{config.labels_jsonl} has no label, nothing but errors")
-    strangers = [n.episode_id for n in labels if n.episode_id not in recorded.by_episode]
-    if strangers:
-        raise InvalidInputError(
-            f"{config.labels_jsonl} labels episodes {strangers[:5]}, which {source.name} in "
-            f"{source.root} does not have ({len(recorded.by_episode)} episodes); give the "
-            "recording that was labelled"
-        )
 
 
 def _judge(

@@ -189,8 +189,8 @@ class Step:
         length: its frames, 0 for what happens at one moment.
         shift: of the hand; nothing where the axes are not known.
         gripper: what the gripper is at that time.
-        grasp: how often it has closed on something before this step's thing.
-        num_grasps: how often it closes on something in the whole episode.
+        grasp: how often the gripper has closed on something before this step's thing.
+        num_grasps: how often it does in the whole episode.
         occurrence: its number among the steps of its scene, direction and grasp, from 1.
     """
 
@@ -335,13 +335,11 @@ def _filled(steps: list[Step]) -> list[Step]:
 
 
 def _numbered(steps: list[Step]) -> list[Step]:
-    seen: Counter[tuple[Scene, Direction, int]] = Counter()
-    numbered = []
-    for step in steps:
-        kind = (step.scene, step.direction, step.grasp)
-        seen[kind] += 1
-        numbered.append(replace(step, occurrence=seen[kind]))
-    return numbered
+    kinds = [(step.scene, step.direction, step.grasp) for step in steps]
+    return [
+        replace(step, occurrence=kinds[: position + 1].count(kinds[position]))
+        for position, step in enumerate(steps)
+    ]
 
 
 @dataclass(frozen=True)

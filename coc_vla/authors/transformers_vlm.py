@@ -185,7 +185,13 @@ def load_transformers_vlm(flags: AuthorFlags) -> TransformersVlm:
     }
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        _check_type(name, config.model_type, flags.backend)
+        expected = MODEL_TYPES.get(flags.backend, (config.model_type,))
+        if config.model_type not in expected:
+            raise InvalidInputError(
+                f"--model_name {name} is a {config.model_type} model, but --backend "
+                f"{flags.backend} is for {' and '.join(expected)}; use --backend auto for another "
+                "model that reads images"
+            )
         processor = AutoProcessor.from_pretrained(name, **options)
         _check_processor(name, processor)
         model = AutoModelForImageTextToText.from_pretrained(
@@ -228,15 +234,6 @@ def model_identity(name: str, revision: str | None) -> str | None:
                 file.seek(size * sample // NUM_SAMPLES)
                 digest.update(file.read(SAMPLE_BYTES))
     return digest.hexdigest()
-
-
-def _check_type(name: str, model_type: str, backend: Backend) -> None:
-    expected = MODEL_TYPES.get(backend)
-    if expected is not None and model_type not in expected:
-        raise InvalidInputError(
-            f"--model_name {name} is a {model_type} model, but --backend {backend} is for "
-            f"{' and '.join(expected)}; use --backend auto for another model that reads images"
-        )
 
 
 def _check_processor(name: str, processor: Any) -> None:

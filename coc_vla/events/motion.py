@@ -39,12 +39,7 @@ SLIGHT_SHARE = float(np.sin(3 * np.pi / 16))
 
 @dataclass(frozen=True)
 class Leaning:
-    """A side that a movement leads to.
-
-    Attributes:
-        side: which.
-        is_slight: whether less of the movement goes there than elsewhere.
-    """
+    """A side that a movement leads to, slightly where more of the movement goes elsewhere."""
 
     side: Side
     is_slight: bool

@@ -110,21 +110,16 @@ class GripperChannel:
 
 @dataclass(frozen=True)
 class MotionColumns:
-    """Which numbers of a frame are the hand's position and the gripper's command.
+    """The numbers of a frame that are the hand's position, height last, and the gripper's command.
 
-    Attributes:
-        state_key: column with the position.
-        action_key: column with the command.
-        position_dims: of the state, height last.
-        gripper: of the action.
-        axes: which way the first two numbers of the position point, None where nobody knows.
+    The axes are None where nobody knows which way the position's first two numbers grow.
     """
 
     state_key: str
     action_key: str
     position_dims: tuple[int, int, int]
     gripper: GripperChannel
-    axes: HandAxes | None = None
+    axes: HandAxes | None
 
     @classmethod
     def of(cls, source: LeRobotSource, flags: MotionFlags) -> "MotionColumns":
@@ -174,7 +169,7 @@ def find_gripper_dim(
     Args:
         feature: the column's entry in `meta/info.json`, with `shape` and `names`.
         key: the column.
-        requested: `--gripper_dim`: a position, `none` for a robot without a gripper, or None.
+        requested: `--gripper_dim`.
 
     Raises:
         InvalidInputError: no such dimension; or none asked for, and not exactly one has `gripper`
@@ -194,21 +189,19 @@ def find_gripper_dim(
     if len(found) != 1:
         raise InvalidInputError(
             f"which dimension of column {key} commands the gripper? Expected one with 'gripper' in "
-            f"its name, found {len(found)} among {described_names(feature)}; name it with "
+            f"its name, found {len(found)} among {_described_names(feature)}; name it with "
             f"--gripper_dim (0 to {num_dims - 1}), or --gripper_dim {NO_GRIPPER} for a robot "
             "without one"
         )
     return found[0]
 
 
-def described_names(feature: Mapping[str, Any]) -> str:
+def _described_names(feature: Mapping[str, Any]) -> str:
     """Say what names a column has, and where they are not one for each dimension."""
     names, num_dims = feature.get("names"), math.prod(feature["shape"])
     found = dimension_names(names, num_dims)
-    if found is not None:
-        return str(found)
     told = f"{names}, which is not one name for each" if names else "no names"
-    return f"{told} of its {num_dims} dimensions"
+    return f"{told} of its {num_dims} dimensions" if found is None else str(found)
 
 
 def find_position_dims(
@@ -240,7 +233,7 @@ def find_position_dims(
     if len(found) != 1:
         raise InvalidInputError(
             f"which dimensions of column {key} are the hand's position? Expected one x, y and z "
-            f"among their names, found {len(found)} in {described_names(feature)}; name them with "
+            f"among their names, found {len(found)} in {_described_names(feature)}; name them with "
             "--position_dims, height last, as in --position_dims 0 1 2 (joint angles are no "
             "position), or another column with --state_key"
         )

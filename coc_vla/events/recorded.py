@@ -15,7 +15,7 @@ wording alone; contact, lifting and the goal they do not see.
 """
 
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from jaxtyping import Bool
@@ -34,30 +34,14 @@ from world_modality.source.dataset_episodes import EPISODE_KEY, read_episodes
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.errors import MissingFileError
 
-EventType = Literal[
-    "gripper_closes",
-    "gripper_opens",
-    "contact",
-    "lifted",
-    "goal",
-    "hand_up",
-    "hand_down",
-    "hand_across",
-    "hand_left",
-    "hand_right",
-    "hand_forward",
-    "hand_back",
-]
-SIMULATOR_EVENTS: tuple[EventType, ...] = (
-    "gripper_closes",
-    "gripper_opens",
-    "contact",
-    "lifted",
-    "goal",
-)
-MOTION_EVENTS: tuple[EventType, ...] = ("hand_up", "hand_down", "hand_across")
+SimulatorEvent = Literal["gripper_closes", "gripper_opens", "contact", "lifted", "goal"]
+MotionEvent = Literal["hand_up", "hand_down", "hand_across"]
+SideEvent = Literal["hand_left", "hand_right", "hand_forward", "hand_back"]
+EventType = SimulatorEvent | MotionEvent | SideEvent
+SIMULATOR_EVENTS: tuple[EventType, ...] = get_args(SimulatorEvent)
+MOTION_EVENTS: tuple[EventType, ...] = get_args(MotionEvent)
 # In the order in which a slanting motion is said to lead to both.
-SIDE_EVENTS: tuple[EventType, ...] = ("hand_left", "hand_right", "hand_forward", "hand_back")
+SIDE_EVENTS: tuple[EventType, ...] = get_args(SideEvent)
 EVENT_TYPES = SIMULATOR_EVENTS + MOTION_EVENTS + SIDE_EVENTS
 _MOVES: dict[str, EventType] = {"up": "hand_up", "down": "hand_down", "across": "hand_across"}
 _SIDES: dict[Side, EventType] = {

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from jaxtyping import Float, Int
 
 from coc_vla.events.claims import claimed_events
@@ -24,7 +23,7 @@ from coc_vla.head.scores import (
     partners_within_task,
     recall_difference,
 )
-from coc_vla.head.text_head import EVAL_SHARES, Explainer, frames_along, text_targets
+from coc_vla.head.text_head import Explainer, eval_frames, text_targets
 from coc_vla.labels.trace import TraceStep
 from world_modality.evaluation.offline_run import OfflineRun
 from world_modality.policy.network import TrunkHidden
@@ -38,15 +37,7 @@ Trace = tuple[TraceStep, ...]
 
 @dataclass(frozen=True)
 class EvaluatedEpisodes:
-    """Held-out episodes with a label, and the frames that they are explained from.
-
-    Attributes:
-        ids: `episode_index`.
-        tasks: of each episode.
-        frames: at each of the shares `EVAL_SHARES` of each episode's length.
-        traces: their labels.
-        instructions: what was told in each.
-    """
+    """Held-out episodes with a label, and the frames at `EVAL_SHARES` that explain them."""
 
     ids: Int[np.ndarray, " E"]
     tasks: Int[np.ndarray, " E"]
@@ -65,7 +56,7 @@ class EvaluatedEpisodes:
         return cls(
             ids=ids,
             tasks=episodes.tasks[rows],
-            frames=np.stack([frames_along(episodes, rows.tolist(), s) for s in EVAL_SHARES]),
+            frames=eval_frames(episodes, rows),
             traces=[traces[i] for i in ids.tolist()],
             instructions=[instructions[i] for i in ids.tolist()],
         )
@@ -78,12 +69,7 @@ class EvaluatedEpisodes:
 
 @dataclass(frozen=True)
 class TextLosses:
-    """Cross-entropy of the recorded traces.
-
-    Attributes:
-        nats: summed over each trace.
-        tokens: that were predicted.
-    """
+    """Cross-entropy of the recorded traces, summed over each, and its number of tokens."""
 
     nats: Float[np.ndarray, "shares E"]
     tokens: Float[np.ndarray, "shares E"]
@@ -132,19 +118,14 @@ class Condition:
             explainer.decoder.config.max_tokens,
             self.run.tensors.device,
         )
-        tokens = targets.tokens[targets.of_frame[torch.from_numpy(own.reshape(-1))]]
+        tokens = targets.tokens_at(own.reshape(-1))
         sums = trace_losses(explainer.decoder, self._hidden(), tokens, explainer.tokenizer.pad)
         return TextLosses(*(part.double().cpu().numpy().reshape(own.shape) for part in sums))
 
     def written(self, seed: int) -> list[Trace]:
         """Return the trace written at each frame, share by share."""
-        return write_traces(
-            self.explainer.decoder,
-            self.explainer.tokenizer,
-            self._hidden(),
-            self.temperature,
-            seed,
-        )
+        decoder, tokenizer = self.explainer.decoder, self.explainer.tokenizer
+        return write_traces(decoder, tokenizer, self._hidden(), self.temperature, seed)
 
     def _hidden(self) -> TrunkHidden:
         seen = (self.episodes.frames if self.frames is None else self.frames).reshape(-1)
@@ -187,10 +168,10 @@ def evaluate_conditions(
     groups: Mapping[str, tuple[EventType, ...]],
     seed: int,
 ) -> dict[str, ConditionReport]:
-    """Explain the episodes under each condition.
+    """Explain the episodes under each condition, `model` among them.
 
     Args:
-        conditions: by name; `model` is among them.
+        conditions: by name.
         truth: the events of each episode.
         groups: of event types, `all` among them.
         seed: of sampling and of the bootstrap.

@@ -15,14 +15,8 @@ _GROUPS = ("all", "simulator", "motion", "sides", "lifted")
 
 def markdown_report(report: dict[str, Any]) -> str:
     """Write an `EvalCocResult`, as plain values, for reading."""
-    parts = [
-        *_header(report),
-        *_policy(report),
-        *_likelihood(report),
-        *_events(report),
-        *_examples(report),
-    ]
-    return "\n".join(parts) + "\n"
+    sections = (_header, _policy, _likelihood, _events, _examples)
+    return "\n".join(line for section in sections for line in section(report)) + "\n"
 
 
 def _header(report: dict[str, Any]) -> list[str]:

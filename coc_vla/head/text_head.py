@@ -109,6 +109,10 @@ class TextTargets:
     is_labelled: Bool[Tensor, " E"]
     of_frame: Int[Tensor, " N"]
 
+    def tokens_at(self, frames: Int[np.ndarray, " B"]) -> Int[Tensor, "B L"]:
+        """Return the trace of each of these frames' episodes."""
+        return self.tokens[self.of_frame[torch.from_numpy(frames)]]
+
 
 def text_targets(
     traces: dict[int, tuple[TraceStep, ...]],
@@ -141,14 +145,10 @@ def text_targets(
     )
 
 
-def frames_along(episodes: Episodes, rows: Sequence[int], share: float) -> Int[np.ndarray, " E2"]:
-    """Return the frame at this share of the length, 0 the first and 1 the last, of some episodes.
-
-    `rows` are their positions among all episodes.
-    """
-    chosen = np.asarray(rows, dtype=np.int64)
-    steps = np.rint(share * (episodes.lengths[chosen] - 1)).astype(np.int64)
-    frames: np.ndarray = episodes.starts[chosen] + steps
+def eval_frames(episodes: Episodes, rows: Int[np.ndarray, " E2"]) -> Int[np.ndarray, "shares E2"]:
+    """Return the frames at `EVAL_SHARES` of the length of the episodes at these positions."""
+    steps = np.rint(np.outer(EVAL_SHARES, episodes.lengths[rows] - 1)).astype(np.int64)
+    frames: np.ndarray = episodes.starts[rows] + steps
     return frames
 
 
@@ -215,26 +215,20 @@ class ExplainingHead(AuxiliaryHead):
         picked = rng.permutation(len(labelled))[: self._samples_per_batch]
         chosen = labelled[torch.from_numpy(picked).to(frames.device)]
         with _own_random_numbers([self._seed, global_step], frames.device):
+            tokens = self._targets.tokens[rows[chosen]]
             sums, counts = next_token_losses(
-                self.decoder,
-                hidden.select(chosen),
-                self._targets.tokens[rows[chosen]],
-                self.tokenizer.pad,
+                self.decoder, hidden.select(chosen), tokens, self.tokenizer.pad
             )
         return sums.sum() / counts.sum()
 
     def validate(self, policy: WorldPolicy, tensors: FrameTensors) -> dict[str, float]:
         """Return the mean loss per token on held-out episodes, at five frames of each."""
-        rows = self._held_out.is_labelled.nonzero()[:, 0].tolist()
-        if not rows or self.loss_weight == 0:
+        rows = self._held_out.is_labelled.nonzero()[:, 0].cpu().numpy()
+        if len(rows) == 0 or self.loss_weight == 0:
             return {}
-        frames = np.concatenate([frames_along(tensors.episodes, rows, s) for s in EVAL_SHARES])
-        sums, counts = trace_losses(
-            self.decoder,
-            hidden_states(policy, tensors, frames),
-            self._held_out.tokens[self._held_out.of_frame[torch.from_numpy(frames)]],
-            self.tokenizer.pad,
-        )
+        frames = eval_frames(tensors.episodes, rows).reshape(-1)
+        hidden, tokens = hidden_states(policy, tensors, frames), self._held_out.tokens_at(frames)
+        sums, counts = trace_losses(self.decoder, hidden, tokens, self.tokenizer.pad)
         return {f"val_{HEAD_NAME}_loss": float(sums.sum() / counts.sum())}
 
     def record(self) -> dict[str, Any]:
@@ -269,8 +263,9 @@ class Explainer:
             )
         record = HeadRecord.from_dict(kept["record"])
         decoder = TextDecoder(record.decoder)
-        weights = {k.removeprefix("decoder."): v for k, v in kept["weights"].items()}
-        decoder.load_state_dict(weights)
+        decoder.load_state_dict(
+            {name.removeprefix("decoder."): value for name, value in kept["weights"].items()}
+        )
         return cls(decoder.to(device).eval(), TextTokenizer(record.tokenizer), record)
 
 

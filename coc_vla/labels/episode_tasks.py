@@ -75,9 +75,9 @@ class EpisodeTask:
         episode_id: the dataset's `episode_index`.
         instruction: what the robot was told.
         keyframe_indices: frames within the episode.
-        fps: frames per second.
-        images: the keyframes, empty where the author needs none.
-        motion: for an author that reads it.
+        fps: of the recording.
+        images: the keyframes, empty where the author reads the motion.
+        motion: None where the author sees pictures.
         fault: why the episode cannot be asked about, None where it can.
     """
 
@@ -85,9 +85,9 @@ class EpisodeTask:
     instruction: str
     keyframe_indices: tuple[int, ...]
     fps: float
-    images: Pictures = field(default=(), repr=False)
-    motion: EpisodeMotion | None = field(default=None, repr=False)
-    fault: str | None = None
+    images: Pictures = field(repr=False)
+    motion: EpisodeMotion | None = field(repr=False)
+    fault: str | None
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ def plan_tasks(
 
 
 def choose_episodes(ids: Sequence[int], chosen: str | None, max_episodes: int | None) -> list[int]:
-    """Return the ascending positions of the episodes that `--episodes` names.
+    """Return the ascending positions of the episodes that `--episodes` names, at most so many.
 
     Args:
         ids: every episode's id.
@@ -320,7 +320,6 @@ def choose_episodes(ids: Sequence[int], chosen: str | None, max_episodes: int | 
     """
     if chosen is None:
         return list(range(len(ids)))[:max_episodes]
-    position_of = {episode: position for position, episode in enumerate(ids)}
     positions: set[int] = set()
     for part in chosen.split(","):
         try:
@@ -331,16 +330,14 @@ def choose_episodes(ids: Sequence[int], chosen: str | None, max_episodes: int | 
             raise InvalidInputError(
                 f"--episodes {chosen}: {part!r} is neither an episode nor a range like 0:100"
             )
-        if len(bounds) == 1:
-            found = [bounds[0]] if bounds[0] in position_of else []
-        else:
-            found = [episode for episode in ids if bounds[0] <= episode < bounds[1]]
+        first, end = bounds if len(bounds) == 2 else (bounds[0], bounds[0] + 1)
+        found = [position for position, episode in enumerate(ids) if first <= episode < end]
         if not found:
             raise InvalidInputError(
                 f"--episodes {part}: no such episode; the dataset has {len(ids)}, {min(ids)} to "
                 f"{max(ids)}"
             )
-        positions.update(position_of[episode] for episode in found)
+        positions.update(found)
     return sorted(positions)[:max_episodes]
 
 
