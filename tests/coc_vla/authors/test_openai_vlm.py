@@ -30,6 +30,17 @@ def connected(url, **changes):
     return OpenAiVlm(AuthorFlags(backend="openai", base_url=url, **flags))
 
 
+def completed(reason, **message):
+    """Return a completion with this message."""
+    choice = {"message": {"role": "assistant", **message}, "finish_reason": reason}
+    return Misbehaviour(200, json.dumps({"choices": [choice], "usage": {"completion_tokens": 99}}))
+
+
+def streamed(*events):
+    """Return the same as events that nobody asked for."""
+    return Misbehaviour(200, "".join(f"data: {json.dumps(event)}\n\n" for event in events))
+
+
 def asked(server, **changes):
     """Return the one answer, or what was raised."""
     with serving(server) as url:
@@ -81,26 +92,18 @@ def test_passing_trouble_is_tried_again_and_lasting_trouble_is_an_error(trouble)
     assert len(lasting.bodies) == 3
 
 
-def without_text(reason, **message):
-    """Return a completion that has no text."""
-    choice = {"message": {"role": "assistant", **message}, "finish_reason": reason}
-    return Misbehaviour(200, json.dumps({"choices": [choice], "usage": {"completion_tokens": 99}}))
-
-
 @pytest.mark.parametrize(
     ("reply", "told"),
     [
-        (without_text("stop", content=None, refusal="I cannot help."), "I cannot help."),
-        (without_text("stop", content="", refusal="I cannot help."), "I cannot help."),
-        (without_text("content_filter", content=None), "content filter"),
-        (without_text("content_filter"), "content filter"),
-        (without_text("tool_calls", content=None, tool_calls=[{"id": "1"}]), "called a tool"),
+        (completed("stop", content=None, refusal="I cannot help."), "I cannot help."),
+        (completed("stop", content="", refusal="I cannot help."), "I cannot help."),
+        (completed("content_filter", content=None), "content filter"),
+        (completed("content_filter"), "content filter"),
+        (completed("tool_calls", content=None, tool_calls=[{"id": "1"}]), "called a tool"),
         (
-            Misbehaviour(
-                200,
-                'data: {"choices": [{"delta": {"refusal": "I cannot"}}]}\n\n'
-                'data: {"choices": [{"delta": {"refusal": " help."}, "finish_reason": "stop"}]}\n\n'
-                "data: [DONE]\n\n",
+            streamed(
+                {"choices": [{"delta": {"refusal": "I cannot"}}]},
+                {"choices": [{"delta": {"refusal": " help."}, "finish_reason": "stop"}]},
             ),
             "I cannot help.",
         ),
@@ -125,7 +128,7 @@ def test_a_refusal_is_an_answer_that_is_not_asked_for_again(reply, told):
     ],
 )
 def test_an_answer_that_ends_while_the_model_thinks_is_cut_off_and_empty(message):
-    server = ChatServer(without_text("length", **message))
+    server = ChatServer(completed("length", **message))
     answer = asked(server)
     assert (answer.text, answer.error, answer.refusal) == ("", None, None)
     assert answer.is_cut_off
@@ -139,26 +142,22 @@ def test_an_answer_in_parts_is_put_together_without_its_thoughts():
         {"type": "text", "text": "1. What: "},
         {"type": "text", "text": "go"},
     ]
-    answer = asked(ChatServer(without_text("stop", content=parts)))
+    answer = asked(ChatServer(completed("stop", content=parts)))
     assert answer.text == "1. What: go"
 
 
-def test_a_silent_server_is_given_up_after_the_time_limit():
-    slow = Misbehaviour(200, completion("late"), wait_s=6.0)
-    server = ChatServer(slow)
-    began = time.monotonic()
-    answer = asked(server, timeout_s=0.7, max_request_retries=1)
-    assert "no whole answer in 0.7 s" in answer.error
-    assert time.monotonic() - began < 5.0
-
-
 @pytest.mark.parametrize(
-    ("pieces", "told"), [([b" "] * 200, "no whole answer"), ([b" " * 2**20] * 8, "bytes")]
+    ("reply", "told"),
+    [
+        (Misbehaviour(200, completion("late"), wait_s=6.0), "no whole answer in 0.7 s"),
+        (Misbehaviour(200, pieces=[b" "] * 200, wait_s=0.05), "no whole answer in 0.7 s"),
+        (Misbehaviour(200, pieces=[b" " * 2**20] * 8, wait_s=0.05), "bytes"),
+    ],
+    ids=["silent", "for ever", "too large"],
 )
-def test_an_answer_that_never_ends_is_given_up(pieces, told):
-    server = ChatServer(Misbehaviour(200, pieces=pieces, wait_s=0.05))
+def test_a_server_that_does_not_answer_in_time_or_size_is_given_up(reply, told):
     began = time.monotonic()
-    answer = asked(server, timeout_s=0.8, max_request_retries=0)
+    answer = asked(ChatServer(reply), timeout_s=0.7, max_request_retries=0)
     assert told in answer.error
     assert time.monotonic() - began < 5.0
 
@@ -267,11 +266,11 @@ def test_a_stream_that_nobody_asked_for_is_put_together():
     deltas = [{"role": "assistant"}, {"content": "1. What:"}, {"content": " Push"}]
     events = [{"choices": [{"delta": delta}]} for delta in deltas]
     end = {"choices": [{"delta": {}, "finish_reason": "length"}], "usage": {"completion_tokens": 5}}
-    body = "".join(f"data: {json.dumps(event)}\n\n" for event in [*events, end])
-    whole = asked(ChatServer(Misbehaviour(200, body + "data: [DONE]\n\n")))
+    reply = streamed(*events, end)
+    reply.body += "data: [DONE]\n\n"
+    whole = asked(ChatServer(reply))
     assert (whole.text, whole.num_tokens, whole.is_cut_off) == ("1. What: Push", 5, True)
-    cut = "".join(f"data: {json.dumps(event)}\n\n" for event in events)
-    assert asked(ChatServer(Misbehaviour(200, cut))).error
+    assert asked(ChatServer(streamed(*events))).error, "it has no end"
 
 
 def test_closing_ends_the_waits_between_tries(monkeypatch):

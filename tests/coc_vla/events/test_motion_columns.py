@@ -2,54 +2,53 @@ import numpy as np
 import pytest
 
 from coc_vla.events.motion import GripperEvent
-from coc_vla.events.motion_columns import (
-    GripperChannel,
-    find_gripper_dim,
-    find_position_dims,
-)
+from coc_vla.events.motion_columns import GripperChannel, find_gripper_dim, find_position_dims
 from world_modality.system.errors import InvalidInputError
 
-
-def test_the_gripper_is_open_first_and_half_commands_change_nothing():
-    commands = np.array([[0.0]] * 5 + [[0.6]] * 10 + [[0.0]] * 5 + [[-1.0]] * 5)
-    assert GripperChannel(0).events(commands) == (
-        GripperEvent(5, "close"),
-        GripperEvent(20, "open"),
-    )
+CLOSED_AT_5 = (GripperEvent(5, "close"),)
 
 
-def test_a_flicker_of_the_command_is_no_event():
-    commands = np.array([[-1.0]] * 5 + [[1.0]] * 2 + [[-1.0]] * 5)
-    assert GripperChannel(0).events(commands) == ()
+def commanded(*runs):
+    """Return the actions of commands that are held for some frames each."""
+    return np.concatenate([np.full((length, 1), command) for command, length in runs])
 
 
-def test_commands_may_run_the_other_way():
-    commands = np.array([[1.0]] * 5 + [[0.0]] * 5)
-    assert GripperChannel(0, 1.0, 0.0).events(commands) == (GripperEvent(5, "close"),)
-    with pytest.raises(InvalidInputError, match="--gripper_commands"):
+@pytest.mark.parametrize(
+    ("ends", "runs", "events"),
+    [
+        # It is open first, and half commands change nothing.
+        (
+            (-1.0, 1.0),
+            [(0.0, 5), (0.6, 10), (0.0, 5), (-1.0, 5)],
+            (*CLOSED_AT_5, GripperEvent(20, "open")),
+        ),
+        # A flicker of two frames is no event.
+        ((-1.0, 1.0), [(-1.0, 5), (1.0, 2), (-1.0, 5)], ()),
+        # Commands may run the other way, and on any scale.
+        ((1.0, 0.0), [(1.0, 5), (0.0, 5)], CLOSED_AT_5),
+        ((100.0, 0.0), [(97.5, 5), (2.0, 5)], CLOSED_AT_5),
+        # A command may overshoot a little.
+        ((-1.0, 1.0), [(-1.09, 5), (1.09, 5)], CLOSED_AT_5),
+    ],
+)
+def test_a_gripper_closes_and_opens_where_its_command_stays(ends, runs, events):
+    assert GripperChannel(0, *ends).events(commanded(*runs)) == events
+
+
+@pytest.mark.parametrize(
+    ("ends", "found"), [((-1.0, 1.0), r"-1\.11 to 2"), ((1.0, 0.0), r"-1\.11 to 2")]
+)
+def test_commands_on_another_scale_are_refused_with_what_was_found(ends, found):
+    with pytest.raises(InvalidInputError, match=f"--gripper_commands .* run from {found}"):
+        GripperChannel(0, *ends).events(commanded((-1.11, 5), (2.0, 5)))
+    with pytest.raises(InvalidInputError, match="--gripper_commands needs two different"):
         GripperChannel(0, 1.0, 1.0)
-
-
-@pytest.mark.parametrize("ends", [(-1.0, 1.0), (1.0, 0.0)])
-def test_commands_on_another_scale_are_refused_with_what_was_found(ends):
-    commands = np.array([[2.0]] * 5 + [[97.5]] * 5)
-    with pytest.raises(InvalidInputError, match=r"--gripper_commands .* run from 2 to 97\.5"):
-        GripperChannel(0, *ends).events(commands)
-    assert GripperChannel(0, 100.0, 0.0).events(commands[::-1]) == (GripperEvent(5, "close"),)
-
-
-def test_a_command_may_overshoot_a_little():
-    commands = np.array([[-1.09]] * 5 + [[1.09]] * 5)
-    assert GripperChannel(0).events(commands) == (GripperEvent(5, "close"),)
-    with pytest.raises(InvalidInputError, match=r"from -1\.11 to"):
-        GripperChannel(0).events(commands - 0.02)
 
 
 def test_the_gripper_is_found_by_its_name_or_asked_for():
     named = {"shape": [3], "names": {"motors": ["x", "y", "Gripper"]}}
-    assert find_gripper_dim(named, "action", None) == 2
-    assert find_gripper_dim(named, "action", 1) == 1
-    assert find_gripper_dim(named, "action", "none") is None
+    for requested, found in ((None, 2), (1, 1), ("none", None)):
+        assert find_gripper_dim(named, "action", requested) == found
     with pytest.raises(InvalidInputError, match="--gripper_dim 3"):
         find_gripper_dim(named, "action", 3)
     with pytest.raises(InvalidInputError, match=r"found 0 among .*--gripper_dim"):
@@ -114,7 +113,6 @@ def test_the_position_is_found_among_what_else_has_x_y_and_z(names, dims):
     [
         ([f"joint_{number}" for number in range(1, 8)], 0),
         (["shoulder_pan.pos", "shoulder_lift.pos", "elbow_flex.pos", "gripper.pos"], 0),
-        (["main_shoulder_pan", "main_elbow_flex", "main_wrist_roll", "main_gripper"], 0),
         (["joint_x", "joint_y", "joint_z"], 0),
         (["rot_x", "rot_y", "rot_z"], 0),
         (["x", "y", "z", "w"], 0),
@@ -128,8 +126,7 @@ def test_what_is_no_position_or_not_the_only_one_is_refused_with_the_names(names
         find_position_dims(feature, "state", None)
 
 
-def test_dimensions_that_are_asked_for_have_to_be_there():
-    state = {"shape": [5], "names": None}
-    for dims in ((0, 1, 9), (0, 1, 1), (-1, 0, 1)):
-        with pytest.raises(InvalidInputError, match=r"--position_dims .*0 to 4"):
-            find_position_dims(state, "state", dims)
+@pytest.mark.parametrize("dims", [(0, 1, 9), (0, 1, 1), (-1, 0, 1)])
+def test_dimensions_that_are_asked_for_have_to_be_there(dims):
+    with pytest.raises(InvalidInputError, match=r"--position_dims .*0 to 4"):
+        find_position_dims({"shape": [5], "names": None}, "state", dims)
