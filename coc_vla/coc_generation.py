@@ -56,14 +56,7 @@ class CocGenerationConfig(LabellingFlags, EpisodeFlags):
 
 @dataclass
 class GenerationSummary:
-    """Counts of one run.
-
-    Attributes:
-        num_episodes: asked for.
-        num_kept: labelled by earlier runs.
-        instruction_origin: where the instructions are from.
-        output_jsonl: the file of labels.
-    """
+    """Counts of one run, and the file of labels and origin of the instructions for its reader."""
 
     num_episodes: int
     num_kept: int

@@ -39,10 +39,8 @@ class TrunkView:
     def of(cls, policy: PolicyConfig, context: TextContext) -> "TrunkView":
         """Choose what is read of a policy's trunk.
 
-        Args:
-            policy: whose trunk.
-            context: `trunk` for LANG, WORLD_CUR and FUT, whichever the arm has; `lang` for LANG
-                alone, which makes the instruction-only control.
+        In the context `trunk` it is LANG, WORLD_CUR and FUT, whichever the arm has; in `lang` it is
+        LANG alone, which makes the instruction-only control.
 
         Raises:
             InvalidInputError: the control of a policy without language, or nothing to read.
@@ -70,9 +68,6 @@ class DecoderConfig:
         vocabulary_size: of the tokenizer, marks included.
         marks: the tokens from which positions are counted: those between halves and steps.
         max_tokens: longest sequence, its begin and end marks included.
-        d_model: its width.
-        n_layers: its depth.
-        n_heads: its attention heads.
         dropout: inside it, but for the attention weights.
         word_dropout: share of the tokens before the next one that it does not see in training.
     """

@@ -20,7 +20,7 @@ from coc_vla.authors.server_connection import (
     ServerError,
 )
 from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError, image_url
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, UserError
 
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
 # What a server that has too much to do answers with; one that restarts, with 500 or more.
@@ -34,19 +34,17 @@ _REFUSED_STATUS = {
     404: "the model or the address is unknown to it; is --base_url right (it ends in /v1), and "
     "--model_name what the server calls the model?",
 }
+_HOW_TO_SERVE = (
+    "start one with, for example, vllm serve Qwen/Qwen3-VL-8B-Instruct, and give its --base_url, "
+    "as in http://localhost:8000/v1; with --resume a run goes on where it was"
+)
+_NO_COMPLETION = "the server's answer is no completion: "
 # Why a finished completion has no text, where the server does not say it in words.
 _NO_TEXT = {
     "content_filter": "the server's content filter keeps the answer back",
     "tool_calls": "the model called a tool instead of writing",
     "function_call": "the model called a function instead of writing",
 }
-
-
-class NonsenseError(Exception):
-    """The server answered, but not with a completion."""
-
-    def __str__(self) -> str:
-        return f"the server's answer is no completion: {super().__str__()}"
 
 
 def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
@@ -58,7 +56,7 @@ def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
     says why in `refusal`.
 
     Raises:
-        NonsenseError: it is neither.
+        ServerError: it is neither.
     """
     try:
         content = json.loads(_joined_events(reply) if reply.startswith(b"data:") else reply)
@@ -68,12 +66,12 @@ def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
         usage = content.get("usage") or {}
         num_tokens = usage.get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise NonsenseError(reply[:120].decode(errors="replace")) from error
+        raise ServerError(_NO_COMPLETION + reply[:120].decode(errors="replace")) from error
     if not text.strip() and not refusal:
         if reason in _NO_TEXT:
             refusal = _NO_TEXT[reason]
         elif message.get("content") is None and reason not in ("stop", "length"):
-            raise NonsenseError(f"no content, and finish_reason {reason!r}"[:120])
+            raise ServerError(_NO_COMPLETION + f"no content, and finish_reason {reason!r}"[:120])
     return VlmAnswer(
         text,
         num_tokens if type(num_tokens) is int else None,
@@ -131,10 +129,13 @@ class OpenAiVlm:
         self._connection = ServerConnection(self._base_url, flags.timeout_s, flags.concurrency)
         self._closed = threading.Event()
         self._jitter = random.Random()
-        self.num_request_retries = 0
-        self._in_flight = 0
         self._lock = threading.Lock()
-        self.model_name = self._find_model()
+        self._in_flight = self.num_request_retries = 0
+        try:
+            self.model_name = self._find_model()
+        except UserError:
+            self.close()
+            raise
 
     def answer(self, requests: Sequence[VlmRequest]) -> list[VlmAnswer]:
         """Answer each request, one after the other.
@@ -178,7 +179,7 @@ class OpenAiVlm:
             "stream": False,
         }
         began = time.monotonic()
-        error: str | ServerError | NonsenseError = "not tried"
+        error: str | ServerError = "not tried"
         for tries in range(self._flags.max_request_retries + 1):
             retry_after: str | None = None
             try:
@@ -191,7 +192,7 @@ class OpenAiVlm:
                     raise VlmUnavailableError(self._unavailable(reply.status, str(error)))
                 if reply.status not in _BUSY_STATUS and reply.status < _SERVER_ERRORS:
                     break
-            except (ServerError, NonsenseError) as failure:
+            except ServerError as failure:
                 error = failure
             is_last = tries == self._flags.max_request_retries
             if is_last or self._closed.wait(self._wait_s(tries, retry_after)):
@@ -199,7 +200,7 @@ class OpenAiVlm:
             with self._lock:
                 self.num_request_retries += 1
         if isinstance(error, NoConnectionError):
-            raise VlmUnavailableError(f"{error}; {self._how_to_serve}")
+            raise VlmUnavailableError(f"{error}; {_HOW_TO_SERVE}")
         told = self._connection.without_key(str(error))
         return VlmAnswer("", None, time.monotonic() - began, error=told)
 
@@ -218,12 +219,10 @@ class OpenAiVlm:
         try:
             reply = self._connection.ask("models")
         except ServerError as error:
-            self.close()
-            raise VlmUnavailableError(f"{error}; {self._how_to_serve}") from error
+            raise VlmUnavailableError(f"{error}; {_HOW_TO_SERVE}") from error
         # Not every server lists its models to everybody; one that is named is tried.
         is_needed = self._flags.model_name is None
         if reply.status in (401, 403) or (is_needed and reply.status != _OK):
-            self.close()
             raise VlmUnavailableError(self._unavailable(reply.status, self._status_error(reply)))
         if self._flags.model_name is not None:
             return self._flags.model_name
@@ -232,7 +231,6 @@ class OpenAiVlm:
         except (ValueError, KeyError, TypeError, RecursionError):
             names = []
         if len(names) != 1:
-            self.close()
             raise InvalidInputError(
                 f"--base_url {self._base_url} offers {len(names)} models "
                 f"({', '.join(names[:10]) or 'none listed'}); choose one with --model_name"
@@ -251,10 +249,3 @@ class OpenAiVlm:
         asked = "to list its models" if model is None else f"model {model}"
         hint = _REFUSED_STATUS.get(status, "is it a server of chat completions, and ready?")
         return f"{self._base_url} refuses {asked}: {error}; {hint}"
-
-    @property
-    def _how_to_serve(self) -> str:
-        return (
-            "start one with, for example, vllm serve Qwen/Qwen3-VL-8B-Instruct, and give its "
-            "--base_url, as in http://localhost:8000/v1; with --resume a run goes on where it was"
-        )

@@ -36,15 +36,15 @@ Pictures = tuple[Picture, ...]
 
 @dataclass(frozen=True)
 class VlmRequest:
-    """One question.
+    """One question about an episode.
 
     Attributes:
-        episode_id: whose episode.
+        episode_id: whose.
         instruction: what the robot was told.
         images: the keyframes in order, empty for an author that needs none.
         prompt: the question, with what was wrong with the last answer.
         seed: of sampling; the answer depends on nothing else that is random.
-        motion: what the recording holds beside pictures, for an author that reads it.
+        motion: for an author that reads it.
     """
 
     episode_id: int
@@ -57,16 +57,15 @@ class VlmRequest:
 
 @dataclass(frozen=True)
 class VlmAnswer:
-    """One answer.
+    """One answer, or why there is none.
 
     Attributes:
         text: as the author gave it.
         num_tokens: tokens generated, where the author counts them.
         seconds: its share of the time.
         is_cut_off: whether the token limit ended it.
-        error: why there is no answer, None where there is one.
-        refusal: why the author does not write a text, in its own words; the next episode may fare
-            better.
+        error: why the request failed.
+        refusal: why the author does not write a text; the next episode may fare better.
     """
 
     text: str

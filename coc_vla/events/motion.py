@@ -81,13 +81,9 @@ class GripperEvent:
 
 @dataclass(frozen=True)
 class EpisodeMotion:
-    """The hand's path in one episode.
+    """The hand's path in one episode; the third number of a position is its height.
 
-    Attributes:
-        positions: of the hand; the third number is its height.
-        gripper_events: when the gripper closes and opens.
-        fps: frames per second.
-        axes: which way the first two numbers point, None where nobody knows.
+    The axes are None where nobody knows which way the first two numbers point.
     """
 
     positions: Float[np.ndarray, "_T 3"] = field(repr=False)

@@ -55,12 +55,10 @@ class MotionFlags:
 
 @dataclass(frozen=True)
 class GripperChannel:
-    """Where the gripper's command stands in an action.
+    """The dimension of an action with the gripper's command, None for a robot without a gripper.
 
-    Attributes:
-        dim: position in the action, None for a robot without a gripper.
-        open_command: the command that opens it fully.
-        closed_command: the command that closes it fully. -1 and 1 in MetaWorld and LIBERO.
+    The gripper opens fully at one command and closes fully at the other: -1 and 1 in MetaWorld and
+    LIBERO.
     """
 
     dim: int | None
@@ -166,10 +164,7 @@ def find_gripper_dim(
 ) -> int | None:
     """Find the gripper's dimension in an action by name, or check the one asked for.
 
-    Args:
-        feature: the column's entry in `meta/info.json`, with `shape` and `names`.
-        key: the column.
-        requested: `--gripper_dim`.
+    `feature` is the column's entry in `meta/info.json`, with `shape` and `names`.
 
     Raises:
         InvalidInputError: no such dimension; or none asked for, and not exactly one has `gripper`
@@ -210,12 +205,7 @@ def find_position_dims(
     """Find the hand's position in a state by the dimensions' names, or check those asked for.
 
     `x`, `hand_y` and `ee.z` name positions; joint angles, rotations and velocities are none, and
-    what has no names may be anything.
-
-    Args:
-        feature: the column's entry in `meta/info.json`, with `shape` and `names`.
-        key: the column.
-        requested: `--position_dims`, the third of which is the height.
+    what has no names may be anything. `feature` is as for `find_gripper_dim`.
 
     Raises:
         InvalidInputError: those asked for do not exist; or none are, and the names do not tell

@@ -85,16 +85,11 @@ class RecordedEvents:
 def recorded_events(
     source: LeRobotSource, flags: MotionFlags, episode_key: str = EPISODE_KEY
 ) -> RecordedEvents:
-    """Find the events of all episodes.
+    """Find the events of all episodes, numbered by a column as the labels are.
 
     A dataset without the recorder's signals has no contact and no goal, one without the objects'
-    heights no lifting; then these types are not among those known.
-
-    Args:
-        source: the dataset.
-        flags: where the hand and the gripper stand; of an action that was executed otherwise than
-            it was recorded, the executed one is read.
-        episode_key: the column that numbers the episodes, as the labels do.
+    heights no lifting; then these types are not among those known. Of an action that was executed
+    otherwise than it was recorded, the executed one is read.
 
     Raises:
         MissingKeyError, InvalidInputError: the columns of state and action are not there, or do
@@ -128,10 +123,8 @@ def recorded_events(
 def episode_events(motion: EpisodeMotion, levels: dict[str, np.ndarray]) -> tuple[Event, ...]:
     """Return one episode's events in order of time; at one frame in the order of `EVENT_TYPES`.
 
-    Args:
-        motion: of the hand and the gripper.
-        levels: `contact` and `goal`, above 0.5 where they hold, and `lifted`, the height of the
-            first object in metres; each [T] and each may be missing.
+    The levels are `contact` and `goal`, above 0.5 where they hold, and `lifted`, the height of the
+    first object in metres; each [T] and each may be missing.
     """
     events = [
         Event(event.frame, "gripper_closes" if event.kind == "close" else "gripper_opens")

@@ -168,10 +168,10 @@ def evaluate_conditions(
     groups: Mapping[str, tuple[EventType, ...]],
     seed: int,
 ) -> dict[str, ConditionReport]:
-    """Explain the episodes under each condition, `model` among them.
+    """Explain the episodes under each condition, by name, `model` among them.
 
     Args:
-        conditions: by name.
+        conditions: how.
         truth: the events of each episode.
         groups: of event types, `all` among them.
         seed: of sampling and of the bootstrap.

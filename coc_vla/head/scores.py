@@ -28,14 +28,7 @@ class EventCounts:
 
 @dataclass(frozen=True)
 class EventScore:
-    """How well traces tell events.
-
-    Attributes:
-        precision: share of the claimed events that happened.
-        recall: share of the recorded events that are claimed.
-        f1: their harmonic mean.
-        num_recorded: events recorded, over all episodes.
-    """
+    """How well traces tell events: precision of those claimed, recall of those recorded, and F1."""
 
     precision: Interval
     recall: Interval
@@ -58,12 +51,8 @@ class EventScore:
 class GroupScore:
     """The scores of one group of event types, beside the same traces on other episodes.
 
-    Attributes:
-        labels: each trace on its own episode.
-        within_task: each episode with the trace of another episode of its task.
-        across_tasks: each episode with the trace of an episode of another task.
-        recall_gain_within_task: recall of `labels` minus that of `within_task`, paired.
-        recall_gain_across_tasks: the same for `across_tasks`.
+    There each episode has the trace of another one of its task, or of one of another task; the
+    gains are the labels' own recall minus that, paired.
     """
 
     labels: EventScore

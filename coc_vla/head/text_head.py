@@ -14,7 +14,7 @@ from torch import Tensor
 
 from coc_vla.head.decoding import next_token_losses, trace_losses
 from coc_vla.head.tokenizer import TextTokenizer
-from coc_vla.labels.record import GENERATION_COMMAND, CocLabel, read_records
+from coc_vla.labels.record import GENERATION_COMMAND, read_records
 from coc_vla.labels.settings import require_episode_key
 from coc_vla.labels.trace import TraceStep
 from coc_vla.model import DecoderConfig, TextContext, TextDecoder, decoder_config_from_dict
@@ -67,7 +67,13 @@ def read_traces(path: Path, cache: Cache, episodes: Episodes) -> EpisodeTraces:
                 f"{max(known)}); give the labels of this dataset, or label it with "
                 f"{GENERATION_COMMAND} --dataset_name {cache.dataset_name} …"
             )
-        _require_instruction(label, _instructions(cache, known[label.episode_id]), path)
+        expected = _instructions(cache, known[label.episode_id])
+        if label.instruction.strip() not in {text.strip() for text in expected}:
+            shown = " or ".join(repr(text) for text in sorted(expected)[:3])
+            raise InvalidInputError(
+                f"{path} labels episode {label.episode_id} with the instruction "
+                f"{label.instruction!r}, but the cache says {shown}: labels of another dataset?"
+            )
         if label.is_label:
             steps[label.episode_id] = label.coc_text
             instructions[label.episode_id] = label.instruction
@@ -84,15 +90,6 @@ def _instructions(cache: Cache, task: int) -> set[str]:
         return own
     # Texts of a column are listed without their frames.
     return own | set(text["texts"].values())
-
-
-def _require_instruction(label: CocLabel, expected: set[str], path: Path) -> None:
-    if label.instruction.strip() not in {text.strip() for text in expected}:
-        shown = " or ".join(repr(text) for text in sorted(expected)[:3])
-        raise InvalidInputError(
-            f"{path} labels episode {label.episode_id} with the instruction "
-            f"{label.instruction!r}, but the cache says {shown}: labels of another dataset?"
-        )
 
 
 @dataclass(frozen=True)

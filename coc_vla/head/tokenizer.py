@@ -18,12 +18,9 @@ Trace = Sequence[TraceStep]
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` with the decoder's marks.
+    """A `tokenizers.Tokenizer`, rebuilt from its JSON, with the decoder's marks.
 
     A trace becomes `BEGIN what WHY why STEP what WHY why … END`.
-
-    Args:
-        tokenizer_json: what `to_json` returned.
     """
 
     def __init__(self, tokenizer_json: str) -> None:
@@ -132,11 +129,12 @@ class TextTokenizer:
                 halves[-1].append([])
             elif token not in (self.begin, self.pad):
                 halves[-1][-1].append(token)
-        texts = [[self._text(half) for half in step] for step in halves]
+        decoded = self._tokenizer.decode
+        texts = [
+            [str(decoded(half, skip_special_tokens=True)).strip() for half in step]
+            for step in halves
+        ]
         return tuple(TraceStep(what, " ".join(why)) for what, *why in texts if what)
 
     def _text_ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def _text(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()

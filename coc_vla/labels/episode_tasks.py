@@ -92,12 +92,9 @@ class EpisodeTask:
 
 @dataclass(frozen=True)
 class Instructions:
-    """What the robot is told in each episode.
+    """What the robot is told in each episode, by position, and where from, for a reader.
 
-    Attributes:
-        texts: one an episode, by position; may be blank.
-        origin: where they are from, for a reader.
-        num_with_several: episodes whose text changes on the way; their first is taken.
+    A text may be blank. Of several within an episode the first is taken, and the episode counted.
     """
 
     texts: tuple[str, ...]
@@ -269,13 +266,9 @@ class TaskPlan:
 def plan_tasks(
     source: LeRobotSource, flags: EpisodeFlags, *, needs_images: bool, as_recorded: bool = False
 ) -> TaskPlan:
-    """Choose the episodes and the columns.
+    """Choose the episodes and the columns; where no images are needed, the motion is.
 
-    Args:
-        source: the dataset.
-        flags: which episodes, and what of each.
-        needs_images: whether the author sees pictures; it reads the motion otherwise.
-        as_recorded: hand on the dataset's own image files instead of pixels where that is possible.
+    With `as_recorded` the dataset's own image files are handed on where that is possible.
 
     Raises:
         UserError: a key, a dimension or an episode that does not exist, or no instruction at all.
@@ -308,12 +301,9 @@ def plan_tasks(
 
 
 def choose_episodes(ids: Sequence[int], chosen: str | None, max_episodes: int | None) -> list[int]:
-    """Return the ascending positions of the episodes that `--episodes` names, at most so many.
+    """Return the ascending positions of the episodes that `--episodes` names, the first so many.
 
-    Args:
-        ids: every episode's id.
-        chosen: ids and ranges whose end is not in it, as in `0:100,205`; None for all.
-        max_episodes: only the first so many.
+    A range's end is not in it, as in `0:100,205`; None names all.
 
     Raises:
         InvalidInputError: not such a list, or an episode that does not exist.

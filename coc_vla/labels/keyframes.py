@@ -85,8 +85,7 @@ def keyframe_images(
         image_key: one of its cameras.
         frames: global frame indices by episode, ascending over all of them; no episode is empty.
         max_side: larger images are made smaller, with their proportions.
-        as_recorded: hand on the files of a camera that is stored as images, where they are small
-            enough, without decoding them.
+        as_recorded: hand on small enough files of a camera that is stored as images, undecoded.
     """
     is_file = as_recorded and source.features[image_key]["dtype"] == "image"
 

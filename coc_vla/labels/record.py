@@ -108,11 +108,12 @@ class CocLabel:
         return cls(**values)
 
 
+# What JSON holds of each field, in the order of a line.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "episode_id": (int,),
     "instruction": (str,),
-    "keyframe_indices": (list, tuple),
-    "coc_text": (list, tuple),
+    "keyframe_indices": (list,),
+    "coc_text": (list,),
     "raw_text": (str,),
     "model_name": (str,),
     "backend": (str,),
