@@ -34,7 +34,7 @@ class CocTrainConfig(TrainConfig):
     may_change: ClassVar[frozenset[str]] = TrainConfig.may_change | {"labels_jsonl"}
 
     model_type: ModelType = "C"
-    """The arm."""
+    """Arm of the policy that the head is trained with."""
     labels_jsonl: Path
     """Labels of `python -m coc_vla.coc_generation` for this dataset."""
     coc_loss_weight: float = 0.2

@@ -51,23 +51,17 @@ def _policy(report: dict[str, Any]) -> list[str]:
 
 
 def _likelihood(report: dict[str, Any]) -> list[str]:
-    lines = [
-        "",
-        "## How likely are the held-out labels?",
-        "",
-        "| condition | perplexity per token | nats per trace | nats per token minus the model's |",
-        "|---|---|---|---|",
-    ]
+    rows = []
     for name, condition in report["conditions"].items():
-        if condition["perplexity"] is None:
-            continue
-        difference = "–" if name == "model" else str(_interval(condition["nats_minus_model"]))
-        perplexity = _interval(condition["perplexity"]).with_decimals(4)
-        lines.append(
-            f"| {name} | {perplexity} | {condition['nats_per_trace']:.3g} | {difference} |"
-        )
+        if condition["perplexity"] is not None:
+            perplexity = _interval(condition["perplexity"]).with_decimals(4)
+            nats = f"{condition['nats_per_trace']:.3g}"
+            difference = "–" if name == "model" else str(_interval(condition["nats_minus_model"]))
+            rows.append([name, perplexity, nats, difference])
+    columns = ["condition", "perplexity per token", "nats per trace"]
     return [
-        *lines,
+        *("", "## How likely are the held-out labels?", ""),
+        *_table([*columns, "nats per token minus the model's"], rows),
         "",
         "Paired by episode; positive: the condition explains worse than the model. An interval "
         "that spans 0 resolves nothing.",
@@ -79,24 +73,27 @@ def _events(report: dict[str, Any]) -> list[str]:
         "recorder": "what the recorder knows to have happened",
         "labels": "what the labels claim (no --dataset_root was given)",
     }[report["truth"]]
-    groups = [g for g in _GROUPS if g in report["conditions"]["model"]["scores"]]
     lines = ["", "## Events in the written explanations", "", f"Against {against}."]
-    for group in groups:
-        lines += [
-            "",
-            f"### {group}",
-            "",
-            "| condition | precision | recall | F1 | recall minus the model's | texts changed |",
-            "|---|---|---|---|---|---|",
-        ]
+    columns = ["condition", "precision", "recall", "F1", "recall minus the model's"]
+    for group in (g for g in _GROUPS if g in report["conditions"]["model"]["scores"]):
+        rows = []
         for name, condition in report["conditions"].items():
             score = condition["scores"][group]
             cells = [_interval(score[n]).percent for n in ("precision", "recall", "f1")]
             is_model = name == "model"
             change = "–" if is_model else _interval(condition["recall_minus_model"][group]).percent
             changed = "–" if is_model else f"{100 * condition['changed']:.1f} %"
-            lines.append(f"| {' | '.join([name, *cells, change, changed])} |")
+            rows.append([name, *cells, change, changed])
+        lines += ["", f"### {group}", "", *_table([*columns, "texts changed"], rows)]
     return lines
+
+
+def _table(columns: list[str], rows: list[list[str]]) -> list[str]:
+    return [
+        f"| {' | '.join(columns)} |",
+        f"|{'---|' * len(columns)}",
+        *(f"| {' | '.join(row)} |" for row in rows),
+    ]
 
 
 def _examples(report: dict[str, Any]) -> list[str]:

@@ -17,18 +17,17 @@ from tests.fixtures.chat_server import ChatServer, good_reply, serving
 from tests.fixtures.coc import comparable
 from tests.fixtures.instruction import add_column
 from tests.fixtures.lerobot import make_dataset
+from world_modality.system.cli import flag_arguments
 
 ROOT = Path(__file__).parents[2]
 NUM_EPISODES = 80
 
 
 def command_of(config):
-    flags = ["--dataset_name", config.dataset_name, "--dataset_root", config.dataset_root]
-    flags += ["--output_jsonl", config.output_jsonl, "--backend", config.backend]
-    flags += ["--instruction_key", "text", "--gripper_dim", 1, "--batch_size", 1, "--resume"]
-    if config.base_url is not None:
-        flags += ["--base_url", config.base_url, "--concurrency", config.concurrency]
-    return [sys.executable, "-m", "coc_vla.coc_generation", *map(str, flags)]
+    names = ("dataset_name", "dataset_root", "output_jsonl", "backend", "instruction_key")
+    names += ("gripper_dim", "batch_size", "base_url", "concurrency")
+    flags = flag_arguments({name: getattr(config, name) for name in names})
+    return [sys.executable, "-m", "coc_vla.coc_generation", *flags, "--resume"]
 
 
 def count_lines(path):

@@ -23,16 +23,21 @@ def instructions(config):
     return [label.instruction for label in read_labels(config.output_jsonl)]
 
 
-def with_changed(root, copy, column, change):
-    """Copy a dataset with some rows of a column changed."""
-    shutil.copytree(root, copy)
-    (path,) = copy.glob("data/*/*.parquet")
+def rewrite(root, part, column, change):
+    """Change some rows of a column in the only file of a part of a dataset."""
+    (path,) = root.glob(f"{part}/*/*.parquet")
     table = pq.read_table(path)
     place = table.schema.get_field_index(column)
     values = table.column(column).to_pylist()
     change(values)
     field = table.schema.field(place)
     pq.write_table(table.set_column(place, field, pa.array(values, field.type)), path)
+
+
+def with_changed(root, copy, column, change):
+    """Copy a dataset with some rows of a column of its frames changed."""
+    shutil.copytree(root, copy)
+    rewrite(copy, "data", column, change)
     return copy
 
 
@@ -86,13 +91,11 @@ def test_two_tasks_in_one_episode_are_noted(config, root, tmp_path):
         tasks[5] = tasks[11] = 2  # within episode 0
         tasks[30] = 0  # within episode 2, which begins with frame 25
 
+    def change_texts(texts):
+        texts[0], texts[2] = [TASKS[0], TASKS[2]], [TASKS[2], TASKS[0]]
+
     copy = with_changed(root, tmp_path / "d", "task_index", change)
-    (path,) = copy.glob("meta/episodes/*/*.parquet")
-    table = pq.read_table(path)
-    texts = table.column("tasks").to_pylist()
-    texts[0], texts[2] = [TASKS[0], TASKS[2]], [TASKS[2], TASKS[0]]
-    at = table.column_names.index("tasks")
-    pq.write_table(table.set_column(at, "tasks", pa.array(texts)), path)
+    rewrite(copy, "meta/episodes", "tasks", change_texts)
     summary = run(replace(config, dataset_root=copy))
     assert "(2 episodes have several; their first is taken)" in summary.instruction_origin
     assert instructions(config) == [*TASKS, *TASKS]
