@@ -106,26 +106,26 @@ class GenerationSummary:
     def print(self) -> None:
         """Print what was done, what was not, and why."""
         content = self.content()
-        print(f"\nlabels {self.output_jsonl}")
-        print(
-            f"  episodes          {self.num_episodes}, instructions from {self.instruction_origin}"
-        )
-        print(f"  kept              {self.num_kept} labels of earlier runs")
-        print(
+        lines = [
+            f"\nlabels {self.output_jsonl}",
+            f"  episodes          {self.num_episodes}, instructions from {self.instruction_origin}",
+            f"  kept              {self.num_kept} labels of earlier runs",
             f"  labelled          {self.num_labels}, {self.num_first_answers} of them with the "
-            "first answer"
-        )
-        print(f"  errors            {self.num_errors}; --resume tries them again")
-        for reason, count in self.reasons:
-            print(f"    {count} × {reason}")
+            "first answer",
+            f"  errors            {self.num_errors}; --resume tries them again",
+            *(f"    {count} × {reason}" for reason, count in self.reasons),
+        ]
         if content["num_missing"]:
-            print(f"  not come to       {content['num_missing']}; --resume goes on with them")
+            lines.append(
+                f"  not come to       {content['num_missing']}; --resume goes on with them"
+            )
         if content["episodes_per_s"] is not None:
-            print(
+            lines.append(
                 f"  speed             {content['episodes_per_s']:.3g} episodes/s; "
                 f"{self.num_answers} answers, {self.num_tokens} tokens, "
                 f"{self.num_request_retries} requests tried again"
             )
+        print("\n".join(lines))
 
 
 def run(config: CocGenerationConfig) -> GenerationSummary:

@@ -92,11 +92,8 @@ def _print(report: dict[str, Any], path: Path) -> None:
     print(f"  errors            {coverage['num_errors']}")
     for kind, entry in report["errors"].items():
         print(f"    {entry['count']} × {kind} (episode {entry['episode']})")
-    if coverage["num_without_line"]:
-        print(
-            f"  no line           {coverage['num_without_line']} episodes, the first "
-            f"{coverage['without_line'][:5]}"
-        )
+    if count := coverage["num_without_line"]:
+        print(f"  no line           {count} episodes, the first {coverage['without_line'][:5]}")
     if coverage["not_in_dataset"]:
         print(f"  not in dataset    {coverage['not_in_dataset']}")
     print(

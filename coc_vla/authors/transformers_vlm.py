@@ -110,7 +110,7 @@ class TransformersVlm:
         from transformers import LogitsProcessorList
 
         began = time.monotonic()
-        inputs = self._inputs(requests)
+        inputs, pad = self._inputs(requests), self.processor.tokenizer.pad_token_id
         width = inputs["input_ids"].shape[1]
         samplers = LogitsProcessorList()
         if self.flags.temperature > 0:
@@ -126,7 +126,7 @@ class TransformersVlm:
                 top_p=None,
                 top_k=None,
                 logits_processor=samplers,
-                pad_token_id=self._pad_token,
+                pad_token_id=min(self._end_tokens) if pad is None else pad,
             )
         rows = generated[:, width:].tolist()
         seconds = (time.monotonic() - began) / len(requests)
@@ -160,11 +160,6 @@ class TransformersVlm:
         if ends is None:
             ends = self.processor.tokenizer.eos_token_id
         return set(ends if isinstance(ends, list) else [ends])
-
-    @property
-    def _pad_token(self) -> int:
-        pad = self.processor.tokenizer.pad_token_id
-        return int(min(self._end_tokens) if pad is None else pad)
 
 
 def load_transformers_vlm(flags: AuthorFlags) -> TransformersVlm:

@@ -74,18 +74,23 @@ class TextLosses:
     nats: Float[np.ndarray, "shares E"]
     tokens: Float[np.ndarray, "shares E"]
 
-    def per_token(self, seed: int) -> Interval:
-        """Return the mean in nats; its exponential is the perplexity."""
-        return ratio_interval(self.nats.sum(axis=0), self.tokens.sum(axis=0), seed)
+    def perplexity(self, seed: int) -> Interval:
+        """Return the exponential of the mean per token."""
+        mean = ratio_interval(self.nats.sum(axis=0), self.tokens.sum(axis=0), seed)
+        value, low, high = (
+            None if bound is None else math.exp(bound)
+            for bound in (mean.value, mean.low, mean.high)
+        )
+        return Interval(value, low, high, mean.num_episodes)
 
     def minus(self, other: "TextLosses", seed: int) -> Interval:
         """Return this mean minus another's, paired by episode; positive: this one is worse."""
         difference = (self.nats - other.nats).sum(axis=0)
         return ratio_interval(difference, self.tokens.sum(axis=0), seed)
 
-    def by_share(self) -> list[float]:
-        """Return the mean at each share of the episode."""
-        return [float(mean) for mean in self.nats.sum(axis=1) / self.tokens.sum(axis=1)]
+    def perplexity_by_share(self) -> list[float]:
+        """Return the same at each share of the episode."""
+        return [math.exp(mean) for mean in self.nats.sum(axis=1) / self.tokens.sum(axis=1)]
 
 
 @dataclass(frozen=True)
@@ -188,9 +193,9 @@ def evaluate_conditions(
         own = {group: mean_counts(by_share) for group, by_share in counts[name].items()}
         loss = losses.get(name)
         reports[name] = ConditionReport(
-            perplexity=None if loss is None else _perplexity(loss.per_token(seed)),
+            perplexity=None if loss is None else loss.perplexity(seed),
             nats_per_trace=None if loss is None else float(loss.nats.mean()),
-            perplexity_by_share=None if loss is None else list(map(math.exp, loss.by_share())),
+            perplexity_by_share=None if loss is None else loss.perplexity_by_share(),
             nats_minus_model=None if loss is None else loss.minus(losses[MODEL], seed),
             scores={group: EventScore.of(count, seed) for group, count in own.items()},
             recall_by_share=[
@@ -224,10 +229,3 @@ def _counts_by_share(
         group: [count_events(share, truth, kinds) for share in shares]
         for group, kinds in groups.items()
     }
-
-
-def _perplexity(nats: Interval) -> Interval:
-    value, low, high = (
-        None if bound is None else math.exp(bound) for bound in (nats.value, nats.low, nats.high)
-    )
-    return Interval(value, low, high, nats.num_episodes)

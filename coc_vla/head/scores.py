@@ -127,11 +127,9 @@ def count_events(
 
 def mean_counts(draws: Sequence[EventCounts]) -> EventCounts:
     """Average each episode's counts over several traces of it."""
-    return EventCounts(
-        np.mean([counts.right for counts in draws], axis=0),
-        np.mean([counts.claimed for counts in draws], axis=0),
-        np.mean([counts.recorded for counts in draws], axis=0),
-    )
+    names = ("right", "claimed", "recorded")
+    columns = ([getattr(counts, name) for counts in draws] for name in names)
+    return EventCounts(*(np.mean(column, axis=0) for column in columns))
 
 
 def recall_difference(first: EventCounts, second: EventCounts, seed: int) -> Interval:

@@ -7,7 +7,7 @@ from itertools import repeat
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from coc_vla.authors.vlm import Pictures
 from coc_vla.events.motion import EpisodeMotion
@@ -230,13 +230,8 @@ class TaskPlan:
         """Yield the motion of each chosen episode, holding no more than a block of the dataset."""
         assert self.columns is not None
         keys = [self.columns.state_key, self.columns.action_key]
-        waiting = deque(
-            zip(
-                self.episodes.starts[self.positions].tolist(),
-                self.episodes.ends[self.positions].tolist(),
-                strict=True,
-            )
-        )
+        bounds = (self.episodes.starts[self.positions], self.episodes.ends[self.positions])
+        waiting = deque(zip(*(frames.tolist() for frames in bounds), strict=True))
         kept: list[np.ndarray] = []
         kept_from = 0  # the frame that `kept` begins with
         for block in self.source.columns(keys):
@@ -246,21 +241,19 @@ class TaskPlan:
                 start, end = waiting.popleft()
                 states, actions = (rows[start - kept_from : end - kept_from] for rows in kept)
                 for key, values in zip(keys, (states, actions), strict=True):
-                    self._require_finite(key, values, start)
+                    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+                    if len(bad):
+                        raise InvalidInputError(
+                            f"column {key} of {self.source.name} is not finite in frame "
+                            f"{start + int(bad[0])}; mend the episode, or leave it out with "
+                            "--episodes"
+                        )
                 yield self.columns.motion(self.source, states, actions, start)
             if not waiting:
                 return
             num_done = min(max(waiting[0][0] - kept_from, 0), len(kept[0]))
             kept = [rows[num_done:] for rows in kept]
             kept_from += num_done
-
-    def _require_finite(self, key: str, values: Float[np.ndarray, "T dim"], start: int) -> None:
-        bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-        if len(bad):
-            raise InvalidInputError(
-                f"column {key} of {self.source.name} is not finite in frame {start + int(bad[0])}; "
-                "mend the episode, or leave it out with --episodes"
-            )
 
 
 def plan_tasks(
