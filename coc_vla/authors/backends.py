@@ -1,7 +1,7 @@
 """Which author a `--backend` stands for, and what it is asked with."""
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from coc_vla.authors.rules import Rules
 from coc_vla.authors.vlm import Vlm
@@ -14,17 +14,18 @@ DEFAULT_MODELS: dict[Backend, str] = {
     "qwen2.5-vl": "Qwen/Qwen2.5-VL-7B-Instruct",
 }
 LOCAL_BACKENDS: tuple[Backend, ...] = ("qwen3-vl", "qwen2.5-vl", "auto")
-_LEAST = {
-    "concurrency": 1,
-    "max_tokens": 1,
-    "max_request_retries": 0,
-    "temperature": 0,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
 class AuthorFlags:
     """An author of labels, as the command line asks for it."""
+
+    least: ClassVar[dict[str, int]] = {
+        "concurrency": 1,
+        "max_tokens": 1,
+        "max_request_retries": 0,
+        "temperature": 0,
+    }
 
     backend: Backend = "qwen3-vl"
     """A model of transformers (qwen3-vl, qwen2.5-vl, auto), a server (openai), or no model at all
@@ -56,7 +57,7 @@ class AuthorFlags:
     """Share of the probability that is sampled from, for a model that runs here."""
 
     def __post_init__(self) -> None:
-        for name, smallest in _LEAST.items():
+        for name, smallest in self.least.items():
             if getattr(self, name) < smallest:
                 raise InvalidInputError(f"--{name} must be at least {smallest}")
         if not 0 < self.top_p <= 1 or self.timeout_s <= 0:

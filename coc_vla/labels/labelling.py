@@ -4,6 +4,7 @@ import threading
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
@@ -13,9 +14,7 @@ from coc_vla.authors.vlm import Vlm, VlmAnswer, VlmRequest, VlmUnavailableError
 from coc_vla.labels.episode_tasks import EpisodeTask
 from coc_vla.labels.record import CocLabel
 from coc_vla.labels.trace import TraceStep, parse_trace, trace_faults, without_thoughts
-from world_modality.system.errors import InvalidInputError
 
-_LEAST = {"batch_size": 1, "max_retries": 0, "max_failures_in_row": 1, "seed": 0}
 CUT_OFF_FAULT = "the answer was cut off at the token limit; be shorter"
 # A model that thinks is not told to be shorter: it would think again as long.
 NOTHING_SAID = "cut off at the token limit before the answer began; raise --max_tokens"
@@ -48,6 +47,11 @@ class _Draft:
 class LabellingFlags(AuthorFlags):
     """How an author is asked for labels."""
 
+    least: ClassVar[dict[str, int]] = {
+        **AuthorFlags.least,
+        **{"batch_size": 1, "max_retries": 0, "max_failures_in_row": 1, "seed": 0},
+    }
+
     batch_size: int = 8
     """Episodes a batch, for a model that runs here."""
     seed: int = 0
@@ -56,12 +60,6 @@ class LabellingFlags(AuthorFlags):
     """How often a refused answer is asked for again, with the reason."""
     max_failures_in_row: int = 20
     """Failed requests in a row that end the run."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, smallest in _LEAST.items():
-            if getattr(self, name) < smallest:
-                raise InvalidInputError(f"--{name} must be at least {smallest}")
 
 
 @dataclass
