@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 
 from coc_vla.events.claims import claimed_events
-from coc_vla.events.recorded import EVENT_TYPES, EventFlags, EventType, recorded_events
-from coc_vla.head.conditions import Condition, ConditionReport, evaluate_conditions
-from coc_vla.head.evaluation import EvaluatedEpisodes, ExplainedRun
-from coc_vla.head.plots import plot_explanations
-from coc_vla.head.report import markdown_report
+from coc_vla.events.motion_columns import MotionFlags
+from coc_vla.events.recorded import EVENT_TYPES, EventType, recorded_events
+from coc_vla.head.evaluation import (
+    MODEL,
+    Condition,
+    ConditionReport,
+    EvaluatedEpisodes,
+    evaluate_conditions,
+)
+from coc_vla.head.report import markdown_report, plot_explanations
 from coc_vla.head.scores import event_groups
-from coc_vla.head.targets import EpisodeTraces, read_traces
-from coc_vla.head.text_head import EVAL_SHARES, Explainer
+from coc_vla.head.text_head import EVAL_SHARES, EpisodeTraces, Explainer, read_traces
 from world_modality.cache.contract import sha256_of_file
 from world_modality.evaluation.action_metrics import action_metrics, trivial_errors
 from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun
@@ -29,7 +33,7 @@ from world_modality.tokens.corruption import read_corruption
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalCocConfig(EventFlags, OfflineConfig):
+class EvalCocConfig(MotionFlags, OfflineConfig):
     """Action error, world accuracy and explanations on held-out episodes, beside controls."""
 
     labels_jsonl: Path
@@ -42,7 +46,7 @@ class EvalCocConfig(EventFlags, OfflineConfig):
     num_episodes: int = 200
     """Explain at most so many held-out episodes, drawn with the seed."""
     temperature: float = 1.0
-    """Of the sampled explanations; the others are greedy."""
+    """Temperature of the sampled explanations; the others are greedy."""
 
     def __post_init__(self) -> None:
         if self.num_episodes < 1:
@@ -53,15 +57,13 @@ class EvalCocConfig(EventFlags, OfflineConfig):
 
 @dataclass(frozen=True)
 class EvalCocResult:
-    """The report.
+    """The report; actions and world are those of `eval_offline`.
 
     Attributes:
         run: what was evaluated.
         labels: which labels, and how many held-out episodes have one.
         truth: `recorder` or `labels`: what written events are compared with.
         eval_shares: the frames that episodes are explained from, as shares of their length.
-        actions: as in `eval_offline`.
-        world: as in `eval_offline`.
         conditions: by name; `model` is the checkpoint as it is.
         examples: a few episodes with label and explanations.
     """
@@ -94,11 +96,9 @@ def _evaluated(config: EvalCocConfig, opened: OfflineRun) -> EvalCocResult:
     explainer = Explainer.of(opened.checkpoint, opened.tensors.device)
     traces = read_traces(config.labels_jsonl, opened.cache, opened.tensors.episodes)
     episodes = _episodes(config, opened, traces)
-    explained = ExplainedRun(opened, explainer, episodes)
     truth, known = _truth(config, opened, episodes)
-    conditions = evaluate_conditions(
-        _conditions(config, explained), truth, event_groups(known), config.seed
-    )
+    conditions = _conditions(config, Condition(opened, explainer, episodes))
+    reports = evaluate_conditions(conditions, truth, event_groups(known), config.seed)
     errors = predict(opened.policy, opened.tensors, opened.val_frames, progress="actions")
     predictors = {"model": errors, **trivial_errors(opened)}
     return EvalCocResult(
@@ -118,8 +118,8 @@ def _evaluated(config: EvalCocConfig, opened: OfflineRun) -> EvalCocResult:
             for name, predicted in predictors.items()
         },
         world=None if errors.token_rank is None else world_metrics(opened, errors, config.seed),
-        conditions=conditions,
-        examples=_examples(episodes, conditions),
+        conditions=reports,
+        examples=_examples(episodes, reports),
     )
 
 
@@ -144,8 +144,7 @@ def _truth(
         pairs = zip(episodes.traces, episodes.instructions, strict=True)
         return [claimed_events(trace, told) for trace, told in pairs], EVENT_TYPES
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
-    keys = dataclasses.replace(config.event_keys, episode=opened.cache.episode_key)
-    recorded = recorded_events(source, keys)
+    recorded = recorded_events(source, config, opened.cache.episode_key)
     strangers = [i for i in episodes.ids.tolist() if i not in recorded.by_episode]
     if strangers:
         raise InvalidInputError(
@@ -155,47 +154,47 @@ def _truth(
     return [recorded.kinds(i) for i in episodes.ids.tolist()], recorded.known
 
 
-def _conditions(config: EvalCocConfig, explained: ExplainedRun) -> dict[str, Condition]:
-    opened, episodes = explained.run, explained.episodes
-    conditions = {
-        "model": Condition(explained),
-        "model, sampled": Condition(explained, temperature=config.temperature),
-    }
+def _conditions(config: EvalCocConfig, model: Condition) -> dict[str, Condition]:
+    opened = model.run
+    greedy = {MODEL: model}
     if config.control is not None:
-        control = _control(config, explained)
-        conditions["instruction only"] = Condition(control)
-        conditions["instruction only, sampled"] = Condition(control, temperature=config.temperature)
+        greedy["instruction only"] = _control(config, config.control, model)
+    conditions = {}
+    for name, condition in greedy.items():
+        conditions[name] = condition
+        conditions[f"{name}, sampled"] = dataclasses.replace(
+            condition, temperature=config.temperature
+        )
     rng = np.random.default_rng([config.seed, 1])
     if opened.policy.config.reads_world:
         for name in ("task_shuffle", "uniform"):
             corruption = read_corruption(name, "condition")
             replaced = opened.tokens.copy()
             replaced[opened.val_frames] = corruption.offline_tokens(opened.recorded_tokens, rng)
-            conditions[f"world token: {corruption.meaning}"] = Condition(
-                explained, world_tokens=replaced
+            conditions[f"world token: {corruption.meaning}"] = dataclasses.replace(
+                model, world_tokens=replaced
             )
-    conditions["all input of another episode of the task"] = Condition(
-        explained, frames=episodes.frames_of_partners(rng)
+    conditions["all input of another episode of the task"] = dataclasses.replace(
+        model, frames=model.episodes.frames_of_partners(rng)
     )
     return conditions
 
 
-def _control(config: EvalCocConfig, explained: ExplainedRun) -> ExplainedRun:
-    assert config.control is not None
-    opened = OfflineRun.open(dataclasses.replace(config, checkpoint=config.control))
+def _control(config: EvalCocConfig, path: Path, model: Condition) -> Condition:
+    opened = OfflineRun.open(dataclasses.replace(config, checkpoint=path))
     control = Explainer.of(opened.checkpoint, opened.tensors.device)
     if control.record.context != "lang":
         raise InvalidInputError(
-            f"--control {config.control} reads more than the instruction; train one with python -m "
+            f"--control {path} reads more than the instruction; train one with python -m "
             "coc_vla.train --text_context lang and otherwise the flags of --checkpoint"
         )
     for name in ("tokenizer", "labels_sha256"):
-        if getattr(control.record, name) != getattr(explained.explainer.record, name):
+        if getattr(control.record, name) != getattr(model.explainer.record, name):
             raise InvalidInputError(
-                f"--control {config.control} was trained with another {name.split('_')[0]} than "
+                f"--control {path} was trained with another {name.split('_')[0]} than "
                 f"{config.checkpoint}, so that their perplexities per token are not comparable"
             )
-    return ExplainedRun(opened, control, explained.episodes)
+    return Condition(opened, control, model.episodes)
 
 
 def _examples(

@@ -16,14 +16,7 @@ TextContext = Literal["trunk", "lang"]
 
 @dataclass(frozen=True)
 class TrunkView:
-    """Which of a trunk's hidden states a decoder reads.
-
-    Attributes:
-        dim: their width.
-        reads_lang: LANG.
-        reads_world: WORLD_CUR.
-        num_future: K for FUT×K, or 0.
-    """
+    """Which of a trunk's hidden states, `dim` wide, a decoder reads: LANG, WORLD_CUR, FUT×K."""
 
     dim: int
     reads_lang: bool
@@ -46,20 +39,18 @@ class TrunkView:
     def of(cls, policy: PolicyConfig, context: TextContext) -> "TrunkView":
         """Choose what is read of a policy's trunk.
 
-        Args:
-            policy: whose trunk.
-            context: `trunk` for LANG, WORLD_CUR and FUT, whichever the arm has; `lang` for LANG
-                alone, which makes the instruction-only control.
+        In the context `trunk` it is LANG, WORLD_CUR and FUT, whichever the arm has; in `lang` it is
+        LANG alone, which makes the instruction-only control.
 
         Raises:
             InvalidInputError: the control of a policy without language, or nothing to read.
         """
-        if context == "lang" and not policy.reads_language:
+        sees_world = context == "trunk"
+        if not sees_world and not policy.reads_language:
             raise InvalidInputError(
                 "--text_context lang reads the instruction, which this policy does not: give "
                 "--use_language"
             )
-        sees_world = context == "trunk"
         return cls(
             dim=policy.d_model,
             reads_lang=policy.reads_language,
@@ -77,9 +68,6 @@ class DecoderConfig:
         vocabulary_size: of the tokenizer, marks included.
         marks: the tokens from which positions are counted: those between halves and steps.
         max_tokens: longest sequence, its begin and end marks included.
-        d_model: its width.
-        n_layers: its depth.
-        n_heads: its attention heads.
         dropout: inside it, but for the attention weights.
         word_dropout: share of the tokens before the next one that it does not see in training.
     """
@@ -175,27 +163,24 @@ class TextDecoder(nn.Module):
             ValueError: the trunk gave none where the config says that it has them.
         """
         view = self.config.view
-        chosen = [
-            (hidden.lang, view.reads_lang),
-            (hidden.world, view.reads_world),
-            (hidden.future, view.num_future > 0),
+        states = [
+            state
+            for state, is_read in (
+                (hidden.lang, view.reads_lang),
+                (hidden.world, view.reads_world),
+                (hidden.future, view.num_future > 0),
+            )
+            if is_read and state is not None
         ]
-        states = [state for state, is_read in chosen if is_read and state is not None]
-        joined = torch.cat(states, dim=1) if states else None
-        if joined is None or joined.shape[1] != view.num_states:
+        if sum(state.shape[1] for state in states) != view.num_states:
             raise ValueError(f"the decoder reads {view.num_states} hidden states of the trunk")
-        memory: Tensor = self.memory_in(joined) + self.memory_position
+        memory: Tensor = self.memory_in(torch.cat(states, dim=1)) + self.memory_position
         return memory
 
     def forward(
         self, tokens: Int[Tensor, "B L"], memory: Float[Tensor, "B M d"]
     ) -> Float[Tensor, "B L V"]:
-        """Return the logits of each next token.
-
-        Args:
-            tokens: from the begin mark on, at most `max_tokens`.
-            memory: from `memory`.
-        """
+        """Return the logits of each next token of at most `max_tokens`, from the begin mark on."""
         length = tokens.shape[1]
         words = self.word_dropout(self.token_embedding(tokens))
         x = self.dropout(words + self.text_position[self._places(tokens)])
@@ -211,12 +196,9 @@ class TextDecoder(nn.Module):
     def step(
         self, token: Int[Tensor, " B"], memory: Float[Tensor, "B M d"], past: TextPast
     ) -> tuple[Float[Tensor, "B V"], TextPast]:
-        """Return the logits of the next token, as `forward` does without dropout, one token on.
+        """Return the logits that follow the newest token, as `forward` does without dropout.
 
-        Args:
-            token: the newest token.
-            memory: from `memory`.
-            past: what the call before returned; at the begin mark, what `begin` returns.
+        `past` is what the call before returned; at the begin mark, what `begin` returns.
         """
         place = past.next_place.masked_fill(torch.isin(token, self._marks), 0)
         x = (self.token_embedding(token) + self.text_position[place])[:, None]

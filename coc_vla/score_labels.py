@@ -8,20 +8,20 @@ from pathlib import Path
 import numpy as np
 
 from coc_vla.events.claims import claimed_events
-from coc_vla.events.recorded import EVENT_TYPES, EventFlags, RecordedEvents, recorded_events
+from coc_vla.events.motion_columns import MotionFlags
+from coc_vla.events.recorded import EVENT_TYPES, RecordedEvents, recorded_events
 from coc_vla.head.judge import JudgeResult, judge_labels
-from coc_vla.head.scores import ClaimedAndRecorded, GroupScore, event_groups
+from coc_vla.head.scores import GroupScore, event_groups, score_group
 from coc_vla.labels.record import CocLabel, read_records
 from coc_vla.labels.settings import require_episode_key
 from world_modality.source.lerobot_adapter import open_dataset
-from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
-class ScoreConfig(EventFlags):
+class ScoreConfig(MotionFlags):
     """Events that labels claim, against those recorded, beside traces of other episodes."""
 
     labels_jsonl: Path
@@ -37,17 +37,20 @@ class ScoreConfig(EventFlags):
     num_shuffles: int = 20
     """Draws of each control."""
     seed: int = 0
-    """Of the controls and the bootstrap."""
+    """Seed of the controls and the bootstrap."""
     judge_base_url: str | None = None
     """An OpenAI-compatible server whose model judges each label; none by default."""
     judge_model: str | None = None
     """Name of the judging model."""
     judge_episodes: int = 50
     """Judge at most so many labels, drawn with the seed."""
+    judge_max_tokens: int = 2048
+    """Largest number of tokens of the judge's answer, its thoughts included."""
 
     def __post_init__(self) -> None:
-        if self.num_shuffles < 1 or self.judge_episodes < 1:
-            raise InvalidInputError("--num_shuffles and --judge_episodes must be at least 1")
+        for name in ("num_shuffles", "judge_episodes", "judge_max_tokens"):
+            if getattr(self, name) < 1:
+                raise InvalidInputError(f"--{name} must be at least 1")
         if (self.judge_base_url is None) != (self.judge_model is None):
             raise InvalidInputError("a judge needs both --judge_base_url and --judge_model")
 
@@ -80,38 +83,7 @@ def run(config: ScoreConfig) -> ScoreResult:
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
     records = read_records(config.labels_jsonl)
     labels = [record for record in records if record.is_label]
-    keys = dataclasses.replace(config.event_keys, episode=config.episode_id_key)
-    recorded = recorded_events(source, keys)
-    _require_labels_of(source, labels, recorded, config)
-    compared = ClaimedAndRecorded(
-        claimed=[claimed_events(label.coc_text, label.instruction) for label in labels],
-        recorded=[recorded.kinds(label.episode_id) for label in labels],
-        tasks=np.unique([label.instruction for label in labels], return_inverse=True)[1],
-    )
-    result = ScoreResult(
-        labels_jsonl=str(config.labels_jsonl),
-        num_labels=len(labels),
-        num_errors=len(records) - len(labels),
-        unknown_events=[kind for kind in EVENT_TYPES if kind not in recorded.known],
-        groups={
-            name: compared.score(kinds, config.num_shuffles, config.seed)
-            for name, kinds in event_groups(recorded.known).items()
-        },
-        judge=_judge(config, labels, recorded),
-    )
-    _print(result)
-    write_config(config, config.report_dir / "config.json")
-    write_json(config.report_dir / "score_labels.json", dataclasses.asdict(result))
-    print(f"report: {config.report_dir / 'score_labels.json'}")
-    return result
-
-
-def _require_labels_of(
-    source: LeRobotSource,
-    labels: Sequence[CocLabel],
-    recorded: RecordedEvents,
-    config: ScoreConfig,
-) -> None:
+    recorded = recorded_events(source, config, config.episode_id_key)
     if not labels:
         raise InvalidInputError(f"{config.labels_jsonl} has no label, nothing but errors")
     strangers = [n.episode_id for n in labels if n.episode_id not in recorded.by_episode]
@@ -121,6 +93,27 @@ def _require_labels_of(
             f"{source.root} does not have ({len(recorded.by_episode)} episodes); give the "
             "recording that was labelled"
         )
+    compared = (
+        [claimed_events(label.coc_text, label.instruction) for label in labels],
+        [recorded.kinds(label.episode_id) for label in labels],
+        np.unique([label.instruction for label in labels], return_inverse=True)[1],
+    )
+    result = ScoreResult(
+        labels_jsonl=str(config.labels_jsonl),
+        num_labels=len(labels),
+        num_errors=len(records) - len(labels),
+        unknown_events=[kind for kind in EVENT_TYPES if kind not in recorded.known],
+        groups={
+            name: score_group(*compared, kinds, config.num_shuffles, config.seed)
+            for name, kinds in event_groups(recorded.known).items()
+        },
+        judge=_judge(config, labels, recorded),
+    )
+    _print(result)
+    write_config(config, config.report_dir / "config.json")
+    write_json(config.report_dir / "score_labels.json", dataclasses.asdict(result))
+    print(f"report: {config.report_dir / 'score_labels.json'}")
+    return result
 
 
 def _judge(
@@ -134,6 +127,7 @@ def _judge(
         config.judge_base_url,
         config.judge_model,
         [(label, recorded.kinds(label.episode_id)) for label in chosen],
+        config.judge_max_tokens,
         config.seed,
     )
 

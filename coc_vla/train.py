@@ -7,11 +7,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from coc_vla.head.targets import EpisodeTraces, read_traces, text_targets
-from coc_vla.head.text_head import ExplainingHead, HeadRecord, HeadTraining
+from coc_vla.head.text_head import (
+    EpisodeTraces,
+    ExplainingHead,
+    HeadRecord,
+    read_traces,
+    text_targets,
+)
 from coc_vla.head.tokenizer import TRAINED, TextTokenizer
 from coc_vla.labels.record import GENERATION_COMMAND
-from coc_vla.labels.trace import TraceStep
 from coc_vla.model import DecoderConfig, TextContext, TrunkView
 from world_modality.arms import ModelType
 from world_modality.cache.contract import sha256_of_file
@@ -30,7 +34,7 @@ class CocTrainConfig(TrainConfig):
     may_change: ClassVar[frozenset[str]] = TrainConfig.may_change | {"labels_jsonl"}
 
     model_type: ModelType = "C"
-    """The arm."""
+    """Arm of the policy that the head is trained with."""
     labels_jsonl: Path
     """Labels of `python -m coc_vla.coc_generation` for this dataset."""
     coc_loss_weight: float = 0.2
@@ -93,7 +97,20 @@ def _build_head(config: CocTrainConfig, site: HeadSite) -> ExplainingHead:
             f"{traces.num_errors} errors); label more episodes with {GENERATION_COMMAND} "
             "--resume …"
         )
-    tokenizer = _tokenizer(config, train, site.stored)
+    labels_sha256 = sha256_of_file(config.labels_jsonl)
+    if site.stored is not None:
+        stored = HeadRecord.from_dict(site.stored)
+        if stored.labels_sha256 != labels_sha256:
+            raise InvalidInputError(
+                f"cannot resume {config.log_dir}: {config.labels_jsonl} is not the label file that "
+                "the run was started with (its SHA-256 differs); give that one, another --log_dir, "
+                "or --overwrite"
+            )
+        tokenizer = TextTokenizer(stored.tokenizer)
+    elif config.text_tokenizer == TRAINED:
+        tokenizer = TextTokenizer.train(list(train.values()), config.text_vocabulary)
+    else:
+        tokenizer = TextTokenizer.pretrained(config.text_tokenizer)
     decoder = DecoderConfig(
         view=view,
         vocabulary_size=tokenizer.vocabulary_size,
@@ -105,37 +122,16 @@ def _build_head(config: CocTrainConfig, site: HeadSite) -> ExplainingHead:
         dropout=config.text_dropout,
         word_dropout=config.text_word_dropout,
     )
-    labels_sha256 = sha256_of_file(config.labels_jsonl)
-    _require_same_labels(config, site.stored, labels_sha256)
     _print_header(config, traces, split, tokenizer)
     longest, device = config.max_text_tokens, site.tensors.device
     return ExplainingHead(
         HeadRecord(decoder, config.text_context, tokenizer.to_json(), labels_sha256),
-        HeadTraining(config.coc_loss_weight, config.coc_samples_per_batch, config.seed),
         text_targets(train, episodes, tokenizer, longest, device),
         text_targets(held_out, episodes, tokenizer, longest, device),
+        loss_weight=config.coc_loss_weight,
+        samples_per_batch=config.coc_samples_per_batch,
+        seed=config.seed,
     )
-
-
-def _tokenizer(
-    config: CocTrainConfig, train: dict[int, tuple[TraceStep, ...]], stored: dict[str, Any] | None
-) -> TextTokenizer:
-    if stored is not None:
-        return TextTokenizer(HeadRecord.from_dict(stored).tokenizer)
-    if config.text_tokenizer == TRAINED:
-        return TextTokenizer.train(list(train.values()), config.text_vocabulary)
-    return TextTokenizer.pretrained(config.text_tokenizer)
-
-
-def _require_same_labels(
-    config: CocTrainConfig, stored: dict[str, Any] | None, labels_sha256: str
-) -> None:
-    if stored is not None and HeadRecord.from_dict(stored).labels_sha256 != labels_sha256:
-        raise InvalidInputError(
-            f"cannot resume {config.log_dir}: {config.labels_jsonl} is not the label file that the "
-            "run was started with (its SHA-256 differs); give that one, another --log_dir, or "
-            "--overwrite"
-        )
 
 
 def _print_header(

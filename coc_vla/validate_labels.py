@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import jinja2
 import numpy as np
 
-from coc_vla.labels.contact_sheet import SheetEntry, write_contact_sheet
-from coc_vla.labels.keyframe_images import keyframe_images
+from coc_vla.authors.vlm import image_url
+from coc_vla.labels.keyframes import keyframe_images
 from coc_vla.labels.record import CocLabel, LabelScan, scan_labels
 from coc_vla.labels.settings import require_episode_key
 from coc_vla.labels.statistics import label_report
@@ -16,9 +17,11 @@ from world_modality.source.dataset_episodes import read_episodes
 from world_modality.source.episodes import Episodes
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.lerobot_source import LeRobotSource
-from world_modality.system.atomic import write_json
+from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
+
+_SHEET = Path(__file__).with_name("contact_sheet.html.j2")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,7 @@ class ValidateLabelsConfig:
     output_json: Path | None = None
     """Receives the report; by default beside the labels, as <name>.report.json."""
     seed: int = 0
-    """Of the choice of samples."""
+    """Seed of the choice of samples."""
 
 
 def run(config: ValidateLabelsConfig) -> dict[str, Any]:
@@ -60,8 +63,7 @@ def run(config: ValidateLabelsConfig) -> dict[str, Any]:
             "--num_samples must be at least 0, --sheet_episodes and --sheet_image_side at least 1"
         )
     scan = scan_labels(config.labels_jsonl)
-    source = None
-    episodes = None
+    source = episodes = None
     if config.dataset_name is not None:
         source = open_dataset(
             config.dataset_name, dataset_root=config.dataset_root, revision=config.revision
@@ -71,15 +73,17 @@ def run(config: ValidateLabelsConfig) -> dict[str, Any]:
     report = label_report(scan, None if episodes is None else episodes.ids.tolist())
     report_path = config.output_json or config.labels_jsonl.with_suffix(".report.json")
     write_json(report_path, report)
-    print_report(report, config.labels_jsonl)
-    _print_samples(scan, config.num_samples, config.seed)
+    _print(report, config.labels_jsonl)
+    labels = [record for record in scan.records.values() if record.is_label]
+    for label in _drawn(labels, config.num_samples, config.seed):
+        print(f"\nepisode {label.episode_id}: {label.instruction}\n{label.text}")
     print(f"\nreport {report_path}")
     if config.contact_sheet is not None and source is not None and episodes is not None:
-        _write_sheet(config, scan, source, episodes)
+        _write_sheet(config, config.contact_sheet, scan, source, episodes)
     return report
 
 
-def print_report(report: dict[str, Any], path: Path) -> None:
+def _print(report: dict[str, Any], path: Path) -> None:
     """Print what a reader needs to decide whether the labels are usable."""
     lines, coverage = report["lines"], report["coverage"]
     share = "" if coverage["share"] is None else f", {coverage['share']:.1%} of the dataset"
@@ -88,11 +92,8 @@ def print_report(report: dict[str, Any], path: Path) -> None:
     print(f"  errors            {coverage['num_errors']}")
     for kind, entry in report["errors"].items():
         print(f"    {entry['count']} × {kind} (episode {entry['episode']})")
-    if coverage["num_without_line"]:
-        print(
-            f"  no line           {coverage['num_without_line']} episodes, the first "
-            f"{coverage['without_line'][:5]}"
-        )
+    if count := coverage["num_without_line"]:
+        print(f"  no line           {count} episodes, the first {coverage['without_line'][:5]}")
     if coverage["not_in_dataset"]:
         print(f"  not in dataset    {coverage['not_in_dataset']}")
     print(
@@ -118,10 +119,6 @@ def print_report(report: dict[str, Any], path: Path) -> None:
         )
     if len(report["origins"]) > 1:
         print("  note: the labels are a mixture of several origins")
-    _print_texts(report)
-
-
-def _print_texts(report: dict[str, Any]) -> None:
     for name, values in report["lengths"].items():
         if name != "num_labels_by_steps" and values is not None:
             print(
@@ -134,12 +131,6 @@ def _print_texts(report: dict[str, Any]) -> None:
     print(f"    steps begin     {', '.join(list(words['first_words_of_steps'])[:12])}")
 
 
-def _print_samples(scan: LabelScan, num_samples: int, seed: int) -> None:
-    labels = [record for record in scan.records.values() if record.is_label]
-    for label in _drawn(labels, num_samples, seed):
-        print(f"\nepisode {label.episode_id}: {label.instruction}\n{label.text}")
-
-
 def _drawn(records: Sequence[CocLabel], count: int, seed: int) -> list[CocLabel]:
     """Draw some records, in the order of their episodes."""
     rng = np.random.default_rng(seed)
@@ -148,40 +139,52 @@ def _drawn(records: Sequence[CocLabel], count: int, seed: int) -> list[CocLabel]
 
 
 def _write_sheet(
-    config: ValidateLabelsConfig, scan: LabelScan, source: LeRobotSource, episodes: Episodes
+    config: ValidateLabelsConfig,
+    path: Path,
+    scan: LabelScan,
+    source: LeRobotSource,
+    episodes: Episodes,
 ) -> None:
-    assert config.contact_sheet is not None
+    """Write keyframes and steps side by side, as one HTML file that needs nothing beside it."""
     camera = source.camera(config.image_key)
-    lengths = dict(zip(episodes.ids.tolist(), episodes.lengths.tolist(), strict=True))
-    starts = dict(zip(episodes.ids.tolist(), episodes.starts.tolist(), strict=True))
+    position_of = {episode: position for position, episode in enumerate(episodes.ids.tolist())}
+    starts, lengths = episodes.starts.tolist(), episodes.lengths.tolist()
     records = [
         record
-        for record in scan.records.values()
-        if max(record.keyframe_indices) < lengths.get(record.episode_id, 0)
+        for episode, record in scan.records.items()
+        if episode in position_of and max(record.keyframe_indices) < lengths[position_of[episode]]
     ]
     errors = [record for record in records if not record.is_label]
     labels = [record for record in records if record.is_label]
-    shown_errors = _drawn(errors, max(config.sheet_episodes // 4, 1), config.seed)
-    shown = shown_errors + _drawn(labels, config.sheet_episodes - len(shown_errors), config.seed)
-    in_order = sorted(shown, key=lambda record: starts[record.episode_id])
+    shown = _drawn(errors, max(config.sheet_episodes // 4, 1), config.seed)
+    shown += _drawn(labels, config.sheet_episodes - len(shown), config.seed)
+    in_order = sorted(shown, key=lambda record: position_of[record.episode_id])
     frames = [
-        [starts[record.episode_id] + index for index in record.keyframe_indices]
+        [starts[position_of[record.episode_id]] + index for index in record.keyframe_indices]
         for record in in_order
     ]
     decoded = keyframe_images(source, camera, frames, config.sheet_image_side)
     images = {record.episode_id: found for record, found in zip(in_order, decoded, strict=True)}
-    entries = [SheetEntry(record, images[record.episode_id], source.fps) for record in shown]
     left_out = len(scan.records) - len(records)
-    foreign = (
-        f" {left_out} whose frames the dataset does not have are left out." if left_out else ""
-    )
     note = (
         f"{len(shown)} of {len(scan.records)} episodes, {camera}; errors first. Does each step "
-        f"happen, in this order, and does its reason hold?{foreign}"
+        "happen, in this order, and does its reason hold?"
     )
-    title = f"Chain-of-Causality labels of {source.name}"
-    write_contact_sheet(config.contact_sheet, title, note, entries)
-    print(f"contact sheet {config.contact_sheet}")
+    if left_out:
+        note += f" {left_out} whose frames the dataset does not have are left out."
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    page = environment.from_string(_SHEET.read_text(encoding="utf-8")).render(
+        title=f"Chain-of-Causality labels of {source.name}",
+        note=note,
+        entries=[(record, images[record.episode_id]) for record in shown],
+        fps=source.fps,
+        image_url=image_url,
+    )
+    with replacing(path) as partial:
+        partial.write_text(page, encoding="utf-8", errors="replace")
+    print(f"contact sheet {path}")
 
 
 def main() -> None:

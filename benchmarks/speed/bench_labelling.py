@@ -21,12 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.speed.harness.drawn_dataset import draw_dataset
-from coc_vla.authors.pictures import image_url
+from coc_vla.authors.vlm import image_url
+from coc_vla.coc_generation import CocGenerationConfig
 from coc_vla.coc_generation import run as generate
-from coc_vla.labels.episode_tasks import TaskRequest, plan_tasks
-from coc_vla.labels.file import LabelFile
-from coc_vla.labels.generation_config import CocGenerationConfig
-from coc_vla.labels.record import read_labels
+from coc_vla.labels.episode_tasks import plan_tasks
+from coc_vla.labels.record import LabelFile, read_labels
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli
@@ -131,8 +130,7 @@ def measure_run(config: CocGenerationConfig) -> dict[str, float]:
 def measure_images(config: CocGenerationConfig, as_recorded: bool) -> dict[str, float]:
     """Return the processor time (ms) an episode of reading frames and of writing them as text."""
     source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
-    request = TaskRequest(max_episodes=config.max_episodes, as_recorded=as_recorded)
-    plan = plan_tasks(source, request, needs_images=True, needs_motion=False)
+    plan = plan_tasks(source, config, needs_images=True, as_recorded=as_recorded)
     began = cpu_s()
     tasks = list(plan.tasks())
     read = cpu_s()

@@ -1,9 +1,9 @@
-"""Which author a `--backend` stands for."""
+"""Which author a `--backend` stands for, and what it is asked with."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any, ClassVar, Literal
 
-from coc_vla.authors.rules import MODEL_NAME, Rules
+from coc_vla.authors.rules import Rules
 from coc_vla.authors.vlm import Vlm
 from world_modality.system.errors import InvalidInputError
 
@@ -16,42 +16,52 @@ DEFAULT_MODELS: dict[Backend, str] = {
 LOCAL_BACKENDS: tuple[Backend, ...] = ("qwen3-vl", "qwen2.5-vl", "auto")
 
 
-@dataclass(frozen=True)
-class BackendRequest:
-    """An author, as the command line asks for it.
+@dataclass(frozen=True, kw_only=True)
+class AuthorFlags:
+    """An author of labels, as the command line asks for it."""
 
-    Attributes:
-        backend: what kind.
-        model_name: hub name, local folder, or what a server calls it.
-        revision: hub revision of a local model.
-        trust_remote_code: whether a local model may run code of its own files.
-        device: of a local model, as in `--device`.
-        precision: of a local model; bf16 on a GPU and fp32 on a CPU where `auto`.
-        max_tokens: of an answer.
-        temperature: 0 is greedy.
-        top_p: of sampling, for a local model.
-        base_url: of a server.
-        timeout_s: of a server's answer.
-        max_request_retries: of a request to a server.
-        concurrency: requests to a server at once.
-    """
+    least: ClassVar[dict[str, int]] = {
+        "concurrency": 1,
+        "max_tokens": 1,
+        "max_request_retries": 0,
+        "temperature": 0,
+    }
 
-    backend: Backend
-    model_name: str | None
-    revision: str | None
-    trust_remote_code: bool
-    device: str
-    precision: Precision
-    max_tokens: int
-    temperature: float
-    top_p: float
-    base_url: str | None
-    timeout_s: float
-    max_request_retries: int
-    concurrency: int
+    backend: Backend = "qwen3-vl"
+    """A model of transformers (qwen3-vl, qwen2.5-vl, auto), a server (openai), or no model at all
+    (rules)."""
+    model_name: str | None = None
+    """Hub name or local folder; with openai what the server calls it."""
+    model_revision: str | None = None
+    """Hub revision of the model."""
+    trust_remote_code: bool = False
+    """Let the model's own files run code."""
+    device: str = "auto"
+    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    precision: Precision = "auto"
+    """Precision of a model that runs here; auto is bf16 on a GPU, fp32 on a CPU."""
+    base_url: str | None = None
+    """Address of an OpenAI-compatible server, as in http://localhost:8000/v1. Its key, where it
+    needs one, is read from OPENAI_API_KEY."""
+    concurrency: int = 16
+    """Requests to the server at once."""
+    timeout_s: float = 120.0
+    """How long the server may take for a whole answer, and how long it may be silent."""
+    max_request_retries: int = 5
+    """Further tries of a request that failed: no connection, silence, 429, 5xx, nonsense."""
+    max_tokens: int = 768
+    """Largest number of tokens of an answer."""
+    temperature: float = 0.0
+    """Temperature of sampling; 0 is greedy."""
+    top_p: float = 1.0
+    """Share of the probability that is sampled from, for a model that runs here."""
 
     def __post_init__(self) -> None:
-        assert self.backend in get_args(Backend)
+        for name, smallest in self.least.items():
+            if getattr(self, name) < smallest:
+                raise InvalidInputError(f"--{name} must be at least {smallest}")
+        if not 0 < self.top_p <= 1 or self.timeout_s <= 0:
+            raise InvalidInputError("--top_p lies above 0 and up to 1, --timeout_s above 0")
         if (self.backend == "openai") != (self.base_url is not None):
             raise InvalidInputError(
                 "--base_url is the address of --backend openai and of no other, as in "
@@ -61,83 +71,55 @@ class BackendRequest:
             raise InvalidInputError("--backend auto needs a --model_name")
         if self.backend == "rules" and self.model_name is not None:
             raise InvalidInputError("--backend rules has no model; leave --model_name out")
-        if self.revision is not None and self.backend not in LOCAL_BACKENDS:
+        if self.model_revision is not None and self.backend not in LOCAL_BACKENDS:
             raise InvalidInputError(
                 f"--model_revision pins a hub model, and --backend {self.backend} loads none"
             )
 
     @property
-    def is_concurrent(self) -> bool:
-        """Whether episodes are asked about at once, not in batches."""
-        return self.backend == "openai"
+    def is_model(self) -> bool:
+        """Whether a model is asked, which sees pictures; the rules read the recorded motion."""
+        return self.backend != "rules"
 
     @property
     def resolved_model(self) -> str | None:
         """The model's name, None where the server has to be asked for it."""
-        if self.backend == "rules":
-            return MODEL_NAME
         return self.model_name or DEFAULT_MODELS.get(self.backend)
 
-    def identity(self) -> str | None:
+    @property
+    def author_settings(self) -> dict[str, Any]:
+        """What of it an answer depends on."""
+        is_local = self.backend in LOCAL_BACKENDS
+        return {
+            "backend": self.backend,
+            "precision": self.precision if is_local else None,
+            "max_tokens": self.max_tokens if self.is_model else None,
+            "temperature": self.temperature if self.is_model else None,
+            "top_p": self.top_p if is_local else None,
+        }
+
+    def model_identity(self) -> str | None:
         """Return what tells a local model's files from others of the same name, else None."""
         name = self.resolved_model
         if self.backend not in LOCAL_BACKENDS or name is None:
             return None
         from coc_vla.authors.transformers_vlm import model_identity
 
-        return model_identity(name, self.revision)
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        """What of it an answer depends on."""
-        is_model = self.backend != "rules"
-        return {
-            "backend": self.backend,
-            "precision": self.precision if self.backend in LOCAL_BACKENDS else None,
-            "max_tokens": self.max_tokens if is_model else None,
-            "temperature": self.temperature if is_model else None,
-            "top_p": self.top_p if self.backend in LOCAL_BACKENDS else None,
-        }
+        return model_identity(name, self.model_revision)
 
 
-def build_vlm(request: BackendRequest) -> Vlm:
+def build_vlm(flags: AuthorFlags) -> Vlm:
     """Load a model, or connect to a server.
 
     Raises:
         UserError: the model or the server cannot be used; says why.
     """
-    if request.backend == "rules":
+    if flags.backend == "rules":
         return Rules()
-    if request.backend == "openai":
-        return _server(request)
-    from coc_vla.authors.transformers_vlm import GenerationSettings, load_transformers_vlm
-    from world_modality.system.device import resolve_device
+    if flags.backend == "openai":
+        from coc_vla.authors.openai_vlm import OpenAiVlm
 
-    name = request.resolved_model
-    assert name is not None  # checked above for `auto`, the others have a default
-    return load_transformers_vlm(
-        name,
-        request.backend,
-        device=resolve_device(request.device),
-        settings=GenerationSettings(request.max_tokens, request.temperature, request.top_p),
-        precision=request.precision,
-        revision=request.revision,
-        trust_remote_code=request.trust_remote_code,
-    )
+        return OpenAiVlm(flags)
+    from coc_vla.authors.transformers_vlm import load_transformers_vlm
 
-
-def _server(request: BackendRequest) -> Vlm:
-    from coc_vla.authors.openai_vlm import OpenAiSettings, OpenAiVlm
-
-    assert request.base_url is not None
-    return OpenAiVlm(
-        OpenAiSettings(
-            base_url=request.base_url,
-            model_name=request.model_name,
-            max_tokens=request.max_tokens,
-            temperature=request.temperature,
-            timeout_s=request.timeout_s,
-            max_request_retries=request.max_request_retries,
-            concurrency=request.concurrency,
-        )
-    )
+    return load_transformers_vlm(flags)

@@ -8,11 +8,10 @@ import math
 import random
 import threading
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
-from coc_vla.authors.pictures import image_url
+from coc_vla.authors.backends import AuthorFlags
 from coc_vla.authors.server_connection import (
     API_KEY_VARIABLE,
     NoConnectionError,
@@ -20,30 +19,32 @@ from coc_vla.authors.server_connection import (
     ServerConnection,
     ServerError,
 )
-from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
-from world_modality.system.errors import InvalidInputError
+from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError, image_url
+from world_modality.system.errors import InvalidInputError, UserError
 
+FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
+# What a server that has too much to do answers with; one that restarts, with 500 or more.
+_BUSY_STATUS = frozenset({408, 409, 425, 429})
+_SERVER_ERRORS = 500
+_PROXY_REFUSES = 407
+_OK = 200
+_REFUSED_STATUS = {
+    401: f"the key in {API_KEY_VARIABLE} is missing or wrong",
+    403: f"the key in {API_KEY_VARIABLE} may not use this model",
+    404: "the model or the address is unknown to it; is --base_url right (it ends in /v1), and "
+    "--model_name what the server calls the model?",
+}
+_HOW_TO_SERVE = (
+    "start one with, for example, vllm serve Qwen/Qwen3-VL-8B-Instruct, and give its --base_url, "
+    "as in http://localhost:8000/v1; with --resume a run goes on where it was"
+)
+_NO_COMPLETION = "the server's answer is no completion: "
 # Why a finished completion has no text, where the server does not say it in words.
 _NO_TEXT = {
     "content_filter": "the server's content filter keeps the answer back",
     "tool_calls": "the model called a tool instead of writing",
     "function_call": "the model called a function instead of writing",
 }
-
-
-class NonsenseError(Exception):
-    """The server answered, but not with a completion."""
-
-    def __str__(self) -> str:
-        return f"the server's answer is no completion: {super().__str__()}"
-
-
-def message_content(request: VlmRequest) -> list[dict[str, Any]]:
-    """Return an episode's pictures in order, then the question."""
-    images = [
-        {"type": "image_url", "image_url": {"url": image_url(image)}} for image in request.images
-    ]
-    return [*images, {"type": "text", "text": request.prompt}]
 
 
 def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
@@ -55,7 +56,7 @@ def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
     says why in `refusal`.
 
     Raises:
-        NonsenseError: it is neither.
+        ServerError: it is neither.
     """
     try:
         content = json.loads(_joined_events(reply) if reply.startswith(b"data:") else reply)
@@ -65,12 +66,12 @@ def read_completion(reply: bytes, seconds: float) -> VlmAnswer:
         usage = content.get("usage") or {}
         num_tokens = usage.get("completion_tokens")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError, RecursionError) as error:
-        raise NonsenseError(reply[:120].decode(errors="replace")) from error
+        raise ServerError(_NO_COMPLETION + reply[:120].decode(errors="replace")) from error
     if not text.strip() and not refusal:
         if reason in _NO_TEXT:
             refusal = _NO_TEXT[reason]
         elif message.get("content") is None and reason not in ("stop", "length"):
-            raise NonsenseError(f"no content, and finish_reason {reason!r}"[:120])
+            raise ServerError(_NO_COMPLETION + f"no content, and finish_reason {reason!r}"[:120])
     return VlmAnswer(
         text,
         num_tokens if type(num_tokens) is int else None,
@@ -106,52 +107,6 @@ def _joined_events(reply: bytes) -> str:
     return json.dumps({"choices": [choice], "usage": usages[-1] if usages else None})
 
 
-def read_model_names(reply: bytes) -> list[str]:
-    """Return the models that a reply lists; none where it lists nothing."""
-    try:
-        content: Mapping[str, Any] = json.loads(reply)
-        return [str(model["id"]) for model in content["data"]]
-    except (ValueError, KeyError, TypeError, RecursionError):
-        return []
-
-
-FIRST_WAIT_S, LONGEST_WAIT_S = 0.5, 30.0
-# What a server that has too much to do answers with; one that restarts, with 500 or more.
-_BUSY_STATUS = frozenset({408, 409, 425, 429})
-_SERVER_ERRORS = 500
-_PROXY_REFUSES = 407
-_OK = 200
-_REFUSED_STATUS = {
-    401: f"the key in {API_KEY_VARIABLE} is missing or wrong",
-    403: f"the key in {API_KEY_VARIABLE} may not use this model",
-    404: "the model or the address is unknown to it; is --base_url right (it ends in /v1), and "
-    "--model_name what the server calls the model?",
-}
-
-
-@dataclass(frozen=True)
-class OpenAiSettings:
-    """How a server is asked.
-
-    Attributes:
-        base_url: ends in `/v1`.
-        model_name: what the server calls the model; None takes the only one it has.
-        max_tokens: of an answer.
-        temperature: 0 is greedy.
-        timeout_s: how long an answer may take, and how long the server may be silent on the way.
-        max_request_retries: further tries of a request that failed.
-        concurrency: connections at most.
-    """
-
-    base_url: str
-    model_name: str | None
-    max_tokens: int
-    temperature: float
-    timeout_s: float
-    max_request_retries: int
-    concurrency: int
-
-
 class OpenAiVlm:
     """Asks a server; see `Vlm`.
 
@@ -160,10 +115,7 @@ class OpenAiVlm:
     still fails is that episode's error, except where it would fail for every other, too.
     """
 
-    needs_images = True
-    needs_motion = False
-
-    def __init__(self, settings: OpenAiSettings) -> None:
+    def __init__(self, flags: AuthorFlags) -> None:
         """Connect, and find out the model where none is named.
 
         Raises:
@@ -171,21 +123,19 @@ class OpenAiVlm:
                 the model is not clear.
             VlmUnavailableError: nobody answers there, or the key is refused.
         """
-        self._settings = settings
-        self._connection = ServerConnection(
-            settings.base_url, settings.timeout_s, settings.concurrency
-        )
+        assert flags.base_url is not None
+        self._flags = flags
+        self._base_url = flags.base_url
+        self._connection = ServerConnection(self._base_url, flags.timeout_s, flags.concurrency)
         self._closed = threading.Event()
         self._jitter = random.Random()
-        self.num_request_retries = 0
-        self._in_flight = 0
         self._lock = threading.Lock()
-        self._model_name = self._find_model()
-
-    @property
-    def model_name(self) -> str:
-        """What the server calls the model."""
-        return self._model_name
+        self._in_flight = self.num_request_retries = 0
+        try:
+            self.model_name = self._find_model()
+        except UserError:
+            self.close()
+            raise
 
     def answer(self, requests: Sequence[VlmRequest]) -> list[VlmAnswer]:
         """Answer each request, one after the other.
@@ -214,20 +164,26 @@ class OpenAiVlm:
                 self._in_flight -= 1
 
     def _tried(self, request: VlmRequest) -> VlmAnswer:
+        # The pictures in order, then the question.
+        content: list[dict[str, Any]] = [
+            {"type": "image_url", "image_url": {"url": image_url(image)}}
+            for image in request.images
+        ]
+        content.append({"type": "text", "text": request.prompt})
         body = {
-            "model": self._model_name,
-            "messages": [{"role": "user", "content": message_content(request)}],
-            "max_tokens": self._settings.max_tokens,
-            "temperature": self._settings.temperature,
+            "model": self.model_name,
+            "messages": [{"role": "user", "content": content}],
+            "max_tokens": self._flags.max_tokens,
+            "temperature": self._flags.temperature,
             "seed": request.seed,
             "stream": False,
         }
         began = time.monotonic()
-        error: str | ServerError | NonsenseError = "not tried"
-        for tries in range(self._settings.max_request_retries + 1):
+        error: str | ServerError = "not tried"
+        for tries in range(self._flags.max_request_retries + 1):
             retry_after: str | None = None
             try:
-                reply = self._connection.post("chat/completions", body)
+                reply = self._connection.ask("chat/completions", body)
                 retry_after = reply.retry_after
                 if reply.status == _OK:
                     return read_completion(reply.content, time.monotonic() - began)
@@ -236,20 +192,20 @@ class OpenAiVlm:
                     raise VlmUnavailableError(self._unavailable(reply.status, str(error)))
                 if reply.status not in _BUSY_STATUS and reply.status < _SERVER_ERRORS:
                     break
-            except (ServerError, NonsenseError) as failure:
+            except ServerError as failure:
                 error = failure
-            is_last = tries == self._settings.max_request_retries
+            is_last = tries == self._flags.max_request_retries
             if is_last or self._closed.wait(self._wait_s(tries, retry_after)):
                 break
             with self._lock:
                 self.num_request_retries += 1
         if isinstance(error, NoConnectionError):
-            raise VlmUnavailableError(f"{error}; {self._how_to_serve}")
+            raise VlmUnavailableError(f"{error}; {_HOW_TO_SERVE}")
         told = self._connection.without_key(str(error))
         return VlmAnswer("", None, time.monotonic() - began, error=told)
 
     def _wait_s(self, tries: int, retry_after: str | None) -> float:
-        """Return how long to wait; exponential back-off with full jitter above its half."""
+        """Return exponential back-off with jitter above its half, or what the server asks for."""
         try:
             told = float(retry_after) if retry_after else 0.0
         except ValueError:
@@ -261,22 +217,22 @@ class OpenAiVlm:
     def _find_model(self) -> str:
         """Ask for the server's models; where one is named, only to see whether it is there."""
         try:
-            reply = self._connection.get("models")
+            reply = self._connection.ask("models")
         except ServerError as error:
-            self.close()
-            raise VlmUnavailableError(f"{error}; {self._how_to_serve}") from error
+            raise VlmUnavailableError(f"{error}; {_HOW_TO_SERVE}") from error
         # Not every server lists its models to everybody; one that is named is tried.
-        is_needed = self._settings.model_name is None
+        is_needed = self._flags.model_name is None
         if reply.status in (401, 403) or (is_needed and reply.status != _OK):
-            self.close()
             raise VlmUnavailableError(self._unavailable(reply.status, self._status_error(reply)))
-        if self._settings.model_name is not None:
-            return self._settings.model_name
-        names = read_model_names(reply.content)
+        if self._flags.model_name is not None:
+            return self._flags.model_name
+        try:
+            names = [str(model["id"]) for model in json.loads(reply.content)["data"]]
+        except (ValueError, KeyError, TypeError, RecursionError):
+            names = []
         if len(names) != 1:
-            self.close()
             raise InvalidInputError(
-                f"--base_url {self._settings.base_url} offers {len(names)} models "
+                f"--base_url {self._base_url} offers {len(names)} models "
                 f"({', '.join(names[:10]) or 'none listed'}); choose one with --model_name"
             )
         return names[0]
@@ -289,14 +245,7 @@ class OpenAiVlm:
         return told + self._connection.way if is_of_proxy else told
 
     def _unavailable(self, status: int, error: str) -> str:
-        model = self._settings.model_name
+        model = self._flags.model_name
         asked = "to list its models" if model is None else f"model {model}"
         hint = _REFUSED_STATUS.get(status, "is it a server of chat completions, and ready?")
-        return f"{self._settings.base_url} refuses {asked}: {error}; {hint}"
-
-    @property
-    def _how_to_serve(self) -> str:
-        return (
-            "start one with, for example, vllm serve Qwen/Qwen3-VL-8B-Instruct, and give its "
-            "--base_url, as in http://localhost:8000/v1; with --resume a run goes on where it was"
-        )
+        return f"{self._base_url} refuses {asked}: {error}; {hint}"

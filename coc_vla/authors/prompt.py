@@ -18,12 +18,9 @@ MAX_QUOTED_CHARS = 4_000
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt file.
+    """A prompt file: the question, what is added after a refused answer, and the file's hash.
 
-    Attributes:
-        first: template of the question, with `$instruction`, `$num_frames` and `$frame_times`.
-        retry: template of what is added after a refused answer, with `$previous_answer`, `$faults`.
-        sha256: of the file's bytes; every label carries it.
+    Every label carries the hash. The placeholders are `FIRST_PLACEHOLDERS`, `RETRY_PLACEHOLDERS`.
     """
 
     first: string.Template
@@ -57,12 +54,7 @@ class Prompt:
         return cls(first, retry, hashlib.sha256(content).hexdigest())
 
     def question(self, instruction: str, frame_times_s: Sequence[float]) -> str:
-        """Return the first question about an episode.
-
-        Args:
-            instruction: what the robot was told.
-            frame_times_s: when each picture was taken, from the episode's beginning.
-        """
+        """Return the first question about an episode; times are from the episode's beginning."""
         times = ", ".join(f"{time:.1f} s" for time in frame_times_s)
         return self.first.substitute(
             instruction=instruction, num_frames=len(frame_times_s), frame_times=times

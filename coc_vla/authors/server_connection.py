@@ -27,13 +27,7 @@ class NoConnectionError(ServerError):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server answered, whole.
-
-    Attributes:
-        status: of HTTP.
-        retry_after: what the header of that name says.
-        content: at most `MAX_REPLY_BYTES`.
-    """
+    """What a server answered, whole: at most `MAX_REPLY_BYTES`."""
 
     status: int
     retry_after: str | None
@@ -48,12 +42,7 @@ class ServerConnection:
     """
 
     def __init__(self, base_url: str, timeout_s: float, concurrency: int) -> None:
-        """Prepare connections; none is made yet.
-
-        Args:
-            base_url: ends in `/v1`.
-            timeout_s: how long an answer may take, and how long the server may be silent.
-            concurrency: connections at most.
+        """Prepare so many connections to an address that ends in `/v1`; none is made yet.
 
         Raises:
             InvalidInputError: the address is none or holds a secret, the key cannot be sent, or
@@ -78,19 +67,6 @@ class ServerConnection:
             transport=httpx.HTTPTransport(proxy=proxy.url if proxy else None, limits=limits),
         )
 
-    def get(self, path: str) -> Reply:
-        """Ask for something; see `post`."""
-        return self._exchanged("GET", path, None)
-
-    def post(self, path: str, body: dict[str, Any]) -> Reply:
-        """Send JSON and return the whole answer, of whatever status.
-
-        Raises:
-            NoConnectionError: nobody is there.
-            ServerError: the answer did not come in time, broke off, or is too large.
-        """
-        return self._exchanged("POST", path, body)
-
     def without_key(self, text: str) -> str:
         """Return a text in which the server may have repeated the key, without it."""
         return text.replace(self._key, "***") if self._key else text
@@ -99,9 +75,15 @@ class ServerConnection:
         """Close the connections."""
         self._client.close()
 
-    def _exchanged(self, method: str, path: str, body: dict[str, Any] | None) -> Reply:
+    def ask(self, path: str, body: dict[str, Any] | None = None) -> Reply:
+        """Send JSON (POST), or nothing (GET), and return the whole answer, of whatever status.
+
+        Raises:
+            NoConnectionError: nobody is there.
+            ServerError: the answer did not come in time, broke off, or is too large.
+        """
         try:
-            return self._read(method, path, body)
+            return self._read(path, body)
         except (httpx.ConnectError, httpx.ConnectTimeout, httpx.ProxyError) as error:
             raise NoConnectionError(
                 f"no connection to {self._base_url}{self.way} ({error})"
@@ -112,12 +94,12 @@ class ServerConnection:
             reason = f"{type(error).__name__} {error}".rstrip() + self.way
             raise ServerError(self.without_key(reason)) from error
 
-    def _read(self, method: str, path: str, body: dict[str, Any] | None) -> Reply:
+    def _read(self, path: str, body: dict[str, Any] | None) -> Reply:
         latest = time.monotonic() + self._timeout_s
         content = bytearray()
         # An episode's pictures are hundreds of kilobytes of text, which the standard library's JSON
         # takes half of the request's processor time to look through.
-        sent = None if body is None else orjson.dumps(body)
+        method, sent = ("GET", None) if body is None else ("POST", orjson.dumps(body))
         with self._client.stream(method, path, content=sent) as response:
             for part in response.iter_bytes():
                 content += part

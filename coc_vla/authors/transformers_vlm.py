@@ -8,15 +8,24 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 
-from coc_vla.authors.pictures import pil_image
-from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError
+from coc_vla.authors.backends import LOCAL_BACKENDS, AuthorFlags, Backend, Precision
+from coc_vla.authors.vlm import VlmAnswer, VlmRequest, VlmUnavailableError, pil_image
+from world_modality.system.device import resolve_device
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.network import through_hub_proxy
+
+# What the files of a model have to say about themselves; auto takes anything that reads images.
+MODEL_TYPES: dict[Backend, tuple[str, ...]] = {
+    "qwen3-vl": ("qwen3_vl", "qwen3_vl_moe"),
+    "qwen2.5-vl": ("qwen2_5_vl",),
+}
+# A local folder is told apart by samples of its files: hashing 16 GB takes a minute.
+SAMPLE_BYTES, NUM_SAMPLES = 65_536, 16
 
 
 class SeededSampling:
@@ -31,13 +40,10 @@ class SeededSampling:
     """
 
     def __init__(self, seeds: Sequence[int], temperature: float, top_p: float = 1.0) -> None:
-        """Prepare a generator for each row.
+        """Prepare a generator for each row, from its seed; `temperature` is above 0.
 
-        Args:
-            seeds: one a row.
-            temperature: above 0.
-            top_p: only the smallest set of tokens whose probabilities add up to it is drawn from
-                (Holtzman et al., 2020).
+        Of each row only the smallest set of tokens whose probabilities add up to `top_p` is drawn
+        from (Holtzman et al., 2020).
         """
         self._generators = [torch.Generator().manual_seed(seed) for seed in seeds]
         self._temperature = temperature
@@ -49,48 +55,17 @@ class SeededSampling:
         """Return the scores with the noise; a token that is ruled out stays so."""
         scaled = scores.float() / self._temperature
         if self._top_p < 1.0:
-            scaled = self._limited(scaled)
-        rows = []
-        for generator in self._generators:
-            # 0 excluded: its logarithm is infinite.
-            uniform = torch.rand(scores.shape[1], generator=generator).clamp_min(1e-20)
-            rows.append(-torch.log(-torch.log(uniform)))
-        noise = torch.stack(rows).to(scaled.device)
-        return scaled + noise
-
-    def _limited(self, scaled: Float[torch.Tensor, "B V"]) -> Float[torch.Tensor, "B V"]:
-        ordered, order = scaled.sort(dim=1, descending=True)
-        shares = ordered.softmax(dim=1)
-        # A token stays while those before it have not reached top_p.
-        is_out = shares.cumsum(dim=1) - shares >= self._top_p
-        return scaled.masked_fill(is_out.scatter(1, order, is_out), -torch.inf)
-
-
-LocalBackend = Literal["qwen3-vl", "qwen2.5-vl", "auto"]
-Precision = Literal["auto", "bf16", "fp16", "fp32"]
-# What the files of a model have to say about themselves, None for anything that reads images.
-MODEL_TYPES: dict[LocalBackend, tuple[str, ...] | None] = {
-    "qwen3-vl": ("qwen3_vl", "qwen3_vl_moe"),
-    "qwen2.5-vl": ("qwen2_5_vl",),
-    "auto": None,
-}
-# A local folder is told apart by samples of its files: hashing 16 GB takes a minute.
-SAMPLE_BYTES, NUM_SAMPLES = 65_536, 16
-
-
-@dataclass(frozen=True)
-class GenerationSettings:
-    """How answers are generated.
-
-    Attributes:
-        max_tokens: of an answer.
-        temperature: 0 is greedy.
-        top_p: the share of probability that sampling draws from.
-    """
-
-    max_tokens: int
-    temperature: float = 0.0
-    top_p: float = 1.0
+            ordered, order = scaled.sort(dim=1, descending=True)
+            shares = ordered.softmax(dim=1)
+            # A token stays while those before it have not reached top_p.
+            is_out = shares.cumsum(dim=1) - shares >= self._top_p
+            scaled = scaled.masked_fill(is_out.scatter(1, order, is_out), -torch.inf)
+        uniform = torch.stack(
+            [torch.rand(scores.shape[1], generator=generator) for generator in self._generators]
+        )
+        # 0 excluded: its logarithm is infinite.
+        noise = -torch.log(-torch.log(uniform.clamp_min(1e-20)))
+        return scaled + noise.to(scaled.device)
 
 
 @dataclass(frozen=True)
@@ -106,9 +81,7 @@ class TransformersVlm:
     model: Any = field(repr=False)
     processor: Any = field(repr=False)
     device: torch.device
-    settings: GenerationSettings
-    needs_images: bool = True
-    needs_motion: bool = False
+    flags: AuthorFlags
 
     def answer(self, requests: Sequence[VlmRequest]) -> list[VlmAnswer]:
         """Answer the requests; a batch that does not fit the memory is halved.
@@ -137,30 +110,27 @@ class TransformersVlm:
         from transformers import LogitsProcessorList
 
         began = time.monotonic()
-        inputs = self._inputs(requests)
+        inputs, pad = self._inputs(requests), self.processor.tokenizer.pad_token_id
         width = inputs["input_ids"].shape[1]
         samplers = LogitsProcessorList()
-        if self.settings.temperature > 0:
+        if self.flags.temperature > 0:
             seeds = [request.seed for request in requests]
-            samplers.append(SeededSampling(seeds, self.settings.temperature, self.settings.top_p))
+            samplers.append(SeededSampling(seeds, self.flags.temperature, self.flags.top_p))
         with torch.inference_mode():
             generated = self.model.generate(
                 **inputs,
-                max_new_tokens=self.settings.max_tokens,
+                max_new_tokens=self.flags.max_tokens,
                 # The sampler adds its noise to the scores, so that the greatest is the sample.
                 do_sample=False,
                 temperature=None,
                 top_p=None,
                 top_k=None,
                 logits_processor=samplers,
-                pad_token_id=self._pad_token,
+                pad_token_id=min(self._end_tokens) if pad is None else pad,
             )
-        answers = [self._answer_of(row[width:].tolist()) for row in generated.cpu()]
+        rows = generated[:, width:].tolist()
         seconds = (time.monotonic() - began) / len(requests)
-        return [
-            VlmAnswer(text, num_tokens, seconds, is_cut_off=is_cut_off)
-            for text, num_tokens, is_cut_off in answers
-        ]
+        return [self._answer_of(row, seconds) for row in rows]
 
     def _inputs(self, requests: Sequence[VlmRequest]) -> Any:
         conversations = []
@@ -178,12 +148,11 @@ class TransformersVlm:
         )
         return inputs.to(self.device)
 
-    def _answer_of(self, tokens: list[int]) -> tuple[str, int, bool]:
-        """Return text, number of tokens, and whether the limit ended it."""
+    def _answer_of(self, tokens: list[int], seconds: float) -> VlmAnswer:
         ends = [position for position, token in enumerate(tokens) if token in self._end_tokens]
         kept = tokens[: ends[0]] if ends else tokens
         text = self.processor.tokenizer.decode(kept, skip_special_tokens=True)
-        return text, len(kept) + bool(ends), not ends
+        return VlmAnswer(text, len(kept) + bool(ends), seconds, is_cut_off=not ends)
 
     @property
     def _end_tokens(self) -> set[int]:
@@ -192,22 +161,8 @@ class TransformersVlm:
             ends = self.processor.tokenizer.eos_token_id
         return set(ends if isinstance(ends, list) else [ends])
 
-    @property
-    def _pad_token(self) -> int:
-        pad = self.processor.tokenizer.pad_token_id
-        return int(min(self._end_tokens) if pad is None else pad)
 
-
-def load_transformers_vlm(
-    name: str,
-    backend: LocalBackend,
-    *,
-    device: torch.device,
-    settings: GenerationSettings,
-    precision: Precision = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
-) -> TransformersVlm:
+def load_transformers_vlm(flags: AuthorFlags) -> TransformersVlm:
     """Load a model that reads images and writes text, by hub name or local folder.
 
     Raises:
@@ -217,14 +172,25 @@ def load_transformers_vlm(
     """
     from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    assert flags.backend in LOCAL_BACKENDS
+    name, device = str(flags.resolved_model), resolve_device(flags.device)
+    options: dict[str, Any] = {
+        "revision": flags.model_revision,
+        "trust_remote_code": flags.trust_remote_code,
+    }
     try:
         config = AutoConfig.from_pretrained(name, **options)
-        _check_type(name, config.model_type, backend)
+        expected = MODEL_TYPES.get(flags.backend, (config.model_type,))
+        if config.model_type not in expected:
+            raise InvalidInputError(
+                f"--model_name {name} is a {config.model_type} model, but --backend "
+                f"{flags.backend} is for {' and '.join(expected)}; use --backend auto for another "
+                "model that reads images"
+            )
         processor = AutoProcessor.from_pretrained(name, **options)
         _check_processor(name, processor)
         model = AutoModelForImageTextToText.from_pretrained(
-            name, dtype=_dtype(precision, device), **options
+            name, dtype=_dtype(flags.precision, device), **options
         )
     except (OSError, ValueError, ImportError, KeyError) as error:
         if isinstance(error, InvalidInputError):
@@ -244,7 +210,7 @@ def load_transformers_vlm(
             "or --backend openai with a server over several GPUs"
         ) from error
     processor.tokenizer.padding_side = "left"
-    return TransformersVlm(name, model, processor, device, settings)
+    return TransformersVlm(name, model, processor, device, flags)
 
 
 def model_identity(name: str, revision: str | None) -> str | None:
@@ -265,23 +231,13 @@ def model_identity(name: str, revision: str | None) -> str | None:
     return digest.hexdigest()
 
 
-def _check_type(name: str, model_type: str, backend: LocalBackend) -> None:
-    expected = MODEL_TYPES[backend]
-    if expected is not None and model_type not in expected:
-        raise InvalidInputError(
-            f"--model_name {name} is a {model_type} model, but --backend {backend} is for "
-            f"{' and '.join(expected)}; use --backend auto for another model that reads images"
-        )
-
-
 def _check_processor(name: str, processor: Any) -> None:
     if getattr(processor, "image_processor", None) is None:
         raise InvalidInputError(
             f"--model_name {name} has no vision: its processor is a {type(processor).__name__}, "
             "which takes no images"
         )
-    tokenizer = getattr(processor, "tokenizer", None)
-    templates = (processor, tokenizer)
+    templates = (processor, getattr(processor, "tokenizer", None))
     if all(getattr(part, "chat_template", None) is None for part in templates):
         raise InvalidInputError(
             f"--model_name {name} has no chat template; use a model that follows instructions "

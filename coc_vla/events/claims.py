@@ -1,22 +1,9 @@
 """Which events a trace claims, by a small lexicon; no language model.
 
 Only what a step says the robot *does* is read; its reason speaks of what is hoped for. A step may
-claim several events; those that happen once count once. The lexicon, by event:
-
-gripper_closes   close the gripper (fingers, hand, jaws); grasp, grab, grip, pinch, seize, clamp
-gripper_opens    open the gripper (fingers, hand, jaws); release, let go, drop
-contact          touch, contact, press, push, pull, slide, turn, hit, strike, hold, carry, open or
-                 close something that is no gripper, and everything that grasps or lifts
-lifted           lift, pick up, hoist; raise something that is no hand, arm or gripper
-goal             complete, finish, achieve, succeed; place, put or set something; leave it as it is;
-                 and the last step that repeats the instruction's verb and first thing
-hand_up          raise, lift, rise, ascend, up, upward
-hand_down        lower, descend, down, downward
-hand_across      across, sideways, level, horizontally; left, right, forward, back where the step
-                 says neither up nor down
-hand_left        to the left, leftwards; hand_right likewise
-hand_forward     forward, ahead
-hand_back        back, backward
+claim several events; those that happen once count once. The words of each event stand in
+`_PATTERNS`; the goal is also claimed by the last step that repeats the instruction's verb and first
+thing, and a movement to a side is one across where the step says neither up nor down.
 
 `the closed gripper` and `the open gripper` claim nothing: they say how the gripper is.
 Nor do `to the left of the plate`, `the left plate` and `the back burner`: they say where it is.

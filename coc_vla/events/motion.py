@@ -1,20 +1,12 @@
-"""What a recording says about the hand's motion: phases of one direction, and gripper events."""
+"""How a hand moves in an episode: its speed, phases of one direction, the sides they lead to."""
 
-import math
-import re
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
-from typing import Any, Literal
+from itertools import groupby, pairwise
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from coc_vla.events.gripper import GripperEvent, described_names
-from coc_vla.events.hand_axes import NO_SHIFT, HandAxes, Leaning, Shift, leanings_of
-from coc_vla.events.keyframes import hand_speed, smooth
-from world_modality.source.lerobot_format import dimension_names
 from world_modality.system.errors import InvalidInputError
 
 Direction = Literal["still", "up", "down", "across"]
@@ -24,21 +16,74 @@ STILL_SHARE = 0.15
 STEEP = float(np.sqrt(0.5))
 # A phase shorter than this share of the episode belongs to its neighbours.
 MIN_PHASE_SHARE = 0.08
-# What x, y and z are of where they are no position; the beginnings of words.
-_NO_POSITION = re.compile(
-    r"rot|orient|ang|axis|quat|euler|vel|speed|dot|acc|joint|force|torque|wrench|delta|imu|gyro"
-)
+# Speeds are averaged over this time.
+SMOOTHING_S = 0.1
+Side = Literal["left", "right", "forward", "back"]
+# To the right, forward and up.
+Shift = tuple[float, float, float]
+NO_SHIFT: Shift = (0.0, 0.0, 0.0)
+# (to the right, forward) of one unit towards each side.
+_WAYS: dict[Side, tuple[float, float]] = {
+    "left": (-1.0, 0.0),
+    "right": (1.0, 0.0),
+    "forward": (0.0, 1.0),
+    "back": (0.0, -1.0),
+}
+# Where a negative and a positive distance lead, to the right and forward.
+_OPPOSITES: tuple[tuple[Side, Side], ...] = (("left", "right"), ("back", "forward"))
+# A level motion has one of the compass's sixteen ways, each 22.5 degrees wide: one side, one side
+# and slightly another, or two sides alike.
+SIDE_SHARE = float(np.sin(np.pi / 16))
+SLIGHT_SHARE = float(np.sin(3 * np.pi / 16))
+
+
+@dataclass(frozen=True)
+class Leaning:
+    """A side that a movement leads to, slightly where more of the movement goes elsewhere."""
+
+    side: Side
+    is_slight: bool
+
+
+@dataclass(frozen=True)
+class HandAxes:
+    """Towards which side the first and the second number of the hand's position grow.
+
+    The sides are those that the robot sees.
+    """
+
+    first: Side
+    second: Side
+
+    def __post_init__(self) -> None:
+        (a, b), (c, d) = _WAYS[self.first], _WAYS[self.second]
+        if a * c + b * d != 0:
+            raise InvalidInputError(
+                f"--position_axes {self.first} {self.second}: one of them has to be left or right, "
+                "the other forward or back, as the robot sees it; right forward in MetaWorld, "
+                "forward left in LIBERO"
+            )
+
+    def shift(self, moved: Float[np.ndarray, "3"]) -> Shift:
+        """Return how far to the right, forward and up a difference of positions leads."""
+        first, second = _WAYS[self.first], _WAYS[self.second]
+        x, y, up = (float(part) for part in moved)
+        return (x * first[0] + y * second[0], x * first[1] + y * second[1], up)
+
+
+@dataclass(frozen=True)
+class GripperEvent:
+    """The frame at which the gripper is told to close or to open."""
+
+    frame: int
+    kind: Literal["close", "open"]
 
 
 @dataclass(frozen=True)
 class EpisodeMotion:
-    """The hand's path in one episode.
+    """The hand's path in one episode; the third number of a position is its height.
 
-    Attributes:
-        positions: of the hand; the third number is its height.
-        gripper_events: when the gripper closes and opens.
-        fps: frames per second.
-        axes: which way the first two numbers point, None where nobody knows.
+    The axes are None where nobody knows which way the first two numbers point.
     """
 
     positions: Float[np.ndarray, "_T 3"] = field(repr=False)
@@ -47,14 +92,9 @@ class EpisodeMotion:
     axes: HandAxes | None = None
 
     @property
-    def speed(self) -> Float[np.ndarray, " _T"]:
-        """Smoothed speed at each frame, in the positions' unit per second."""
-        return hand_speed(self.positions, self.fps)
-
-    @property
     def brisk_speed(self) -> float:
         """The speed that the hand exceeds in 5 % of the frames."""
-        return float(np.percentile(self.speed, 95))
+        return float(np.percentile(hand_speed(self.positions, self.fps), 95))
 
     def shift(self, start: int, end: int) -> Shift:
         """Return how far the hand gets in frames `[start, end)`; nothing without known axes."""
@@ -66,14 +106,7 @@ class EpisodeMotion:
 
 @dataclass(frozen=True)
 class MotionPhase:
-    """A stretch of frames `[start, end)` in which the hand moves one way.
-
-    Attributes:
-        direction: that way.
-        start: its first frame.
-        end: one past its last frame.
-        shift: as `EpisodeMotion.shift` returns it.
-    """
+    """A stretch of frames `[start, end)` in which the hand moves one way."""
 
     direction: Direction
     start: int
@@ -102,65 +135,38 @@ def motion_phases(motion: EpisodeMotion) -> list[MotionPhase]:
 
 
 def movement_leanings(direction: Direction, shift: Shift) -> tuple[Leaning, ...]:
-    """Return the sides that a movement leads to; what a level one rises or sinks does not count."""
-    right, forward, up = shift
-    if direction == "still":
-        return ()
-    return leanings_of((right, forward, 0.0 if direction == "across" else up))
+    """Return the sides that a movement leads to: none where it is upright, two where it slants.
 
-
-def find_position_dims(
-    feature: Mapping[str, Any], key: str, requested: Sequence[int] | None
-) -> tuple[int, int, int]:
-    """Find the hand's position in a state by the dimensions' names, or check those asked for.
-
-    `x`, `hand_y` and `ee.z` name positions; joint angles, rotations and velocities are none, and
-    what has no names may be anything.
-
-    Args:
-        feature: the column's entry in `meta/info.json`, with `shape` and `names`.
-        key: the column.
-        requested: `--position_dims`, the third of which is the height.
-
-    Raises:
-        InvalidInputError: those asked for do not exist; or none are, and the names do not tell
-            exactly one position.
+    What a level movement rises or sinks does not count.
     """
-    num_dims = math.prod(feature["shape"])
-    if requested is not None:
-        if len(set(requested)) != 3 or not all(0 <= dim < num_dims for dim in requested):
-            raise InvalidInputError(
-                f"--position_dims {' '.join(map(str, requested))}: expected three different "
-                f"dimensions of column {key}, 0 to {num_dims - 1}"
-            )
-        return (requested[0], requested[1], requested[2])
-    found = _named_positions(dimension_names(feature.get("names"), num_dims) or [])
-    if len(found) != 1:
-        raise InvalidInputError(
-            f"which dimensions of column {key} are the hand's position? Expected one x, y and z "
-            f"among their names, found {len(found)} in {described_names(feature)}; name them with "
-            "--position_dims, height last, as in --position_dims 0 1 2 (joint angles are no "
-            "position), or another column with --state_key"
-        )
-    return found[0]
+    right, forward, up = shift
+    length = float(np.linalg.norm((right, forward, 0.0 if direction == "across" else up)))
+    if direction == "still" or length == 0:
+        return ()
+    return tuple(
+        Leaning(sides[distance > 0], abs(distance) < SLIGHT_SHARE * length)
+        for distance, sides in zip((right, forward), _OPPOSITES, strict=True)
+        if abs(distance) >= SIDE_SHARE * length
+    )
 
 
-def _named_positions(names: Sequence[str]) -> list[tuple[int, int, int]]:
-    """Return the dimensions of each x, y and z whose names are alike otherwise."""
-    groups: dict[tuple[str, ...], list[tuple[str, int]]] = defaultdict(list)
-    for dim, name in enumerate(names):
-        words = re.findall(r"[^\W_]+", name.lower())
-        axes = [word for word in words if word in ("x", "y", "z", "w")]
-        others = tuple(word for word in words if word not in axes)
-        if len(axes) == 1 and not any(map(_NO_POSITION.match, others)):
-            groups[others].append((axes[0], dim))
-    found = []
-    for group in groups.values():
-        dims = dict(group)
-        # With a w it is a quaternion; twice the same name is not clear.
-        if sorted(axis for axis, _ in group) == ["x", "y", "z"]:
-            found.append((dims["x"], dims["y"], dims["z"]))
-    return found
+def hand_speed(positions: Float[np.ndarray, "T 3"], fps: float) -> Float[np.ndarray, " T"]:
+    """Return the smoothed speed at each frame, in the positions' unit per second."""
+    if len(positions) < 2:
+        return np.zeros(len(positions))
+    velocity = np.gradient(positions.astype(np.float64), axis=0) * fps
+    speed: np.ndarray = smooth(np.linalg.norm(velocity, axis=1), fps)
+    return speed
+
+
+def smooth(values: Float[np.ndarray, " T"], fps: float) -> Float[np.ndarray, " T"]:
+    """Average over a centred window of `SMOOTHING_S`, shorter at the ends."""
+    window = max(2 * round(SMOOTHING_S * fps / 2) + 1, 1)
+    kernel = np.ones(min(window, len(values)))
+    averaged: np.ndarray = np.convolve(values, kernel, "same") / np.convolve(
+        np.ones(len(values)), kernel, "same"
+    )
+    return averaged
 
 
 def _directions(motion: EpisodeMotion) -> list[Direction]:
@@ -171,25 +177,22 @@ def _directions(motion: EpisodeMotion) -> list[Direction]:
     smoothed = np.stack([smooth(velocity[:, dim], motion.fps) for dim in range(3)], axis=1)
     speed = np.linalg.norm(smoothed, axis=1)
     limit = STILL_SHARE * motion.brisk_speed
-    found: list[Direction] = []
-    for rising, fast in zip(smoothed[:, 2].tolist(), speed.tolist(), strict=True):
+
+    def direction(rising: float, fast: float) -> Direction:
         if fast <= limit:
-            found.append("still")
-        elif abs(rising) < STEEP * fast:
-            found.append("across")
-        else:
-            found.append("up" if rising > 0 else "down")
-    return found
+            return "still"
+        if abs(rising) < STEEP * fast:
+            return "across"
+        return "up" if rising > 0 else "down"
+
+    return [
+        direction(*frame) for frame in zip(smoothed[:, 2].tolist(), speed.tolist(), strict=True)
+    ]
 
 
 def _runs(frames: list[Direction], offset: int, shortest: int) -> list[MotionPhase]:
     """Return the stretches of one direction; the shortest join a neighbour until all are long."""
-    runs: list[tuple[Direction, int]] = []
-    for direction in frames:
-        if runs and runs[-1][0] == direction:
-            runs[-1] = (direction, runs[-1][1] + 1)
-        else:
-            runs.append((direction, 1))
+    runs = _joined([(direction, 1) for direction in frames])
     while len(runs) > 1 and min(length for _, length in runs) < shortest:
         position = min(range(len(runs)), key=lambda i: runs[i][1])
         neighbours = [i for i in (position - 1, position + 1) if 0 <= i < len(runs)]
@@ -197,18 +200,15 @@ def _runs(frames: list[Direction], offset: int, shortest: int) -> list[MotionPha
         runs[longer] = (runs[longer][0], runs[longer][1] + runs[position][1])
         del runs[position]
         runs = _joined(runs)
-    phases, start = [], offset
-    for direction, length in runs:
-        phases.append(MotionPhase(direction, start, start + length))
-        start += length
-    return phases
+    ends = offset + np.cumsum([length for _, length in runs])
+    return [
+        MotionPhase(direction, int(end) - length, int(end))
+        for (direction, length), end in zip(runs, ends, strict=True)
+    ]
 
 
 def _joined(runs: list[tuple[Direction, int]]) -> list[tuple[Direction, int]]:
-    joined: list[tuple[Direction, int]] = []
-    for direction, length in runs:
-        if joined and joined[-1][0] == direction:
-            joined[-1] = (direction, joined[-1][1] + length)
-        else:
-            joined.append((direction, length))
-    return joined
+    return [
+        (direction, sum(length for _, length in same))
+        for direction, same in groupby(runs, key=lambda run: run[0])
+    ]

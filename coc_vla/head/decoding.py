@@ -11,6 +11,8 @@ from coc_vla.model import TextDecoder
 from world_modality.cache.frame_tensors import IGNORED_TOKEN
 from world_modality.policy.network import TrunkHidden
 
+EVAL_BATCH_SIZE = 256
+
 
 @torch.inference_mode()
 def write_traces(
@@ -20,16 +22,11 @@ def write_traces(
     temperature: float | None = None,
     seed: int = 0,
 ) -> list[tuple[TraceStep, ...]]:
-    """Return a trace for each frame of `hidden`.
+    """Return a trace for each frame at which the trunk has these states, without dropout.
 
-    A trace that has not ended after the decoder's `max_tokens` is cut there.
-
-    Args:
-        decoder: evaluated without dropout.
-        tokenizer: that it was trained with.
-        hidden: the trunk's states at the frames.
-        temperature: None for greedy decoding; else tokens are drawn from softmax(logits / T).
-        seed: of the draws, which do not touch torch's global generator.
+    A trace that has not ended after the decoder's `max_tokens` is cut there. Decoding is greedy, or
+    with a temperature T draws from softmax(logits / T), with the seed and without touching torch's
+    global generator.
     """
     was_training = decoder.training
     decoder.eval()
@@ -61,9 +58,6 @@ def _choose(
     return torch.multinomial(shares, 1, generator=generator)[:, 0].to(logits.device)
 
 
-EVAL_BATCH_SIZE = 256
-
-
 def next_token_losses(
     decoder: TextDecoder,
     hidden: TrunkHidden,
@@ -72,11 +66,8 @@ def next_token_losses(
 ) -> tuple[Float[Tensor, " B"], Int[Tensor, " B"]]:
     """Return each trace's summed cross-entropy in nats and its number of predicted tokens.
 
-    Args:
-        decoder: teacher-forced: it reads the recorded tokens before each.
-        hidden: the trunk's states, a frame for each trace.
-        tokens: from the begin mark to the end mark, then padding.
-        pad: the padding's id; padding neither counts nor is attended to by what counts.
+    The decoder is teacher-forced: it reads the recorded tokens before each. Padding after a trace's
+    end mark neither counts nor is attended to by what counts.
     """
     length = int((tokens != pad).sum(dim=1).max())
     tokens = tokens[:, :length]

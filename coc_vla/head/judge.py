@@ -7,11 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from coc_vla.authors.openai_vlm import OpenAiSettings, OpenAiVlm
+from coc_vla.authors.backends import AuthorFlags
+from coc_vla.authors.openai_vlm import OpenAiVlm
 from coc_vla.authors.vlm import VlmRequest
 from coc_vla.events.recorded import EventType
 from coc_vla.labels.record import CocLabel
+from coc_vla.labels.trace import without_thoughts
 from world_modality.statistics.intervals import Interval, ratio_interval
+from world_modality.system.errors import InvalidInputError
 
 QUESTIONS = {
     "coverage": "Every recorded event that matters for the instruction is in the explanation.",
@@ -69,6 +72,7 @@ def judge_labels(
     base_url: str,
     model_name: str,
     labels: Sequence[tuple[CocLabel, Sequence[EventType]]],
+    max_tokens: int,
     seed: int,
 ) -> JudgeResult:
     """Ask a model on an OpenAI-compatible server about labels; it sees no picture.
@@ -77,40 +81,38 @@ def judge_labels(
         base_url: of the server, ending in `/v1`.
         model_name: what it calls the model.
         labels: each with the events recorded in its episode.
+        max_tokens: of an answer, the model's thoughts included.
         seed: of the server's sampling, which is greedy anyway.
 
     Raises:
-        InvalidInputError: the address is none.
+        InvalidInputError: the address is none, or an answer does not end within `max_tokens`.
         VlmUnavailableError: nobody answers there.
     """
-    settings = OpenAiSettings(
+    flags = AuthorFlags(
+        backend="openai",
         base_url=base_url,
         model_name=model_name,
-        max_tokens=64,
-        temperature=0.0,
-        timeout_s=120.0,
-        max_request_retries=4,
+        max_tokens=max_tokens,
         concurrency=CONCURRENCY,
     )
-    judge = OpenAiVlm(settings)
     requests = [
-        VlmRequest(
-            episode_id=label.episode_id,
-            instruction=label.instruction,
-            images=(),
-            prompt=judge_prompt(label, events),
-            seed=seed,
-        )
+        VlmRequest(label.episode_id, label.instruction, (), judge_prompt(label, events), seed)
         for label, events in labels
     ]
+    judge = OpenAiVlm(flags)
     try:
         with ThreadPoolExecutor(CONCURRENCY) as pool:
-            texts = [given[0].text for given in pool.map(lambda r: judge.answer([r]), requests)]
+            answers = [given[0] for given in pool.map(lambda r: judge.answer([r]), requests)]
     finally:
         judge.close()
-    verdicts = [read_verdict(text) for text in texts]
+    if num_cut_off := sum(answer.is_cut_off for answer in answers):
+        raise InvalidInputError(
+            f"{num_cut_off} of {len(answers)} answers of the judge {model_name} were cut off at "
+            f"{max_tokens} tokens, its thoughts included; raise --judge_max_tokens"
+        )
+    verdicts = [read_verdict(answer.text) for answer in answers]
     return JudgeResult(
-        model_name=judge.model_name,
+        model_name=model_name,
         shares={question: _share(question, verdicts, seed) for question in QUESTIONS},
         num_judged=len(verdicts),
         num_unclear=sum(value is None for verdict in verdicts for value in verdict.values()),
@@ -130,7 +132,7 @@ def judge_prompt(label: CocLabel, events: Sequence[EventType]) -> str:
 
 def read_verdict(answer: str) -> dict[str, bool | None]:
     """Read True or False on each question; None where an answer does not say, or says both."""
-    text = answer.rpartition("</think>")[2]
+    text = without_thoughts(answer)
     verdict: dict[str, bool | None] = {}
     for question in QUESTIONS:
         found = re.findall(rf"\b{question}\b\W*(true|false)\b", text, re.IGNORECASE)

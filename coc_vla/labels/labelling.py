@@ -1,46 +1,23 @@
 """From episodes to records: ask, check the answer, ask again with the reason, or give up."""
 
 import threading
-from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 
-from coc_vla.authors.pictures import Pictures
+from coc_vla.authors.backends import AuthorFlags
 from coc_vla.authors.prompt import Prompt
 from coc_vla.authors.vlm import Vlm, VlmAnswer, VlmRequest, VlmUnavailableError
-from coc_vla.events.motion import EpisodeMotion
+from coc_vla.labels.episode_tasks import EpisodeTask
 from coc_vla.labels.record import CocLabel
 from coc_vla.labels.trace import TraceStep, parse_trace, trace_faults, without_thoughts
 
 CUT_OFF_FAULT = "the answer was cut off at the token limit; be shorter"
 # A model that thinks is not told to be shorter: it would think again as long.
 NOTHING_SAID = "cut off at the token limit before the answer began; raise --max_tokens"
-
-
-@dataclass(frozen=True)
-class EpisodeTask:
-    """One episode to label.
-
-    Attributes:
-        episode_id: the dataset's `episode_index`.
-        instruction: what the robot was told.
-        keyframe_indices: frames within the episode.
-        fps: frames per second.
-        images: the keyframes, empty where the author needs none.
-        motion: for an author that reads it.
-        fault: why the episode cannot be asked about, None where it can.
-    """
-
-    episode_id: int
-    instruction: str
-    keyframe_indices: tuple[int, ...]
-    fps: float
-    images: Pictures = field(default=(), repr=False)
-    motion: EpisodeMotion | None = field(default=None, repr=False)
-    fault: str | None = None
 
 
 @dataclass
@@ -66,37 +43,54 @@ class _Draft:
         )
 
 
+@dataclass(frozen=True, kw_only=True)
+class LabellingFlags(AuthorFlags):
+    """How an author is asked for labels."""
+
+    least: ClassVar[dict[str, int]] = {
+        **AuthorFlags.least,
+        **{"batch_size": 1, "max_retries": 0, "max_failures_in_row": 1, "seed": 0},
+    }
+
+    batch_size: int = 8
+    """Episodes a batch, for a model that runs here."""
+    seed: int = 0
+    """Seed of sampling; each episode has a seed of its own, made from it."""
+    max_retries: int = 2
+    """How often a refused answer is asked for again, with the reason."""
+    max_failures_in_row: int = 20
+    """Failed requests in a row that end the run."""
+
+
 @dataclass
 class Labeller:
     """Turns episodes into records.
 
-    Attributes:
-        vlm: the author.
-        backend: through what, for the records.
-        prompt: the question.
-        seed: each episode's own seed is made from it and from its `episode_index`, so that an
-            episode's label does not depend on what was labelled before.
-        max_retries: how often an episode is asked about again after a refused answer.
-        max_failures_in_row: requests that fail one after another before the run stops.
+    Each episode's seed is made from `--seed` and its `episode_index`, so that its label does not
+    depend on what was labelled before.
     """
 
     vlm: Vlm
-    backend: str
     prompt: Prompt | None
-    seed: int = 0
-    max_retries: int = 2
-    max_failures_in_row: int = 20
+    flags: LabellingFlags
     _failures: int = field(default=0, init=False)
     _lock: threading.Lock = field(default_factory=threading.Lock, init=False, repr=False)
 
-    def in_batches(self, tasks: Iterable[EpisodeTask], batch_size: int) -> Iterator[list[CocLabel]]:
-        """Yield the records of each batch, asking about `batch_size` episodes at a time.
+    def records(self, tasks: Iterable[EpisodeTask]) -> Iterator[list[CocLabel]]:
+        """Yield the records of the episodes as they are finished, several at a time.
 
         Raises:
-            VlmUnavailableError: the author is gone; what was yielded before is whole.
+            VlmUnavailableError: the author is gone; what was finished is yielded before.
         """
+        if self.flags.backend == "openai":
+            return self._concurrently(tasks)
+        return self._in_batches(tasks, self.flags.batch_size)
+
+    def _in_batches(
+        self, tasks: Iterable[EpisodeTask], batch_size: int
+    ) -> Iterator[list[CocLabel]]:
         waiting = iter(tasks)
-        drafts: deque[_Draft] = deque()
+        drafts: list[_Draft] = []
         is_more = True
         while drafts or is_more:
             records: list[CocLabel] = []
@@ -110,23 +104,19 @@ class Labeller:
                     drafts.append(self._draft(task))
             if records:
                 yield records
-            batch = [drafts.popleft() for _ in range(min(batch_size, len(drafts)))]
-            if batch:
-                answered, refused = self._asked(batch)
-                drafts.extendleft(reversed(refused))
-                if answered:
+            if drafts:
+                batch = list(drafts)
+                answers = self.vlm.answer([draft.request() for draft in batch])
+                judged = [self._judged(*pair) for pair in zip(batch, answers, strict=True)]
+                drafts = [
+                    draft for draft, record in zip(batch, judged, strict=True) if record is None
+                ]
+                if answered := [record for record in judged if record is not None]:
                     yield answered
 
-    def concurrently(
-        self, tasks: Iterable[EpisodeTask], concurrency: int
-    ) -> Iterator[list[CocLabel]]:
-        """Yield the records that are finished, asking about several episodes at once.
-
-        Episodes are read ahead as far as twice the concurrency, so that memory is bounded.
-
-        Raises:
-            VlmUnavailableError: the author is gone; what was finished is yielded before.
-        """
+    def _concurrently(self, tasks: Iterable[EpisodeTask]) -> Iterator[list[CocLabel]]:
+        """Read ahead as far as twice the concurrency, so that memory is bounded."""
+        concurrency = self.flags.concurrency
         running: set[Future[CocLabel]] = set()
         failure: VlmUnavailableError | None = None
         pool = ThreadPoolExecutor(concurrency, thread_name_prefix="coc_request")
@@ -148,38 +138,25 @@ class Labeller:
                 self.vlm.close()  # ends the waits of requests under way
                 pool.shutdown(cancel_futures=True)
         if failure is not None:
-            yield [future.result() for future in running if _is_whole(future)]
+            yield _whole(running)
             raise failure
 
     def _finished(self, done: set[Future[CocLabel]]) -> Iterator[list[CocLabel]]:
         """Yield the records before the first failure is raised."""
-        yield [future.result() for future in done if future.exception() is None]
+        yield _whole(done)
         for future in done:
             future.result()
 
     def _alone(self, task: EpisodeTask) -> CocLabel:
-        ((record,),) = self.in_batches([task], 1)
+        ((record,),) = self._in_batches([task], 1)
         return record
-
-    def _asked(self, batch: list[_Draft]) -> tuple[list[CocLabel], list[_Draft]]:
-        """Ask about some episodes; return the records, and those to be asked about again."""
-        answers = self.vlm.answer([draft.request() for draft in batch])
-        records: list[CocLabel] = []
-        refused: list[_Draft] = []
-        for draft, answer in zip(batch, answers, strict=True):
-            record = self._judged(draft, answer)
-            if record is None:
-                refused.append(draft)
-            else:
-                records.append(record)
-        return records, refused
 
     def _draft(self, task: EpisodeTask) -> _Draft:
         question = ""
         if self.prompt is not None:
             times = [index / task.fps for index in task.keyframe_indices]
             question = self.prompt.question(task.instruction, times)
-        return _Draft(task, episode_seed(self.seed, task.episode_id), question, question)
+        return _Draft(task, episode_seed(self.flags.seed, task.episode_id), question, question)
 
     def _judged(self, draft: _Draft, answer: VlmAnswer) -> CocLabel | None:
         """Return the record that an answer completes, None where the episode is asked again."""
@@ -204,7 +181,7 @@ class Labeller:
             faults = [CUT_OFF_FAULT, *faults]
         if not faults:
             return self._record(draft, answer.text, steps=trace.steps)
-        if draft.attempts <= self.max_retries and self.prompt is not None:
+        if draft.attempts <= self.flags.max_retries and self.prompt is not None:
             draft.prompt = self.prompt.question_again(draft.question, text, faults)
             return None
         return self._record(draft, answer.text, error=f"answer refused: {'; '.join(faults)}")
@@ -212,7 +189,7 @@ class Labeller:
     def _count_failure(self, error: str) -> None:
         with self._lock:
             self._failures += 1
-            if self._failures >= self.max_failures_in_row:
+            if self._failures >= self.flags.max_failures_in_row:
                 raise VlmUnavailableError(
                     f"{self._failures} requests in a row failed, the last with: {error}. What was "
                     "labelled before is kept; mend the cause and run the same command with --resume"
@@ -233,7 +210,7 @@ class Labeller:
             coc_text=steps,
             raw_text=raw_text,
             model_name=self.vlm.model_name,
-            backend=self.backend,
+            backend=self.flags.backend,
             prompt_sha256=None if self.prompt is None else self.prompt.sha256,
             seed=draft.seed,
             error=error and _encodable(error),
@@ -254,5 +231,6 @@ def _encodable(text: str) -> str:
     return text.encode("utf-8", "replace").decode()
 
 
-def _is_whole(future: Future[CocLabel]) -> bool:
-    return future.done() and not future.cancelled() and future.exception() is None
+def _whole(futures: set[Future[CocLabel]]) -> list[CocLabel]:
+    is_whole = (f for f in futures if f.done() and not f.cancelled() and f.exception() is None)
+    return [future.result() for future in is_whole]

@@ -1,11 +1,13 @@
-"""The label record: one JSON line an episode, either a checked trace or an error.
+"""A file of labels: one JSON line an episode, either a checked trace or an error, and one writer.
 
 An episode may have several lines, since one that failed is tried again; its newest label counts,
 or its newest error where it has no label.
 """
 
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +15,9 @@ from typing import Any
 
 from coc_vla.labels.trace import TraceStep, format_trace
 from world_modality.cache.contract import with_checksum, without_checksum
+from world_modality.system.atomic import LineFile, replacing
 from world_modality.system.errors import InvalidInputError, MissingFileError
+from world_modality.system.output_lock import OutputLock
 
 GENERATION_COMMAND = "python -m coc_vla.coc_generation"
 
@@ -94,19 +98,21 @@ class CocLabel:
         is_counted = all(type(index) is int and index >= 0 for index in indices)
         if not indices or not is_counted or any(a >= b for a, b in pairwise(indices)):
             raise ValueError(f"has keyframe_indices {indices!r}, expected frames in their order")
-        values = {name: without_checksum(content)[name] for name in _FIELDS}
+        checked = without_checksum(content)
+        values = {name: checked[name] for name in _FIELDS}
         # Only the raw answer is kept whatever it holds; half a surrogate pair cannot be printed.
         json.dumps({**values, "raw_text": ""}, ensure_ascii=False).encode()
-        values["keyframe_indices"] = tuple(content["keyframe_indices"])
+        values["keyframe_indices"] = tuple(indices)
         values["coc_text"] = tuple(_step(step) for step in content["coc_text"])
         return cls(**values)
 
 
+# What JSON holds of each field, in the order of a line.
 _FIELDS: dict[str, tuple[type, ...]] = {
     "episode_id": (int,),
     "instruction": (str,),
-    "keyframe_indices": (list, tuple),
-    "coc_text": (list, tuple),
+    "keyframe_indices": (list,),
+    "coc_text": (list,),
     "raw_text": (str,),
     "model_name": (str,),
     "backend": (str,),
@@ -133,12 +139,9 @@ def _step(content: Any) -> TraceStep:
 
 @dataclass(frozen=True)
 class DamagedLine:
-    """A line that is no record.
+    """A line that is no record, counted from 1, and what is wrong with it.
 
-    Attributes:
-        number: counted from 1.
-        reason: what is wrong with it.
-        is_torn: whether it is the last one and has no end: a kill interrupted its writing.
+    It is torn where it is the last one and has no end: a kill interrupted its writing.
     """
 
     number: int
@@ -184,22 +187,26 @@ def scan_labels(path: Path) -> LabelScan:
     damaged: list[DamagedLine] = []
     repeated: dict[int, None] = {}
     num_lines = num_superseded = 0
-    for number, line, is_whole in _lines(path):
-        num_lines += 1
-        try:
-            if not is_whole:
-                raise ValueError("has no end; its writing was interrupted")
-            record = CocLabel.from_json(line.decode())
-        except (ValueError, RecursionError) as error:
-            damaged.append(DamagedLine(number, str(error)[:200], not is_whole))
-            continue
-        earlier = records.get(record.episode_id)
-        num_superseded += earlier is not None
-        if earlier is not None and earlier.is_label:
-            if not record.is_label:
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            if not line.strip():
                 continue
-            repeated[record.episode_id] = None
-        records[record.episode_id] = record
+            num_lines += 1
+            is_torn = not line.endswith(b"\n")
+            try:
+                if is_torn:
+                    raise ValueError("has no end; its writing was interrupted")
+                record = CocLabel.from_json(line.decode())
+            except (ValueError, RecursionError) as error:
+                damaged.append(DamagedLine(number, str(error)[:200], is_torn))
+                continue
+            earlier = records.get(record.episode_id)
+            num_superseded += earlier is not None
+            if earlier is not None and earlier.is_label:
+                if not record.is_label:
+                    continue
+                repeated[record.episode_id] = None
+            records[record.episode_id] = record
     return LabelScan(records, tuple(damaged), num_lines, num_superseded, tuple(repeated))
 
 
@@ -227,18 +234,77 @@ def read_records(path: Path) -> list[CocLabel]:
 
 
 def read_labels(path: Path) -> list[CocLabel]:
-    """Read the newest label of each episode that has one, by episode; errors are left out.
-
-    Raises:
-        MissingFileError: no such file.
-        InvalidInputError: a line other than a torn last one is damaged.
-    """
+    """Read the newest label of each episode that has one, as `read_records` does with errors."""
     return [record for record in read_records(path) if record.is_label]
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes, bool]]:
-    """Yield each line's number, content, and whether it has its end; empty ones are left out."""
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                yield number, line, line.endswith(b"\n")
+def error_kind(error: str) -> str:
+    """Return an error without what differs between episodes: quotations and numbers."""
+    return re.sub(r"\d+", "N", re.sub(r"'[^']*'", "'…'", error))[:160]
+
+
+class LabelFile(AbstractContextManager["LabelFile"]):
+    """An open file of labels, which no other process can open for writing.
+
+    The lock is on `<file>.lock`. Lines are appended whole and are on the disk when `append`
+    returns.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Take the lock, and make the folder; what the file holds stays as it is.
+
+        Raises:
+            InvalidInputError: another process writes it, or the folder cannot be written.
+        """
+        self.path = path
+        self._lines: LineFile | None = None
+        if path.is_dir():
+            raise InvalidInputError(f"--output_jsonl {path} is a folder; name a file in it")
+        self._lock = OutputLock.of_file(path, "--output_jsonl")
+        self._lock.acquire()
+
+    @property
+    def has_lines(self) -> bool:
+        """Whether an earlier run wrote something."""
+        return self.path.exists() and self.path.stat().st_size > 0
+
+    def empty(self) -> None:
+        """Throw away what an earlier run wrote."""
+        if self.path.exists():
+            self._opened().clear()
+
+    def repair(self) -> LabelScan:
+        """Take out what is no record, the torn last line of a kill above all; return what was."""
+        if not self.path.exists():
+            return LabelScan({}, (), 0, 0, ())
+        scan = scan_labels(self.path)
+        if all(line.is_torn for line in scan.damaged):
+            self._opened().cut_torn_line()
+            return scan
+        damaged = {line.number for line in scan.damaged}
+        with self.path.open("rb") as old, replacing(self.path) as partial:
+            kept = (line for number, line in enumerate(old, 1) if number not in damaged)
+            with partial.open("wb") as new:
+                new.writelines(kept)
+        return scan
+
+    def append(self, labels: Sequence[CocLabel]) -> None:
+        """Write lines whole and flush them to the disk before returning.
+
+        Labels that are finished at the same time share one flush, which costs milliseconds.
+
+        Raises:
+            OSError: the disk is full or gone; what was written of the lines is taken back where
+                that is possible, and is repaired by the next run where not.
+        """
+        self._opened().append([label.to_json() for label in labels])
+
+    def __exit__(self, *_: object) -> None:
+        if self._lines is not None:
+            self._lines.close()
+        self._lock.release()
+
+    def _opened(self) -> LineFile:
+        if self._lines is None:
+            self._lines = LineFile(self.path)
+        return self._lines

@@ -9,38 +9,24 @@ from world_modality.source.dataset_episodes import EPISODE_KEY
 from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError
 
-Settings = Mapping[str, Any]
-
 
 def settings_path(path: Path) -> Path:
     """Return where the settings of a file of labels lie."""
     return path.with_suffix(".settings.json")
 
 
-def summary_path(path: Path) -> Path:
-    """Return where the last run's summary lies."""
-    return path.with_suffix(".summary.json")
+def write_settings(path: Path, settings: Mapping[str, Any], *, keep_earlier: bool = False) -> None:
+    """Write the settings of the labels that are written to a file from now on.
 
-
-def config_path(path: Path) -> Path:
-    """Return where the last run's resolved config lies."""
-    return path.with_suffix(".config.json")
-
-
-def write_settings(path: Path, settings: Settings, *, keep_earlier: bool = False) -> None:
-    """Write the settings; the earlier ones of a file of several settings stay in it.
-
-    Args:
-        path: the file of labels.
-        settings: of the labels that are written from now on.
-        keep_earlier: add to those that are recorded, for a file whose settings change on the way.
+    With `keep_earlier` they are added to those that are recorded, for a file whose settings change
+    on the way.
     """
     earlier = _recorded(path) if keep_earlier else []
-    if not earlier or earlier[-1] != dict(settings):
+    if not earlier or earlier[-1] != settings:
         write_json(settings_path(path), {"settings": [*earlier, dict(settings)]})
 
 
-def settings_changes(path: Path, settings: Settings) -> list[str]:
+def settings_changes(path: Path, settings: Mapping[str, Any]) -> list[str]:
     """Say how settings differ from those that the file's latest labels were made with.
 
     A file without recorded settings is not known to differ.
@@ -81,7 +67,7 @@ def _recorded(path: Path) -> list[dict[str, Any]]:
     if not file.exists():
         return []
     try:
-        recorded: list[dict[str, Any]] = json.loads(file.read_text(encoding="utf-8"))["settings"]
+        recorded = json.loads(file.read_text(encoding="utf-8"))["settings"]
         return [dict(settings) for settings in recorded]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidInputError(

@@ -7,8 +7,7 @@ from typing import Any
 import numpy as np
 
 from coc_vla.events.instruction_objects import words_of
-from coc_vla.labels.generation_summary import error_kind
-from coc_vla.labels.record import CocLabel, LabelScan
+from coc_vla.labels.record import CocLabel, LabelScan, error_kind
 from coc_vla.labels.trace import ParsedTrace, trace_faults
 
 NUM_LISTED = 20
@@ -28,8 +27,10 @@ def label_report(scan: LabelScan, episodes: Collection[int] | None) -> dict[str,
         scan: the file.
         episodes: the dataset's, None where the dataset is not looked at.
     """
-    records = [scan.records[episode] for episode in sorted(scan.records)]
+    records = [record for _, record in sorted(scan.records.items())]
     labels = [record for record in records if record.is_label]
+    tokens = [record.tokens for record in records if record.tokens is not None]
+    origins = Counter((label.backend, label.model_name, label.prompt_sha256) for label in labels)
     return {
         "lines": {
             "num_lines": scan.num_lines,
@@ -44,10 +45,18 @@ def label_report(scan: LabelScan, episodes: Collection[int] | None) -> dict[str,
         "errors": _errors(records),
         "invalid": _invalid(labels),
         "duplicates": _duplicates(scan, labels),
-        "origins": _origins(labels),
+        # Several entries are a mixture.
+        "origins": [
+            {"backend": backend, "model_name": model, "prompt_sha256": prompt, "num_labels": count}
+            for (backend, model, prompt), count in origins.most_common()
+        ],
         "lengths": _lengths(labels),
         "words": _words(labels),
-        "effort": _effort(records),
+        "effort": {
+            "seconds_per_episode": _distribution([record.seconds for record in records]),
+            "attempts_per_episode": _distribution([record.attempts for record in records]),
+            "tokens_per_episode": _distribution(tokens),
+        },
     }
 
 
@@ -70,31 +79,21 @@ def _coverage(
 
 def _errors(records: Sequence[CocLabel]) -> dict[str, Any]:
     """Return how often each kind of error is there, and an episode that has it."""
-    kinds: Counter[str] = Counter()
-    example: dict[str, int] = {}
-    for record in records:
-        if record.error is not None:
-            kind = error_kind(record.error)
-            kinds[kind] += 1
-            example.setdefault(kind, record.episode_id)
-    return {
-        kind: {"count": count, "episode": example[kind]}
-        for kind, count in kinds.most_common(NUM_LISTED)
-    }
+    kinds = [(error_kind(record.error), record.episode_id) for record in records if record.error]
+    # The first episode of a kind is the one that stays.
+    example = dict(reversed(kinds))
+    counts = Counter(kind for kind, _ in kinds).most_common(NUM_LISTED)
+    return {kind: {"count": count, "episode": example[kind]} for kind, count in counts}
 
 
 def _invalid(labels: Sequence[CocLabel]) -> dict[str, Any]:
-    """Check every label anew: a file may be older than the checks, or made by something else."""
+    """Check every label again: a file may be older than the checks, or made by something else."""
     found = {}
     for label in labels:
         numbers = tuple(range(1, len(label.coc_text) + 1))
-        faults = trace_faults(ParsedTrace(numbers, label.coc_text), label.instruction)
-        if faults:
-            found[label.episode_id] = faults
-    return {
-        "num_labels": len(found),
-        "episodes": {str(k): v for k, v in list(found.items())[:NUM_LISTED]},
-    }
+        if faults := trace_faults(ParsedTrace(numbers, label.coc_text), label.instruction):
+            found[str(label.episode_id)] = faults
+    return {"num_labels": len(found), "episodes": dict(list(found.items())[:NUM_LISTED])}
 
 
 def _duplicates(scan: LabelScan, labels: Sequence[CocLabel]) -> dict[str, Any]:
@@ -117,23 +116,12 @@ def _duplicates(scan: LabelScan, labels: Sequence[CocLabel]) -> dict[str, Any]:
     }
 
 
-def _origins(labels: Sequence[CocLabel]) -> list[dict[str, Any]]:
-    """Return what the labels were made with; several entries are a mixture."""
-    counts = Counter((label.backend, label.model_name, label.prompt_sha256) for label in labels)
-    return [
-        {"backend": backend, "model_name": model, "prompt_sha256": prompt, "num_labels": count}
-        for (backend, model, prompt), count in counts.most_common()
-    ]
-
-
 def _lengths(labels: Sequence[CocLabel]) -> dict[str, Any]:
     steps = [step for label in labels for step in label.coc_text]
+    counts = [len(label.coc_text) for label in labels]
     return {
-        "steps_per_label": _distribution([len(label.coc_text) for label in labels]),
-        "num_labels_by_steps": {
-            str(count): number
-            for count, number in sorted(Counter(len(label.coc_text) for label in labels).items())
-        },
+        "steps_per_label": _distribution(counts),
+        "num_labels_by_steps": {str(n): number for n, number in sorted(Counter(counts).items())},
         "words_per_what": _distribution([len(step.what.split()) for step in steps]),
         "words_per_why": _distribution([len(step.why.split()) for step in steps]),
     }
@@ -141,28 +129,15 @@ def _lengths(labels: Sequence[CocLabel]) -> dict[str, Any]:
 
 def _words(labels: Sequence[CocLabel]) -> dict[str, Any]:
     """Return the vocabulary: how rich it is, and what is said most."""
-    words: Counter[str] = Counter()
-    beginnings: Counter[str] = Counter()
-    for label in labels:
-        for step in label.coc_text:
-            words.update(words_of(f"{step.what} {step.why}"))
-            beginnings.update(words_of(step.what)[:1])
-    total = sum(words.values())
+    steps = [step for label in labels for step in label.coc_text]
+    words = Counter(word for step in steps for word in words_of(f"{step.what} {step.why}"))
+    beginnings = Counter(word for step in steps for word in words_of(step.what)[:1])
     telling = Counter({word: n for word, n in words.items() if word not in STOP_WORDS})
     return {
-        "num_words": total,
+        "num_words": words.total(),
         "num_distinct": len(words),
         "most_frequent": dict(telling.most_common(NUM_WORDS)),
         "first_words_of_steps": dict(beginnings.most_common(NUM_WORDS)),
-    }
-
-
-def _effort(records: Sequence[CocLabel]) -> dict[str, Any]:
-    tokens = [record.tokens for record in records if record.tokens is not None]
-    return {
-        "seconds_per_episode": _distribution([record.seconds for record in records]),
-        "attempts_per_episode": _distribution([record.attempts for record in records]),
-        "tokens_per_episode": _distribution(tokens),
     }
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from coc_vla import coc_generation
-from coc_vla.labels.generation_config import CocGenerationConfig
+from coc_vla.coc_generation import CocGenerationConfig
 from coc_vla.labels.record import read_records
 from tests.fixtures.instruction import add_column
 from tests.fixtures.lerobot import TASKS, make_dataset

@@ -12,9 +12,8 @@ import pytest
 import torch
 
 from coc_vla import coc_generation, score_labels, train, validate_labels
-from coc_vla.labels.file import LabelFile
-from coc_vla.labels.generation_config import CocGenerationConfig
-from coc_vla.labels.record import CocLabel, read_labels, scan_labels
+from coc_vla.coc_generation import CocGenerationConfig
+from coc_vla.labels.record import CocLabel, LabelFile, read_labels, scan_labels
 from tests.fixtures.coc import coc_train_config
 from tests.fixtures.lerobot import make_dataset
 from tests.fuzz.damage import (

@@ -10,10 +10,11 @@ import pyarrow as pa
 import pytest
 import torch
 
+from coc_vla.coc_generation import CocGenerationConfig
 from coc_vla.coc_generation import run as label
-from coc_vla.events.recorded import EventKeys, recorded_events
-from coc_vla.head.targets import read_traces
-from coc_vla.labels.generation_config import CocGenerationConfig
+from coc_vla.events.motion_columns import MotionFlags
+from coc_vla.events.recorded import recorded_events
+from coc_vla.head.text_head import read_traces
 from coc_vla.labels.record import read_labels
 from coc_vla.labels.settings import require_episode_key
 from coc_vla.score_labels import ScoreConfig
@@ -74,7 +75,7 @@ def test_large_ids_are_counted_in_the_cache_and_named_everywhere(recorded, cache
     assert tensors.episodes.ids.tolist() == IDS
     assert tensors.episodes.lengths.tolist() == LENGTHS
     assert tensors.episodes.frames_of([IDS[1]]).tolist() == list(range(12, 25))
-    events = recorded_events(opened(recorded), EventKeys(episode="recording"))
+    events = recorded_events(opened(recorded), MotionFlags(), "recording")
     assert list(events.by_episode) == IDS
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from coc_vla.coc_generation import CocGenerationConfig
 from coc_vla.coc_generation import run as generate
-from coc_vla.labels.generation_config import CocGenerationConfig
 from tests.fixtures.hub_stand_in import commit_of, point_client, serve_hub
 from tests.fixtures.lerobot import change_info, make_dataset
 from world_modality.source.frame_decoding import frames_at

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from coc_vla.coc_generation import CocGenerationConfig
 from coc_vla.coc_generation import run as generate
-from coc_vla.labels.generation_config import CocGenerationConfig
 from tests.fixtures.instruction import tiny_cache
 from tests.fixtures.lerobot import TASKS
 from world_modality.cache.contract import Cache

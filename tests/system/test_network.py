@@ -6,7 +6,8 @@ import time
 
 import pytest
 
-from coc_vla.authors.openai_vlm import OpenAiSettings, OpenAiVlm
+from coc_vla.authors.backends import AuthorFlags
+from coc_vla.authors.openai_vlm import OpenAiVlm
 from tests.fixtures.text import https_server
 from world_modality.encode.text_model_files import load_text_model, locate_text_model
 from world_modality.system import network
@@ -70,17 +71,9 @@ def refused(url="https://host.invalid/tasks.jsonl", message=None, max_bytes=10_0
 
 def asked(url=SERVER):
     """Return what a labelling run says of its server."""
-    settings = OpenAiSettings(
-        base_url=url,
-        model_name=None,
-        max_tokens=9,
-        temperature=0.0,
-        timeout_s=5.0,
-        max_request_retries=0,
-        concurrency=1,
-    )
+    flags = AuthorFlags(backend="openai", base_url=url, timeout_s=5.0, max_request_retries=0)
     with pytest.raises(UserError) as caught:
-        OpenAiVlm(settings)
+        OpenAiVlm(flags)
     return str(caught.value)
 
 

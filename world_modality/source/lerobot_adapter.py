@@ -206,8 +206,8 @@ class HubCopy:
             file = self.folder / path
             if not file.exists():
                 raise MissingFileError(
-                    f"{file} is missing, and the hub{through_proxy(hub_endpoint())} does not answer; "
-                    "the same command fetches what is missing when it does"
+                    f"{file} is missing, and the hub{through_proxy(hub_endpoint())} does not "
+                    "answer; the same command fetches what is missing when it does"
                 )
             if file.stat().st_size != size:
                 raise InvalidInputError(

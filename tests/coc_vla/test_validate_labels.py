@@ -7,46 +7,24 @@ import re
 import pytest
 from PIL import Image
 
-from coc_vla.labels.file import LabelFile
-from coc_vla.labels.record import CocLabel
+from coc_vla.labels.record import LabelFile
 from coc_vla.labels.trace import TraceStep
 from coc_vla.validate_labels import ValidateLabelsConfig, run
-from tests.fixtures.chat_server import GOOD_ANSWER, GOOD_STEPS
-from tests.fixtures.lerobot import make_dataset
+from tests.fixtures.coc import GOOD_LABEL
 from world_modality.system.errors import InvalidInputError, MissingFileError
 
-LABEL = CocLabel(
-    episode_id=0,
-    instruction="push the block to the goal",
-    keyframe_indices=(0, 5, 11),
-    coc_text=tuple(TraceStep(*step) for step in GOOD_STEPS),
-    raw_text=GOOD_ANSWER,
-    model_name="tiny",
-    backend="openai",
-    prompt_sha256="ab" * 32,
-    seed=7,
-    error=None,
-    seconds=0.25,
-    tokens=55,
-    attempts=1,
-)
 SCRIPT = "<script>alert('no answer')</script>"
 
 
 def of_episode(episode, **changes):
-    return dataclasses.replace(LABEL, episode_id=episode, **changes)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("data") / "tiny", num_episodes=6)
+    return dataclasses.replace(GOOD_LABEL, episode_id=episode, **changes)
 
 
 @pytest.fixture
 def config(root, tmp_path):
     """A file with every kind of line: 2 labels with one text, an error, an invalid one, damage."""
     path = tmp_path / "coc.jsonl"
-    steps = (*LABEL.coc_text[:3], TraceStep("Move the block to (1, 2)", "its goal is there"))
+    steps = (*GOOD_LABEL.coc_text[:3], TraceStep("Move the block to (1, 2)", "its goal is there"))
     failed = {"coc_text": (), "error": "request failed: status 500", "raw_text": SCRIPT}
     with LabelFile(path) as file:
         file.append([of_episode(0), of_episode(2), of_episode(1, **failed)])

@@ -11,29 +11,23 @@ from pathlib import Path
 
 import pytest
 
-from coc_vla.coc_generation import run
-from coc_vla.labels.generation_config import CocGenerationConfig
-from coc_vla.labels.record import read_records, scan_labels
+from coc_vla.coc_generation import CocGenerationConfig, run
+from coc_vla.labels.record import scan_labels
 from tests.fixtures.chat_server import ChatServer, good_reply, serving
+from tests.fixtures.coc import comparable
 from tests.fixtures.instruction import add_column
 from tests.fixtures.lerobot import make_dataset
+from world_modality.system.cli import flag_arguments
 
 ROOT = Path(__file__).parents[2]
 NUM_EPISODES = 80
 
 
-def comparable(path):
-    """Return a file's records by episode, without the time that they took."""
-    return [dataclasses.replace(record, seconds=0.0) for record in read_records(path)]
-
-
 def command_of(config):
-    flags = ["--dataset_name", config.dataset_name, "--dataset_root", config.dataset_root]
-    flags += ["--output_jsonl", config.output_jsonl, "--backend", config.backend]
-    flags += ["--instruction_key", "text", "--gripper_dim", 1, "--batch_size", 1, "--resume"]
-    if config.base_url is not None:
-        flags += ["--base_url", config.base_url, "--concurrency", config.concurrency]
-    return [sys.executable, "-m", "coc_vla.coc_generation", *map(str, flags)]
+    names = ("dataset_name", "dataset_root", "output_jsonl", "backend", "instruction_key")
+    names += ("gripper_dim", "batch_size", "base_url", "concurrency")
+    flags = flag_arguments({name: getattr(config, name) for name in names})
+    return [sys.executable, "-m", "coc_vla.coc_generation", *flags, "--resume"]
 
 
 def count_lines(path):

@@ -1,61 +1,18 @@
-import dataclasses
 import json
+from dataclasses import replace
 
 import pytest
 
 from coc_vla.coc_generation import run
-from coc_vla.labels.generation_config import CocGenerationConfig
 from coc_vla.labels.record import read_labels, read_records, scan_labels
 from coc_vla.validate_labels import ValidateLabelsConfig
 from coc_vla.validate_labels import run as validate
 from tests.fixtures.chat_server import GOOD_ANSWER, ChatServer, Misbehaviour, good_reply, serving
-from tests.fixtures.instruction import add_column
-from tests.fixtures.lerobot import TASKS, make_dataset
+from tests.fixtures.coc import comparable, of_server
+from tests.fixtures.lerobot import TASKS
 from world_modality.system.errors import InvalidInputError, UserError
 
-NAME = "local/tiny"
 NUM_EPISODES = 6
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    """A dataset whose instructions `good_reply` explains, and whose action has a gripper."""
-    root = make_dataset(tmp_path_factory.mktemp("data") / NAME, num_episodes=NUM_EPISODES)
-    info_path = root / "meta" / "info.json"
-    info = json.loads(info_path.read_text())
-    info["features"]["action"]["names"] = ["hand_dx", "gripper_effort"]
-    info_path.write_text(json.dumps(info))
-    add_column(root, "text", ["push the block to the goal"] * 78)
-    return root
-
-
-@pytest.fixture
-def config(root, tmp_path):
-    return CocGenerationConfig(
-        dataset_name=NAME,
-        dataset_root=root,
-        output_jsonl=tmp_path / "out" / "coc.jsonl",
-        backend="rules",
-    )
-
-
-def changed(config, **changes):
-    return dataclasses.replace(config, **changes)
-
-
-def of_server(config, url, **changes):
-    changes = {"instruction_key": "text", "concurrency": 4, **changes}
-    return changed(config, backend="openai", base_url=url, **changes)
-
-
-def comparable(path):
-    """Return a file's records by episode, without the time that they took."""
-    return [dataclasses.replace(record, seconds=0.0) for record in read_records(path)]
-
-
-@pytest.fixture(autouse=True)
-def short_waits(monkeypatch):
-    monkeypatch.setattr("coc_vla.authors.openai_vlm.FIRST_WAIT_S", 0.01)
 
 
 def test_rules_label_every_episode_of_a_dataset(config):
@@ -67,7 +24,7 @@ def test_rules_label_every_episode_of_a_dataset(config):
     assert {label.model_name for label in labels} == {"rules-v3"}
     assert (summary.num_labels, summary.num_errors) == (NUM_EPISODES, 0)
     written = json.loads(config.output_jsonl.with_suffix(".summary.json").read_text())
-    assert written["num_labels"] == NUM_EPISODES
+    assert (written["num_labels"], written["num_missing"]) == (NUM_EPISODES, 0)
     resolved = json.loads(config.output_jsonl.with_suffix(".config.json").read_text())
     assert resolved["backend"] == "rules"
 
@@ -78,8 +35,9 @@ def test_a_server_labels_the_same_at_any_concurrency_and_order(config, tmp_path)
         run(of_server(config, url, concurrency=6))
         assert server.at_once > 2
         alone = of_server(config, url, concurrency=1, output_jsonl=tmp_path / "alone.jsonl")
-        run(changed(alone, episodes="4:6"))
-        run(changed(alone, resume=True))
+        run(replace(alone, episodes="4:6"))
+        assert run(replace(alone, resume=True)).num_kept == 2
+    assert len(server.bodies) == 2 * NUM_EPISODES, "finished episodes are not asked about again"
     assert comparable(config.output_jsonl) == comparable(alone.output_jsonl)
     assert len({label.coc_text for label in read_labels(alone.output_jsonl)}) == NUM_EPISODES
 
@@ -97,7 +55,7 @@ def test_keyframes_reach_the_server_in_order(config):
 
 
 def test_a_refused_answer_is_asked_for_again_with_the_reason(config):
-    server = ChatServer(lambda body, count: "no idea" if count == 0 else GOOD_ANSWER)
+    server = ChatServer("no idea", num_first=1)
     with serving(server) as url:
         summary = run(of_server(config, url, max_episodes=1))
     first, second = (body["messages"][0]["content"][-1]["text"] for body in server.bodies)
@@ -112,35 +70,19 @@ def test_a_refused_answer_is_asked_for_again_with_the_reason(config):
 
 def test_what_stays_refused_is_an_error_with_its_raw_text_and_tried_again_on_resume(config):
     bad = "1. What: Move to (0.1, 0.2). Why: it is there."
-    is_well = False
-
-    def reply(body, count):
-        return GOOD_ANSWER if is_well or "data:" not in json.dumps(body) else bad
-
-    server = ChatServer(reply)
+    server = ChatServer(bad)
     with serving(server) as url:
-        with pytest.raises(InvalidInputError, match="none of 2 episodes got a label"):
+        with pytest.raises(InvalidInputError, match=r"none of 2 episodes got a label.*there are"):
             run(of_server(config, url, max_episodes=2, max_retries=1))
         assert len(server.bodies) == 4
         records = read_records(config.output_jsonl)
         assert [record.raw_text for record in records] == [bad, bad]
         assert all("there are 1 steps" in record.error for record in records)
-        assert all(record.coc_text == () for record in records)
         assert read_labels(config.output_jsonl) == []
-        is_well = True
+        server.reply = good_reply
         summary = run(of_server(config, url, max_episodes=2, max_retries=1, resume=True))
     assert (summary.num_kept, summary.num_labels) == (0, 2)
     assert len(read_labels(config.output_jsonl)) == 2
-
-
-def test_finished_episodes_are_not_asked_about_again(config):
-    server = ChatServer()
-    with serving(server) as url:
-        run(of_server(config, url, max_episodes=4))
-        summary = run(of_server(config, url, resume=True))
-    assert len(server.bodies) == NUM_EPISODES
-    assert (summary.num_kept, summary.num_labels) == (4, 2)
-    assert scan_labels(config.output_jsonl).num_lines == NUM_EPISODES
 
 
 def test_a_file_with_labels_is_neither_mixed_nor_lost_without_being_told(config):
@@ -149,15 +91,14 @@ def test_a_file_with_labels_is_neither_mixed_nor_lost_without_being_told(config)
     with pytest.raises(InvalidInputError, match=r"--resume.*--overwrite"):
         run(config)
     assert config.output_jsonl.read_bytes() == before
-    run(changed(config, overwrite=True, max_episodes=1))
+    run(replace(config, overwrite=True, max_episodes=1))
     assert scan_labels(config.output_jsonl).num_lines == 1
 
 
 def test_a_changed_prompt_or_model_is_noticed(config, tmp_path):
     prompt = tmp_path / "prompt.txt"
     prompt.write_text("Explain $instruction.\n--- retry ---\nNo: $faults\n")
-    server = ChatServer()
-    with serving(server) as url:
+    with serving(ChatServer()) as url:
         run(of_server(config, url, max_episodes=3))
         for changes, told in (
             ({"prompt_file": prompt}, "prompt_sha256 was"),
@@ -186,22 +127,13 @@ def test_a_server_that_goes_away_loses_nothing(config):
 
 
 def test_many_failures_in_a_row_end_the_run(config):
-    server = ChatServer(lambda body, count: Misbehaviour(400, "no images, please"))
+    server = ChatServer(Misbehaviour(400, "no images, please"))
     with serving(server) as url, pytest.raises(UserError, match=r"3 requests in a row.*no images"):
         run(of_server(config, url, concurrency=1, max_failures_in_row=3))
     assert len(read_records(config.output_jsonl)) == 2
 
 
-def test_a_cut_off_answer_is_no_label(config):
-    cut_off = {"message": {"content": GOOD_ANSWER}, "finish_reason": "length"}
-    reply = Misbehaviour(200, json.dumps({"choices": [cut_off]}))
-    server = ChatServer(lambda body, count: reply)
-    with serving(server) as url, pytest.raises(InvalidInputError, match="none of 1"):
-        run(of_server(config, url, max_episodes=1, max_retries=0))
-    assert "cut off" in read_records(config.output_jsonl)[0].error
-
-
-def no_text(reason, text=None, **message):
+def ended(reason, text=None, **message):
     choice = {"message": {"content": text, **message}, "finish_reason": reason}
     return Misbehaviour(200, json.dumps({"choices": [choice]}))
 
@@ -209,32 +141,25 @@ def no_text(reason, text=None, **message):
 @pytest.mark.parametrize(
     ("reply", "told"),
     [
-        (no_text("length"), "cut off at the token limit before the answer began; raise --max_tok"),
-        (no_text("length", "<think>1. What: the"), "before the answer began; raise --max_tokens"),
-        (no_text("stop", refusal="I cannot help."), "refused to answer: I cannot help."),
+        (ended("length", GOOD_ANSWER), "cut off"),
+        (ended("length"), "before the answer began; raise --max_tokens"),
+        (ended("length", "<think>1. What: the"), "before the answer began; raise --max_tokens"),
+        (ended("stop", refusal="I cannot help."), "refused to answer: I cannot help."),
     ],
 )
-def test_answers_without_a_text_cost_one_request_each_and_the_run_goes_on(config, reply, told):
+def test_answers_without_a_whole_text_cost_one_request_each_and_the_run_goes_on(
+    config, reply, told
+):
     """Every episode but the last; more in a row than failed requests may be."""
-    server = ChatServer(
-        lambda body, count: reply if count < NUM_EPISODES - 1 else good_reply(body, count)
-    )
+    server = ChatServer(reply, num_first=NUM_EPISODES - 1)
     with serving(server) as url:
-        summary = run(of_server(config, url, concurrency=1, max_failures_in_row=2))
+        limits = {"concurrency": 1, "max_failures_in_row": 2, "max_retries": 0}
+        summary = run(of_server(config, url, **limits))
     assert len(server.bodies) == NUM_EPISODES
     assert (summary.num_labels, summary.num_errors) == (1, NUM_EPISODES - 1)
-    records = read_records(config.output_jsonl)
-    errors = [record.error for record in records if record.error is not None]
+    errors = [record.error for record in read_records(config.output_jsonl) if record.error]
     assert len(errors) == NUM_EPISODES - 1
     assert all(told in error for error in errors)
-
-
-def test_a_run_in_which_nobody_answers_ends_with_the_reason(config):
-    with (
-        serving(ChatServer(lambda body, count: no_text("length"))) as url,
-        pytest.raises(InvalidInputError, match=r"none of 6 episodes got a label.*--max_tokens"),
-    ):
-        run(of_server(config, url))
 
 
 def test_half_a_surrogate_pair_in_an_answer_becomes_a_character_that_can_be_shown(config, capsys):
@@ -248,14 +173,3 @@ def test_half_a_surrogate_pair_in_an_answer_becomes_a_character_that_can_be_show
     capsys.readouterr()
     validate(ValidateLabelsConfig(config.output_jsonl))
     assert label.text.encode().decode() in capsys.readouterr().out
-
-
-def test_a_line_whose_text_cannot_be_shown_is_damage(config):
-    run(config)
-    lines = config.output_jsonl.read_text().splitlines()
-    content = json.loads(lines[0])
-    del content["checksum"]
-    lines[0] = json.dumps({**content, "model_name": "\ud83d"})
-    config.output_jsonl.write_text("\n".join(lines) + "\n")
-    with pytest.raises(InvalidInputError, match="line 1: it 'utf-8' codec can't encode"):
-        read_labels(config.output_jsonl)

@@ -1,26 +1,22 @@
 import dataclasses
-import json
 
 import numpy as np
 import pytest
 import torch
 
+from coc_vla.authors.backends import AuthorFlags
 from coc_vla.authors.transformers_vlm import (
-    GenerationSettings,
     SeededSampling,
     load_transformers_vlm,
     model_identity,
 )
 from coc_vla.authors.vlm import VlmRequest, VlmUnavailableError
 from coc_vla.coc_generation import run
-from coc_vla.labels.generation_config import CocGenerationConfig
 from coc_vla.labels.record import read_labels, read_records
-from tests.fixtures.lerobot import make_dataset
 from tests.fixtures.text import save_text_model
 from tests.fixtures.tiny_vlm import images_for, save_qwen_vl
 from world_modality.system.errors import InvalidInputError
 
-CPU = torch.device("cpu")
 CLASSES = {
     "qwen3-vl": "Qwen3VLForConditionalGeneration",
     "qwen2.5-vl": "Qwen2_5_VLForConditionalGeneration",
@@ -38,9 +34,9 @@ def folders(tmp_path_factory):
     return {family: save_qwen_vl(home / family, family) for family in CLASSES}
 
 
-def loaded(folders, family, temperature=0.0, max_tokens=12):
-    settings = GenerationSettings(max_tokens, temperature)
-    return load_transformers_vlm(str(folders[family]), family, device=CPU, settings=settings)
+def loaded(name, backend, **changes):
+    flags = AuthorFlags(backend=backend, model_name=str(name), device="cpu", **changes)
+    return load_transformers_vlm(flags)
 
 
 def texts(answers):
@@ -50,7 +46,7 @@ def texts(answers):
 @pytest.mark.parametrize("family", CLASSES)
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_batched_answers_equal_those_asked_for_alone(folders, family, temperature):
-    vlm = loaded(folders, family, temperature)
+    vlm = loaded(folders[family], family, temperature=temperature, max_tokens=12)
     assert type(vlm.model).__name__ == CLASSES[family]
     batched = vlm.answer(REQUESTS)
     alone = [vlm.answer([request])[0] for request in reversed(REQUESTS)][::-1]
@@ -60,7 +56,10 @@ def test_batched_answers_equal_those_asked_for_alone(folders, family, temperatur
 
 
 def test_an_answer_depends_on_its_pictures_and_on_its_seed_alone(folders):
-    greedy, sampling = loaded(folders, "qwen3-vl"), loaded(folders, "qwen3-vl", 1.0)
+    greedy, sampling = (
+        loaded(folders["qwen3-vl"], "qwen3-vl", temperature=temperature, max_tokens=12)
+        for temperature in (0.0, 1.0)
+    )
     request = REQUESTS[0]
     other_pictures = dataclasses.replace(request, images=images_for(99, 1))
     other_seed = dataclasses.replace(request, seed=99)
@@ -88,15 +87,13 @@ def test_seeded_samples_follow_the_softmax():
     assert set(samples_of(shares, 400, temperature=1.0, top_p=0.6)) == {0, 1}
 
 
-def test_a_random_model_labels_nothing_and_its_words_are_kept(folders, tmp_path):
-    root = make_dataset(tmp_path / "data", num_episodes=3)
-    config = CocGenerationConfig(
-        dataset_name="local/tiny",
-        dataset_root=root,
-        output_jsonl=tmp_path / "coc.jsonl",
+def test_a_random_model_labels_nothing_and_its_words_are_kept(folders, config):
+    config = dataclasses.replace(
+        config,
         backend="qwen3-vl",
         model_name=str(folders["qwen3-vl"]),
         device="cpu",
+        max_episodes=3,
         batch_size=2,
         max_tokens=6,
         max_retries=1,
@@ -118,7 +115,7 @@ def test_a_random_model_labels_nothing_and_its_words_are_kept(folders, tmp_path)
 
 
 def test_a_batch_that_does_not_fit_the_memory_is_halved(folders, monkeypatch):
-    vlm = loaded(folders, "qwen2.5-vl", max_tokens=3)
+    vlm = loaded(folders["qwen2.5-vl"], "qwen2.5-vl", max_tokens=3)
     expected = texts(vlm.answer(REQUESTS))
     generate, sizes = type(vlm)._generate, []
 
@@ -137,15 +134,12 @@ def test_a_batch_that_does_not_fit_the_memory_is_halved(folders, monkeypatch):
 
 
 def test_models_that_cannot_serve_are_refused_with_the_reason(folders, tmp_path):
-    settings = GenerationSettings(4)
-    name = str(folders["qwen2.5-vl"])
     with pytest.raises(InvalidInputError, match=r"is a qwen2_5_vl model.*--backend auto"):
-        load_transformers_vlm(name, "qwen3-vl", device=CPU, settings=settings)
-    blind = save_text_model(tmp_path / "blind")
+        loaded(folders["qwen2.5-vl"], "qwen3-vl")
     with pytest.raises(InvalidInputError, match="has no vision"):
-        load_transformers_vlm(str(blind), "auto", device=CPU, settings=settings)
+        loaded(save_text_model(tmp_path / "blind"), "auto")
     with pytest.raises(InvalidInputError, match="no model that reads images could be loaded"):
-        load_transformers_vlm("nobody/nothing", "auto", device=CPU, settings=settings)
+        loaded("nobody/nothing", "auto")
 
 
 def test_other_weights_under_the_same_name_are_noticed(folders, tmp_path):
@@ -153,5 +147,3 @@ def test_other_weights_under_the_same_name_are_noticed(folders, tmp_path):
     assert before == model_identity(str(folders["qwen3-vl"]), None)
     other = save_qwen_vl(tmp_path / "other", "qwen3-vl", seed=1)
     assert model_identity(str(other), None) != before
-    config = json.loads((other / "config.json").read_text())
-    assert config["model_type"] == "qwen3_vl"

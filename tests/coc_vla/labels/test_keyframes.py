@@ -7,13 +7,47 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from coc_vla.authors.pictures import RecordedImage, image_url
-from coc_vla.labels.keyframe_images import keyframe_images
+from coc_vla.authors.vlm import RecordedImage, image_url
+from coc_vla.events.motion import EpisodeMotion, GripperEvent
+from coc_vla.labels.keyframes import (
+    event_keyframes,
+    keyframe_images,
+    uniform_keyframes,
+    velocity_minima,
+)
+from tests.fixtures.coc import motion_with_stops
 from tests.fixtures.lerobot import make_dataset
 from world_modality.source.lerobot_adapter import open_dataset
 
 CAMERA = "observation.image"
 FRAMES = [[0, 6, 11], [12, 24], [30]]
+
+
+@pytest.mark.parametrize("num_frames", [1, 2, 3, 4, 17])
+@pytest.mark.parametrize("count", [1, 2, 3, 8])
+def test_uniform_keyframes_are_distinct_ascending_and_inside(num_frames, count):
+    frames = uniform_keyframes(num_frames, count)
+    assert list(frames) == sorted(set(frames))
+    assert len(frames) == min(num_frames, count)
+    assert frames[0] == 0
+    assert frames[-1] < num_frames
+    assert uniform_keyframes(101, 3) == (0, 50, 100), "start, middle and end"
+
+
+def test_event_keyframes_hold_ends_gripper_events_and_pauses():
+    motion = motion_with_stops(GripperEvent(55, "close"))
+    assert event_keyframes(motion, 5) == pytest.approx((0, 40, 55, 70, 119), abs=2)
+    assert event_keyframes(motion, 3) == (0, 55, 119)
+    pauses = velocity_minima(motion.positions, motion.fps)
+    assert sorted(pauses) == pytest.approx([40, 70], abs=2)
+
+
+@pytest.mark.parametrize(
+    ("num_frames", "expected"), [(81, (0, 20, 40, 60, 80)), (2, (0, 1)), (1, (0,))]
+)
+def test_event_keyframes_of_a_hand_that_never_stops_fill_the_gaps(num_frames, expected):
+    positions = np.arange(num_frames)[:, None] * np.ones(3)
+    assert event_keyframes(EpisodeMotion(positions, (), 20.0), 5) == expected
 
 
 @pytest.fixture
@@ -27,7 +61,7 @@ def stored(root):
 
 
 def store(root, changes):
-    """Put other files in the place of some frames' images."""
+    """Replace the image files of some frames."""
     (path,) = root.glob("data/*/*.parquet")
     table = pq.read_table(path)
     images = table.column(CAMERA).to_pylist()

@@ -42,6 +42,11 @@ def tokenizer():
     return TextTokenizer.train([UP, DOWN], 400)
 
 
+def policy_of(model_type):
+    torch.manual_seed(0)
+    return WorldPolicy(tiny_policy_config(model_type, instruction_dim=5)).eval()
+
+
 def test_a_token_does_not_depend_on_later_ones():
     model, text = decoder(), tokens()
     changed = text.clone()
@@ -90,7 +95,7 @@ def test_step_by_step_gives_what_the_whole_sequence_gives():
 
 
 @pytest.mark.parametrize(("row", "longest_half"), [(0, 6), (1, 5), (2, 10)])
-def test_places_are_counted_anew_from_each_mark(row, longest_half):
+def test_places_are_counted_from_each_mark(row, longest_half):
     model, text = decoder(), tokens_with_marks()
     model(text[[row]], model.memory(hidden(1))).sum().backward()
     assert model.text_position.grad is not None
@@ -101,6 +106,8 @@ def test_places_are_counted_anew_from_each_mark(row, longest_half):
 def test_a_model_and_its_control_start_from_the_same_weights():
     model, control = (decoder(context).state_dict() for context in ("trunk", "lang"))
     assert model.keys() == control.keys()
+    tied = [name for name, value in model.items() if 40 in value.shape]
+    assert tied == ["token_embedding.weight"], "output weights are the token embedding"
     different = [name for name in model if not torch.equal(model[name], control[name])]
     assert different == ["memory_position"]
 
@@ -111,11 +118,6 @@ def test_words_are_hidden_in_training_only():
     assert not torch.equal(model(text, memory), model(other, memory))
     model.train()
     assert torch.equal(model(text, memory), model(other, memory))
-
-
-def test_output_weights_are_the_token_embedding():
-    names = [name for name, value in decoder().named_parameters() if 40 in value.shape]
-    assert names == ["token_embedding.weight"]
 
 
 def test_padding_neither_counts_nor_matters():
@@ -130,9 +132,7 @@ def test_padding_neither_counts_nor_matters():
 
 @pytest.mark.parametrize("model_type", ["A", "B", "C", "C_no_world_input"])
 def test_the_trunk_gives_the_states_that_the_decoder_reads(model_type):
-    config = tiny_policy_config(model_type, instruction_dim=5)
-    torch.manual_seed(0)
-    policy = WorldPolicy(config).eval()
+    policy = policy_of(model_type)
     inputs = (torch.randn(2, 2, 6), torch.randn(2, 2, 4), torch.tensor([1, 2]))
     output = policy(*inputs, torch.randn(2, 5))
     memory = decoder(model_type=model_type).memory(output.hidden)
@@ -143,10 +143,8 @@ def test_the_trunk_gives_the_states_that_the_decoder_reads(model_type):
 
 
 def test_the_instructions_state_is_a_function_of_the_instruction():
-    torch.manual_seed(0)
-    policy = WorldPolicy(tiny_policy_config("C", instruction_dim=5)).eval()
     told = torch.randn(1, 5).expand(2, -1)
-    output = policy(torch.randn(2, 2, 6), torch.randn(2, 2, 4), torch.tensor([1, 2]), told)
+    output = policy_of("C")(torch.randn(2, 2, 6), torch.randn(2, 2, 4), torch.tensor([1, 2]), told)
     torch.testing.assert_close(output.hidden.lang[0], output.hidden.lang[1])
     assert not torch.allclose(output.hidden.world[0], output.hidden.world[1])
 

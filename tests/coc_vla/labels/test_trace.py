@@ -172,13 +172,10 @@ def test_eight_steps_are_too_many():
     assert faults_of(format_trace(steps[:7])) == []
 
 
-def test_an_angle_of_the_instruction_itself_is_no_coordinate():
+def test_an_angle_of_the_instruction_is_no_coordinate_and_a_plural_names_the_object():
     answer = GOOD_ANSWER.replace("block", "dial").replace("this change", "a turn of 90 degrees")
     assert faults_of(answer, "Rotate a dial 90 degrees") == []
     assert "90 degrees" in "; ".join(faults_of(answer, "Rotate a dial"))
-
-
-def test_a_plural_names_the_object():
     assert faults_of(GOOD_ANSWER, "push the blocks to the goals") == []
 
 
