@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from benchmarks.speed.harness.lerobot_loading import (
+from benchmarks.speed.harness.lerobot_peer import (
     DrawnFrames,
     LeRobotBatches,
     require_same_windows,
