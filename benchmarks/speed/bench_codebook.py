@@ -138,14 +138,13 @@ def measure_assignment(config: BenchCodebookConfig, rows: np.ndarray) -> Iterato
     flops = dict.fromkeys(turns, 2 * len(part) * config.num_tokens * config.embedding_dim)
     flops["sgemm"] = 2 * num_rows * num_columns * inner
     seconds = take_turns(turns, config.num_rounds)
-    rates = Comparison("GFLOP/s", {name: flops[name] / s / 1e9 for name, s in seconds.items()})
+    rates = Comparison.rates("GFLOP/s", seconds, {name: f / 1e9 for name, f in flops.items()})
     sgemm, *ways = turns
     yield rates.figure(sgemm)
     yield from (rates.figure(way, sgemm) for way in ways)
     iteration = 2 * config.num_frames * config.num_tokens * config.embedding_dim
-    floor = "an iteration over all frames takes at least"
     floor_s = seconds[sgemm] * iteration / flops[sgemm]
-    yield Comparison("s", {floor: floor_s}).figure(floor)
+    yield Figure.alone("an iteration over all frames takes at least", "s", *floor_s)
 
 
 def measure_memory(config: BenchCodebookConfig, folder: Path) -> Iterator[Figure]:

@@ -14,9 +14,10 @@ import multiprocessing
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -55,8 +56,8 @@ LAZILY_IMPORTED = (
 )
 _PANELS_A_ROW = 3
 
-Work = Callable[[], float | None]
-"""A stage, ready to run; returns its seconds where the clock around it would count too much."""
+Work = Callable[[], object]
+"""A stage, ready to run, as `turn_seconds` takes it."""
 
 
 def embedding_pass(frames: int, width: int, folder: Path) -> Work:
@@ -88,11 +89,7 @@ def embedding_pass(frames: int, width: int, folder: Path) -> Work:
 def vq_fit(frames: int, width: int, folder: Path) -> Work:
     """Prepare the torch fit to all rows of a mapped array."""
     rows = _rows(frames, width, folder)
-
-    def work() -> None:
-        fit_codebook(rows, NUM_TOKENS, backend="torch")
-
-    return work
+    return lambda: fit_codebook(rows, NUM_TOKENS, backend="torch")
 
 
 def vq_assignment(frames: int, width: int, folder: Path) -> Work:
@@ -115,22 +112,13 @@ def _rows(frames: int, width: int, folder: Path) -> StoredRows:
 
 def training_step(frames: int, width: int, folder: Path) -> Work:
     """Prepare arm C's optimiser step."""
-    steps = endless_steps(_trainer(frames, width, folder))
-
-    def work() -> None:
-        next(steps)
-
-    return work
+    return partial(next, endless_steps(_trainer(frames, width, folder)))
 
 
 def offline_evaluation(frames: int, width: int, folder: Path) -> Work:
     """Prepare the predictions of arm C at every frame, as `eval_offline` makes them."""
     trainer = _trainer(frames, width, folder)
-
-    def work() -> None:
-        predict(trainer.policy, trainer.tensors, np.arange(frames))
-
-    return work
+    return lambda: predict(trainer.policy, trainer.tensors, np.arange(frames))
 
 
 def _trainer(frames: int, width: int, folder: Path) -> Trainer:
@@ -143,12 +131,12 @@ def _trainer(frames: int, width: int, folder: Path) -> Trainer:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage and its sizes; one axis varies while the other stays at its first size.
+    """A stage and its sizes.
 
     Attributes:
-        prepare: from frames, the width of encoder, embedding or trunk, and a folder.
-        frames: N.
-        widths: of whichever the stage computes with.
+        prepare: from N, a width and a folder.
+        frames: N; the width is the first one meanwhile.
+        widths: of encoder, embedding or trunk, whichever the stage computes with.
         base_frames: N while the width varies, and in several processes.
     """
 
@@ -180,25 +168,13 @@ class BenchGrowthConfig:
     """Gets growth.json and growth.png."""
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What a stage took at one size.
+def measure(name: str, frames: int, width: int) -> dict[str, float]:
+    """Prepare a stage, warm it up, and measure it in this process.
 
-    Attributes:
-        seconds: the median over repeats.
-        began_s: wall-clock time when the first repeat began.
-        ended_s: wall-clock time when the last repeat ended.
-        peak_bytes: resident memory that the stage added at its peak.
+    Returns:
+        `seconds`, the median over repeats; `peak_bytes`, the resident memory that it added at its
+        peak; `began_s` and `ended_s`, the wall-clock times around the repeats.
     """
-
-    seconds: float
-    began_s: float
-    ended_s: float
-    peak_bytes: int
-
-
-def measure(name: str, frames: int, width: int) -> Measured:
-    """Prepare a stage, warm it up, and measure it in this process."""
     torch.set_num_threads(1)
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -212,7 +188,9 @@ def measure(name: str, frames: int, width: int) -> Measured:
         began = time.time()
         seconds = [turn_seconds(work) for _ in range(REPEATS)]
         ended = time.time()
-    return Measured(float(np.median(seconds)), began, ended, status_bytes("VmHWM") - before)
+    added = status_bytes("VmHWM") - before
+    median = float(np.median(seconds))
+    return {"seconds": median, "peak_bytes": added, "began_s": began, "ended_s": ended}
 
 
 @dataclass(frozen=True)
@@ -240,12 +218,13 @@ class Growth:
     high: float
 
     @classmethod
-    def fit(cls, labels: tuple[str, str, str], x: list[float], y: list[float]) -> "Growth":
+    def fit(cls, labels: tuple[str, str, str], x: Iterable[int], y: list[float]) -> "Growth":
         """Fit the line through at least three sizes; labels are stage, quantity and axis."""
-        line = stats.linregress(np.log(x), np.log(y))
-        margin = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * line.stderr
+        sizes = [float(size) for size in x]
+        line = stats.linregress(np.log(sizes), np.log(y))
+        margin = stats.t.ppf((1 + CONFIDENCE) / 2, len(sizes) - 2) * line.stderr
         slope = float(line.slope)
-        return cls(*labels, x, y, slope, slope - margin, slope + margin)
+        return cls(*labels, sizes, y, slope, slope - margin, slope + margin)
 
     def row(self) -> str:
         """Return a line of the table."""
@@ -256,7 +235,9 @@ class Growth:
         )
 
 
-def measure_together(name: str, frames: int, width: int, num_processes: int = 1) -> list[Measured]:
+def measure_together(
+    name: str, frames: int, width: int, num_processes: int = 1
+) -> list[dict[str, float]]:
     """Measure a stage in fresh processes side by side."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([measure.__module__, *LAZILY_IMPORTED])
@@ -270,25 +251,21 @@ def measure_stage(name: str) -> list[Growth]:
     stage = STAGES[name]
     base = (stage.base_frames, stage.widths[0])
     axes = {
-        "frames": {n: (n, stage.widths[0]) for n in stage.frames},
-        "width": {width: (stage.base_frames, width) for width in stage.widths},
+        "frames": {n: (n, base[1]) for n in stage.frames},
+        "width": {width: (base[0], width) for width in stage.widths},
     }
     found = []
     for axis, sizes in axes.items():
         measured = [measure_together(name, *size)[0] for size in sizes.values()]
-        x = [float(size) for size in sizes]
         for quantity in ("seconds", "peak_bytes"):
-            y = [float(getattr(m, quantity)) for m in measured]
-            found.append(Growth.fit((name, quantity, axis), x, y))
+            y = [m[quantity] for m in measured]
+            found.append(Growth.fit((name, quantity, axis), sizes, y))
     rates = []
     for number in PROCESSES:
         together = measure_together(name, *base, number)
-        span = max(m.ended_s for m in together) - min(m.began_s for m in together)
+        span = max(m["ended_s"] for m in together) - min(m["began_s"] for m in together)
         rates.append(number * REPEATS / span)
-    return [
-        *found,
-        Growth.fit((name, "runs_per_s", "processes"), list(map(float, PROCESSES)), rates),
-    ]
+    return [*found, Growth.fit((name, "runs_per_s", "processes"), PROCESSES, rates)]
 
 
 def plot(growths: list[Growth], path: Path) -> None:

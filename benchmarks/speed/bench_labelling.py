@@ -125,11 +125,11 @@ def measure_images(config: CocGenerationConfig, *, as_recorded: bool) -> Iterato
     reading = timed(lambda: tasks.extend(plan.tasks()))
     encoding = timed(lambda: urls.extend(image_url(i) for task in tasks for i in task.images))
     what = "pictures as stored" if as_recorded else "pictures decoded, then JPEG (video, large)"
-    cpu = {f"{what}: reading": [reading.cpu], f"{what}: encoding": [encoding.cpu]}
-    per_episode = {name: [1000 * s / len(tasks) for s in own] for name, own in cpu.items()}
-    yield from Comparison("CPU-ms an episode", per_episode).figures()
+    for step, seconds in (("reading", reading), ("encoding", encoding)):
+        milliseconds = 1000 * seconds.cpu / len(tasks)
+        yield Figure.alone(f"{what}: {step}", "CPU-ms an episode", milliseconds)
     size = sum(map(len, urls)) / len(tasks) / 1024
-    yield from Comparison("KiB an episode", {f"{what}: request": [size]}).figures()
+    yield Figure.alone(f"{what}: request", "KiB an episode", size)
 
 
 def measure_append(config: CocGenerationConfig, folder: Path) -> Iterator[Figure]:
@@ -144,7 +144,7 @@ def measure_append(config: CocGenerationConfig, folder: Path) -> Iterator[Figure
     seconds = timed(append)
     name = "one label flushed alone (finished together, they share a flush)"
     for unit, value in (("ms", seconds.wall), ("CPU-ms", seconds.cpu)):
-        yield Comparison(unit, {name: [1000 * value / len(labels)]}).figure(name)
+        yield Figure.alone(name, unit, 1000 * value / len(labels))
 
 
 def measure(config: BenchLabellingConfig, folder: Path) -> Iterator[Figure]:
@@ -174,8 +174,7 @@ def measure(config: BenchLabellingConfig, folder: Path) -> Iterator[Figure]:
     yield speed.figure(names[0])
     yield speed.figure(names[1], names[0], "at least 3")
     client = "client, all its processor time"
-    cost = Comparison("CPU-ms an episode", {client: [client_ms]})
-    yield cost.figure(client, wanted="at most 5")
+    yield Figure.alone(client, "CPU-ms an episode", client_ms, wanted="at most 5")
     for as_recorded in (True, False):
         yield from measure_images(many, as_recorded=as_recorded)
     yield from measure_append(many, folder)

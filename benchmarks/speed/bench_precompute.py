@@ -120,7 +120,7 @@ def measure_passes(config: BenchPrecomputeConfig, folder: Path) -> Iterator[Figu
         num_frames = min(PEER_FRAMES, config.num_frames)
         name = f"{kind}, LeRobotDataset frame by frame"
         seconds = take_turns({name: frame_by_frame(root, num_frames)}, config.num_rounds)
-        yield Comparison("frames/s", {name: num_frames / seconds[name]}).figure(name)
+        yield Figure.alone(name, "frames/s", *(num_frames / seconds[name]))
 
 
 def compare_pass(
@@ -167,7 +167,7 @@ def compare_pass(
     }
     seconds = take_turns(turns, config.num_rounds)
     del seconds["CPU seconds"]
-    rates = {turn: num_frames / own for turn, own in seconds.items()}
+    rates = {name: num_frames / own for name, own in seconds.items()}
     decoding, encoding, whole = rates
     slower, bound = f"{name}: slower half", f"{name}: bound"
     rates[slower] = rates[bound] = np.minimum(rates[decoding], rates[encoding])
@@ -233,14 +233,13 @@ def measure_shards(config: BenchPrecomputeConfig, folder: Path) -> Iterator[Figu
             for num, words in ((1, "one process"), (2, "two processes"))
         }
         seconds = take_turns(turns, config.num_rounds)
-    rates = {name: config.num_frames / own for name, own in seconds.items()}
-    compared = Comparison("frames/s", rates)
+    compared = Comparison.rates("frames/s", seconds, config.num_frames)
     for what, wanted in (("encoder alone", ""), ("precompute", "at least 1.7")):
         yield compared.figure(f"{what}, one process")
         yield compared.figure(f"{what}, two processes", f"{what}, one process", wanted)
     merged = f"merge of {MERGE_SHARDS} shards, hashed and synced"
     rate = merge_rate(folder, config.merged_frames) / 1e6
-    yield Comparison("MB/s", {merged: [rate]}).figure(merged)
+    yield Figure.alone(merged, "MB/s", rate)
 
 
 def shard_command(config: BenchPrecomputeConfig, root: Path, cache_dir: Path) -> PrecomputeConfig:

@@ -33,13 +33,7 @@ from benchmarks.speed.harness.idle_policies import (
     RecordedPolicy,
     ReplayedPolicy,
 )
-from benchmarks.speed.harness.measuring import (
-    BenchConfig,
-    Comparison,
-    Figure,
-    report,
-    take_turns,
-)
+from benchmarks.speed.harness.measuring import BenchConfig, Comparison, Figure, report, take_turns
 from world_modality.system.cli import run_cli
 
 
@@ -109,7 +103,7 @@ def measure_loop(
         turns = {name: partial(play, own) for name, own in policies.items()}
         seconds = take_turns(turns, config.num_rounds)
     num_steps = len(episodes) * config.max_steps
-    speed = Comparison("steps/s", {name: num_steps / own for name, own in seconds.items()})
+    speed = Comparison.rates("steps/s", seconds, num_steps)
     yield from speed.figures()
     yield speed.figure("policy", "no-op", "at least 0.9")
     yield speed.figure("policy", "policy's actions given again", "at least 0.9")
@@ -131,7 +125,7 @@ def measure_alone(suite: Suite, episode: EpisodeSpec, num_rounds: int) -> Figure
     name = "one environment alone, every frame"
     (seconds,) = take_turns({name: play}, num_rounds).values()
     simulator.close()
-    return Comparison("steps/s", {name: episode.max_steps / seconds}).figure(name)
+    return Figure.alone(name, "steps/s", *(episode.max_steps / seconds))
 
 
 def measure(config: BenchRolloutsConfig) -> Iterator[Figure]:

@@ -119,28 +119,20 @@ def measure(config: BenchSyncConfig) -> Iterator[Figure]:
         for _ in range(config.num_rounds)
     ]
     alone, synced = zip(*pairs, strict=True)
-    names = "steps alone", "steps beside the sync"
-    speeds = Comparison(
-        "steps/s",
-        {
-            name: [turn["steps_per_s"] for turn in turns]
-            for name, turns in zip(names, (alone, synced), strict=True)
-        },
-    )
-    yield speeds.figure(names[0])
-    yield speeds.figure(names[1], names[0], "at least 0.98")
+    rates = {
+        name: [turn["steps_per_s"] for turn in turns]
+        for name, turns in (("steps alone", alone), ("steps beside the sync", synced))
+    }
+    speeds = Comparison("steps/s", rates)
+    yield speeds.figure("steps alone")
+    yield speeds.figure("steps beside the sync", "steps alone", "at least 0.98")
     cores = len(os.sched_getaffinity(0))
-    sync = f"the sync's share of {cores} cores"
-    writing = f"writing {config.checkpoint_mb:.0f} MB every {config.checkpoint_every_s:.0f} s"
-    shares = Comparison(
-        "%",
-        {
-            sync: [100 * turn["beside_s"] / (turn["wall_s"] * cores) for turn in synced],
-            writing: [100 * t["checkpoint_s"] / t["wall_s"] for t in (*alone, *synced)],
-        },
-    )
-    yield shares.figure(sync, wanted="below 2 % (start, rounds, hashing, rclone)")
-    yield shares.figure(writing)
+    shares = [100 * turn["beside_s"] / (turn["wall_s"] * cores) for turn in synced]
+    name, wanted = f"the sync's share of {cores} cores", "below 2 (start, rounds, hashing, rclone)"
+    yield Figure.alone(name, "%", *shares, wanted=wanted)
+    shares = [100 * turn["checkpoint_s"] / turn["wall_s"] for turn in (*alone, *synced)]
+    name = f"writing {config.checkpoint_mb:.0f} MB every {config.checkpoint_every_s:.0f} s"
+    yield Figure.alone(name, "%", *shares)
 
 
 def run(config: BenchSyncConfig) -> list[Figure]:

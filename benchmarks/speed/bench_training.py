@@ -28,16 +28,11 @@ from itertools import cycle
 from pathlib import Path
 from typing import Literal
 
-import numpy as np
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.speed.harness.drawn import NUM_TOKENS, draw_cache
-from benchmarks.speed.harness.lerobot_peer import (
-    DrawnFrames,
-    LeRobotBatches,
-    require_same_windows,
-)
+from benchmarks.speed.harness.drawn import draw_cache
+from benchmarks.speed.harness.lerobot_peer import LeRobotBatches, record, require_same_windows
 from benchmarks.speed.harness.measuring import (
     BenchConfig,
     Comparison,
@@ -55,7 +50,6 @@ from benchmarks.speed.harness.trainers import (
     endless_steps,
     feed,
     open_trainer,
-    trainer_on,
     without_dropout,
 )
 from world_modality.cache.contract import Cache
@@ -78,6 +72,11 @@ NUM_WORKERS = (0, 2)
 GATHERED_BATCHES = 200
 LOADED_BATCHES = 2
 TRAINED_STEPS = 8
+SILENCED: dict[str, tuple[type[torch.nn.Module], ...]] = {
+    "": (),
+    ", no attention dropout": (torch.nn.MultiheadAttention,),
+    ", no dropout": (torch.nn.MultiheadAttention, torch.nn.Dropout),
+}
 SAVES_PER_ROUND = 4
 STEPS_PER_SAVE = 10
 MINUTE_S = 60.0
@@ -144,10 +143,10 @@ class Setting:
     folder: Path
     group: ProcessGroup
 
-    def cache(self, num_frames: int) -> Cache:
+    def cache(self, num_frames: int, dim: int | None = None) -> Cache:
         """Return a drawn cache, which is written where it is missing."""
-        folder = self.folder / f"{num_frames}_frames"
-        return draw_cache(folder, num_frames, self.config.embedding_dim)
+        dim = dim or self.config.embedding_dim
+        return draw_cache(self.folder / f"{num_frames}_x_{dim}", num_frames, dim)
 
     def cache_for_steps(self) -> Cache:
         """Return a cache that is as small as steps allow, which do not grow with the frames."""
@@ -197,15 +196,11 @@ def measure_start(setting: Setting) -> Iterator[Figure]:
     config = setting.config
     cache = setting.cache(config.num_frames)
     (import_s, first_step_s), peak_bytes = setting.first_step(cache, "auto")
-    seconds = {"start: imports": [import_s], "start: from there to the first step": [first_step_s]}
-    took = Comparison("s", seconds)
-    yield took.figure("start: imports")
-    yield took.figure("start: from there to the first step", wanted="at most 5 s")
-    array_bytes = sum(path.stat().st_size for path in cache.folder.glob("*.npy"))
-    over, peak = "start: peak memory without that of the arrays", "start: peak memory"
-    sizes = {peak: [peak_bytes / 1e6], over: [(peak_bytes - array_bytes) / 1e6]}
-    yield Comparison("MB", sizes).figure(peak)
-    yield Comparison("MB", sizes).figure(over, wanted="at most 1,500 MB")
+    yield Figure.alone("start: imports", "s", import_s)
+    yield Figure.alone("start: from there to the first step", "s", first_step_s, wanted="at most 5")
+    yield Figure.alone("start: peak memory", "MB", peak_bytes / 1e6)
+    over = peak_bytes - sum(path.stat().st_size for path in cache.folder.glob("*.npy"))
+    yield Figure.alone("start: of it, not arrays", "MB", over / 1e6, wanted="at most 1,500")
 
 
 def measure_memory(setting: Setting) -> Iterator[Figure]:
@@ -239,7 +234,8 @@ def measure_throughput(setting: Setting) -> Iterator[Figure]:
         "bare loop without clipping": bare_step(trainer, clip=False),
     }
     own = {name: repeated(step, config.steps_per_round) for name, step in turns.items()}
-    rates = _rates(take_turns(own, config.num_rounds), config.steps_per_round * config.batch_size)
+    seconds = take_turns(own, config.num_rounds)
+    rates = Comparison.rates("samples/s", seconds, config.steps_per_round * config.batch_size)
     yield from rates.figures()
     yield rates.figure("training", "bare loop", "at least 0.97")
     yield rates.figure("training", "bare loop without clipping")
@@ -253,10 +249,9 @@ def measure_loading(setting: Setting) -> Iterator[Figure]:
     arrays of a cache, which is the least that its DataLoader can be asked for.
     """
     config = setting.config
-    drawn = DrawnFrames(config.recorded_frames, config.recorded_dim, NUM_TOKENS)
-    tensors = drawn.tensors(resolve_device(config.device))
-    frames = np.arange(drawn.num_frames)
-    ours, fed = (trainer_on(tensors, frames, NUM_TOKENS, config.train_config()) for _ in range(2))
+    cache = setting.cache(config.recorded_frames, config.recorded_dim)
+    ours, fed = (open_trainer(cache, config.train_config()) for _ in range(2))
+    tensors = ours.tensors
     rates: dict[str, list[float]] = {}
 
     def measure(name: str, work: Callable[[], object], num_batches: int) -> None:
@@ -265,12 +260,12 @@ def measure_loading(setting: Setting) -> Iterator[Figure]:
         rates.setdefault(name, []).append(num_batches * config.batch_size / seconds)
 
     shape = (GATHERED_BATCHES, config.batch_size)
-    chosen = cycle(torch.randint(drawn.num_frames, shape, device=tensors.device))
+    chosen = cycle(torch.randint(config.recorded_frames, shape, device=tensors.device))
     with tempfile.TemporaryDirectory() as temporary:
         peers = {}
         for name, size in (("with camera", config.image_size), ("arrays only", 0)):
             root = Path(temporary) / name.replace(" ", "_")
-            drawn.record(root, size)
+            record(cache, root, size)
             peers[name] = LeRobotBatches(root, ours.window_shape, config.batch_size)
             require_same_windows(tensors, peers[name], ours.window_shape)
         for _ in range(config.loading_rounds):
@@ -301,36 +296,30 @@ def measure_flops(setting: Setting) -> Iterator[Figure]:
     """
     config = setting.config
     device = resolve_device(config.device)
-    drawn = DrawnFrames(config.recorded_frames, config.embedding_dim, NUM_TOKENS)
-    tensors, frames = drawn.tensors(device), np.arange(drawn.num_frames)
+    cache = setting.cache_for_steps()
     wide = torch.bfloat16 if config.precision == "bf16" else torch.float32
     left, right = torch.randn(2, PRODUCT_SIZE, PRODUCT_SIZE, device=device, dtype=wide)
-    chosen = torch.arange(config.batch_size, device=device) % drawn.num_frames
+    chosen = torch.arange(config.batch_size, device=device)
     for width in (config.d_model, config.wide_d_model):
+        step, product = f"step, d_model {width}", f"matrix product beside d_model {width}"
         train_config = config.train_config(d_model=width)
-        plain, no_attention, none = (
-            trainer_on(tensors, frames, NUM_TOKENS, train_config) for _ in range(3)
-        )
-        with FlopCounterMode(display=False) as counter:
-            plain.step(chosen)
-        name, product = f"step, d_model {width}", f"matrix product beside d_model {width}"
-        turns: dict[str, Callable[[], object]] = {
-            name: partial(plain.step, chosen),
-            f"{name}, no attention dropout": partial(
-                without_dropout(no_attention, attention_only=True).step, chosen
-            ),
-            f"{name}, no dropout": partial(
-                without_dropout(none, attention_only=False).step, chosen
-            ),
+        trainers = {
+            f"{step}{words}": without_dropout(open_trainer(cache, train_config), *kinds)
+            for words, kinds in SILENCED.items()
         }
+        turns: dict[str, Callable[[], object]] = {
+            name: partial(trainer.step, chosen) for name, trainer in trainers.items()
+        }
+        with FlopCounterMode(display=False) as counter:
+            turns[step]()
         flops = dict.fromkeys(turns, float(counter.get_total_flops()))
-        yield Comparison("GFLOP", {f"{name}: size": [flops[name] / 1e9]}).figure(f"{name}: size")
+        yield Figure.alone(f"{step}: size", "GFLOP", flops[step] / 1e9)
         turns[product], flops[product] = lambda: left @ right, 2.0 * PRODUCT_SIZE**3
         seconds = take_turns(turns, config.num_rounds)
-        rates = Comparison("GFLOP/s", {n: flops[n] / s / 1e9 for n, s in seconds.items()})
+        rates = Comparison.rates("GFLOP/s", seconds, {n: f / 1e9 for n, f in flops.items()})
         yield rates.figure(product)
-        for step in list(turns)[:-1]:
-            yield rates.figure(step, product, "at least 0.5 on a CPU")
+        for name in trainers:
+            yield rates.figure(name, product, "at least 0.5 on a CPU")
 
 
 def measure_seeds(setting: Setting) -> Iterator[Figure]:
@@ -412,13 +401,13 @@ def measure_checkpoints(setting: Setting) -> Iterator[Figure]:
         seconds = take_turns(turns, config.num_rounds)
         num_bytes = Path(temporary, name).stat().st_size
     lost = (seconds["saving"] - seconds["alone"]) / SAVES_PER_ROUND
-    yield Comparison("MB", {"a checkpoint": [num_bytes / 1e6]}).figure("a checkpoint")
-    names = "a checkpoint: the training loses", "a checkpoint: of it, waits for the copy"
-    rounds = {names[0]: lost, names[1]: waited[SAVES_PER_ROUND:]}
-    yield from Comparison("s", rounds).figures()
+    waits = waited[SAVES_PER_ROUND:]  # without those of the round that warms up
+    yield Figure.alone("a checkpoint", "MB", num_bytes / 1e6)
+    yield Figure.alone("a checkpoint: the training loses", "s", *lost)
+    yield Figure.alone("a checkpoint: of it, waiting for the copy", "s", *waits)
     share = "share of the training's time, at one a minute"
-    cost = Comparison("%", {share: 100 * lost / MINUTE_S})
-    yield cost.figure(share, wanted="below 2 % together with the sync")
+    wanted = "below 2 together with the sync"
+    yield Figure.alone(share, "%", *(100 * lost / MINUTE_S), wanted=wanted)
 
 
 def measure_processes(setting: Setting) -> Iterator[Figure]:
@@ -464,7 +453,7 @@ def measure_processes(setting: Setting) -> Iterator[Figure]:
     turns = {name: partial(when_all_are_there, work) for name, work in works.items()}
     seconds = take_turns(turns, config.num_rounds)
     messages = 1e3 * seconds.pop("messages") / config.steps_per_round
-    rates = _rates(seconds, config.steps_per_round * config.batch_size)
+    rates = Comparison.rates("samples/s", seconds, config.steps_per_round * config.batch_size)
     yield rates.figure("one of the processes")
     yield rates.figure(together, "one of the processes", f"{group.num_processes} at most")
     sent = f"messages of a step, {sum(p.nbytes for p in parameters) / 1e6:.1f} MB"
@@ -484,10 +473,6 @@ MEASURES: dict[Part, Callable[[Setting], Iterator[Figure]]] = {
     "checkpoints": measure_checkpoints,
     "processes": measure_processes,
 }
-
-
-def _rates(seconds: dict[str, np.ndarray], samples: int) -> Comparison:
-    return Comparison("samples/s", {name: samples / own for name, own in seconds.items()})
 
 
 def run(config: BenchTrainingConfig) -> list[Figure]:

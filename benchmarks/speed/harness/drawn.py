@@ -59,7 +59,7 @@ def draw_dataset(
         f"bench/{root.name}", root, FPS, features, "drawn", use_videos=camera_dtype == "video"
     )
     with writer:
-        for start, stop in _blocks(num_frames, episode_length):
+        for start, stop in blocks(num_frames, episode_length):
             shape = (2, stop - start, len(VECTOR_NAMES))
             state, action = rng.normal(size=shape).astype(np.float32)
             frames = np.stack([_draw_frame(rng, image_size) for _ in range(start, stop)])
@@ -92,7 +92,7 @@ def write_rows(path: Path, kind: RowKind, num_frames: int, dim: int) -> None:
     scenes = rng.standard_normal((NUM_SCENES, dim), dtype=np.float32) * scale
     motions = rng.standard_normal((MOTION_DIMS, dim), dtype=np.float32) * scale / 5
     np.lib.format.open_memmap(path, mode="w+", dtype=np.float16, shape=(num_frames, dim))
-    for start, stop in _blocks(num_frames, EPISODE_LENGTH):
+    for start, stop in blocks(num_frames, EPISODE_LENGTH):
         block = rng.standard_normal((stop - start, dim), dtype=np.float32)
         if kind == "episodes":
             steps = 0.3 * rng.standard_normal((stop - start, MOTION_DIMS), dtype=np.float32)
@@ -112,7 +112,7 @@ def draw_cache(cache_dir: Path, num_frames: int, embedding_dim: int) -> Cache:
     task_index = (episode_index % NUM_TASKS).astype(np.int32)
     writer = CacheWriter(cache, "precompute", {"num_frames": num_frames, "dim": embedding_dim})
     writer.open("embeddings", (num_frames, embedding_dim))
-    for start, stop in _blocks(num_frames, _BLOCK):
+    for start, stop in blocks(num_frames, _BLOCK):
         block = rng.standard_normal((stop - start, embedding_dim), dtype=np.float32)
         writer.write(start, {"embeddings": block.astype(np.float16)})
     writer.put("world_tokens", rng.integers(0, NUM_TOKENS, num_frames, dtype=np.int32))
@@ -140,7 +140,7 @@ def draw_cache(cache_dir: Path, num_frames: int, embedding_dim: int) -> Cache:
     return cache
 
 
-def _blocks(num_frames: int, length: int) -> Iterator[tuple[int, int]]:
+def blocks(num_frames: int, length: int) -> Iterator[tuple[int, int]]:
     """Yield where each block starts and stops."""
     for start in range(0, num_frames, length):
         yield start, min(start + length, num_frames)

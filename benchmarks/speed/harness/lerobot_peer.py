@@ -1,7 +1,6 @@
 """LeRobot's own ways to read a dataset: frame by frame, and as batches of its DataLoader."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,67 +11,40 @@ from torch.utils.data import DataLoader, default_collate
 
 from benchmarks.demos.dataset import DemoDatasetWriter, image_feature, vector_feature
 from benchmarks.demos.episode import DemoEpisode
-from benchmarks.speed.harness.drawn import ACTION_DIM, CAMERA, FPS, STATE_DIM
+from benchmarks.speed.harness.drawn import CAMERA, FPS, LIBERO_EPISODE_LENGTH, blocks
+from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch, FrameTensors, WindowShape
-from world_modality.source.episodes import Episodes
 
-EPISODE_LENGTH = 80
 VIDEO_BACKEND = "pyav"  # torchcodec, the default, needs FFmpeg's shared libraries
 
 
-@dataclass(frozen=True)
-class DrawnFrames:
-    """Random frames that both sides read: as arrays here, as a recorded dataset there."""
-
-    num_frames: int
-    embedding_dim: int
-    num_world_tokens: int
-
-    def arrays(self) -> dict[str, np.ndarray]:
-        """Return what a cache of these frames holds."""
-        rng = np.random.default_rng(0)
-        size = (self.num_frames, self.embedding_dim)
-        return {
-            "embeddings": rng.standard_normal(size, dtype=np.float32).astype(np.float16),
-            "states": rng.standard_normal((self.num_frames, STATE_DIM), dtype=np.float32),
-            "actions": rng.standard_normal((self.num_frames, ACTION_DIM), dtype=np.float32),
-            "world_tokens": rng.integers(0, self.num_world_tokens, self.num_frames, dtype=np.int32),
-        }
-
-    def tensors(self, device: torch.device) -> FrameTensors:
-        """Return the frames on the device, as training has them."""
-        episode_index = np.arange(self.num_frames) // EPISODE_LENGTH
-        episodes = Episodes.from_frames(episode_index, np.zeros_like(episode_index))
-        return FrameTensors(self.arrays(), episodes, device)
-
-    def record(self, root: Path, image_size: int) -> None:
-        """Write them as a LeRobot dataset; with image size 0 without a camera."""
-        arrays = self.arrays()
-        columns = {
-            "observation.embedding": arrays["embeddings"].astype(np.float32),
-            "observation.state": arrays["states"],
-            "action": arrays["actions"],
-            # Twice, since lerobot 0.4 fails to save integer vectors of one element.
-            "world_token": np.repeat(arrays["world_tokens"][:, None], 2, axis=1).astype(np.int64),
-        }
-        features = {
-            name: {**vector_feature([f"x{i}" for i in range(c.shape[1])]), "dtype": str(c.dtype)}
-            for name, c in columns.items()
-        }
-        if image_size:
-            features[CAMERA] = image_feature(image_size, image_size, use_videos=False)
-            ramp = np.arange(image_size, dtype=np.uint8)
-            numbers = np.arange(self.num_frames)[:, None, None].astype(np.uint8)
-            channels = np.broadcast_arrays(ramp[:, None], ramp, numbers)
-            columns[CAMERA] = np.stack(channels, axis=-1)
-        with DemoDatasetWriter("bench/drawn", root, FPS, features, "drawn") as writer:
-            for start in range(0, self.num_frames, EPISODE_LENGTH):
-                part = {n: column[start : start + EPISODE_LENGTH] for n, column in columns.items()}
-                writer.add_episode(DemoEpisode("move", part, signals={}))
+def record(cache: Cache, root: Path, image_size: int) -> None:
+    """Write the frames of a drawn cache as a LeRobot dataset; image size 0 gives no camera."""
+    columns = {
+        "observation.embedding": cache.load("embeddings").astype(np.float32),
+        "observation.state": cache.load("states"),
+        "action": cache.load("actions"),
+        # Twice, since lerobot 0.4 fails to save integer vectors of one element.
+        "world_token": np.repeat(cache.load("world_tokens")[:, None], 2, axis=1).astype(np.int64),
+    }
+    features = {
+        name: {**vector_feature([f"x{i}" for i in range(c.shape[1])]), "dtype": str(c.dtype)}
+        for name, c in columns.items()
+    }
+    num_frames = len(columns["action"])
+    if image_size:
+        features[CAMERA] = image_feature(image_size, image_size, use_videos=False)
+        ramp = np.arange(image_size, dtype=np.uint8)
+        numbers = np.arange(num_frames)[:, None, None].astype(np.uint8)
+        columns[CAMERA] = np.stack(np.broadcast_arrays(ramp[:, None], ramp, numbers), axis=-1)
+    with DemoDatasetWriter("bench/drawn", root, FPS, features, "drawn") as writer:
+        for start, stop in blocks(num_frames, LIBERO_EPISODE_LENGTH):
+            part = {name: column[start:stop] for name, column in columns.items()}
+            writer.add_episode(DemoEpisode("move", part, signals={}))
 
 
 class LeRobotBatches:
-    """Shuffled batches from LeRobot's DataLoader over a dataset that `DrawnFrames` recorded."""
+    """Shuffled batches from LeRobot's DataLoader over a dataset that `record` wrote."""
 
     def __init__(self, root: Path, shape: WindowShape, batch_size: int) -> None:
         from lerobot.datasets.lerobot_dataset import LeRobotDataset

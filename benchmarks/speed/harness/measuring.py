@@ -63,6 +63,11 @@ class Figure:
     ratio: Spread | None = None
     wanted: str = ""
 
+    @classmethod
+    def alone(cls, name: str, unit: str, *values: float, wanted: str = "") -> "Figure":
+        """Return a figure without a peer, from its values in every round."""
+        return cls(name, unit, _spread(np.array(values)), wanted=wanted)
+
     def line(self) -> str:
         """Return the line of the table."""
         compared = f"{self.ratio} times {self.peer}" if self.ratio else ""
@@ -82,6 +87,14 @@ class Comparison:
 
     unit: str
     rounds: Mapping[str, Sequence[float] | np.ndarray]
+
+    @classmethod
+    def rates(
+        cls, unit: str, seconds: Mapping[str, np.ndarray], amount: float | Mapping[str, float]
+    ) -> "Comparison":
+        """Return amounts a second; the amount of a round is one for all, or one for each name."""
+        amounts = amount if isinstance(amount, Mapping) else dict.fromkeys(seconds, amount)
+        return cls(unit, {name: amounts[name] / own for name, own in seconds.items()})
 
     def figure(self, name: str, peer: str = "", wanted: str = "") -> Figure:
         """Return one of them, compared with another one if a peer is named."""

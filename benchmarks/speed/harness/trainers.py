@@ -6,9 +6,7 @@ from functools import partial
 from itertools import chain, count
 from typing import Any, cast
 
-import numpy as np
 import torch
-from jaxtyping import Int
 
 from benchmarks.speed.harness.drawn import CACHE_NAME
 from world_modality.cache.contract import Cache
@@ -37,22 +35,11 @@ def open_trainer(cache: Cache, config: TrainConfig, group: ProcessGroup | None =
     tensors = FrameTensors.from_cache(cache, device, place=config.embeddings_on)
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
     num_tokens = cache.manifest["arrays"]["codebook_centroids"]["shape"][0]
-    return trainer_on(tensors, frames, num_tokens, config, group)
-
-
-def trainer_on(
-    tensors: FrameTensors,
-    frames: Int[np.ndarray, " M"],
-    num_world_tokens: int,
-    config: TrainConfig,
-    group: ProcessGroup | None = None,
-) -> Trainer:
-    """Return a trainer at its beginning, on frames that came from anywhere."""
     policy_config = config.policy_config(
         embedding_dim=tensors.embeddings.shape[1],
         state_dim=tensors.states.shape[1],
         action_dim=tensors.actions.shape[1],
-        num_world_tokens=num_world_tokens,
+        num_world_tokens=num_tokens,
         instruction_dim=0,
     )
     torch.manual_seed(config.seed)
@@ -88,13 +75,11 @@ def bare_step(trainer: Trainer, *, clip: bool) -> Callable[[], object]:
     return partial(RecordedCalls(step, device) if device.type == "cuda" else step, batch.tensors())
 
 
-def without_dropout(trainer: Trainer, *, attention_only: bool) -> Trainer:
-    """Switch dropout off in a trainer that has not made a step yet."""
+def without_dropout(trainer: Trainer, *kinds: type[torch.nn.Module]) -> Trainer:
+    """Switch the dropout of these modules off, in a trainer that has not made a step yet."""
     for module in trainer.policy.modules():
-        if isinstance(module, torch.nn.MultiheadAttention):
-            module.dropout = 0.0
-        elif isinstance(module, torch.nn.Dropout) and not attention_only:
-            module.p = 0.0
+        if isinstance(module, kinds):
+            setattr(module, "p" if isinstance(module, torch.nn.Dropout) else "dropout", 0.0)
     return trainer
 
 
