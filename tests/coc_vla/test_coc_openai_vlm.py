@@ -10,7 +10,7 @@ from PIL import Image
 from coc_vla.authors.openai_vlm import OpenAiSettings, OpenAiVlm
 from coc_vla.authors.vlm import VlmRequest, VlmUnavailableError
 from tests.fixtures.chat_server import GOOD_ANSWER, ChatServer, Misbehaviour, completion, serving
-from tests.fixtures.tiny_vlm import images_for
+from tests.fixtures.tiny_models import images_for
 from world_modality.system.errors import InvalidInputError
 
 REQUEST = VlmRequest(3, "push the block", images_for(0), "What happens?", seed=11)

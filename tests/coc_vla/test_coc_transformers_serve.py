@@ -10,7 +10,7 @@ import pytest
 
 from coc_vla.authors.openai_vlm import OpenAiSettings, OpenAiVlm
 from coc_vla.authors.vlm import VlmRequest
-from tests.fixtures.tiny_vlm import images_for, save_qwen_vl
+from tests.fixtures.tiny_models import images_for, save_qwen_vl
 
 NEEDED = ("fastapi", "uvicorn", "openai")
 MISSING = [name for name in NEEDED if importlib.util.find_spec(name) is None]

@@ -16,8 +16,7 @@ from coc_vla.coc_generation import run
 from coc_vla.labels.generation_config import CocGenerationConfig
 from coc_vla.labels.record import read_labels, read_records
 from tests.fixtures.lerobot import make_dataset
-from tests.fixtures.text import save_text_model
-from tests.fixtures.tiny_vlm import images_for, save_qwen_vl
+from tests.fixtures.tiny_models import images_for, save_qwen_vl, save_text_model
 from world_modality.system.errors import InvalidInputError
 
 CPU = torch.device("cpu")

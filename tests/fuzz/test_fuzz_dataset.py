@@ -21,7 +21,7 @@ from coc_vla.labels.generation_config import CocGenerationConfig
 from coc_vla.labels.record import read_records
 from tests.fixtures.instruction import add_column
 from tests.fixtures.lerobot import TASKS, make_dataset
-from tests.fixtures.text import save_text_model
+from tests.fixtures.tiny_models import save_text_model
 from tests.fuzz.damage import (
     change_byte,
     change_json_file,

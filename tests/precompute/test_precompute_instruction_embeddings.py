@@ -27,7 +27,7 @@ from tests.fixtures.instruction import (
     written,
 )
 from tests.fixtures.lerobot import TASKS
-from tests.fixtures.text import https_server
+from tests.fixtures.servers import https_server
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
 from world_modality.encode.text_encoder import TextEncoder, load_text_encoder

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from tests.fixtures.text import https_server
+from tests.fixtures.servers import https_server
 from world_modality.system import https_download
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.https_download import download_https, is_url, without_query

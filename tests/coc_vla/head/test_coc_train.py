@@ -111,7 +111,7 @@ def test_resuming_with_other_labels_or_another_weight_is_refused(trained, cache,
 def test_a_checkpoint_explains_without_the_tokenizers_folder(cache, labels, tmp_path):
     from transformers import AutoTokenizer
 
-    from tests.fixtures.text import PACKAGED_FOLDER
+    from tests.fixtures.tiny_models import PACKAGED_FOLDER
 
     folder = tmp_path / "tokenizer"
     AutoTokenizer.from_pretrained(PACKAGED_FOLDER).save_pretrained(folder)
