@@ -188,7 +188,7 @@ def measure(name: str, frames: int, width: int) -> dict[str, float]:
         began = time.time()
         seconds = [turn_seconds(work) for _ in range(REPEATS)]
         ended = time.time()
-    added = status_bytes("VmHWM") - before
+    added = max(status_bytes("VmHWM") - before, 1)  # a logarithm is taken of it
     median = float(np.median(seconds))
     return {"seconds": median, "peak_bytes": added, "began_s": began, "ended_s": ended}
 
