@@ -13,9 +13,8 @@ for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
 
 from jaxtyping import install_import_hook
 
-from tests.fixtures import signature_check
+from tests import fixtures
 
 # Before the first import of a module that it is to check.
-install_import_hook(
-    ["world_modality", "benchmarks", "coc_vla"], f"{signature_check.__name__}.check_signature"
-)
+packages = ["world_modality", "benchmarks", "coc_vla"]
+install_import_hook(packages, f"{fixtures.__name__}.check_signature")

@@ -7,54 +7,190 @@ hold for the range that was measured, which is printed. Each size runs in a proc
 one thread.
 """
 
+import contextlib
+import io
+import json
 import multiprocessing
 import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 from scipy import stats
 
-from benchmarks.speed.bench_precompute import machine
+from benchmarks.speed.harness.drawn import CAMERA, draw_cache, draw_dataset, write_rows
+from benchmarks.speed.harness.measuring import machine, reset_peak, status_bytes, turn_seconds
+from benchmarks.speed.harness.trainers import drawn_train_config, endless_steps, open_trainer
+from world_modality.encode.vision_encoders import RandomVitSize
+from world_modality.policy.predictions import predict
+from world_modality.precompute.codebook_step import StoredRows
+from world_modality.precompute_world_tokens import PrecomputeConfig
+from world_modality.precompute_world_tokens import run as precompute
 from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import run_cli
-
-if TYPE_CHECKING:
-    from benchmarks.speed.harness.growth_stages import Case, Measured
+from world_modality.tokens.codebook import assign_world_tokens, fit_codebook
+from world_modality.training.trainer import Trainer
 
 CONFIDENCE = 0.95
+PROCESSES = (1, 2, 4)
+REPEATS = 3
+NUM_TOKENS = 64
+NUM_LAYERS = 3
+EMBEDDING_DIM = 64
+TRAINING_BATCH = 128
+ASSIGNMENT_BLOCK = 2_048
+IMAGE_SIZE = 64
+VIT_IMAGE_SIZE = 28
+VIT_SIZES: dict[int, RandomVitSize] = {192: "tiny", 384: "small", 768: "base"}
+# What the stages import when they run; it is to be there before they are measured.
+LAZILY_IMPORTED = (
+    *("faiss", "pandas", "sklearn.cluster", "torch._dynamo", "torchvision"),
+    *("transformers.models.dinov2.modeling_dinov2", "world_modality.source.lerobot_adapter"),
+    "world_modality.encode.transformers_encoder",
+)
 _PANELS_A_ROW = 3
+
+Work = Callable[[], object]
+"""A stage, ready to run, as `turn_seconds` takes it."""
+
+
+def embedding_pass(frames: int, width: int, folder: Path) -> Work:
+    """Prepare the precompute stage with an untrained ViT on drawn PNG images; times its pass."""
+    root = folder / "dataset"
+    draw_dataset(root, frames, IMAGE_SIZE)
+
+    def work() -> float:
+        with tempfile.TemporaryDirectory(dir=folder) as cache_dir:
+            config = PrecomputeConfig(
+                dataset_name="bench/growth",
+                dataset_root=root,
+                image_key=CAMERA,
+                cache_dir=Path(cache_dir),
+                vision_model_name="random-vit",
+                random_vit_size=VIT_SIZES[width],
+                random_vit_image_size=VIT_IMAGE_SIZE,
+                vq_num_tokens=2,
+                val_fraction=0.5,
+                device="cpu",
+            )
+            speed = precompute(config).speed
+        assert speed is not None
+        return speed.seconds
+
+    return work
+
+
+def vq_fit(frames: int, width: int, folder: Path) -> Work:
+    """Prepare the torch fit to all rows of a mapped array."""
+    rows = _rows(frames, width, folder)
+    return lambda: fit_codebook(rows, NUM_TOKENS, backend="torch")
+
+
+def vq_assignment(frames: int, width: int, folder: Path) -> Work:
+    """Prepare faiss's assignment of all rows of a mapped array, in the stage's blocks."""
+    rows = _rows(frames, width, folder)
+    centroids = rows[np.arange(NUM_TOKENS)]
+
+    def work() -> None:
+        for indices in np.array_split(np.arange(frames), -(-frames // ASSIGNMENT_BLOCK)):
+            assign_world_tokens(rows[indices], centroids)
+
+    return work
+
+
+def _rows(frames: int, width: int, folder: Path) -> StoredRows:
+    path = folder / "rows.npy"
+    write_rows(path, "episodes", frames, width)
+    return StoredRows(path, np.arange(frames), normalize=False)
+
+
+def training_step(frames: int, width: int, folder: Path) -> Work:
+    """Prepare arm C's optimiser step."""
+    return partial(next, endless_steps(_trainer(frames, width, folder)))
+
+
+def offline_evaluation(frames: int, width: int, folder: Path) -> Work:
+    """Prepare the predictions of arm C at every frame, as `eval_offline` makes them."""
+    trainer = _trainer(frames, width, folder)
+    return lambda: predict(trainer.policy, trainer.tensors, np.arange(frames))
+
+
+def _trainer(frames: int, width: int, folder: Path) -> Trainer:
+    cache = draw_cache(folder, frames, EMBEDDING_DIM)
+    config = drawn_train_config(
+        d_model=width, n_layers=NUM_LAYERS, batch_size=TRAINING_BATCH, device="cpu"
+    )
+    return open_trainer(cache, config)
 
 
 @dataclass(frozen=True)
-class Sizes:
-    """The sizes of one stage: one axis varies while the other stays at `base`."""
+class Stage:
+    """A stage and its sizes.
 
+    Attributes:
+        prepare: from N, a width and a folder.
+        frames: N; the width is the first one meanwhile.
+        widths: of encoder, embedding or trunk, whichever the stage computes with.
+        base_frames: N while the width varies, and in several processes.
+    """
+
+    prepare: Callable[[int, int, Path], Work]
     frames: tuple[int, ...]
     widths: tuple[int, ...]
-    base: tuple[int, int]
+    base_frames: int
 
 
-SIZES = {
-    "embedding_pass": Sizes((200, 400, 800, 1_600), (192, 384, 768), (200, 192)),
-    "vq_fit": Sizes((4_096, 8_192, 16_384, 32_768, 65_536), (64, 128, 256, 512), (8_192, 64)),
-    "vq_assignment": Sizes((8_192, 16_384, 32_768, 65_536), (64, 128, 256, 512), (16_384, 64)),
-    "training_step": Sizes((2_048, 8_192, 32_768, 131_072), (64, 128, 256, 512), (4_096, 64)),
-    "offline_evaluation": Sizes((1_024, 2_048, 4_096, 8_192), (64, 128, 256), (1_024, 64)),
+STAGES = {
+    stage.prepare.__name__: stage
+    for stage in (
+        Stage(embedding_pass, (200, 400, 800, 1_600), (192, 384, 768), 200),
+        Stage(vq_fit, (4_096, 8_192, 16_384, 32_768, 65_536), (64, 128, 256, 512), 8_192),
+        Stage(vq_assignment, (8_192, 16_384, 32_768, 65_536), (64, 128, 256, 512), 16_384),
+        Stage(training_step, (2_048, 8_192, 32_768, 131_072), (64, 128, 256, 512), 4_096),
+        Stage(offline_evaluation, (1_024, 2_048, 4_096, 8_192), (64, 128, 256), 1_024),
+    )
 }
-PROCESSES = (1, 2, 4)
 
 
 @dataclass(frozen=True)
 class BenchGrowthConfig:
     """Fit how the stages' time and memory grow."""
 
-    stages: tuple[str, ...] = tuple(SIZES)
+    stages: tuple[str, ...] = tuple(STAGES)
     """Which stages."""
     out_dir: Path = Path("growth")
     """Gets growth.json and growth.png."""
+
+
+def measure(name: str, frames: int, width: int) -> dict[str, float]:
+    """Prepare a stage, warm it up, and measure it in this process.
+
+    Returns:
+        `seconds`, the median over repeats; `peak_bytes`, the resident memory that it added at its
+        peak; `began_s` and `ended_s`, the wall-clock times around the repeats.
+    """
+    torch.set_num_threads(1)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        contextlib.redirect_stdout(io.StringIO()),
+        contextlib.redirect_stderr(io.StringIO()),
+    ):
+        work = STAGES[name].prepare(frames, width, Path(folder))
+        before = status_bytes("VmRSS")
+        reset_peak()
+        work()
+        began = time.time()
+        seconds = [turn_seconds(work) for _ in range(REPEATS)]
+        ended = time.time()
+    added = max(status_bytes("VmHWM") - before, 1)  # a logarithm is taken of it
+    median = float(np.median(seconds))
+    return {"seconds": median, "peak_bytes": added, "began_s": began, "ended_s": ended}
 
 
 @dataclass(frozen=True)
@@ -82,12 +218,13 @@ class Growth:
     high: float
 
     @classmethod
-    def fit(cls, labels: tuple[str, str, str], x: list[float], y: list[float]) -> "Growth":
+    def fit(cls, labels: tuple[str, str, str], x: Iterable[int], y: list[float]) -> "Growth":
         """Fit the line through at least three sizes; labels are stage, quantity and axis."""
-        line = stats.linregress(np.log(x), np.log(y))
-        margin = stats.t.ppf((1 + CONFIDENCE) / 2, len(x) - 2) * line.stderr
+        sizes = [float(size) for size in x]
+        line = stats.linregress(np.log(sizes), np.log(y))
+        margin = stats.t.ppf((1 + CONFIDENCE) / 2, len(sizes) - 2) * line.stderr
         slope = float(line.slope)
-        return cls(*labels, x, y, slope, slope - margin, slope + margin)
+        return cls(*labels, sizes, y, slope, slope - margin, slope + margin)
 
     def row(self) -> str:
         """Return a line of the table."""
@@ -98,39 +235,37 @@ class Growth:
         )
 
 
-def measure_together(case: "Case", num_processes: int = 1) -> list["Measured"]:
-    """Run a case in fresh processes side by side."""
-    from benchmarks.speed.harness import growth_stages
-
+def measure_together(
+    name: str, frames: int, width: int, num_processes: int = 1
+) -> list[dict[str, float]]:
+    """Measure a stage in fresh processes side by side."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([growth_stages.__name__, *growth_stages.LAZILY_IMPORTED])
+    context.set_forkserver_preload([measure.__module__, *LAZILY_IMPORTED])
     with ProcessPoolExecutor(num_processes, context) as pool:
-        return list(pool.map(growth_stages.measure, [case] * num_processes))
+        running = [pool.submit(measure, name, frames, width) for _ in range(num_processes)]
+        return [future.result() for future in running]
 
 
-def measure_stage(stage: str, sizes: Sizes) -> list[Growth]:
+def measure_stage(name: str) -> list[Growth]:
     """Measure one stage along the three axes."""
-    from benchmarks.speed.harness.growth_stages import REPEATS, Case
-
-    base_frames, base_width = sizes.base
+    stage = STAGES[name]
+    base = (stage.base_frames, stage.widths[0])
     axes = {
-        "frames": {n: Case(stage, n, base_width) for n in sizes.frames},
-        "width": {w: Case(stage, base_frames, w) for w in sizes.widths},
+        "frames": {n: (n, base[1]) for n in stage.frames},
+        "width": {width: (base[0], width) for width in stage.widths},
     }
     found = []
-    for axis, cases in axes.items():
-        measured = [measure_together(case)[0] for case in cases.values()]
-        x = [float(size) for size in cases]
+    for axis, sizes in axes.items():
+        measured = [measure_together(name, *size)[0] for size in sizes.values()]
         for quantity in ("seconds", "peak_bytes"):
-            y = [float(getattr(m, quantity)) for m in measured]
-            found.append(Growth.fit((stage, quantity, axis), x, y))
+            y = [m[quantity] for m in measured]
+            found.append(Growth.fit((name, quantity, axis), sizes, y))
     rates = []
     for number in PROCESSES:
-        together = measure_together(Case(stage, base_frames, base_width), number)
-        span = max(m.ended_s for m in together) - min(m.began_s for m in together)
+        together = measure_together(name, *base, number)
+        span = max(m["ended_s"] for m in together) - min(m["began_s"] for m in together)
         rates.append(number * REPEATS / span)
-    x = [float(number) for number in PROCESSES]
-    return [*found, Growth.fit((stage, "runs_per_s", "processes"), x, rates)]
+    return [*found, Growth.fit((name, "runs_per_s", "processes"), PROCESSES, rates)]
 
 
 def plot(growths: list[Growth], path: Path) -> None:
@@ -170,12 +305,12 @@ def run(config: BenchGrowthConfig) -> list[Growth]:
     """Measure, print the table, and write JSON and plot."""
     # Before a process starts: each has one thread, so that they do not share cores by chance.
     os.environ["OMP_NUM_THREADS"] = "1"
-    about = machine("cpu")
-    print(about)
+    about = machine()
+    print(json.dumps(about))
     print(f"{'stage':20}{'quantity':12}{'axis':11}{'power':>7}  {CONFIDENCE:.0%} interval")
     growths = []
     for stage in config.stages:
-        for growth in measure_stage(stage, SIZES[stage]):
+        for growth in measure_stage(stage):
             growths.append(growth)
             print(growth.row(), flush=True)
     config.out_dir.mkdir(parents=True, exist_ok=True)

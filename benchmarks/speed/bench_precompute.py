@@ -1,53 +1,83 @@
-"""How fast frames become embeddings: the pass over a dataset against the encoder alone.
+"""How fast frames become embeddings, part by part.
 
     python -m benchmarks.speed.bench_precompute
+    python -m benchmarks.speed.bench_precompute --parts shards
 
-The datasets are drawn, and stored by LeRobot as PNG images and as video; memory is measured in
-fresh processes, at N and at 10 N frames.
+- passes: the pass over a dataset against its two halves alone, decoding and encoding.
+- memory: of the whole stage, at N and at 10 N frames.
+- shards: two processes, each on a core and a thread of its own, against one; beside it what the
+  machine gives, the encoder alone on decoded frames. Starting up is left out.
+
+The datasets are drawn, and stored by LeRobot as PNG images and as video.
 """
 
-import json
+import multiprocessing
 import os
-import platform
-import subprocess
-import sys
 import tempfile
-from collections.abc import Iterator
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Literal
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
-from benchmarks.speed.harness.drawn_dataset import CAMERA, draw_dataset
-from benchmarks.speed.harness.lerobot_peer import frame_by_frame_rate
-from benchmarks.speed.harness.pass_rates import measure_pass
+from benchmarks.speed.harness.drawn import CAMERA, draw_dataset
+from benchmarks.speed.harness.lerobot_peer import frame_by_frame
+from benchmarks.speed.harness.measuring import (
+    BenchConfig,
+    Comparison,
+    Figure,
+    in_fresh_process,
+    memory,
+    report,
+    take_turns,
+    timed,
+)
+from world_modality.cache.contract import Cache
+from world_modality.cache.writer import CacheWriter
 from world_modality.encode.pixel_pca import PixelPCA, area_average
-from world_modality.encode.vision_encoders import EncoderRequest, RandomVitSize, build_encoder
+from world_modality.encode.vision_encoders import (
+    EncoderRequest,
+    RandomVitSize,
+    VisionEncoder,
+    build_encoder,
+)
+from world_modality.precompute.embedding_pass import write_embeddings
+from world_modality.precompute.shard_plan import FrameShard, ShardPlan
+from world_modality.precompute.shard_set import ShardSet
+from world_modality.precompute_world_tokens import PrecomputeConfig, open_job
+from world_modality.precompute_world_tokens import run as precompute
 from world_modality.source.frame_decoding import frame_blocks
 from world_modality.source.lerobot_adapter import open_dataset
-from world_modality.system.atomic import write_json
+from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.cli import run_cli
+from world_modality.system.device import resolve_device
+from world_modality.system.errors import InvalidInputError
 
-if TYPE_CHECKING:
-    import torch
-
+Part = Literal["passes", "memory", "shards"]
 PCA_FRAMES = 256  # to fit pixel-pca to
 PEER_FRAMES = 200
-# Runs the stage in a fresh interpreter. The kernel's high-water mark begins anew there, while
-# getrusage would still count the parent's memory.
-_PEAK = """
-from benchmarks.speed.harness.turns import peak_resident_bytes
-from world_modality.precompute_world_tokens import main
-main()
-print("RESULT", peak_resident_bytes())
-"""
+CPU_BLOCKS = 4  # encoded with one thread, for the CPU seconds of a frame
+ONE_THREAD = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
+START_WITHIN_S = 120.0
+MERGE_DIM = 768
+MERGE_SHARDS = 4
+
+# In a worker process: where it waits for the other one.
+_together: Any = None
 
 
 @dataclass(frozen=True)
-class BenchPrecomputeConfig:
-    """Measure the embedding pass against its encoder alone, and the stage's peak memory."""
+class BenchPrecomputeConfig(BenchConfig):
+    """Measure the embedding pass, the stage's memory, and what a second process brings."""
 
+    parts: tuple[Part, ...] = ("passes", "memory")
+    """What to measure; see the top of the module."""
     work_dir: Path | None = None
     """Holds the drawn datasets; by default a temporary folder."""
     num_frames: int = 1000
@@ -61,126 +91,247 @@ class BenchPrecomputeConfig:
     batch_size: int = 32
     """Frames a batch."""
     num_rounds: int = 3
-    """Rounds, in each of which decoding, the encoder and the pass are measured in turn."""
+    """What is compared takes turns this many times."""
+    merged_frames: int = 131_072
+    """Frames of 768 dims (0.2 GB) whose shards are merged."""
     device: str = "auto"
-    """Device of the encoder."""
-    output_json: Path | None = None
-    """Also write the figures here."""
+    """Device of the encoder; shards are measured on the CPU."""
 
 
-def peak_memory(root: Path, folder: Path) -> int:
-    """Return the peak resident memory (bytes) of the stage with pixel-pca, in its own process."""
-    flags = ["--dataset_name", f"bench/{root.name}", "--dataset_root", root, "--cache_dir", folder]
-    flags += ["--vision_model_name", "pixel-pca", "--pixel_pca_fit_frames", 512]
-    flags += ["--vq_fit_frames", 512, "--vq_num_tokens", 64]
-    done = subprocess.run(
-        [sys.executable, "-c", _PEAK, *map(str, flags)],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-    )
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("RESULT"))
-    return int(line.split()[1])
-
-
-def machine(device: str) -> dict[str, Any]:
-    """Return what the figures depend on."""
-    import torch
-
-    return {
-        "cpu": platform.processor() or platform.machine(),
-        "num_cpus": os.cpu_count(),
-        "torch": torch.__version__,
-        "torch_threads": torch.get_num_threads(),
-        "device": device,
-        "python": platform.python_version(),
-        "load": os.getloadavg(),
-    }
-
-
-def run(config: BenchPrecomputeConfig) -> dict[str, Any]:
-    """Measure, print, and return the figures."""
-    from world_modality.system.device import resolve_device
-
+def measure_passes(config: BenchPrecomputeConfig, folder: Path) -> Iterator[Figure]:
+    """Compare the pass with its halves, by camera and encoder."""
     device = resolve_device(config.device)
-    with tempfile.TemporaryDirectory(dir=config.work_dir) as name:
-        folder = Path(name)
-        draw_dataset(folder / "x1", config.num_frames, config.image_size)
-        draw_dataset(folder / "x10", 10 * config.num_frames, config.image_size)
-        draw_dataset(folder / "video", config.num_frames, config.image_size, "video")
-        roots = {"image": folder / "x1", "video": folder / "video"}
-        passes = [
-            measured for kind in roots for measured in _passes(config, kind, roots[kind], device)
-        ]
-        peers = {kind: frame_by_frame_rate(roots[kind], PEER_FRAMES) for kind in roots}
-        peaks = [peak_memory(folder / f"x{factor}", folder / "peak") for factor in (1, 10)]
-    report = {
-        "machine": machine(str(device)),
-        "num_frames": config.num_frames,
-        "image_size": config.image_size,
-        "passes": passes,
-        "frame_by_frame": peers,
-        "peak_bytes": {"N": peaks[0], "10N": peaks[1]},
+    for kind in ("image", "video"):
+        root = folder / kind
+        draw_dataset(root, config.num_frames, config.image_size, kind)
+        source = open_dataset(f"bench/{kind}", dataset_root=root)
+        sample = next(frame_blocks(source, CAMERA, np.arange(config.num_frames), PCA_FRAMES))
+        request = EncoderRequest(
+            "random-vit",
+            random_vit_size=config.random_vit_size,
+            random_vit_image_size=config.random_vit_image_size,
+        )
+        for encoder in (
+            build_encoder(request, device),
+            PixelPCA.fit_to(area_average(sample, 32), 192, seed=0),
+        ):
+            caches = folder / f"{kind}_{encoder.name}"
+            yield from compare_pass(config, f"{kind}, {encoder.name}", source, encoder, caches)
+        num_frames = min(PEER_FRAMES, config.num_frames)
+        name = f"{kind}, LeRobotDataset frame by frame"
+        seconds = take_turns({name: frame_by_frame(root, num_frames)}, config.num_rounds)
+        yield Figure.alone(name, "frames/s", *(num_frames / seconds[name]))
+
+
+def compare_pass(
+    config: BenchPrecomputeConfig,
+    name: str,
+    source: LeRobotSource,
+    encoder: VisionEncoder,
+    folder: Path,
+) -> Iterator[Figure]:
+    """Compare a pass with decoding and encoding alone, and with what bounds it.
+
+    Where both need the same cores, the bound is cores / (CPU seconds of a frame in both), with no
+    core ever idle. Otherwise it is the slower of the two.
+    """
+    num_frames, indices = source.num_frames, np.arange(source.num_frames)
+    blocks = list(frame_blocks(source, CAMERA, indices, config.batch_size))
+    some = blocks[:CPU_BLOCKS]
+    caches = (Cache(folder, f"round{number}") for number in count())
+    cpu_s: dict[str, list[float]] = {"decoding": [], "encoding": []}  # a frame, of every round
+
+    def encode(blocks: list[np.ndarray]) -> None:
+        for block in blocks:
+            encoder.encode(block)
+
+    def decode() -> float:
+        seconds = timed(lambda: deque(frame_blocks(source, CAMERA, indices, config.batch_size), 0))
+        cpu_s["decoding"].append(seconds.cpu / num_frames)
+        return seconds.wall
+
+    def encode_on_one_thread() -> None:
+        with threadpool_limits(1):  # several would count their waiting as CPU time
+            seconds = timed(lambda: encode(some))
+        cpu_s["encoding"].append(seconds.cpu / sum(map(len, some)))
+
+    def embed() -> float:
+        writer = CacheWriter(next(caches), "embeddings", {})
+        return write_embeddings(writer, source, CAMERA, encoder, config.batch_size).seconds
+
+    turns: dict[str, Callable[[], object]] = {
+        f"{name}: decoding alone": decode,
+        f"{name}: encoder alone": lambda: encode(blocks),
+        f"{name}: pass": embed,
+        "CPU seconds": encode_on_one_thread,
     }
-    _print(report)
-    if config.output_json is not None:
-        write_json(config.output_json, report)
-    return report
+    seconds = take_turns(turns, config.num_rounds)
+    del seconds["CPU seconds"]
+    rates = {name: num_frames / own for name, own in seconds.items()}
+    decoding, encoding, whole = rates
+    slower, bound = f"{name}: slower half", f"{name}: bound"
+    rates[slower] = rates[bound] = np.minimum(rates[decoding], rates[encoding])
+    if encoder.compute["device"] == "cpu":
+        cores = len(os.sched_getaffinity(0))
+        rates[bound] = cores / np.add(cpu_s["decoding"][1:], cpu_s["encoding"][1:])
+    compared = Comparison("frames/s", rates)
+    yield compared.figure(decoding)
+    yield compared.figure(encoding)
+    yield compared.figure(bound, encoding)
+    yield compared.figure(whole, encoding, "at least 0.95, or what the bound allows")
+    yield compared.figure(whole, slower)
+    yield compared.figure(whole, bound)
 
 
-def _passes(
-    config: BenchPrecomputeConfig, kind: str, root: Path, device: "torch.device"
-) -> Iterator[dict[str, Any]]:
-    """Measure the pass over one dataset with each encoder."""
-    source = open_dataset(f"bench/{root.name}", dataset_root=root)
-    sample = next(frame_blocks(source, CAMERA, np.arange(config.num_frames), PCA_FRAMES))
-    request = EncoderRequest(
-        "random-vit",
+def measure_memory(config: BenchPrecomputeConfig, folder: Path) -> Iterator[Figure]:
+    """Compare the peak memory of the stage, in processes of their own."""
+    peaks = {}
+    for num_frames in (config.num_frames, 10 * config.num_frames):
+        root = folder / f"{num_frames}_frames"
+        draw_dataset(root, num_frames, config.image_size)
+        _, peaks[f"at {num_frames} frames"] = in_fresh_process(precompute_pixel_pca, root)
+    yield from memory(peaks, "flat")
+
+
+def precompute_pixel_pca(root: str) -> None:
+    """Run the stage with pixel-pca."""
+    precompute(
+        PrecomputeConfig(
+            dataset_name=f"bench/{Path(root).name}",
+            dataset_root=Path(root),
+            cache_dir=Path(f"{root}_cache"),
+            vision_model_name="pixel-pca",
+            pixel_pca_fit_frames=512,
+            vq_fit_frames=512,
+            vq_num_tokens=64,
+        )
+    )
+
+
+def measure_shards(config: BenchPrecomputeConfig, folder: Path) -> Iterator[Figure]:
+    """Compare two processes with one, in the pass and in its encoder alone; time a merge."""
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        raise InvalidInputError("this machine gives one core; two processes would share it")
+    os.environ |= ONE_THREAD  # of the processes that are started from here
+    draw_dataset(folder / "drawn", config.num_frames, config.image_size)
+    context = multiprocessing.get_context("spawn")
+    arguments = (context.Value("i", cores[0]), context.Barrier(2))
+    caches = (folder / f"cache_{number}" for number in count())
+    with ProcessPoolExecutor(2, context, work_alone_on_a_core, arguments) as pool:
+
+        def play(job: Callable[..., tuple[float, float]], num_processes: int) -> float:
+            """Return the seconds from the first beginning to the last end."""
+            command = shard_command(config, folder / "drawn", next(caches))
+            running = [pool.submit(job, command, i, num_processes) for i in range(num_processes)]
+            began, ended = zip(*(future.result() for future in running), strict=True)
+            return max(ended) - min(began)
+
+        turns: dict[str, Callable[[], object]] = {
+            f"{what}, {words}": lambda job=job, num=num: play(job, num)  # type: ignore[misc]
+            for what, job in (("encoder alone", encode_only), ("precompute", embed_shard))
+            for num, words in ((1, "one process"), (2, "two processes"))
+        }
+        seconds = take_turns(turns, config.num_rounds)
+    compared = Comparison.rates("frames/s", seconds, config.num_frames)
+    for what, wanted in (("encoder alone", ""), ("precompute", "at least 1.7")):
+        yield compared.figure(f"{what}, one process")
+        yield compared.figure(f"{what}, two processes", f"{what}, one process", wanted)
+    merged = f"merge of {MERGE_SHARDS} shards, hashed and synced"
+    rate = merge_rate(folder, config.merged_frames) / 1e6
+    yield Figure.alone(merged, "MB/s", rate)
+
+
+def shard_command(config: BenchPrecomputeConfig, root: Path, cache_dir: Path) -> PrecomputeConfig:
+    """Return the command whose shards are measured, with a cache of its own."""
+    return PrecomputeConfig(
+        dataset_name="bench/drawn",
+        dataset_root=root,
+        cache_dir=cache_dir,
+        vision_model_name="random-vit",
         random_vit_size=config.random_vit_size,
         random_vit_image_size=config.random_vit_image_size,
+        batch_size=config.batch_size,
+        vq_num_tokens=1,
+        device="cpu",
     )
-    for encoder in (
-        build_encoder(request, device),
-        PixelPCA.fit_to(area_average(sample, 32), 192, seed=0),
-    ):
-        rates = measure_pass(
-            encoder,
-            source,
-            config.batch_size,
-            num_rounds=config.num_rounds,
-            folder=root.parent / f"cache_{kind}_{encoder.name}",
-        )
-        yield {
-            "camera": kind,
-            "encoder": encoder.name,
-            "embedding_dim": encoder.embedding_dim,
-            **rates.report(),
-        }
 
 
-def _print(report: dict[str, Any]) -> None:
-    print(json.dumps(report["machine"]))
-    for measured in report["passes"]:
-        print(
-            f"{measured['camera']} frames, {measured['encoder']} (D={measured['embedding_dim']}): "
-            f"pass {measured['pass_frames_per_s']:.1f} frames/s, "
-            f"encoder alone {measured['encoder_frames_per_s']:.1f}, "
-            f"decoding alone {measured['decoding_frames_per_s']:.1f}, "
-            f"bound {measured['bound_frames_per_s']:.1f}; "
-            f"{measured['ratio_to_encoder']:.2f} of the encoder (the bound allows "
-            f"{measured['possible_ratio_to_encoder']:.2f}), "
-            f"{measured['ratio_to_slower_half']:.2f} of the slower half, "
-            f"{measured['ratio_to_bound']:.2f} of the bound"
-        )
-    for kind, rate in report["frame_by_frame"].items():
-        print(f"{kind} frames read one by one through LeRobotDataset: {rate:.1f} frames/s")
-    small, large = report["peak_bytes"].values()
-    num = report["num_frames"]
-    print(
-        f"peak memory {small / 1e6:.0f} MB at {num} frames, "
-        f"{large / 1e6:.0f} MB at {10 * num} frames"
-    )
+def work_alone_on_a_core(cores: Any, together: Any) -> None:
+    """Begin a worker process: pin it, and keep the barrier at which two wait for each other."""
+    global _together
+    with cores.get_lock():
+        os.sched_setaffinity(0, {cores.value})
+        cores.value += 1
+    _together = together
+
+
+def embed_shard(config: PrecomputeConfig, index: int, num_shards: int) -> tuple[float, float]:
+    """Embed one shard; return when it began and ended, on the clock that all processes share.
+
+    Dataset and model are open before it begins.
+    """
+    cache, job = open_job(config, config.device)
+    shards = ShardSet.join(cache, job, num_shards)
+    began = _begin(num_shards)
+    shards.write(index, job)
+    return began, time.monotonic()
+
+
+def encode_only(config: PrecomputeConfig, index: int, num_processes: int) -> tuple[float, float]:
+    """Encode decoded frames, as many as `embed_shard` would in as many processes."""
+    _, job = open_job(config, config.device)
+    source = job.inputs.source
+    frames = FrameShard(index, num_processes).frames(source.num_frames, config.batch_size)
+    blocks = list(frame_blocks(source, CAMERA, np.array(frames), config.batch_size))
+    encoder = job.make_encoder()
+    began = _begin(num_processes)
+    for _ in encoder.encode_blocks(iter(blocks), config.batch_size):
+        pass
+    return began, time.monotonic()
+
+
+def _begin(num_processes: int) -> float:
+    if num_processes == 2:
+        _together.wait(START_WITHIN_S)
+    return time.monotonic()
+
+
+def merge_rate(folder: Path, num_frames: int) -> float:
+    """Return the bytes per second at which finished shards become the array, checked and synced."""
+    identity = {"dataset": {"num_frames": num_frames}}
+    plan = ShardPlan(MERGE_SHARDS, 1, identity, {"embedding_dim": MERGE_DIM}, {})
+    cache = Cache(folder, "bench/merge")
+    shards = ShardSet(cache, plan)
+    rng = np.random.default_rng(0)
+    rows = rng.random((num_frames, MERGE_DIM), dtype=np.float32).astype(np.float16)
+    for index in range(MERGE_SHARDS):
+        own = plan.frames(index)
+        writer = CacheWriter(shards.shard(index), "embeddings", {})
+        writer.put("embeddings", rows[own.start : own.stop])
+        section = {"index": index, "num_frames": len(own), "seconds": 0.0}
+        writer.publish({"plan": plan.content(), "shard": section})
+
+    def merge() -> None:
+        writer = CacheWriter(cache, "embeddings", {})
+        shards.merge_into(writer)
+        writer.publish({})
+
+    return rows.nbytes / timed(merge).wall
+
+
+MEASURES: dict[Part, Callable[[BenchPrecomputeConfig, Path], Iterator[Figure]]] = {
+    "passes": measure_passes,
+    "memory": measure_memory,
+    "shards": measure_shards,
+}
+
+
+def run(config: BenchPrecomputeConfig) -> list[Figure]:
+    """Measure the parts, print the table, and write JSON if asked."""
+    with tempfile.TemporaryDirectory(dir=config.work_dir) as folder:
+        parts = (MEASURES[part](config, Path(folder)) for part in config.parts)
+        return report(config, (figure for part in parts for figure in part))
 
 
 def main() -> None:

@@ -121,7 +121,7 @@ def test_resuming_with_other_labels_or_another_weight_is_refused(config, trained
 def test_a_checkpoint_explains_without_the_tokenizers_folder(config, cache, tmp_path):
     from transformers import AutoTokenizer
 
-    from tests.fixtures.text import PACKAGED_FOLDER
+    from tests.fixtures.tiny_models import PACKAGED_FOLDER
 
     folder = tmp_path / "tokenizer"
     AutoTokenizer.from_pretrained(PACKAGED_FOLDER).save_pretrained(folder)

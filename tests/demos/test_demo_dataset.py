@@ -1,6 +1,6 @@
 import os
 
-from benchmarks.speed.harness.drawn_dataset import draw_dataset
+from benchmarks.speed.harness.drawn import draw_dataset
 
 
 def test_encoding_video_leaves_the_scheduling_of_the_process_alone(tmp_path):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.text import PACKAGED_FOLDER, name_pooling, save_text_model
+from tests.fixtures.tiny_models import PACKAGED_FOLDER, name_pooling, save_text_model
 from world_modality.encode import text_model_files
 from world_modality.encode.text_encoder import (
     TextEncoderRequest,

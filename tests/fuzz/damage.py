@@ -1,14 +1,13 @@
-"""One random change to a file, drawn from a seed, and what a command line makes of it.
-
-A case is repeated with `Damage.drawn(seed, …)`: the same seed gives the same change.
-"""
+"""One random change to a file, drawn from a seed, and what a command line makes of it."""
 
 import io
 import json
+import shutil
 import traceback
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stderr, redirect_stdout
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -56,6 +55,79 @@ def command_line(run: Callable[[Any], Any], config: Any) -> Outcome:
     if kind == "refused" and "error: " not in said:
         kind = "traceback"
     return Outcome(kind, said)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage's command, and what reads back its result."""
+
+    run: Callable[[Any], Any]
+    config: Any
+    read: Callable[[], Any]
+
+    def result(self) -> Any:
+        """Return what the stage makes of undamaged files."""
+        outcome = command_line(self.run, self.config)
+        assert outcome.kind == "done", outcome.said
+        return self.read()
+
+
+@dataclass
+class Cases:
+    """What stages made of damaged files: how often each outcome came, and the faults."""
+
+    counts: Counter[tuple[str, str]] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    def add(self, name: str, kind: str, case: str, said: str = "") -> None:
+        """Count an outcome of a stage; a traceback or a silent difference is a fault."""
+        self.counts[name, kind] += 1
+        if kind in ("traceback", "silently different"):
+            self.faults.append(f"{case}: {name} {kind}\n{said[-2000:]}")
+
+    def require_no_faults(self) -> None:
+        """Print how often each outcome came, and fail where there are faults."""
+        print(dict(sorted(self.counts.items())))
+        assert not self.faults, f"{len(self.faults)} faults:\n" + "\n".join(self.faults[:20])
+
+
+def run_cases(
+    folder: Path,
+    num_cases: int,
+    prepare: Callable[[Path, np.random.Generator], tuple[str, dict[str, Stage]]],
+    judge: Callable[[Path, str, Outcome, Any], str],
+) -> Counter[tuple[str, str]]:
+    """Run stages on damaged files, one case a seed; return how often each came to each end.
+
+    Args:
+        folder: gets a folder for each case, removed afterwards.
+        num_cases: how many.
+        prepare: damages files in an empty folder; returns the change in words, and the stages.
+        judge: names what a stage that went through has done, from the case's folder and the
+            stage's name, outcome and result.
+    """
+    cases = Cases()
+    for seed in range(num_cases):
+        home = folder / str(seed)
+        home.mkdir()
+        change, stages = prepare(home, np.random.default_rng(seed))
+        for name, stage in stages.items():
+            outcome = command_line(stage.run, stage.config)
+            kind = outcome.kind
+            if kind == "done":
+                kind = judge(home, name, outcome, stage.read())
+            cases.add(name, kind, f"seed {seed}, {change}", outcome.said)
+        shutil.rmtree(home)
+    cases.require_no_faults()
+    return cases.counts
+
+
+def drawn(
+    changes: Mapping[Callable[..., str], float], rng: np.random.Generator
+) -> Callable[..., str]:
+    """Draw one of several changes, each with its share of the cases."""
+    kinds = list(changes)
+    return kinds[int(rng.choice(len(kinds), p=list(changes.values())))]
 
 
 def change_byte(path: Path, rng: np.random.Generator) -> str:

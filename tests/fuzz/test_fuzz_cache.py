@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,14 @@ import pytest
 from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
 from tests.fixtures.policy import tiny_train_config, weights
 from tests.fuzz.damage import (
+    Stage,
     change_byte,
     change_json_file,
     change_rows,
     command_line,
     damage_file,
+    drawn,
+    run_cases,
 )
 from world_modality import analyze_world_tokens, eval_offline
 from world_modality.cache.contract import Cache
@@ -67,10 +69,8 @@ DAMAGE = {
 }
 
 
-def damage(folder, seed):
-    rng = np.random.default_rng(seed)
-    kinds = list(DAMAGE)
-    change = kinds[int(rng.choice(len(kinds), p=list(DAMAGE.values())))]
+def damage(folder, rng):
+    change = drawn(DAMAGE, rng)
     files = sorted(folder.glob("*.npy"))
     if change is damage_file:
         files.append(folder / "train_manifest.json")
@@ -78,7 +78,6 @@ def damage(folder, seed):
 
 
 def stages(cache_dir, checkpoint, out_dir):
-    """Give each stage's command, its config, and what reads back its result."""
     cache = Cache(cache_dir, "synthetic/demo")
     analyze = analyze_world_tokens.AnalyzeConfig(
         cache.dataset_name, cache_dir, max_k=2, out_dir=out_dir / "analysis"
@@ -89,25 +88,18 @@ def stages(cache_dir, checkpoint, out_dir):
     training = tiny_train_config(
         cache, out_dir / "logs", "C", num_epochs=1, d_model=16, n_layers=1, use_language=True
     )
+
+    def read_json(*parts):
+        return lambda: json.loads(out_dir.joinpath(*parts).read_text())
+
+    def read_weights():
+        trained = weights(out_dir / "logs" / "model_C_epoch0.pt")
+        return {name: value.tolist() for name, value in trained.items()}
+
     return {
-        "analyze": (
-            analyze_world_tokens.run,
-            analyze,
-            lambda: json.loads((out_dir / "analysis" / "analysis.json").read_text()),
-        ),
-        "evaluate": (
-            eval_offline.run,
-            evaluate,
-            lambda: json.loads((out_dir / "eval" / "eval_offline.json").read_text()),
-        ),
-        "train": (
-            train.run,
-            training,
-            lambda: {
-                name: value.tolist()
-                for name, value in weights(out_dir / "logs" / "model_C_epoch0.pt").items()
-            },
-        ),
+        "analyze": Stage(analyze_world_tokens.run, analyze, read_json("analysis", "analysis.json")),
+        "evaluate": Stage(eval_offline.run, evaluate, read_json("eval", "eval_offline.json")),
+        "train": Stage(train.run, training, read_weights),
     }
 
 
@@ -118,11 +110,8 @@ def undamaged(tmp_path_factory):
     cache = write_synthetic_cache(home / "cache", SPEC)
     config = tiny_train_config(cache, home / "logs", "C", num_epochs=1, d_model=16, n_layers=1)
     checkpoint = train.run(config).checkpoint
-    expected = {}
-    for name, (run, stage_config, read) in stages(home / "cache", checkpoint, home / "out").items():
-        outcome = command_line(run, stage_config)
-        assert outcome.kind == "done", outcome.said
-        expected[name] = read()
+    made = stages(home / "cache", checkpoint, home / "out")
+    expected = {name: stage.result() for name, stage in made.items()}
     return home / "cache", checkpoint, expected
 
 
@@ -133,23 +122,16 @@ def test_a_cache_with_one_random_change_is_refused_or_gives_the_same(
     monkeypatch.setattr("world_modality.tokens.analysis_plot.save_plot", lambda *_: None)
     monkeypatch.setattr(eval_offline, "plot_eval", lambda *_: None)
     cache_dir, checkpoint, expected = undamaged
-    counts = Counter()
-    faults = []
-    for seed in range(NUM_CASES):
-        home = tmp_path / str(seed)
+
+    def prepare(home, rng):
         shutil.copytree(cache_dir, home / "cache")
-        said = damage(home / "cache" / "synthetic" / "demo", seed)
-        for name, (run, config, read) in stages(home / "cache", checkpoint, home / "out").items():
-            outcome = command_line(run, config)
-            kind = outcome.kind
-            if kind == "done":
-                kind = "same" if same(read(), expected[name]) else "silently different"
-            counts[name, kind] += 1
-            if kind not in ("refused", "same"):
-                faults.append(f"seed {seed}, {said}: {name} {kind}\n{outcome.said[-2000:]}")
-        shutil.rmtree(home)
-    print(dict(sorted(counts.items())))
-    assert not faults, f"{len(faults)} of {NUM_CASES} cases:\n" + "\n".join(faults[:20])
+        said = damage(home / "cache" / "synthetic" / "demo", rng)
+        return said, stages(home / "cache", checkpoint, home / "out")
+
+    def judge(_, name, outcome, found):
+        return "same" if same(found, expected[name]) else "silently different"
+
+    counts = run_cases(tmp_path, NUM_CASES, prepare, judge)
     assert all(counts[name, "refused"] > NUM_CASES / 4 for name in expected), "the damage is real"
 
 

@@ -9,7 +9,6 @@ the file says now, and nothing else changes.
 """
 
 import shutil
-from collections import Counter
 
 import numpy as np
 import pyarrow as pa
@@ -21,13 +20,15 @@ from coc_vla.coc_generation import CocGenerationConfig
 from coc_vla.labels.record import read_records
 from tests.fixtures.instruction import add_column
 from tests.fixtures.lerobot import TASKS, make_dataset
-from tests.fixtures.text import save_text_model
+from tests.fixtures.tiny_models import save_text_model
 from tests.fuzz.damage import (
+    Cases,
     change_byte,
     change_json_file,
     change_table,
     command_line,
     damage_file,
+    drawn,
 )
 from world_modality import precompute_instruction_embeddings, precompute_world_tokens
 from world_modality.cache.contract import Cache
@@ -50,54 +51,31 @@ FREE_WORDS = (
 )
 
 
-def any_byte(root, rng):
-    return change_byte(_drawn([p for p in _files(root) if p.stat().st_size], rng), rng)
+def one_file(change, is_meant):
+    """Return a change to one of the files that are meant."""
+
+    def damage_one(root, rng):
+        paths = [p for p in sorted(root.rglob("*")) if p.is_file() and is_meant(p)]
+        return change(paths[int(rng.integers(len(paths)))], rng)
+
+    return damage_one
 
 
-def any_json(root, rng):
-    return change_json_file(_drawn([p for p in _files(root) if p.suffix == ".json"], rng), rng)
-
-
-def info_value(root, rng):
-    return change_json_file(root / "meta" / "info.json", rng)
-
-
-def data_table(root, rng):
-    return change_table(_drawn([p for p in _files(root) if "data" in p.parts], rng), rng)
-
-
-def meta_table(root, rng):
-    tables = [p for p in _files(root) if p.suffix == ".parquet" and "meta" in p.parts]
-    return change_table(_drawn(tables, rng), rng)
-
-
-def any_file(root, rng):
-    return damage_file(_drawn(_files(root), rng), rng)
-
-
+# Each with its share of the cases.
 DAMAGE = {
-    any_byte: 0.3,
-    any_json: 0.05,
-    info_value: 0.15,
-    data_table: 0.25,
-    meta_table: 0.2,
-    any_file: 0.05,
+    one_file(change_byte, lambda path: path.stat().st_size): 0.3,
+    one_file(change_json_file, lambda path: path.suffix == ".json"): 0.05,
+    one_file(change_json_file, lambda path: path.name == "info.json"): 0.15,
+    one_file(change_table, lambda path: "data" in path.parts): 0.25,
+    one_file(change_table, lambda path: path.suffix == ".parquet" and "meta" in path.parts): 0.2,
+    one_file(damage_file, lambda path: True): 0.05,
 }
-
-
-def _files(root):
-    return sorted(p for p in root.rglob("*") if p.is_file())
-
-
-def _drawn(paths, rng):
-    return paths[int(rng.integers(len(paths)))]
 
 
 def damage(root, seed):
     rng = np.random.default_rng(seed)
-    kinds = list(DAMAGE)
-    change = kinds[int(rng.choice(len(kinds), p=list(DAMAGE.values())))]
-    return f"{change.__name__} {change(root, rng)}"
+    change = drawn(DAMAGE, rng)
+    return change(root, rng)
 
 
 def stages(root, out, text_model):
@@ -259,12 +237,11 @@ def undamaged(request, tmp_path_factory):
 @pytest.mark.slow
 def test_a_dataset_with_one_random_change_is_refused_or_gives_the_same(undamaged, tmp_path):
     intact, text_model, expected = undamaged
-    counts = Counter()
-    faults = []
+    cases = Cases()
     for seed in range(NUM_CASES):
         home = tmp_path / str(seed)
         root = shutil.copytree(intact, home / "tiny")
-        said = damage(root, seed)
+        case = f"seed {seed}, {damage(root, seed)}"
         done = set()
         for name, (run, config) in stages(root, home / "out", text_model).items():
             if name == "text" and "vision" not in done:
@@ -273,18 +250,13 @@ def test_a_dataset_with_one_random_change_is_refused_or_gives_the_same(undamaged
             if outcome.kind == "done":
                 done.add(name)
             else:
-                counts[name, outcome.kind] += 1
-            if outcome.kind == "traceback":
-                faults.append(f"seed {seed}, {said}: {name}\n{outcome.said[-1500:]}")
+                cases.add(name, outcome.kind, case, outcome.said)
         if done:
             kind = verdict(results(root, home / "out", done), expected, root, intact)
-            counts["vision" if "vision" in done else "labels", kind] += 1
-            if kind == "silently different":
-                faults.append(f"seed {seed}, {said}: silently different in {sorted(done)}")
+            cases.add("vision" if "vision" in done else "labels", kind, case, str(sorted(done)))
         shutil.rmtree(home)
-    print(dict(sorted(counts.items())))
-    assert not faults, f"{len(faults)} of {NUM_CASES} cases:\n" + "\n".join(faults)
-    assert counts["vision", "refused"] > NUM_CASES / 4, "the damage is real"
+    cases.require_no_faults()
+    assert cases.counts["vision", "refused"] > NUM_CASES / 4, "the damage is real"
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ is said.
 import dataclasses
 import json
 import shutil
-from collections import Counter
+from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -17,11 +16,13 @@ from coc_vla.labels.record import CocLabel, LabelFile, read_labels, scan_labels
 from tests.fixtures.coc import coc_train_config
 from tests.fixtures.lerobot import make_dataset
 from tests.fuzz.damage import (
+    Stage,
     change_byte,
     change_json,
     change_rows,
-    command_line,
     damage_file,
+    drawn,
+    run_cases,
 )
 from world_modality.cache.contract import Cache
 from world_modality.policy.checkpoint import load_checkpoint
@@ -32,6 +33,7 @@ NUM_CASES = 500
 NUM_CASES_WITHOUT_CHECKSUM = 150
 NAME = "local/tiny"
 NUM_EPISODES = 8
+AXES = {"position_dims": (0, 1, 2), "gripper_dim": "none"}
 
 
 def change_line(path, rng):
@@ -54,13 +56,6 @@ def change_lines(path, rng):
 DAMAGE = {change_byte: 0.4, change_line: 0.4, change_lines: 0.18, damage_file: 0.02}
 
 
-def damage(path, seed):
-    rng = np.random.default_rng(seed)
-    kinds = list(DAMAGE)
-    change = kinds[int(rng.choice(len(kinds), p=list(DAMAGE.values())))]
-    return change(path, rng)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """Return a folder with a dataset, its cache, and labels of its episodes."""
@@ -79,12 +74,7 @@ def home(tmp_path_factory):
     precompute_world_tokens(config)
     path = home / "coc.jsonl"
     labels = CocGenerationConfig(
-        dataset_name=NAME,
-        dataset_root=root,
-        output_jsonl=path,
-        backend="rules",
-        position_dims=(0, 1, 2),
-        gripper_dim="none",
+        dataset_name=NAME, dataset_root=root, output_jsonl=path, backend="rules", **AXES
     )
     coc_generation.run(labels)
     first = read_labels(path)[0]
@@ -98,7 +88,6 @@ def home(tmp_path_factory):
 
 
 def stages(home, path, out):
-    """Give each stage's command, its config, and what reads back its result."""
     root = home / "tiny"
     validate = validate_labels.ValidateLabelsConfig(
         path, dataset_name=NAME, dataset_root=root, output_json=out / "report.json"
@@ -109,8 +98,7 @@ def stages(home, path, out):
         root,
         out_dir=out / "scores",
         num_shuffles=2,
-        position_dims=(0, 1, 2),
-        gripper_dim="none",
+        **AXES,
     )
     cache = Cache(home / "cache", NAME)
     small = {"use_language": False, "num_epochs": 1, "d_model": 16, "text_width": 16}
@@ -129,34 +117,22 @@ def stages(home, path, out):
         return json.loads((out / "report.json").read_text())
 
     return {
-        "validate": (validate_labels.run, validate, report),
-        "score": (score_labels.run, score, scores),
-        "train": (train.run, training, weights),
+        "validate": Stage(validate_labels.run, validate, report),
+        "score": Stage(score_labels.run, score, scores),
+        "train": Stage(train.run, training, weights),
     }
 
 
 @pytest.fixture(scope="module")
 def expected(home):
-    results = {}
-    for name, (run, config, read) in stages(home, home / "coc.jsonl", home / "out").items():
-        outcome = command_line(run, config)
-        assert outcome.kind == "done", outcome.said
-        results[name] = read()
+    made = stages(home, home / "coc.jsonl", home / "out")
+    results = {name: stage.result() for name, stage in made.items()}
     assert results["validate"]["coverage"]["num_labels"] == NUM_EPISODES
     return results
 
 
 def verdict(name, outcome, found, expected, path, intact):
-    """Say what a stage that went through made of a changed file.
-
-    Args:
-        name: the stage's.
-        outcome: what it printed.
-        found: its result.
-        expected: its result from the intact file.
-        path: the changed file.
-        intact: the other one.
-    """
+    """Say what a stage that went through made of a changed file; `intact` is the other one."""
     written = {CocLabel.from_json(line) for line in intact.read_text().splitlines()}
     scan = scan_labels(path)
     if not set(scan.records.values()) <= written:
@@ -177,25 +153,15 @@ def verdict(name, outcome, found, expected, path, intact):
 @pytest.mark.slow
 def test_labels_with_one_random_change_are_refused_or_the_change_is_told(home, expected, tmp_path):
     intact = home / "coc.jsonl"
-    counts = Counter()
-    faults = []
-    for seed in range(NUM_CASES):
-        out = tmp_path / str(seed)
-        path = out / "coc.jsonl"
-        out.mkdir()
-        shutil.copy(home / "coc.jsonl", path)
-        said = damage(path, seed)
-        for name, (run, config, read) in stages(home, path, out).items():
-            outcome = command_line(run, config)
-            kind = outcome.kind
-            if kind == "done":
-                kind = verdict(name, outcome, read(), expected[name], path, intact)
-            counts[name, kind] += 1
-            if kind not in ("refused", "same", "told"):
-                faults.append(f"seed {seed}, {said}: {name} {kind}\n{outcome.said[-2000:]}")
-        shutil.rmtree(out)
-    print(dict(sorted(counts.items())))
-    assert not faults, f"{len(faults)} of {NUM_CASES} cases:\n" + "\n".join(faults[:20])
+
+    def prepare(out, rng):
+        path = Path(shutil.copy(intact, out))
+        return drawn(DAMAGE, rng)(path, rng), stages(home, path, out)
+
+    def judge(out, name, outcome, found):
+        return verdict(name, outcome, found, expected[name], out / "coc.jsonl", intact)
+
+    counts = run_cases(tmp_path, NUM_CASES, prepare, judge)
     assert counts["train", "refused"] > NUM_CASES / 2, "the damage is real"
     assert counts["validate", "told"] > NUM_CASES / 2, "the damage is real"
 
@@ -204,16 +170,10 @@ def test_labels_with_one_random_change_are_refused_or_the_change_is_told(home, e
 def test_labels_of_before_checksums_with_one_random_change_end_in_no_traceback(home, tmp_path):
     lines = [json.loads(line) for line in (home / "coc.jsonl").read_text().splitlines()]
     bare = [{k: v for k, v in line.items() if k != "checksum"} for line in lines]
-    faults = []
-    for seed in range(NUM_CASES_WITHOUT_CHECKSUM):
-        out = tmp_path / str(seed)
-        out.mkdir()
+
+    def prepare(out, rng):
         path = out / "coc.jsonl"
         path.write_text("".join(json.dumps(line) + "\n" for line in bare))
-        said = change_line(path, np.random.default_rng(seed))
-        for name, (run, config, _) in stages(home, path, out).items():
-            outcome = command_line(run, config)
-            if outcome.kind == "traceback":
-                faults.append(f"seed {seed}, {said}: {name}\n{outcome.said[-2000:]}")
-        shutil.rmtree(out)
-    assert not faults, f"{len(faults)} tracebacks:\n" + "\n".join(faults[:20])
+        return change_line(path, rng), stages(home, path, out)
+
+    run_cases(tmp_path, NUM_CASES_WITHOUT_CHECKSUM, prepare, lambda *_: "done")

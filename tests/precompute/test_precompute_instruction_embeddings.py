@@ -27,7 +27,7 @@ from tests.fixtures.instruction import (
     written,
 )
 from tests.fixtures.lerobot import TASKS, change_rows, make_dataset
-from tests.fixtures.text import https_server
+from tests.fixtures.servers import https_server
 from world_modality import precompute_instruction_embeddings
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter

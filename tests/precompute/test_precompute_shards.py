@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from tests.fixtures.lerobot import make_dataset
-from tests.fixtures.precompute import flags_of, kill_after_first_rows
+from tests.fixtures.process import flags_of, kill_after_first_rows
 from world_modality.cache.contract import Cache
 from world_modality.precompute.embedding_job import EmbeddingJob, PixelPcaRequest
 from world_modality.precompute.shard_plan import FrameShard

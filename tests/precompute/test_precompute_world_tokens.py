@@ -17,7 +17,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from tests.fixtures.lerobot import make_dataset
-from tests.fixtures.precompute import flags_of, kill_after_first_rows
+from tests.fixtures.process import flags_of, kill_after_first_rows
 from world_modality.cache.contract import ARRAYS, Cache, require_arrays
 from world_modality.encode.pixel_pca import PixelPCA
 from world_modality.precompute import embedding_pass

@@ -9,10 +9,11 @@ STAGES = [
     "benchmarks.libero.export_libero_tasks_jsonl",
     "benchmarks.metaworld.collect_demos",
     "benchmarks.metaworld.eval_metaworld_success",
-    "benchmarks.speed.bench_labelling",
-    "benchmarks.speed.bench_processes",
-    "benchmarks.speed.bench_rollouts",
-    "benchmarks.speed.bench_seeds",
+    *(
+        f"benchmarks.speed.bench_{stage}"
+        for stage in ("codebook", "growth", "labelling", "precompute", "rollouts", "sync")
+    ),
+    "benchmarks.speed.bench_training",
     "coc_vla.coc_generation",
     "coc_vla.eval_coc",
     "coc_vla.score_labels",

@@ -17,6 +17,11 @@ REPOSITORY = Path(__file__).resolve().parents[2]
 REQUIREMENTS_FILES = ("requirements.txt", "requirements-keep-torch.txt")
 
 
+def without_installers() -> dict[str, str]:
+    """Return this process's environment without what pip and uv read of it."""
+    return {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_"))}
+
+
 class Checkout:
     """A copy of what the script needs, with its own cache and its own PATH."""
 
@@ -42,9 +47,8 @@ class Checkout:
         return path
 
     def start(self, command: str, **variables: str) -> subprocess.Popen[str]:
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_"))}
         environment = {
-            **inherited,
+            **without_installers(),
             "PYTHON": sys.executable,
             "ENV_DIR": "",
             "KEEP_TORCH": "",
@@ -82,45 +86,34 @@ def checkout(tmp_path: Path) -> Checkout:
     return Checkout(tmp_path)
 
 
-def test_a_python_that_does_not_run_is_refused(checkout):
-    shim = checkout.program("python3.12", "echo 'command not found' >&2; exit 127")
-    code, _, errors = checkout.run("create", PYTHON=str(shim))
-    assert code == 1
-    assert "does not run; name a Python 3.11 or 3.12" in errors
+@pytest.mark.parametrize(
+    ("body", "told"),
+    [
+        ("echo 'command not found' >&2; exit 127", "does not run; name a Python 3.11 or 3.12"),
+        ("echo 3.9", "is Python 3.9; Python 3.11 or 3.12 is needed"),
+    ],
+)
+def test_a_python_that_does_not_run_or_does_not_fit_is_refused(checkout, body, told):
+    code, _, errors = checkout.run("create", PYTHON=str(checkout.program("some-python", body)))
+    assert (code, told in errors) == (1, True), errors
 
 
-def test_a_python_of_another_version_is_refused(checkout):
-    old = checkout.program("python-old", "echo 3.9")
-    code, _, errors = checkout.run("create", PYTHON=str(old))
-    assert code == 1
-    assert "is Python 3.9; Python 3.11 or 3.12 is needed" in errors
-
-
-def test_shims_that_do_not_run_are_passed_over(checkout):
-    for name in ("python3.11", "python3.12"):
-        checkout.program(name, "exit 127")
-    checkout.program("python3", f'exec {shlex.quote(sys.executable)} "$@"')
-    assert checkout.environment_path(PYTHON="").startswith(str(checkout.cache))
-
-
-def test_where_no_python_fits_the_error_says_what_to_install(checkout):
+def test_shims_that_do_not_run_are_passed_over_and_without_a_python_it_is_said_what_to_install(
+    checkout,
+):
     for name in ("python3.11", "python3.12", "python3"):
         checkout.program(name, "exit 127")
     code, _, errors = checkout.run("create", PYTHON="")
     assert code == 1
     assert "apt-get install python3.11 python3.11-venv" in errors
-
-
-def test_the_path_changes_with_the_requirements(checkout):
-    first = checkout.environment_path()
-    assert first == checkout.environment_path()
-    with (checkout.root / "requirements.txt").open("a") as file:
-        file.write("another-package\n")
-    assert checkout.environment_path() != first
+    checkout.program("python3", f'exec {shlex.quote(sys.executable)} "$@"')
+    assert checkout.environment_path(PYTHON="").startswith(str(checkout.cache))
 
 
 @pytest.mark.skipif("x86_64" not in os.uname(), reason="the lock is of this platform alone")
 def test_the_lock_of_this_python_is_installed_unless_it_is_of_other_requirements(checkout):
+    first = checkout.environment_path()
+    assert first == checkout.environment_path()
     checkout.fake_uv("echo 'some-package==1'")
     assert checkout.run("lock")[0] == 0
     lock = checkout.root / "requirements-{}.{}.lock".format(*sys.version_info)
@@ -133,6 +126,7 @@ def test_the_lock_of_this_python_is_installed_unless_it_is_of_other_requirements
 
     with (checkout.root / "requirements.txt").open("a") as file:
         file.write("another-package\n")
+    assert checkout.environment_path() not in (first, locked), "and with the requirements"
     code, _, errors = checkout.run("create")
     assert code == 0
     assert f"{lock} was not made from this requirements.txt" in errors
@@ -168,20 +162,16 @@ def test_the_locks_are_of_these_requirements_and_name_no_source(version):
     assert all(hashed == "\\" for _, hashed in packages)
 
 
-def test_keeping_a_torch_that_is_not_there_is_refused(checkout, tmp_path):
-    venv.create(tmp_path / "bare", with_pip=False)
-    bare = str(tmp_path / "bare" / "bin" / "python")
-    code, _, errors = checkout.run("create", PYTHON=bare, KEEP_TORCH="1")
+def test_a_kept_torch_has_to_be_there_and_is_overridden_out_of_the_installation(checkout, tmp_path):
+    venv.create(tmp_path / "parent", with_pip=False)
+    parent = str(tmp_path / "parent" / "bin" / "python")
+    code, _, errors = checkout.run("create", PYTHON=parent, KEEP_TORCH="1")
     assert code == 1
     assert "there is no torch to keep" in errors
     assert checkout.installs() == []
 
-
-def test_a_kept_torch_is_overridden_out_of_the_installation(checkout, tmp_path):
-    venv.create(tmp_path / "parent", with_pip=False)
     (packages,) = (tmp_path / "parent" / "lib").glob("python*/site-packages")
     (packages / "torch.py").write_text("__version__ = '2.99+rocm'")
-    parent = str(tmp_path / "parent" / "bin" / "python")
     code, _, errors = checkout.run("create", PYTHON=parent, KEEP_TORCH="1")
     assert code == 0, errors
     assert f"kept torch 2.99+rocm {packages}/torch.py" in errors
@@ -261,8 +251,7 @@ def test_the_exports_survive_the_shell(tmp_path):
     config = tmp_path / "pip.conf"
     config.write_text("[global]\nindex-url = https://user:a$b@mirror.example/simple\n")
     script = shlex.join([sys.executable, str(REPOSITORY / "ops" / "uv_from_pip.py")])
-    environment = {k: v for k, v in os.environ.items() if not k.startswith(("PIP_", "UV_"))}
-    environment["PIP_CONFIG_FILE"] = str(config)
+    environment = {**without_installers(), "PIP_CONFIG_FILE": str(config)}
     shell = f'eval "$({script})"; printf %s "$UV_DEFAULT_INDEX"'
     out = subprocess.run(["bash", "-c", shell], env=environment, capture_output=True, text=True)
     assert out.stdout == "https://user:a$b@mirror.example/simple"

@@ -15,7 +15,7 @@ from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
 from tests.fixtures.instruction import NAME, build_home
 from tests.fixtures.lerobot import TASKS
 from tests.fixtures.policy import save_sealed, tiny_train_config
-from tests.fixtures.text import save_text_model
+from tests.fixtures.tiny_models import save_text_model
 from world_modality.cache.contract import Cache, sha256_of_file
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.encode.text_encoder import TextEncoder

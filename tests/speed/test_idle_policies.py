@@ -16,12 +16,12 @@ from tests.fixtures.rollout import PointPolicy, PointSuite, point_episodes
 def test_replayed_actions_give_the_recorded_episodes():
     episodes = point_episodes(("left", "right"), 2)
     recorded = RecordedPolicy(PointPolicy())
-    replayed = ReplayedPolicy(4, (0,), recorded.answers)
+    replayed = ReplayedPolicy(recorded)
     assert isinstance(recorded, RolloutPolicy)
     assert isinstance(replayed, RolloutPolicy)
     ends = []
     with environment_slots(PointSuite(), 1) as slots:
-        for policy in (recorded, replayed, NoOpPolicy(4, (0,), 1)):
+        for policy in (recorded, replayed, NoOpPolicy(recorded, 1)):
             outcomes = []
             roll_out(policy, episodes, slots, outcomes.append)
             ends.append({o.episode: (o.success, o.num_steps, o.error) for o in outcomes})

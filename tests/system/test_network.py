@@ -8,7 +8,7 @@ import pytest
 
 from coc_vla.authors.backends import AuthorFlags
 from coc_vla.authors.openai_vlm import OpenAiVlm
-from tests.fixtures.text import https_server
+from tests.fixtures.servers import https_server
 from world_modality.encode.text_model_files import load_text_model, locate_text_model
 from world_modality.system import network
 from world_modality.system.errors import InvalidInputError, UserError

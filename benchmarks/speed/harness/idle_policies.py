@@ -1,6 +1,6 @@
 """Policies to measure another one against: that compute nothing, or that see every frame."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,69 +11,10 @@ from benchmarks.rollouts.suite import EpisodeSpec
 
 
 @dataclass(frozen=True)
-class NoOpPolicy:
-    """Asks for the frames that another policy asks for, and answers with zeros."""
-
-    n_action_steps: int
-    observed_lags: tuple[int, ...]
-    action_dim: int
-
-    def begin(self, episode: EpisodeSpec) -> None:
-        """Remember nothing."""
-
-    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
-        """Return zeros [n, A] for each query."""
-        shape = (self.n_action_steps, self.action_dim)
-        return [np.zeros(shape, dtype=np.float32) for _ in queries]
-
-    def record(self) -> dict[str, Any]:
-        """Return what it is."""
-        return {"policy": "no-op"}
-
-
-@dataclass(frozen=True)
-class EveryFramePolicy:
-    """Another policy whose environments render every frame, as those of Gymnasium do."""
+class WrappedPolicy:
+    """Another policy, as it is; what is measured differs from it in one thing."""
 
     policy: RolloutPolicy
-
-    @property
-    def n_action_steps(self) -> int:
-        """The policy's."""
-        return self.policy.n_action_steps
-
-    @property
-    def observed_lags(self) -> tuple[int, ...]:
-        """All frames since the last query, and those that the policy needs."""
-        return tuple(sorted({*range(self.n_action_steps), *self.policy.observed_lags}))
-
-    def begin(self, episode: EpisodeSpec) -> Any:
-        """Return the policy's memory."""
-        return self.policy.begin(episode)
-
-    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
-        """Return what the policy answers to the frames that it would have asked for."""
-        return self.policy.act([self._thinned(query) for query in queries])
-
-    def record(self) -> dict[str, Any]:
-        """Return the policy's record."""
-        return self.policy.record()
-
-    def _thinned(self, query: Query) -> Query:
-        frames = {n: seen for n, seen in query.frames.items() if is_observed(n, self.policy)}
-        return Query(query.memory, query.step, frames)
-
-
-Answers = Mapping[tuple[EpisodeSpec, int], np.ndarray]
-"""Actions [n, A] by episode and the frame that they were asked for in."""
-
-
-@dataclass(frozen=True)
-class RecordedPolicy:
-    """Another policy that keeps a note of its answers."""
-
-    policy: RolloutPolicy
-    answers: dict[tuple[EpisodeSpec, int], np.ndarray] = field(default_factory=dict)
 
     @property
     def n_action_steps(self) -> int:
@@ -84,6 +25,56 @@ class RecordedPolicy:
     def observed_lags(self) -> tuple[int, ...]:
         """The policy's."""
         return tuple(self.policy.observed_lags)
+
+    def begin(self, episode: EpisodeSpec) -> Any:
+        """Return the policy's memory."""
+        return self.policy.begin(episode)
+
+    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Return the policy's answers."""
+        return self.policy.act(queries)
+
+    def record(self) -> dict[str, Any]:
+        """Return what it is."""
+        return {**self.policy.record(), "measured_as": type(self).__name__}
+
+
+@dataclass(frozen=True)
+class NoOpPolicy(WrappedPolicy):
+    """Asks for the frames that the policy asks for, and answers with zeros."""
+
+    action_dim: int
+
+    def begin(self, episode: EpisodeSpec) -> None:
+        """Remember nothing."""
+
+    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Return zeros [n, A] for each query."""
+        return [np.zeros((self.n_action_steps, self.action_dim), np.float32) for _ in queries]
+
+
+class EveryFramePolicy(WrappedPolicy):
+    """Lets its environments render every frame, as those of Gymnasium do."""
+
+    @property
+    def observed_lags(self) -> tuple[int, ...]:
+        """All frames since the last query, and those that the policy needs."""
+        return tuple(sorted({*range(self.n_action_steps), *self.policy.observed_lags}))
+
+    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Return what the policy answers to the frames that it would have asked for."""
+        return self.policy.act([self._thinned(query) for query in queries])
+
+    def _thinned(self, query: Query) -> Query:
+        frames = {n: seen for n, seen in query.frames.items() if is_observed(n, self.policy)}
+        return Query(query.memory, query.step, frames)
+
+
+@dataclass(frozen=True)
+class RecordedPolicy(WrappedPolicy):
+    """Keeps the policy's answers, actions [n, A] by episode and the frame they were asked in."""
+
+    answers: dict[tuple[EpisodeSpec, int], np.ndarray] = field(default_factory=dict)
 
     def begin(self, episode: EpisodeSpec) -> tuple[EpisodeSpec, Any]:
         """Return the episode beside the policy's memory of it."""
@@ -96,18 +87,12 @@ class RecordedPolicy:
             self.answers[query.memory[0], query.step] = actions
         return answers
 
-    def record(self) -> dict[str, Any]:
-        """Return the policy's record."""
-        return self.policy.record()
-
 
 @dataclass(frozen=True)
-class ReplayedPolicy:
-    """Gives another policy's answers again: the same motion, and nothing computed for it."""
+class ReplayedPolicy(WrappedPolicy):
+    """Gives a recorded policy's answers again: the same motion, and nothing computed for it."""
 
-    n_action_steps: int
-    observed_lags: tuple[int, ...]
-    answers: Answers
+    policy: RecordedPolicy
 
     def begin(self, episode: EpisodeSpec) -> EpisodeSpec:
         """Return the episode."""
@@ -119,8 +104,4 @@ class ReplayedPolicy:
         Raises:
             KeyError: the episode was not recorded.
         """
-        return [self.answers[query.memory, query.step] for query in queries]
-
-    def record(self) -> dict[str, Any]:
-        """Return what it is."""
-        return {"policy": "replayed"}
+        return [self.policy.answers[query.memory, query.step] for query in queries]

@@ -18,7 +18,7 @@ from coc_vla.authors.backends import AuthorFlags
 from coc_vla.authors.openai_vlm import OpenAiVlm
 from coc_vla.authors.vlm import VlmRequest, VlmUnavailableError
 from tests.fixtures.chat_server import ChatServer, Misbehaviour, completion, serving
-from tests.fixtures.tiny_vlm import images_for, save_qwen_vl
+from tests.fixtures.tiny_models import images_for, save_qwen_vl
 from world_modality.system.errors import InvalidInputError
 
 NEEDED = ("fastapi", "uvicorn", "openai")
