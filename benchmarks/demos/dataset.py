@@ -13,7 +13,6 @@ from types import TracebackType
 from typing import Any
 
 from benchmarks.demos.episode import DemoEpisode
-from world_modality.source.lerobot_format import local_dataset_folder
 from world_modality.system.errors import UserError
 
 Feature = dict[str, Any]
@@ -58,12 +57,6 @@ def lerobot_version() -> str:
     if importlib.util.find_spec("lerobot") is None:
         raise UserError("lerobot is not installed; pip install lerobot")
     return importlib.metadata.version("lerobot")
-
-
-def default_dataset_root(repo_id: str) -> Path:
-    """Return where LeRobot looks for a dataset of that name: HF_LEROBOT_HOME/<repo id>."""
-    lerobot_version()
-    return local_dataset_folder(repo_id)
 
 
 class DemoDatasetWriter:

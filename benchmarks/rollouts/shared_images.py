@@ -12,7 +12,7 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 from jaxtyping import UInt8
 
-from benchmarks.rollouts.suite import Observation
+from benchmarks.suite import Observation
 
 _IMAGE_DIMS = 3
 _Image = UInt8[np.ndarray, "height width 3"]

@@ -15,9 +15,9 @@ import numpy as np
 from jaxtyping import Float32
 
 from benchmarks.rollouts.shared_images import SharedImages
-from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
 from benchmarks.rollouts.videos import VideoPlan
 from benchmarks.rollouts.worker import Act, Answer, Begin, Command, Crashed, Waiting, serve
+from benchmarks.suite import EpisodeSpec, Observation, Suite
 
 ANSWER_TIME_LIMIT_S = 600.0
 """What takes longer hangs. Building a simulator and playing a chunk of actions take seconds."""

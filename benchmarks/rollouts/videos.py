@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from benchmarks.rollouts.suite import EpisodeSpec, Observation
+from benchmarks.suite import EpisodeSpec, Observation
 from world_modality.system.atomic import partial_path, publish
 from world_modality.system.errors import UserError, missing_key
 

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from benchmarks.rollouts.shared_images import AttachedImages, ImageBlock
-from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
 from benchmarks.rollouts.videos import EpisodeVideo, VideoPlan
+from benchmarks.suite import EpisodeSpec, Observation, Simulator, Suite
 from world_modality.system.errors import UserError
 
 _NUM_TRACEBACK_ENTRIES = 3

@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.policy import RolloutPolicy
-from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
+from benchmarks.rollouts.loop import RolloutPolicy
 from benchmarks.speed.harness.idle_policies import (
     EveryFramePolicy,
     NoOpPolicy,
     RecordedPolicy,
     ReplayedPolicy,
 )
+from benchmarks.suite import EpisodeSpec, Observation, Simulator, Suite
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli
 
@@ -187,16 +187,18 @@ def measure_alone(suite: Suite, episode: EpisodeSpec, num_rounds: int) -> float:
 
 def run(config: BenchRolloutsConfig) -> dict[str, Any]:
     """Measure, print the figures, and write JSON if asked."""
-    from benchmarks.metaworld.instructions import select_tasks
-    from benchmarks.metaworld.simulator import SUITE_NAME, Rendering
-    from benchmarks.metaworld.suite import MetaworldSuite, evaluation_episodes
-    from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
-    from benchmarks.rollouts.recorded_suite import recording_of
-
-    recording = recording_of(config.checkpoint, SUITE_NAME)
-    rendering = (
-        Rendering.lerobot() if recording is None else Rendering.from_record(recording["rendering"])
+    from benchmarks.metaworld.simulator import (
+        SUITE_NAME,
+        MetaworldRendering,
+        MetaworldSuite,
+        evaluation_episodes,
     )
+    from benchmarks.metaworld.tasks import select_tasks
+    from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
+    from benchmarks.rollouts.acting.suite_fit import dataset_of, recorded_rendering
+
+    dataset = dataset_of(config.checkpoint)
+    rendering = recorded_rendering(config.checkpoint, dataset, MetaworldRendering, SUITE_NAME)
     suite = EndlessSuite(MetaworldSuite(rendering))
     settings = RolloutConfig(
         checkpoint=(config.checkpoint,),

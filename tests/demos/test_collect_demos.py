@@ -11,17 +11,17 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.demos.destination import DemoDestination
-from benchmarks.demos.rendering_record import gl_backend
-from benchmarks.demos.signals import EXECUTED_ACTION, OBJECT_HEIGHT, SUCCESS, read_signal
-from benchmarks.demos.staging import DemoStaging
+from benchmarks.demos.destination import DemoDestination, DemoStaging
+from benchmarks.demos.recorder import DemoRecorder
+from benchmarks.demos.recording import EXECUTED_ACTION, OBJECT_HEIGHT, SUCCESS, read_signal
 from benchmarks.metaworld.collect_demos import CollectDemosConfig, run
-from benchmarks.metaworld.demo_recorder import DemoSettings, MetaworldDemoRecorder
 from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_NAMES,
+    MetaworldRendering,
     MetaworldSimulator,
-    Rendering,
+    MetaworldSuite,
 )
+from benchmarks.rendering import gl_backend
 from world_modality.system.errors import InvalidInputError
 
 # At this seed the expert needs 49, 60, 41 and 36 steps in its first attempts: with 50 one fails.
@@ -136,7 +136,7 @@ def test_lerobot_loads_the_recorded_keys_types_and_tasks(dataset):
 
 
 def test_stored_actions_replay_to_the_stored_observations(recorded, dataset):
-    rendering = Rendering.from_record(recording(recorded[0])["rendering"])
+    rendering = MetaworldRendering.from_record(recording(recorded[0])["rendering"])
     simulator = MetaworldSimulator("reach-v3", rendering)
     columns = dataset.hf_dataset.with_format("numpy")
     for episode in recording(recorded[0])["episodes"]:
@@ -181,7 +181,7 @@ def test_signals_say_what_was_executed_and_when_the_task_was_solved(recorded):
 
 def test_lerobot_gives_the_pixels_that_the_simulator_rendered(recorded, dataset):
     record = recording(recorded[0])
-    simulator = MetaworldSimulator("reach-v3", Rendering.from_record(record["rendering"]))
+    simulator = MetaworldSimulator("reach-v3", MetaworldRendering.from_record(record["rendering"]))
     simulator.reset(record["episodes"][0]["initial_state"])
     rendered = simulator.render()
     simulator.close()
@@ -205,7 +205,7 @@ def test_episodes_have_different_layouts(recorded):
 def test_only_solved_attempts_are_kept_and_the_others_counted(recorded):
     root, output = recorded
     record = recording(root)
-    recorder = MetaworldDemoRecorder(settings(), {"reach-v3": TEXT})
+    recorder = demo_recorder()
     attempts = [episode["attempt"] for episode in record["episodes"]]
     solved = [recorder.record("reach-v3", number) is not None for number in range(attempts[-1] + 1)]
     assert not all(solved), "choose a seed at which an attempt fails"
@@ -350,25 +350,15 @@ def test_flag_out_of_range_is_refused(name, value):
         run(dataclasses.replace(CONFIG, **{name: value}))
 
 
-def settings(**changes) -> DemoSettings:
-    return DemoSettings(
-        **{
-            "seed": 3,
-            "action_noise": 0.0,
-            "action_label": "executed",
-            "max_steps": 50,
-            "success_hold": 2,
-            "rendering": Rendering(image_size=64, gl_backend=gl_backend()),
-            **changes,
-        }
-    )
+def demo_recorder(**changes) -> DemoRecorder:
+    suite = MetaworldSuite(MetaworldRendering(image_size=64, gl_backend=gl_backend()))
+    config = dataclasses.replace(CONFIG, **changes)
+    return DemoRecorder(suite, config, {"reach-v3": TEXT}, "seeded")
 
 
 def test_label_is_the_executed_or_the_experts_action():
     def record(**changes) -> dict[str, np.ndarray]:
-        recorder = MetaworldDemoRecorder(
-            settings(max_steps=150, action_noise=0.3, **changes), {"reach-v3": TEXT}
-        )
+        recorder = demo_recorder(max_steps=150, action_noise=0.3, **changes)
         episode = recorder.record("reach-v3", 0)
         assert episode is not None
         return episode.columns

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from benchmarks.demos.attempts import AttemptCrashError, TaskAttempts, record_attempts
+from benchmarks.demos.destination import DemoStaging
 from benchmarks.demos.episode import DemoEpisode
-from benchmarks.demos.staging import DemoStaging
 from world_modality.system.errors import InvalidInputError, UserError
 
 
@@ -84,20 +84,18 @@ def test_attempt_lost_by_an_interruption_is_made_before_later_ones_count():
     assert task.next_attempt() == 0
 
 
-class StubbornRecorder:
-    """Solves nothing, raises at attempt 1 of one task and dies at attempt 1 of another."""
-
-    def record(self, task: str, attempt: int) -> DemoEpisode | None:
-        if attempt == 1 and task == "raising":
-            raise ZeroDivisionError("physics")
-        if attempt == 1 and task == "dying":
-            os._exit(9)
-        return None
+def solve_nothing(task: str, attempt: int) -> DemoEpisode | None:
+    """Raise at attempt 1 of one task and die at attempt 1 of another."""
+    if attempt == 1 and task == "raising":
+        raise ZeroDivisionError("physics")
+    if attempt == 1 and task == "dying":
+        os._exit(9)
+    return None
 
 
 def record_stubbornly(task: str, staging: DemoStaging) -> TaskAttempts:
     attempts = TaskAttempts(task, 1, 3, {})
-    record_attempts(StubbornRecorder(), staging, [attempts], 1, lambda: None)
+    record_attempts(solve_nothing, staging, [attempts], 1)
     return attempts
 
 

@@ -7,9 +7,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from benchmarks.demos.attempts import TaskAttempts
-from benchmarks.demos.signals import CONTACT, EXECUTED_ACTION, SUCCESS, read_signal
+from benchmarks.demos.recording import CONTACT, EXECUTED_ACTION, SUCCESS, read_signal
 from benchmarks.libero.collect_demos import CollectDemosConfig, run
-from benchmarks.libero.rendering import Rendering
+from benchmarks.libero.environment import LiberoRendering
 from benchmarks.libero.simulator import LiberoSimulator
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 
@@ -116,7 +116,9 @@ def test_images_are_what_the_evaluation_environment_renders(recorded):
 
     record = recording(recorded)
     loaded = LeRobotDataset("local/salad_dressing", root=recorded)[0]
-    simulator = LiberoSimulator("libero_object", TASK, Rendering.from_record(record["rendering"]))
+    simulator = LiberoSimulator(
+        "libero_object", TASK, LiberoRendering.from_record(record["rendering"])
+    )
     simulator.reset_sampled(record["episodes"][0]["initial_state"])
     observation = simulator.observe()
     simulator.close()

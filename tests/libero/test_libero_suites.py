@@ -8,10 +8,15 @@ from pathlib import Path
 import pytest
 
 from benchmarks.libero import suites
+from benchmarks.libero.environment import LiberoRendering
 from benchmarks.libero.eval_libero_success import EvalLiberoConfig, suite_for
-from benchmarks.libero.rendering import Rendering
-from benchmarks.libero.simulator import IMAGE_KEY, IMAGE_KEYS, WRIST_IMAGE_KEY
-from benchmarks.libero.suite import LiberoSuite, evaluation_episodes
+from benchmarks.libero.simulator import (
+    IMAGE_KEY,
+    IMAGE_KEYS,
+    WRIST_IMAGE_KEY,
+    LiberoSuite,
+    evaluation_episodes,
+)
 from benchmarks.libero.suites import (
     complete_suites,
     find_task,
@@ -23,7 +28,7 @@ from benchmarks.libero.suites import (
     suite_names,
     suite_tasks,
 )
-from benchmarks.rollouts.suite import Suite
+from benchmarks.suite import Suite
 from tests.fixtures.policy import tiny_policy_config
 from world_modality.policy.checkpoint import Checkpoint, save_checkpoint
 from world_modality.system.errors import InvalidInputError, MissingKeyError
@@ -137,7 +142,7 @@ def test_the_table_is_read_without_the_simulator():
     program = (
         "import sys\n"
         "from benchmarks.libero.suites import suite_tasks\n"
-        "from benchmarks.libero.suite import LiberoSuite\n"
+        "from benchmarks.libero.simulator import LiberoSuite\n"
         "suite_tasks('libero_goal')\n"
         "print([name for name in ('robosuite', 'mujoco', 'torch') if name in sys.modules])\n"
     )
@@ -148,7 +153,7 @@ def test_the_table_is_read_without_the_simulator():
 
 
 def test_suite_is_plain_data_for_other_processes():
-    suite = LiberoSuite("libero_object", Rendering.lerobot(), (IMAGE_KEY,))
+    suite = LiberoSuite("libero_object", LiberoRendering.lerobot(), (IMAGE_KEY,))
     assert isinstance(suite, Suite)
     assert pickle.loads(pickle.dumps(suite)) == suite
     record = suite.record()
@@ -191,12 +196,12 @@ def write_checkpoint(path: Path, image_key: str, recording: dict | None) -> Path
     return path
 
 
-def libero_recording(suite: str, rendering: Rendering) -> dict:
+def libero_recording(suite: str, rendering: LiberoRendering) -> dict:
     return {"suite": {"name": suite}, "rendering": rendering.record()}
 
 
 def test_policies_are_rolled_out_with_the_rendering_of_their_recording(tmp_path):
-    rendering = Rendering(image_size=96, reflections=True)
+    rendering = LiberoRendering(image_size=96, reflections=True)
     path = write_checkpoint(
         tmp_path / "a.pt", IMAGE_KEY, libero_recording("libero_object", rendering)
     )
@@ -207,12 +212,12 @@ def test_policies_are_rolled_out_with_the_rendering_of_their_recording(tmp_path)
 def test_policies_of_public_data_are_rolled_out_with_its_rendering(tmp_path, capsys):
     path = write_checkpoint(tmp_path / "a.pt", WRIST_IMAGE_KEY, None)
     suite = suite_for((path,), "libero_goal", None)
-    assert suite == LiberoSuite("libero_goal", Rendering.lerobot(), (WRIST_IMAGE_KEY,))
+    assert suite == LiberoSuite("libero_goal", LiberoRendering.lerobot(), (WRIST_IMAGE_KEY,))
     assert "a.pt records no rendering" in capsys.readouterr().out
 
 
 def test_every_camera_that_a_policy_sees_or_was_trained_on_is_rendered(tmp_path):
-    recording = libero_recording("libero_object", Rendering())
+    recording = libero_recording("libero_object", LiberoRendering())
     paths = tuple(
         write_checkpoint(tmp_path / name, key, recording)
         for name, key in (("a.pt", WRIST_IMAGE_KEY), ("b.pt", IMAGE_KEY))
@@ -226,7 +231,7 @@ def test_every_camera_that_a_policy_sees_or_was_trained_on_is_rendered(tmp_path)
 def test_policies_of_another_simulator_are_refused(tmp_path):
     recording = {"suite": {"name": "metaworld"}, "rendering": {}}
     path = write_checkpoint(tmp_path / "a.pt", "observation.image", recording)
-    with pytest.raises(InvalidInputError, match="a recording of metaworld, not of LIBERO"):
+    with pytest.raises(InvalidInputError, match="a recording of metaworld, not of libero"):
         suite_for((path,), "libero_object", None)
 
 
@@ -236,7 +241,7 @@ def test_evaluation_gets_the_suites_limit_and_all_its_tasks(tmp_path, monkeypatc
 
     calls = []
     monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: calls.append(arguments) or {})
-    recording = libero_recording("libero_object", Rendering())
+    recording = libero_recording("libero_object", LiberoRendering())
     path = write_checkpoint(tmp_path / "a.pt", IMAGE_KEY, recording)
     config = EvalLiberoConfig(checkpoint=(path,), benchmark="object", n_trials=3)
     run(config)

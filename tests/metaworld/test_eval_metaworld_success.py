@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.demos.layouts import EVALUATION_STREAM, layout_seed
 from benchmarks.metaworld.eval_metaworld_success import EvalMetaworldConfig, run
-from benchmarks.metaworld.instructions import difficulty_groups, instructions
-from benchmarks.metaworld.suite import evaluation_episodes
+from benchmarks.metaworld.simulator import evaluation_episodes
+from benchmarks.metaworld.tasks import difficulty_groups, instructions
+from benchmarks.suite import EVALUATION_STREAM, layout_seed
 from tests.fixtures.metaworld import TASKS, record_two_tasks
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 

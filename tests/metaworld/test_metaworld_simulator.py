@@ -5,26 +5,25 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.demos.layouts import (
-    DEMONSTRATION_STREAM,
-    EVALUATION_STREAM,
-    layout_seed,
-    noise_generator,
-)
-from benchmarks.demos.rendering_record import gl_backend
-from benchmarks.metaworld.instructions import ALL_TASKS, instructions, select_tasks
 from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_KEY,
     ENVIRONMENT_STATE_NAMES,
     IMAGE_KEY,
     STATE_KEY,
+    MetaworldRendering,
     MetaworldSimulator,
-    Rendering,
-    scripted_expert,
+)
+from benchmarks.metaworld.tasks import ALL_TASKS, instructions, select_tasks
+from benchmarks.rendering import gl_backend
+from benchmarks.suite import (
+    DEMONSTRATION_STREAM,
+    EVALUATION_STREAM,
+    layout_seed,
+    noise_generator,
 )
 from world_modality.system.errors import InvalidInputError, MissingKeyError, UserError
 
-SMALL = Rendering(image_size=64, gl_backend=gl_backend())
+SMALL = MetaworldRendering(image_size=64, gl_backend=gl_backend())
 STILL = np.zeros(4, np.float32)
 LAYOUT_SEED_0 = 5936204433695535729
 
@@ -82,7 +81,7 @@ def thumbnail(image: np.ndarray) -> np.ndarray:
 def assert_same_view_as(reference: np.ndarray) -> None:
     """Compare with an image of 480x480; shadows and the drawer's place may differ."""
     simulator = MetaworldSimulator(
-        "drawer-open-v3", Rendering(image_size=480, gl_backend=gl_backend())
+        "drawer-open-v3", MetaworldRendering(image_size=480, gl_backend=gl_backend())
     )
     image = thumbnail(first_observation(simulator, 0)[IMAGE_KEY])
     simulator.close()
@@ -120,18 +119,18 @@ def test_view_is_that_of_the_public_lerobot_environment():
 def test_renders_without_shadows_reflections_and_multisampling(reach):
     import mujoco
 
-    flags = reach._renderer.scene.flags
+    flags = reach._renderer._renderer.scene.flags
     assert not flags[mujoco.mjtRndFlag.mjRND_SHADOW]
     assert not flags[mujoco.mjtRndFlag.mjRND_REFLECTION]
-    assert reach._renderer._mjr_context.offSamples == 0
+    assert reach._renderer._renderer._mjr_context.offSamples == 0
 
 
 def test_same_seed_gives_the_same_episode_whatever_was_played_before(reach):
     def play(simulator: MetaworldSimulator, seed: int) -> list[np.ndarray]:
-        expert = scripted_expert("reach-v3")
         observations = [first_observation(simulator, seed)]
+        expert = simulator.expert()
         for _ in range(10):
-            action = np.clip(expert(simulator.raw_observation), -1, 1).astype(np.float32)
+            action = np.clip(expert(), -1, 1).astype(np.float32)
             simulator.step(action)
             observations.append(simulator.observe())
         return [value for observation in observations for value in observation.values()]
@@ -148,7 +147,7 @@ def test_same_seed_gives_the_same_episode_whatever_was_played_before(reach):
 def test_an_expert_that_writes_into_its_observation_changes_nothing_that_is_recorded():
     simulator = MetaworldSimulator("door-open-v3", SMALL)
     before = first_observation(simulator, 0)
-    scripted_expert("door-open-v3")(simulator.raw_observation)
+    simulator.expert()()
     np.testing.assert_array_equal(
         simulator.observe()[ENVIRONMENT_STATE_KEY], before[ENVIRONMENT_STATE_KEY]
     )
@@ -210,9 +209,9 @@ def test_unknown_task_names_the_nearest_first():
 )
 def test_no_way_to_render_says_what_mends_it(variable, value, advice):
     program = (
-        "from benchmarks.metaworld.simulator import MetaworldSimulator, Rendering\n"
+        "from benchmarks.metaworld.simulator import MetaworldSimulator, MetaworldRendering\n"
         "from world_modality.system.errors import UserError\n"
-        "try:\n    MetaworldSimulator('reach-v3', Rendering())\n"
+        "try:\n    MetaworldSimulator('reach-v3', MetaworldRendering())\n"
         "except UserError as error:\n    print(error)\n"
     )
     done = subprocess.run(
@@ -228,13 +227,13 @@ def test_no_way_to_render_says_what_mends_it(variable, value, advice):
 
 
 def test_rendering_survives_its_record():
-    rendering = Rendering(image_size=96, shadows=True, camera_position=(1.0, 2.0, 3.0))
-    assert Rendering.from_record(rendering.record()) == rendering
+    rendering = MetaworldRendering(image_size=96, shadows=True, camera_position=(1.0, 2.0, 3.0))
+    assert MetaworldRendering.from_record(rendering.record()) == rendering
 
 
 def test_record_with_an_unknown_setting_is_refused():
     with pytest.raises(InvalidInputError, match="fog"):
-        Rendering.from_record({**Rendering().record(), "fog": True})
+        MetaworldRendering.from_record({**MetaworldRendering().record(), "fog": True})
 
 
 def test_all_names_every_task_that_has_an_expert():

@@ -10,8 +10,8 @@ import torch
 from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
 from benchmarks.rollouts.acting.suite_fit import PolicyInputs
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.policy import Query, RolloutPolicy, is_observed
-from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
+from benchmarks.rollouts.loop import Query, RolloutPolicy, is_observed
+from benchmarks.suite import EpisodeSpec, Observation, Suite
 from tests.fixtures.instruction import NAME, build_home
 from tests.fixtures.lerobot import TASKS
 from tests.fixtures.policy import save_sealed, tiny_train_config

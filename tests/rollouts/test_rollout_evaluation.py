@@ -6,8 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.rollouts.acting.instructions import with_wrong_instructions
-from benchmarks.rollouts.results import checkpoint_labels
+from benchmarks.rollouts.evaluation import checkpoint_labels, with_wrong_instructions
 from tests.fixtures.rollout import (
     PointSuite,
     evaluate_points,
@@ -149,7 +148,7 @@ def test_wrong_instruction_is_another_tasks(config):
     ]
     wrong = {e.task: e.instruction for e in with_wrong_instructions(episodes)}
     assert wrong == {"a": "stop", "b": "stop", "c": "turn", "d": "go"}
-    with pytest.raises(InvalidInputError, match="all selected tasks are told 'go'"):
+    with pytest.raises(InvalidInputError, match="all selected tasks have 'go'"):
         with_wrong_instructions(episodes[:4])
     control = dataclasses.replace(config, wrong_instruction=True)
     evaluate_points(PointSuite(), point_episodes(num_episodes=1), control)
@@ -157,7 +156,7 @@ def test_wrong_instruction_is_another_tasks(config):
         "left": "go right",
         "right": "go left",
     }
-    assert "told another task's instruction" in (config.out_dir / "summary.md").read_text()
+    assert "reads another task's instruction" in (config.out_dir / "summary.md").read_text()
 
 
 def test_labels_are_short_and_distinct():

@@ -5,15 +5,18 @@ from multiprocessing.connection import wait
 import numpy as np
 import pytest
 
-from benchmarks.demos.layouts import EVALUATION_STREAM, layout_seed
-from benchmarks.metaworld.simulator import IMAGE_KEY, STATE_KEY, MetaworldSimulator, Rendering
-from benchmarks.metaworld.suite import MetaworldSuite
+from benchmarks.metaworld.simulator import (
+    IMAGE_KEY,
+    STATE_KEY,
+    MetaworldRendering,
+    MetaworldSimulator,
+    MetaworldSuite,
+)
 from benchmarks.rollouts import loop
-from benchmarks.rollouts.loop import EpisodeQueue, Outcome, roll_out
-from benchmarks.rollouts.policy import is_observed
+from benchmarks.rollouts.loop import EpisodeQueue, Outcome, is_observed, roll_out
 from benchmarks.rollouts.slot import environment_slots
-from benchmarks.rollouts.suite import EpisodeSpec
 from benchmarks.rollouts.videos import VideoFolder
+from benchmarks.suite import EVALUATION_STREAM, EpisodeSpec, layout_seed
 from tests.fixtures.rollout import PointPolicy, PointSuite, point_episodes
 from world_modality.system.errors import UserError
 
@@ -150,7 +153,7 @@ class LiftPolicy(PointPolicy):
 
 
 def test_metaworld_behaves_in_the_loop_as_alone(tmp_path):
-    rendering = Rendering(image_size=48)
+    rendering = MetaworldRendering(image_size=48)
     seeds = [layout_seed(0, EVALUATION_STREAM, "reach-v3", number) for number in range(2)]
     episodes = [EpisodeSpec("reach-v3", "reach", n, seed, 0, 10) for n, seed in enumerate(seeds)]
     videos = VideoFolder(tmp_path, IMAGE_KEY, 80)

@@ -11,31 +11,32 @@ import pytest
 import torch
 
 from benchmarks.demos.recording import RecordedEpisode
-from benchmarks.demos.rendering_record import gl_backend
 from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_KEY,
     IMAGE_KEY,
     STATE_KEY,
-    Rendering,
+    MetaworldRendering,
+    MetaworldSuite,
 )
-from benchmarks.metaworld.suite import MetaworldSuite
+from benchmarks.rendering import gl_backend
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.parity.check import ParityReport, check_parity
-from benchmarks.rollouts.parity.findings import (
+from benchmarks.rollouts.parity.check import (
+    ParityReport,
     action_effect,
+    check_parity,
     first_difference,
     image_cause,
     state_layout,
 )
 from benchmarks.rollouts.parity.replay import RecordedDemonstrations
-from benchmarks.rollouts.suite import Observation, Simulator, Suite
+from benchmarks.suite import Observation, Simulator, Suite
 from tests.fixtures.metaworld import RecordedRun, record_two_tasks
 from world_modality.policy.checkpoint import load_checkpoint, save_checkpoint
 from world_modality.system.errors import InvalidInputError, MissingFileError
 
 CPU = torch.device("cpu")
 SIDE_KEY = "observation.side"
-RENDERING = Rendering(image_size=48, gl_backend=gl_backend())
+RENDERING = MetaworldRendering(image_size=48, gl_backend=gl_backend())
 NAMES = ["x", "y", "z", "gripper"]
 
 
@@ -43,7 +44,7 @@ NAMES = ["x", "y", "z", "gripper"]
 class Fault:
     """What is wrong with a simulator that is otherwise MetaWorld's own."""
 
-    rendering: Rendering = RENDERING
+    rendering: MetaworldRendering = RENDERING
     see: Callable[[Observation], Observation] = dict
     act: Callable[[np.ndarray], np.ndarray] = np.array
     shift_layout: int = 0

@@ -2,9 +2,7 @@ import json
 
 import pytest
 
-from benchmarks.rollouts.comparison import compare
-from benchmarks.rollouts.report import Report
-from benchmarks.rollouts.summary import summarise, tally
+from benchmarks.rollouts.report import Report, compare, summarise, tally
 from tests.rollouts.test_rollout_results import ORIGIN, result
 
 GROUPS = {"easy": ["left", "far"], "hard": ["right"], "unused": ["up"]}

@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 
-from benchmarks.demos.recording import RecordedEpisode
-from benchmarks.demos.signals import EXECUTED_ACTION, SUCCESS, read_signal
+from benchmarks.demos.recording import EXECUTED_ACTION, SUCCESS, RecordedEpisode, read_signal
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.suite import Simulator, Suite
+from benchmarks.suite import Simulator, Suite
 from world_modality.precompute.dataset_columns import joined_columns
 from world_modality.source.dataset_episodes import read_episodes
 from world_modality.source.frame_decoding import frames_at

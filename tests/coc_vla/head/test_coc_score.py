@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import numpy as np
 import pytest
 
-from benchmarks.demos.signals import write_signals
+from benchmarks.demos.recording import write_signals
 from coc_vla.events.gripper import GripperChannel
 from coc_vla.events.hand_axes import HandAxes
 from coc_vla.events.motion import EpisodeMotion
