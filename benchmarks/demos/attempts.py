@@ -105,10 +105,18 @@ class _Worker:
         self.attempt = -1
         self.future: Future[bool] | None = None
 
-    def submit(self, task: TaskAttempts, attempt: int) -> None:
-        self.task, self.attempt = task, attempt
-        task.running.add(attempt)
-        self.future = self._executor.submit(_record_attempt, task.task, attempt)
+    def submit_next(self, tasks: Sequence[TaskAttempts]) -> None:
+        """Start the attempt that is needed next, if the process is idle and there is one."""
+        if self.future is not None:
+            return
+        # Staying on a task, or taking one that no other worker is on, saves building simulators.
+        for task in sorted(tasks, key=lambda one: (one is not self.task, bool(one.running))):
+            attempt = task.next_attempt()
+            if attempt is not None:
+                self.task, self.attempt = task, attempt
+                task.running.add(attempt)
+                self.future = self._executor.submit(_record_attempt, task.task, attempt)
+                return
 
     def collect(self) -> None:
         """Take the finished attempt's outcome."""
@@ -160,7 +168,12 @@ def record_attempts(
     workers = [_Worker(record, staging) for _ in range(num_workers)]
     try:
         with tqdm(total=num_wanted, desc="recording", unit="episode", initial=num_staged) as bar:
-            while pending := _submit_attempts(workers, tasks):
+            while True:
+                for worker in workers:
+                    worker.submit_next(tasks)
+                pending = {one.future: one for one in workers if one.future is not None}
+                if not pending:
+                    return
                 for future in wait(pending, return_when=FIRST_COMPLETED).done:
                     pending[future].collect()
                 bar.update(sum(task.num_done for task in tasks) - bar.n)
@@ -171,26 +184,6 @@ def record_attempts(
     finally:
         for worker in workers:
             worker.close()
-
-
-def _submit_attempts(
-    workers: Sequence[_Worker], tasks: Sequence[TaskAttempts]
-) -> dict[Future[bool], _Worker]:
-    """Give idle workers something to do, and return who is at work."""
-    for worker in workers:
-        if worker.future is None:
-            _submit_next(worker, tasks)
-    return {worker.future: worker for worker in workers if worker.future is not None}
-
-
-def _submit_next(worker: _Worker, tasks: Sequence[TaskAttempts]) -> None:
-    # Staying on a task, or taking one that no other worker is on, saves building simulators.
-    order = sorted(tasks, key=lambda task: (task is not worker.task, bool(task.running)))
-    for task in order:
-        attempt = task.next_attempt()
-        if attempt is not None:
-            worker.submit(task, attempt)
-            return
 
 
 _record: RecordAttempt

@@ -10,7 +10,7 @@ from tqdm import tqdm
 
 from benchmarks.demos.attempts import TaskAttempts, record_attempts
 from benchmarks.demos.config import DemoConfig
-from benchmarks.demos.dataset import DemoDatasetWriter, Feature, lerobot_version
+from benchmarks.demos.dataset import Feature, lerobot_version, new_dataset
 from benchmarks.demos.destination import DemoDestination
 from benchmarks.demos.recorder import DemoRecorder, Reset, layouts_record
 from benchmarks.demos.recording import (
@@ -133,37 +133,25 @@ class DemoCollection:
         episodes: list[RecordedEpisode] = []
         signals: list[Signals] = []
         recorded: dict[str, RecordedTask] = {}
-        bar = tqdm(total=sum(len(task.kept) for task in tasks), desc="assembling", unit="episode")
-        writer = DemoDatasetWriter(
-            repo_id=self.config.dataset_name,
-            root=destination.partial,
-            fps=self.form.fps,
-            features=dict(self.form.features),
-            robot_type=self.form.robot_type,
-            use_videos=self.config.use_videos,
-        )
-        with writer, bar:
-            for task in tasks:
-                num_before = len(episodes)
-                for attempt in task.kept:
-                    episode = destination.staging.load(task.task, attempt)
-                    writer.add_episode(episode)
-                    signals.append(episode.signals)
-                    state = self.recorder.initial_state(task.task, attempt)
-                    episodes.append(
-                        RecordedEpisode(
-                            len(episodes), task.task, attempt, state, episode.num_frames
-                        )
-                    )
-                    bar.update()
-                own = episodes[num_before:]
-                if own:
-                    recorded[task.task] = RecordedTask(
-                        instruction=episode.instruction,
-                        num_episodes=len(own),
-                        num_discarded=task.num_discarded,
-                        num_frames=sum(episode.num_frames for episode in own),
-                    )
+        kept = [(task, attempt) for task in tasks for attempt in task.kept]
+        name, form = self.config.dataset_name, self.form
+        with new_dataset(
+            name, destination.partial, form.fps, form.features, form.robot_type
+        ) as append:
+            for task, attempt in tqdm(kept, desc="assembling", unit="episode"):
+                episode = destination.staging.load(task.task, attempt)
+                append(episode)
+                signals.append(episode.signals)
+                initial_state = self.recorder.initial_state(task.task, attempt)
+                index, length = len(episodes), episode.num_frames
+                episodes.append(RecordedEpisode(index, task.task, attempt, initial_state, length))
+                before = recorded.get(task.task)
+                recorded[task.task] = RecordedTask(
+                    instruction=episode.instruction,
+                    num_episodes=len(task.kept),
+                    num_discarded=task.num_discarded,
+                    num_frames=length + (before.num_frames if before else 0),
+                )
         sections = {
             "suite": {"name": self.suite.name},
             "writer": {"lerobot": lerobot_version()},

@@ -15,6 +15,7 @@ import itertools
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,6 +27,7 @@ from benchmarks.rollouts.results import (
     ResultsFile,
     RolloutOrigin,
     RolloutResult,
+    open_results,
     require_same_settings,
 )
 from benchmarks.rollouts.slot import EnvironmentSlot, environment_slots
@@ -60,7 +62,7 @@ def evaluate(
     if config.wrong_instruction:
         episodes = with_wrong_instructions(episodes)
     run = _Evaluation(suite, episodes, config)
-    with ResultsFile(run.out_dir / "results.jsonl") as file:
+    with open_results(run.out_dir / "results.jsonl") as file:
         remaining = run.remaining(file)
         run.check_parity(remaining)
         if config.overwrite and not file.is_empty:
@@ -190,7 +192,7 @@ class _Evaluation:
             folder, limit = self.out_dir / "videos" / label, self.config.videos_per_task
             videos = VideoFolder(folder, policy.inputs.image_key, self.suite.fps, limit)
         num_done = len(self.episodes) - len(episodes)
-        with Progress(label, num_done, len(self.episodes)) as progress:
+        with closing(Progress(label, num_done, len(self.episodes))) as progress:
 
             def keep(outcome: Outcome) -> None:
                 file.append(RolloutResult.of(origin, outcome))

@@ -11,7 +11,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from types import TracebackType
 from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
@@ -133,7 +132,7 @@ def roll_out(
 
 
 class EpisodeQueue:
-    """Episodes by task, handed out so that simulators are seldom built anew."""
+    """Episodes by task, handed out so that simulators are seldom built again."""
 
     def __init__(self, episodes: Iterable[EpisodeSpec]) -> None:
         self._by_task: dict[str, deque[EpisodeSpec]] = {}
@@ -231,15 +230,8 @@ class Progress:
         self._num_solved = self._num_failed = self._num_errors = 0
         self._bar = tqdm(total=num_episodes, initial=num_done, desc=label, unit="episode")
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the bar as it is."""
         self._bar.close()
 
     def show(self, outcome: Outcome) -> None:

@@ -1,10 +1,11 @@
 """`results.jsonl`: one line per finished episode, whole or not there."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType, UnionType
+from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
 from benchmarks.rollouts.loop import Outcome
@@ -85,34 +86,23 @@ class RolloutResult(RolloutOrigin):
         return self.checkpoint_sha256, self.task, self.episode
 
 
+@contextmanager
+def open_results(path: Path) -> Iterator["ResultsFile"]:
+    """Open a results file, or create an empty one; meanwhile it belongs to this process.
+
+    Raises:
+        InvalidInputError: another process is writing to its folder.
+    """
+    with OutputLock(path.parent, "--out_dir"), closing(LineFile(path)) as file:
+        yield ResultsFile(path, file)
+
+
+@dataclass(frozen=True)
 class ResultsFile:
-    """A results file that belongs to this process until it is closed or the process ends."""
+    """The results of one folder, opened by `open_results`."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or create an empty one, and claim it.
-
-        Raises:
-            InvalidInputError: another process is writing to its folder.
-        """
-        self.path = path
-        self._lock = OutputLock(path.parent, "--out_dir")
-        self._lock.acquire()
-        try:
-            self._file = LineFile(path)
-        except OSError:
-            self._lock.release()
-            raise
-
-    def __enter__(self) -> "ResultsFile":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    path: Path
+    _file: LineFile = field(repr=False)
 
     @property
     def is_empty(self) -> bool:
@@ -144,11 +134,6 @@ class ResultsFile:
     def clear(self) -> None:
         """Delete all results."""
         self._file.clear()
-
-    def close(self) -> None:
-        """Release the file."""
-        self._file.close()
-        self._lock.release()
 
 
 def require_same_settings(

@@ -252,19 +252,18 @@ def test_contact_is_with_objects_and_not_with_the_floor(physics):
     assert physics.in_contact()
 
 
-def test_object_box_stands_on_the_floor_where_the_object_is(physics):
+def test_collision_boxes_stand_on_the_floor_where_the_object_is(physics):
     physics.reset(0)
     for name in ("alphabet_soup_1", "milk_1", "basket_1"):
-        centre, half_extents = physics.object_box(name)
-        turned = Rotation.from_quat(physics.object_quaternion(name))
-        corners = centre + half_extents * np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, 8).T
-        lowest = (physics.object_position(name) + turned.apply(corners))[:, 2].min()
-        assert lowest == pytest.approx(0, abs=0.006)
-        centres, axes, halves = physics.collision_boxes(name)
-        assert len(centres) == len(axes) == len(halves) > 0
+        centres, axes, half_extents = physics.collision_boxes(name)
         np.testing.assert_allclose(
             axes @ axes.transpose(0, 2, 1), [np.eye(3)] * len(axes), atol=1e-9
         )
+        signs = np.array(np.meshgrid(*[(-1, 1)] * 3)).reshape(3, 8)
+        corners = centres[:, None] + np.einsum("nij,nj,jc->nci", axes, half_extents, signs)
+        turned = Rotation.from_quat(physics.object_quaternion(name)).apply(corners.reshape(-1, 3))
+        lowest = (physics.object_position(name) + turned)[:, 2].min()
+        assert lowest == pytest.approx(0, abs=0.006)
 
 
 def test_axis_angle_turns_as_the_quaternion_does():

@@ -25,7 +25,6 @@ from benchmarks.libero.suites import (
     num_initial_states,
     resolve_suite,
     select_tasks,
-    suite_names,
     suite_tasks,
 )
 from benchmarks.suite import Suite
@@ -41,7 +40,7 @@ def test_every_suite_of_libero_and_four_perturbations_of_each_are_complete():
     complete = set(complete_suites())
     assert complete >= set(LIBERO)
     assert complete >= {f"{suite}_{kind}" for suite in LIBERO[:4] for kind in PERTURBED}
-    assert complete < set(suite_names())
+    assert complete < set(suites._task_maps())
     for suite in LIBERO:
         assert len(suite_tasks(suite)) == (90 if suite == "libero_90" else 10)
 

@@ -12,16 +12,10 @@ from tests.fixtures.rollout import (
     evaluate_points,
     lines,
     outcomes,
-    point_config,
     point_episodes,
     write_checkpoint,
 )
 from world_modality.system.errors import InvalidInputError, UserError
-
-
-@pytest.fixture
-def config(tmp_path):
-    return point_config(tmp_path)
 
 
 def test_checkpoints_share_episodes_and_are_compared(config, tmp_path):

@@ -14,16 +14,10 @@ from tests.fixtures.rollout import (
     evaluate_points,
     lines,
     outcomes,
-    point_config,
     point_episodes,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def config(tmp_path):
-    return point_config(tmp_path)
 
 
 def start_command(config, n_trials):
