@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -5,6 +6,7 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks.libero.environment import LiberoRendering
 from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_KEY,
     ENVIRONMENT_STATE_NAMES,
@@ -61,7 +63,7 @@ def test_environment_state_holds_what_its_names_say(reach):
     np.testing.assert_allclose(observation[STATE_KEY][:3], hand, atol=1e-6)
 
 
-def test_image_is_the_raw_render_turned_by_180_degrees(reach):
+def test_image_is_turned_by_180_degrees_and_has_no_shadows_or_multisampling(reach):
     import mujoco
 
     reach.reset(2)
@@ -72,29 +74,10 @@ def test_image_is_the_raw_render_turned_by_180_degrees(reach):
     raw = renderer.render()
     renderer.close()
     np.testing.assert_array_equal(reach.render(), raw[::-1, ::-1])
+    assert reach._renderer._renderer._mjr_context.offSamples == 0
 
 
-def thumbnail(image: np.ndarray) -> np.ndarray:
-    return image.reshape(60, 8, 60, 8, 3).mean((1, 3))
-
-
-def assert_same_view_as(reference: np.ndarray) -> None:
-    """Compare with an image of 480x480; shadows and the drawer's place may differ."""
-    simulator = MetaworldSimulator(
-        "drawer-open-v3", MetaworldRendering(image_size=480, gl_backend=gl_backend())
-    )
-    image = thumbnail(first_observation(simulator, 0)[IMAGE_KEY])
-    simulator.close()
-
-    def distance(turned: np.ndarray) -> float:
-        return float(np.abs(turned - thumbnail(reference)).mean())
-
-    assert distance(image) < 12
-    for wrong in (image[::-1, ::-1], image[::-1], image[:, ::-1]):
-        assert distance(wrong) > 3 * distance(image)
-
-
-def test_view_is_that_of_metaworlds_own_renderer_turned():
+def metaworlds_own_view() -> np.ndarray:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     theirs = ALL_V3_ENVIRONMENTS["drawer-open-v3"](render_mode="rgb_array", camera_name="corner2")
@@ -103,26 +86,36 @@ def test_view_is_that_of_metaworlds_own_renderer_turned():
     theirs.reset()
     image = theirs.render()
     theirs.close()
-    assert_same_view_as(np.flip(image, (0, 1)))
+    return np.flip(image, (0, 1))
 
 
-@pytest.mark.slow
-def test_view_is_that_of_the_public_lerobot_environment():
+def public_lerobot_view() -> np.ndarray:
     from lerobot.envs.metaworld import MetaworldEnv
 
     theirs = MetaworldEnv("drawer-open-v3", obs_type="pixels")
     image = theirs.reset()[0]["pixels"]
     theirs.close()
-    assert_same_view_as(image)
+    return image
 
 
-def test_renders_without_shadows_reflections_and_multisampling(reach):
-    import mujoco
+@pytest.mark.parametrize(
+    "their_view",
+    [metaworlds_own_view, pytest.param(public_lerobot_view, marks=pytest.mark.slow)],
+)
+def test_view_is_that_of_other_renderers(their_view):
+    """Shadows and the drawer's place may differ."""
+    simulator = MetaworldSimulator("drawer-open-v3", dataclasses.replace(SMALL, image_size=480))
+    simulator.reset(0)
+    view, image = their_view(), simulator.render()
+    simulator.close()
 
-    flags = reach._renderer._renderer.scene.flags
-    assert not flags[mujoco.mjtRndFlag.mjRND_SHADOW]
-    assert not flags[mujoco.mjtRndFlag.mjRND_REFLECTION]
-    assert reach._renderer._renderer._mjr_context.offSamples == 0
+    def distance(turned: np.ndarray) -> float:
+        thumbnails = [one.reshape(60, 8, 60, 8, 3).mean((1, 3)) for one in (turned, view)]
+        return float(np.abs(np.subtract(*thumbnails)).mean())
+
+    assert distance(image) < 12
+    for wrong in (image[::-1, ::-1], image[::-1], image[:, ::-1]):
+        assert distance(wrong) > 3 * distance(image)
 
 
 def test_same_seed_gives_the_same_episode_whatever_was_played_before(reach):
@@ -154,11 +147,6 @@ def test_an_expert_that_writes_into_its_observation_changes_nothing_that_is_reco
     simulator.close()
 
 
-def test_layouts_differ_between_seeds(reach):
-    layouts = {tuple(first_observation(reach, seed)[ENVIRONMENT_STATE_KEY]) for seed in range(5)}
-    assert len(layouts) == 5
-
-
 def test_first_observation_shows_this_layout_and_not_the_one_before():
     simulator = MetaworldSimulator("drawer-open-v3", SMALL)
     drawer_x = ENVIRONMENT_STATE_NAMES.index("object_1_x")
@@ -185,13 +173,12 @@ def test_refuses_an_action_that_is_not_four_finite_numbers(reach, action):
 
 
 def test_clips_actions_to_the_unit_range(reach):
-    reach.reset(3)
-    reach.step(np.full(4, 5, np.float32))
-    beyond = reach.observe()
-    reach.reset(3)
-    reach.step(np.ones(4, np.float32))
-    at_limit = reach.observe()
-    np.testing.assert_array_equal(beyond[STATE_KEY], at_limit[STATE_KEY])
+    states = []
+    for size in (5, 1):
+        reach.reset(3)
+        reach.step(np.full(4, size, np.float32))
+        states.append(reach.observe()[STATE_KEY])
+    np.testing.assert_array_equal(*states)
 
 
 def test_unknown_task_names_the_nearest_first():
@@ -226,14 +213,12 @@ def test_no_way_to_render_says_what_mends_it(variable, value, advice):
     assert "Traceback" not in done.stderr
 
 
-def test_rendering_survives_its_record():
-    rendering = MetaworldRendering(image_size=96, shadows=True, camera_position=(1.0, 2.0, 3.0))
-    assert MetaworldRendering.from_record(rendering.record()) == rendering
-
-
-def test_record_with_an_unknown_setting_is_refused():
+@pytest.mark.parametrize("kind", [MetaworldRendering, LiberoRendering])
+def test_rendering_survives_its_record_and_an_unknown_setting_is_refused(kind):
+    rendering = kind.lerobot()
+    assert kind.from_record(rendering.record()) == rendering != kind()
     with pytest.raises(InvalidInputError, match="fog"):
-        MetaworldRendering.from_record({**MetaworldRendering().record(), "fog": True})
+        kind.from_record({**rendering.record(), "fog": True})
 
 
 def test_all_names_every_task_that_has_an_expert():
@@ -250,16 +235,10 @@ def test_tasks_are_refused_when_empty_or_repeated():
 
 
 def test_evaluation_layouts_are_none_of_the_demonstrations():
-    demonstrations = {
-        layout_seed(seed, DEMONSTRATION_STREAM, "push-v3", number)
-        for seed in range(4)
-        for number in range(250)
-    }
-    evaluation = {
-        layout_seed(seed, EVALUATION_STREAM, "push-v3", number)
-        for seed in range(4)
-        for number in range(250)
-    }
+    demonstrations, evaluation = (
+        {layout_seed(seed, stream, "push-v3", n) for seed in range(4) for n in range(250)}
+        for stream in (DEMONSTRATION_STREAM, EVALUATION_STREAM)
+    )
     assert len(demonstrations) == len(evaluation) == 1000
     assert not demonstrations & evaluation
 

@@ -87,18 +87,12 @@ def test_errors_are_run_again_and_finished_episodes_stay(config, tmp_path, capsy
     assert lines(config) == after, "nothing was left to do"
 
 
-def test_run_of_nothing_but_errors_is_an_error(config):
+def test_run_of_nothing_but_errors_is_an_error_with_results_beside_the_checkpoint(config):
+    beside = dataclasses.replace(config, out_dir=None)
     with pytest.raises(UserError, match=r"every episode ended in an error; .*results\.jsonl"):
-        evaluate_points(PointSuite(), point_episodes(("crashing",), 2), config)
-    assert (config.out_dir / "summary.md").exists()
-
-
-def test_more_episodes_can_be_added(config):
-    evaluate_points(PointSuite(), point_episodes(num_episodes=2), config)
-    more = dataclasses.replace(config, resume=True)
-    summary = evaluate_points(PointSuite(), point_episodes(num_episodes=4), more)
-    assert summary["checkpoints"][0]["overall"]["num_episodes"] == 8
-    assert len(lines(config)) == 8
+        evaluate_points(PointSuite(), point_episodes(("crashing",), 2), beside)
+    folder = config.checkpoint[0].parent / "rollouts_point_model_A"
+    assert {"summary.md", "summary.png"} <= {path.name for path in folder.iterdir()}
 
 
 def test_earlier_results_are_neither_mixed_nor_lost(config):
@@ -109,15 +103,15 @@ def test_earlier_results_are_neither_mixed_nor_lost(config):
     resumed = dataclasses.replace(config, resume=True)
     with pytest.raises(InvalidInputError, match=r'style is "round" now and was "flat"'):
         evaluate_points(PointSuite(rendering="round"), point_episodes(), resumed)
-    with pytest.raises(InvalidInputError, match="seed is 1 now and was 0"):
-        evaluate_points(PointSuite(), point_episodes(seed=1), resumed)
     write_checkpoint(config.checkpoint[0], 0.9)
     with pytest.raises(InvalidInputError, match="checkpoint_sha256 is "):
         evaluate_points(PointSuite(), point_episodes(), resumed)
     assert lines(config) == before
-    anew = dataclasses.replace(config, overwrite=True)
-    evaluate_points(PointSuite(), point_episodes(num_episodes=1), anew)
+    again = dataclasses.replace(config, overwrite=True)
+    evaluate_points(PointSuite(), point_episodes(num_episodes=1), again)
     assert len(lines(config)) == 2
+    more = evaluate_points(PointSuite(), point_episodes(num_episodes=4), resumed)
+    assert more["checkpoints"][0]["overall"]["num_episodes"] == 8 == len(lines(config))
 
 
 def test_parity_is_checked_before_the_first_episode(config, monkeypatch):
@@ -167,10 +161,3 @@ def test_copies_of_a_checkpoint_are_refused(config, tmp_path):
     twice = dataclasses.replace(config, checkpoint=(*config.checkpoint, copy))
     with pytest.raises(InvalidInputError, match=r"model_A\.pt and .*copy\.pt are the same"):
         evaluate_points(PointSuite(), point_episodes(), twice)
-
-
-def test_results_lie_beside_the_checkpoint_by_default(config):
-    beside = dataclasses.replace(config, out_dir=None)
-    evaluate_points(PointSuite(), point_episodes(num_episodes=1), beside)
-    folder = config.checkpoint[0].parent / "rollouts_point_model_A"
-    assert (folder / "summary.png").exists()

@@ -126,7 +126,7 @@ def test_actions_that_are_no_chunk_are_refused():
         played(Mute(), point_episodes(("left",), 1), own)
 
 
-def test_simulators_are_seldom_opened_anew():
+def test_simulators_are_seldom_opened_again():
     queue = EpisodeQueue(point_episodes(("left", "right", "far"), 3))
     open_tasks: list[str | None] = [None, None]
     opened = 0

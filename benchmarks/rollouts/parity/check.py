@@ -18,7 +18,12 @@ from benchmarks.demos.recording import RecordedEpisode
 from benchmarks.rollouts.acting.frame_encoder import FrameEncoder
 from benchmarks.rollouts.acting.suite_fit import PolicyInputs, differing_settings
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.parity.replay import WAIVE, Playback, RecordedDemonstrations
+from benchmarks.rollouts.parity.replay import (
+    WAIVE,
+    Playback,
+    RecordedDemonstrations,
+    spread_episodes,
+)
 from benchmarks.suite import Suite
 from world_modality.precompute.dataset_columns import joined_columns
 from world_modality.system.errors import InvalidInputError
@@ -92,7 +97,7 @@ def check_parity(path: Path, suite: Suite, config: RolloutConfig) -> list[Episod
     comparison = _Comparison(path, suite, config)
     recorded = comparison.recorded
     episodes: list[EpisodeParity] = []
-    for episode in recorded.select(config.num_parity_episodes):
+    for episode in spread_episodes(recorded.recording, config.num_parity_episodes):
         episodes.append(comparison.of(episode))
         if episodes[-1].difference is not None:
             break

@@ -1,5 +1,6 @@
 """Recorded demonstrations, played again in a suite's simulator."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from itertools import zip_longest
 from typing import TYPE_CHECKING, Any
@@ -103,25 +104,6 @@ class RecordedDemonstrations:
         assert source.recording is not None
         return cls(source, source.recording, dataset["image_key"], dataset["state_key"], *signals)
 
-    def select(self, count: int) -> list[RecordedEpisode]:
-        """Choose episodes spread over the tasks: one of each, or of evenly spaced ones.
-
-        Raises:
-            InvalidInputError: fewer than one is asked for.
-        """
-        if count < 1:
-            raise InvalidInputError(
-                f"--num_parity_episodes must be at least 1, not {count}; or {WAIVE}"
-            )
-        by_task: dict[str, list[RecordedEpisode]] = {}
-        for entry in self.recording["episodes"]:
-            by_task.setdefault(entry["task"], []).append(RecordedEpisode(**entry))
-        tasks = list(by_task.values())
-        if count < len(tasks):
-            return [tasks[i * len(tasks) // count][0] for i in range(count)]
-        in_turn = [episode for turn in zip_longest(*tasks) for episode in turn if episode]
-        return in_turn[:count]
-
     def replay(
         self, suite: Suite, episode: RecordedEpisode, state_key: str
     ) -> tuple[Playback, Playback]:
@@ -183,6 +165,26 @@ class RecordedDemonstrations:
             key: np.concatenate([block[key] for block in blocks])[rows].astype(np.float32)
             for key in blocks[0]
         }
+
+
+def spread_episodes(recording: Mapping[str, Any], count: int) -> list[RecordedEpisode]:
+    """Choose episodes spread over the tasks: one of each, or of evenly spaced ones.
+
+    Raises:
+        InvalidInputError: fewer than one is asked for.
+    """
+    if count < 1:
+        raise InvalidInputError(
+            f"--num_parity_episodes must be at least 1, not {count}; or {WAIVE}"
+        )
+    by_task: dict[str, list[RecordedEpisode]] = {}
+    for entry in recording["episodes"]:
+        by_task.setdefault(entry["task"], []).append(RecordedEpisode(**entry))
+    tasks = list(by_task.values())
+    if count < len(tasks):
+        return [tasks[i * len(tasks) // count][0] for i in range(count)]
+    in_turn = [episode for turn in zip_longest(*tasks) for episode in turn if episode]
+    return in_turn[:count]
 
 
 def _require_recording(recording: dict[str, Any] | None, name: str, suite: Suite) -> None:
