@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.loop import Outcome, Progress, roll_out
+from benchmarks.rollouts.loop import Progress, roll_out
 from benchmarks.rollouts.report import Report, compare, summarise
 from benchmarks.rollouts.results import (
     EpisodeKey,
@@ -32,6 +32,7 @@ from benchmarks.rollouts.results import (
 )
 from benchmarks.rollouts.slot import EnvironmentSlot, environment_slots
 from benchmarks.rollouts.videos import VideoFolder, remove_videos
+from benchmarks.rollouts.worker import Outcome
 from benchmarks.suite import EpisodeSpec, Suite
 from world_modality.system.cli import write_config
 from world_modality.system.errors import InvalidInputError, UserError

@@ -7,7 +7,7 @@ policy and the simulator keep what `RolloutPolicy` and `Simulator` promise.
 """
 
 import sys
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
@@ -18,9 +18,8 @@ from tqdm import tqdm
 
 from benchmarks.rollouts.slot import EnvironmentSlot
 from benchmarks.rollouts.videos import VideoFolder
-from benchmarks.rollouts.worker import Crashed, Ended, Refused, Waiting
+from benchmarks.rollouts.worker import Outcome, Waiting
 from benchmarks.suite import EpisodeSpec, Observation
-from world_modality.system.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -71,25 +70,6 @@ def is_observed(frame: int, policy: RolloutPolicy) -> bool:
     return any((frame + lag) % policy.n_action_steps == 0 for lag in policy.observed_lags)
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """How an episode ended.
-
-    Attributes:
-        episode: which one.
-        success: whether it was solved; None if it ended in an error.
-        num_steps: executed actions; for an error, as far as is known.
-        seconds: since the episode's reset; for an error, since it was sent to its environment.
-        error: what went wrong, if something did.
-    """
-
-    episode: EpisodeSpec
-    success: bool | None
-    num_steps: int
-    seconds: float
-    error: str | None
-
-
 def roll_out(
     policy: RolloutPolicy,
     episodes: Iterable[EpisodeSpec],
@@ -124,7 +104,7 @@ def roll_out(
             if isinstance(answer, Waiting):
                 waiting.append((slot, Query(slot.memory, answer.step, answer.frames)))
             else:
-                on_outcome(_outcome(slot, answer))
+                on_outcome(answer)
         _begin_episodes(queue, policy, slots, videos)
         asked = [waiting.popleft() for _ in range(min(max_queries, len(waiting)))]
         if asked:
@@ -171,38 +151,23 @@ def _begin_episodes(
         episode = queue.take(slot.open_task, elsewhere)
         if episode is None:
             return
-        plan = None if videos is None else videos.plan(episode)
-        slot.begin(episode, policy.begin(episode), plan)
+        slot.begin(episode, policy.begin(episode), videos)
 
 
 def _answers(
     playing: Sequence[EnvironmentSlot], wait_for_one: bool
-) -> list[tuple[EnvironmentSlot, Waiting | Ended | Crashed]]:
+) -> list[tuple[EnvironmentSlot, Waiting | Outcome]]:
     if not playing:
         return []
     time_left = max(0.0, min(slot.seconds_left for slot in playing)) if wait_for_one else 0.0
     ready = wait([slot.connection for slot in playing], time_left)
-    answers: list[tuple[EnvironmentSlot, Waiting | Ended | Crashed]] = []
+    answers: list[tuple[EnvironmentSlot, Waiting | Outcome]] = []
     for slot in playing:
         if slot.connection in ready:
-            answer = slot.receive()
-            if isinstance(answer, Refused):
-                raise UserError(answer.message)
-            answers.append((slot, answer))
+            answers.append((slot, slot.receive()))
         elif slot.seconds_left <= 0:
-            answers.append((slot, slot.hung()))
+            answers.append((slot, slot.give_up()))
     return answers
-
-
-def _outcome(slot: EnvironmentSlot, answer: Ended | Crashed) -> Outcome:
-    assert slot.episode is not None
-    if isinstance(answer, Ended):
-        outcome = Outcome(slot.episode, answer.success, answer.num_steps, answer.seconds, None)
-        slot.release()
-    else:
-        outcome = Outcome(slot.episode, None, slot.step, slot.seconds_since_begin, answer.error)
-        slot.close()  # the next episode gets a new process
-    return outcome
 
 
 def _act(policy: RolloutPolicy, waiting: Sequence[tuple[EnvironmentSlot, Query]]) -> None:
@@ -227,7 +192,7 @@ class Progress:
     def __init__(self, label: str, num_done: int, num_episodes: int) -> None:
         self.num_steps = 0
         self._label = label
-        self._num_solved = self._num_failed = self._num_errors = 0
+        self._counts: Counter[bool | None] = Counter()
         self._bar = tqdm(total=num_episodes, initial=num_done, desc=label, unit="episode")
 
     def close(self) -> None:
@@ -237,17 +202,12 @@ class Progress:
     def show(self, outcome: Outcome) -> None:
         """Count an episode that has ended; name it if it was in an error."""
         self.num_steps += outcome.num_steps
+        self._counts[outcome.success] += 1
         if outcome.error is not None:
-            self._num_errors += 1
             name = f"{outcome.episode.task} episode {outcome.episode.episode}"
             self.say(f"{self._label}: error in {name}: {outcome.error.splitlines()[0]}")
-        elif outcome.success:
-            self._num_solved += 1
-        else:
-            self._num_failed += 1
-        text = f"solved {self._num_solved}/{self._num_solved + self._num_failed}"
-        if self._num_errors:
-            text += f", errors {self._num_errors}"
+        solved, failed, errors = (self._counts[ending] for ending in (True, False, None))
+        text = f"solved {solved}/{solved + failed}" + (f", errors {errors}" if errors else "")
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from benchmarks.rollouts.loop import Outcome
+from benchmarks.rollouts.worker import Outcome
 from benchmarks.suite import EpisodeSpec
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.line_file import LineFile

@@ -240,7 +240,8 @@ def _play(
     slots: "list[EnvironmentSlot]",
     batch_size: int,
 ) -> None:
-    from benchmarks.rollouts.loop import Outcome, roll_out
+    from benchmarks.rollouts.loop import roll_out
+    from benchmarks.rollouts.worker import Outcome
 
     def refuse_error(outcome: Outcome) -> None:
         if outcome.error is not None:

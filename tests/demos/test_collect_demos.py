@@ -20,7 +20,13 @@ from benchmarks.metaworld.simulator import (
     MetaworldSuite,
 )
 from benchmarks.rendering import gl_backend
-from tests.demos.conftest import described, frames, recording
+from tests.demos.conftest import (
+    child_processes,
+    described,
+    frames,
+    recording,
+    wait_until_ended,
+)
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
 
@@ -81,7 +87,7 @@ def resumed(tmp_path_factory):
     while not any(staging.outcomes("reach-v3").values()):
         assert process.poll() is None, "the command ended before it staged an episode"
         time.sleep(0.02)
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text()
+    workers = child_processes(process.pid)
     process.send_signal(signal.SIGKILL)
     process.wait()
     before = staged_files(staging)
@@ -90,7 +96,7 @@ def resumed(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(DemoStaging, "remove", lambda self: None)
         run(config)
-    return root, [int(child) for child in children.split()], before, staged_files(staging)
+    return root, workers, before, staged_files(staging)
 
 
 def staged_files(staging: DemoStaging) -> dict[str, tuple[int, int]]:
@@ -188,18 +194,7 @@ def test_killed_recording_continues_to_the_same_dataset_without_recording_again(
     assert not DemoDestination(root).partial.exists()
     assert frames(recorded[0]) == frames(root)
     assert recording(recorded[0]) == recording(root)
-    deadline = time.monotonic() + 10
-    while any(map(is_running, workers)):
-        assert time.monotonic() < deadline, "a worker outlives the killed command"
-        time.sleep(0.05)
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
+    wait_until_ended(workers, 10)
 
 
 def test_nothing_is_left_beside_the_dataset(recorded):

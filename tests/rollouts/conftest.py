@@ -3,8 +3,8 @@ import dataclasses
 import pytest
 
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.loop import Outcome
 from benchmarks.rollouts.results import RolloutOrigin, RolloutResult
+from benchmarks.rollouts.worker import Outcome
 from tests.fixtures.rollout import point_config, point_episodes
 
 ORIGIN = RolloutOrigin(

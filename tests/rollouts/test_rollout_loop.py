@@ -13,9 +13,10 @@ from benchmarks.metaworld.simulator import (
     MetaworldSuite,
 )
 from benchmarks.rollouts import loop
-from benchmarks.rollouts.loop import EpisodeQueue, Outcome, is_observed, roll_out
+from benchmarks.rollouts.loop import EpisodeQueue, is_observed, roll_out
 from benchmarks.rollouts.slot import environment_slots
 from benchmarks.rollouts.videos import VideoFolder
+from benchmarks.rollouts.worker import Outcome
 from benchmarks.suite import EVALUATION_STREAM, EpisodeSpec, layout_seed
 from tests.fixtures.rollout import PointPolicy, PointSuite, point_episodes
 from world_modality.system.errors import UserError
