@@ -142,12 +142,7 @@ def episode_specs(
 ) -> list[EpisodeSpec]:
     """Return the rollouts of tasks (name to instruction), `num_episodes` of each.
 
-    Args:
-        instructions: by task name.
-        num_episodes: rollouts of each task.
-        seed: the seed of each rollout.
-        max_steps: the limit of each rollout.
-        initial_state: what a task's episode of a number starts in.
+    `initial_state` says what a task's episode of a number starts in.
     """
     return [
         EpisodeSpec(task, instruction, episode, initial_state(task, episode), seed, max_steps)

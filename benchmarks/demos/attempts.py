@@ -149,11 +149,7 @@ def record_attempts(
 ) -> None:
     """Record into `staging` until every task has its episodes; `tasks` holds the outcomes then.
 
-    Args:
-        record: makes an attempt in a worker process.
-        staging: finished attempts in it are not made again.
-        tasks: what is wanted of each task; outcomes of finished attempts filled in.
-        num_workers: processes, at least 1.
+    Attempts whose outcomes `tasks` holds already are not made again.
 
     Raises:
         InvalidInputError: a task's attempts are used up.

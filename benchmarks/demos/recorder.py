@@ -52,14 +52,7 @@ class DemoRecorder:
     def __init__(
         self, suite: Suite, config: DemoConfig, instructions: Mapping[str, str], reset: Reset
     ) -> None:
-        """Take what is common to all attempts.
-
-        Args:
-            suite: opens `DemoSimulator`s.
-            config: the flags, `max_steps` among them.
-            instructions: task name to text.
-            reset: what attempts start in.
-        """
+        """Take what is common to all attempts; the suite opens `DemoSimulator`s."""
         self._suite, self._config, self._reset = suite, config, reset
         self._instructions = dict(instructions)
         self._simulator: Simulator | None = None

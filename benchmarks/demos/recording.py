@@ -87,15 +87,7 @@ def write_recording(
     tasks: Mapping[str, RecordedTask],
     episodes: Sequence[RecordedEpisode],
 ) -> None:
-    """Write the record of a dataset.
-
-    Args:
-        root: the dataset's folder.
-        recipe: its sections become sections of the record.
-        sections: further sections, which do not decide the data.
-        tasks: by task name.
-        episodes: in the dataset's order.
-    """
+    """Write the record of the dataset in `root`; `sections` do not decide the data."""
     content = {
         **recipe,
         **sections,
@@ -182,12 +174,7 @@ def write_signals(root: Path, episodes: Sequence[Signals]) -> None:
 
 
 def read_signal(root: Path, name: str, num_frames: int) -> Float32[np.ndarray, "N dim"]:
-    """Read one signal of a dataset.
-
-    Args:
-        root: the dataset's folder.
-        name: such as `executed_action`.
-        num_frames: N of the dataset.
+    """Read one signal of the dataset in `root`, such as `executed_action`.
 
     Raises:
         MissingFileError: the dataset has no such signal.

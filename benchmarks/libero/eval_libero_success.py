@@ -48,11 +48,9 @@ def run(config: EvalLiberoConfig) -> dict[str, Any]:
 def suite_for(checkpoints: tuple[Path, ...], name: str, camera_key: str | None) -> LiberoSuite:
     """Return a suite as the first checkpoint was trained on it, with the cameras that are needed.
 
-    Args:
-        checkpoints: their files.
-        name: the suite, of which the recording that they were trained on need not be: LIBERO-PRO's
-            suites are for policies that were trained on LIBERO's.
-        camera_key: the camera that policies see; None for the one that each was trained on.
+    The recording that they were trained on need not be of the suite: LIBERO-PRO's suites are for
+    policies that were trained on LIBERO's. `camera_key` is the camera that policies see; None
+    stands for the one that each was trained on.
 
     Raises:
         UserError: a checkpoint is missing or damaged, or was trained on another simulator's data.

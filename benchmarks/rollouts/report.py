@@ -155,15 +155,7 @@ def summarise(
     tasks: Sequence[str],
     groups: Mapping[str, Sequence[str]],
 ) -> CheckpointSummary:
-    """Summarise one checkpoint's results.
-
-    Args:
-        label: what the checkpoint is called.
-        origin: what its results share.
-        results: one for each episode.
-        tasks: in the order of the table.
-        groups: the suite's groups of tasks; selected tasks or not.
-    """
+    """Summarise one checkpoint's results, one of each episode; groups may name other tasks, too."""
     by_task = {task: tally(r for r in results if r.task == task) for task in tasks}
     rates = {
         task: one.success_rate.value

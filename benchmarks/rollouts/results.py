@@ -142,15 +142,9 @@ def require_same_settings(
     episodes: Iterable[EpisodeSpec],
     path: Path,
 ) -> None:
-    """Check that results were made with the settings that are wanted now.
+    """Check that earlier results, of the file `path`, were made with the settings of now.
 
-    Episodes and checkpoints that are not wanted now may be among them.
-
-    Args:
-        earlier: the results that are there.
-        origins: one for each checkpoint that is rolled out now.
-        episodes: what each checkpoint is rolled out in now.
-        path: the file they are in.
+    Episodes and checkpoints that are not rolled out now may be among them.
 
     Raises:
         InvalidInputError: they were not; the message names what differs.

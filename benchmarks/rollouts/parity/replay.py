@@ -109,10 +109,7 @@ class RecordedDemonstrations:
     ) -> tuple[Playback, Playback]:
         """Return an episode as it was recorded, and as its recorded actions go here.
 
-        Args:
-            suite: whose simulator plays it.
-            episode: one of the recording's.
-            state_key: what the policy is shown as the robot's state.
+        `state_key` is what the policy is shown as the robot's state.
         """
         rows = self._rows_of(episode)
         frames = np.unique(np.linspace(0, len(rows) - 1, _NUM_IMAGES).round().astype(np.int64))
