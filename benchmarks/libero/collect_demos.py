@@ -25,8 +25,8 @@ from benchmarks.libero import simulator
 from benchmarks.libero.environment import LiberoRendering
 from benchmarks.libero.simulator import LiberoSuite
 from benchmarks.libero.suites import (
-    load_initial_states,
     max_episode_steps,
+    num_initial_states,
     resolve_suite,
     select_tasks,
 )
@@ -70,7 +70,7 @@ def run(config: CollectDemosConfig) -> Path:
     config.require_ranges(limit)
     tasks = select_tasks(suite, config.tasks)
     for task in tasks if config.layouts == "stored" else ():
-        num_states = len(load_initial_states(task))
+        num_states = num_initial_states(task)
         if config.episodes_per_task > num_states:
             raise InvalidInputError(
                 f"--episodes_per_task {config.episodes_per_task}: {task.name} has {num_states} "

@@ -31,7 +31,12 @@ from benchmarks.libero.environment import (
     watch_samples,
 )
 from benchmarks.libero.scene import Scene, axis_angle
-from benchmarks.libero.suites import LiberoTask, find_task, load_initial_states
+from benchmarks.libero.suites import (
+    LiberoTask,
+    find_task,
+    load_initial_states,
+    num_initial_states,
+)
 from benchmarks.rendering import gl_backend
 from benchmarks.suite import EpisodeSpec, Expert, Observation, episode_specs
 from world_modality.system.errors import InvalidInputError
@@ -237,7 +242,7 @@ def evaluation_episodes(
         InvalidInputError: a task has fewer stored states than episodes are wanted.
     """
     for task in tasks:
-        num_states = len(load_initial_states(task))
+        num_states = num_initial_states(task)
         if num_states < num_episodes:
             raise InvalidInputError(
                 f"--n_trials {num_episodes}: the benchmark has {num_states} initial states of "

@@ -123,6 +123,12 @@ def load_initial_states(task: LiberoTask) -> Float64[np.ndarray, "states state"]
         return np.asarray(file["states"], np.float64)
 
 
+def num_initial_states(task: LiberoTask) -> int:
+    """Return how many initial states are stored of a task; perturbed suites have empty files."""
+    with np.load(task.states_path, allow_pickle=False) as file:
+        return len(file["states"])
+
+
 def max_episode_steps(suite: str) -> int:
     """Return the standard limit of a suite: its own, or that of the suite it is a variant of."""
     bases = [base for base in MAX_EPISODE_STEPS if f"{suite}_".startswith(f"{base}_")]
@@ -187,6 +193,6 @@ def _missing_files(tasks: Iterable[LiberoTask]) -> list[str]:
             ]
         else:
             missing.append(f"the definition of {task.name}")
-        if not task.states_path.is_file() or len(load_initial_states(task)) == 0:
+        if not task.states_path.is_file() or num_initial_states(task) == 0:
             missing.append(f"initial states of {task.name}")
     return missing
