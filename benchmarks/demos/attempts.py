@@ -1,4 +1,4 @@
-"""Runs a recorder's attempts in worker processes until every task has its episodes.
+"""Makes attempts in worker processes until every task has its episodes.
 
 The kept episodes of a task are its first solved attempts in the order of their numbers, and
 exactly the attempts up to the last kept one are made: the outcome depends neither on the number
@@ -15,19 +15,16 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
-from typing import Protocol, runtime_checkable
 
+from tqdm import tqdm
+
+from benchmarks.demos.destination import DemoStaging
 from benchmarks.demos.episode import DemoEpisode
-from benchmarks.demos.staging import DemoStaging
 from world_modality.system.errors import InvalidInputError, UserError
 
-
-@runtime_checkable
-class DemoRecorder(Protocol):
-    """Plays a suite's expert. It is sent to worker processes, and opens its simulator there."""
-
-    def record(self, task: str, attempt: int) -> DemoEpisode | None:
-        """Return the episode, a function of the arguments alone, or None if it was not solved."""
+RecordAttempt = Callable[[str, int], DemoEpisode | None]
+"""Plays a task's attempt of a number; returns the episode, a function of both alone, or None if it
+was not solved. It is sent to worker processes."""
 
 
 class AttemptCrashError(RuntimeError):
@@ -86,31 +83,40 @@ class TaskAttempts:
             return None
         raise InvalidInputError(
             f"the expert solved {self.task} in {num_solved} of {self.max_attempts} attempts, "
-            f"{self.num_wanted} episodes are wanted; raise --max_attempts_per_episode to go on, or "
-            "start anew (--overwrite) with more --max_steps, less --action_noise, or other --tasks"
+            f"{self.num_wanted} episodes are wanted; raise --max_attempts_per_episode to continue, "
+            "or start again (--overwrite) with more --max_steps, less --action_noise, or other "
+            "--tasks"
         )
 
 
 class _Worker:
     """One process in an executor of its own, so that a process that dies names its attempt."""
 
-    def __init__(self, recorder: DemoRecorder, staging: DemoStaging) -> None:
+    def __init__(self, record: RecordAttempt, staging: DemoStaging) -> None:
         context = multiprocessing.get_context("spawn")  # rendering contexts do not survive a fork
         theirs, self._lifeline = context.Pipe(duplex=False)
         self._executor = ProcessPoolExecutor(
             max_workers=1,
             mp_context=context,
             initializer=_start_worker,
-            initargs=(recorder, staging, theirs),
+            initargs=(record, staging, theirs),
         )
         self.task: TaskAttempts | None = None
         self.attempt = -1
         self.future: Future[bool] | None = None
 
-    def submit(self, task: TaskAttempts, attempt: int) -> None:
-        self.task, self.attempt = task, attempt
-        task.running.add(attempt)
-        self.future = self._executor.submit(_record_attempt, task.task, attempt)
+    def submit_next(self, tasks: Sequence[TaskAttempts]) -> None:
+        """Start the attempt that is needed next, if the process is idle and there is one."""
+        if self.future is not None:
+            return
+        # Staying on a task, or taking one that no other worker is on, saves building simulators.
+        for task in sorted(tasks, key=lambda one: (one is not self.task, bool(one.running))):
+            attempt = task.next_attempt()
+            if attempt is not None:
+                self.task, self.attempt = task, attempt
+                task.running.add(attempt)
+                self.future = self._executor.submit(_record_attempt, task.task, attempt)
+                return
 
     def collect(self) -> None:
         """Take the finished attempt's outcome."""
@@ -139,20 +145,11 @@ class _Worker:
 
 
 def record_attempts(
-    recorder: DemoRecorder,
-    staging: DemoStaging,
-    tasks: Sequence[TaskAttempts],
-    num_workers: int,
-    on_progress: Callable[[], None],
+    record: RecordAttempt, staging: DemoStaging, tasks: Sequence[TaskAttempts], num_workers: int
 ) -> None:
     """Record into `staging` until every task has its episodes; `tasks` holds the outcomes then.
 
-    Args:
-        recorder: sent to every worker process.
-        staging: finished attempts in it are not made again.
-        tasks: what is wanted of each task; outcomes of finished attempts filled in.
-        num_workers: processes, at least 1.
-        on_progress: called after every finished attempt.
+    Attempts whose outcomes `tasks` holds already are not made again.
 
     Raises:
         InvalidInputError: a task's attempts are used up.
@@ -160,18 +157,22 @@ def record_attempts(
     """
     if all(task.next_attempt() is None for task in tasks):
         return
-    workers = [_Worker(recorder, staging) for _ in range(num_workers)]
+    num_staged = sum(task.num_done for task in tasks)
+    if num_staged:
+        print(f"continuing with {num_staged} episodes recorded before")
+    num_wanted = sum(task.num_wanted for task in tasks)
+    workers = [_Worker(record, staging) for _ in range(num_workers)]
     try:
-        while True:
-            for worker in workers:
-                if worker.future is None:
-                    _submit_next(worker, tasks)
-            pending = {worker.future: worker for worker in workers if worker.future is not None}
-            if not pending:
-                return
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                pending[future].collect()
-                on_progress()
+        with tqdm(total=num_wanted, desc="recording", unit="episode", initial=num_staged) as bar:
+            while True:
+                for worker in workers:
+                    worker.submit_next(tasks)
+                pending = {one.future: one for one in workers if one.future is not None}
+                if not pending:
+                    return
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    pending[future].collect()
+                bar.update(sum(task.num_done for task in tasks) - bar.n)
     except KeyboardInterrupt:
         for worker in workers:  # an attempt may take minutes
             worker.abandon()
@@ -181,26 +182,15 @@ def record_attempts(
             worker.close()
 
 
-def _submit_next(worker: _Worker, tasks: Sequence[TaskAttempts]) -> None:
-    # Staying on a task, or taking one that no other worker is on, saves building simulators.
-    order = sorted(tasks, key=lambda task: (task is not worker.task, bool(task.running)))
-    for task in order:
-        attempt = task.next_attempt()
-        if attempt is not None:
-            worker.submit(task, attempt)
-            return
-
-
-_recorder: DemoRecorder
+_record: RecordAttempt
 _staging: DemoStaging
 
 
-def _start_worker(recorder: DemoRecorder, staging: DemoStaging, lifeline: Connection) -> None:
-    global _recorder, _staging
-    _recorder, _staging = recorder, staging
-    signal.signal(
-        signal.SIGINT, signal.SIG_IGN
-    )  # Ctrl-C reaches the parent, which ends the workers
+def _start_worker(record: RecordAttempt, staging: DemoStaging, lifeline: Connection) -> None:
+    global _record, _staging
+    _record, _staging = record, staging
+    # Ctrl-C reaches the parent too, which ends the workers.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_exit_with_lifeline, args=(lifeline,), daemon=True).start()
 
 
@@ -212,6 +202,6 @@ def _exit_with_lifeline(lifeline: Connection) -> None:
 
 
 def _record_attempt(task: str, attempt: int) -> bool:
-    episode = _recorder.record(task, attempt)
+    episode = _record(task, attempt)
     _staging.save(task, attempt, episode)
     return episode is not None

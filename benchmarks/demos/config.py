@@ -3,11 +3,10 @@
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from benchmarks.demos.player import ActionLabel
 from world_modality.system.cli import config_dict
 from world_modality.system.errors import InvalidInputError
 
@@ -28,7 +27,7 @@ class DemoConfig:
     """Decides layouts and noise. Evaluation layouts come from another stream, whatever the seed."""
     action_noise: float = 0.0
     """Standard deviation of Gaussian noise on the executed action, before clipping to [-1, 1]."""
-    action_label: ActionLabel = "executed"
+    action_label: Literal["executed", "expert"] = "executed"
     """Which action is stored: the executed one, noise included, or the expert's own."""
     max_steps: int | None = None
     """Steps after which an attempt has failed. Default: the suite's standard limit."""
@@ -44,7 +43,7 @@ class DemoConfig:
     num_workers: int = len(os.sched_getaffinity(0))
     """Worker processes; each keeps one core busy."""
     overwrite: bool = False
-    """Delete an existing dataset or unfinished recording of that name and start anew."""
+    """Delete an existing dataset or unfinished recording of that name and start again."""
 
     NOT_IN_RECIPE: ClassVar = (
         *("dataset_root", "max_attempts_per_episode"),
@@ -52,13 +51,9 @@ class DemoConfig:
     )
     """Flags that do not decide the data."""
 
-    def recipe_flags(self, **resolved: Any) -> dict[str, Any]:
-        """Return the flags that decide the data.
-
-        Args:
-            resolved: what the suite makes of flags, such as a limit of steps for None.
-        """
-        flags = {**config_dict(self), **resolved}
+    def recipe_flags(self) -> dict[str, Any]:
+        """Return the flags that decide the data."""
+        flags = config_dict(self)
         return {name: value for name, value in flags.items() if name not in self.NOT_IN_RECIPE}
 
     def require_ranges(self, max_steps: int) -> None:

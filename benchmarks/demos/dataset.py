@@ -6,14 +6,12 @@ The differences between LeRobot 0.4.4 and 0.6.1 on the writing side stay in this
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from benchmarks.demos.episode import DemoEpisode
-from world_modality.source.lerobot_format import local_dataset_folder
 from world_modality.system.errors import UserError
 
 Feature = dict[str, Any]
@@ -60,81 +58,50 @@ def lerobot_version() -> str:
     return importlib.metadata.version("lerobot")
 
 
-def default_dataset_root(repo_id: str) -> Path:
-    """Return where LeRobot looks for a dataset of that name: HF_LEROBOT_HOME/<repo id>."""
-    lerobot_version()
-    return local_dataset_folder(repo_id)
+@contextmanager
+def new_dataset(
+    repo_id: str, root: Path, fps: int, features: Mapping[str, Feature], robot_type: str
+) -> Iterator[Callable[[DemoEpisode], None]]:
+    """Create a dataset and yield what appends an episode, whose columns are the features.
 
+    Args:
+        repo_id: LeRobot's name of the dataset, such as `local/demo`.
+        root: folder to write, which does not exist yet; it can be loaded after the `with` block.
+        fps: frames per second.
+        features: LeRobot feature name to its description.
+        robot_type: LeRobot's metadata field.
+    """
+    import datasets
+    from lerobot.datasets.lerobot_dataset import LeRobotDataset
 
-class DemoDatasetWriter:
-    """A LeRobot dataset under construction; leave its `with` block to make it loadable."""
+    datasets.disable_progress_bars()  # one bar per episode otherwise
+    dataset = LeRobotDataset.create(
+        repo_id=repo_id,
+        fps=fps,
+        features=dict(features),
+        root=root,
+        robot_type=robot_type,
+        use_videos=any(feature["dtype"] == "video" for feature in features.values()),
+        image_writer_threads=_IMAGE_WRITER_THREADS,
+    )
 
-    def __init__(
-        self,
-        repo_id: str,
-        root: Path,
-        fps: int,
-        features: dict[str, Feature],
-        robot_type: str,
-        use_videos: bool = False,
-    ) -> None:
-        """Create an empty dataset.
-
-        Args:
-            repo_id: LeRobot's name of the dataset, such as `local/demo`.
-            root: folder to write, which does not exist yet.
-            fps: frames per second.
-            features: LeRobot feature name to its description.
-            robot_type: LeRobot's metadata field.
-            use_videos: store cameras as video (lossy) instead of PNG.
-        """
-        import datasets
-        from lerobot.datasets.lerobot_dataset import LeRobotDataset
-
-        datasets.disable_progress_bars()  # one bar per episode otherwise
-        self._enable_progress_bars = datasets.enable_progress_bars
-        self._dataset = LeRobotDataset.create(
-            repo_id=repo_id,
-            fps=fps,
-            features=features,
-            root=root,
-            robot_type=robot_type,
-            use_videos=use_videos,
-            image_writer_threads=_IMAGE_WRITER_THREADS,
-        )
-
-    def __enter__(self) -> "DemoDatasetWriter":
-        return self
-
-    def __exit__(
-        self,
-        error_type: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        # LeRobot 0.6 stops its image threads in finalize, 0.4 leaves them to the caller.
-        if getattr(self._dataset, "image_writer", None) is not None:
-            self._dataset.stop_image_writer()
-        if error_type is None:
-            self._dataset.finalize()
-            self._remove_empty_image_folders()
-        self._enable_progress_bars()
-
-    def add_episode(self, episode: DemoEpisode) -> None:
-        """Append one episode; its columns are the features."""
+    def append(episode: DemoEpisode) -> None:
         for index in range(episode.num_frames):
-            frame: dict[str, Any] = {
-                name: column[index] for name, column in episode.columns.items()
-            }
-            frame["task"] = episode.instruction
-            self._dataset.add_frame(frame)
+            frame = {name: column[index] for name, column in episode.columns.items()}
+            dataset.add_frame({**frame, "task": episode.instruction})
         with unchanged_scheduling():
-            self._dataset.save_episode()
+            dataset.save_episode()
 
-    def _remove_empty_image_folders(self) -> None:
-        # LeRobot leaves the folders of its temporary PNG files behind.
-        images = Path(self._dataset.root) / "images"
-        for folder in sorted(images.rglob("*"), reverse=True):
-            folder.rmdir()
-        if images.exists():
-            images.rmdir()
+    try:
+        try:
+            yield append
+        finally:
+            # LeRobot 0.6 stops its image threads in finalize, 0.4 leaves them to the caller.
+            if getattr(dataset, "image_writer", None) is not None:
+                dataset.stop_image_writer()
+        dataset.finalize()
+    finally:
+        datasets.enable_progress_bars()
+    # LeRobot leaves the folders of its temporary PNG files behind.
+    for folder in sorted(root.glob("images/**"), reverse=True):
+        folder.rmdir()

@@ -26,7 +26,7 @@ class DemoEpisode:
     columns: dict[str, np.ndarray]
     """By LeRobot feature name: float32 [N, dim], or uint8 [N, height, width, 3] for images."""
     signals: dict[str, np.ndarray]
-    """What the recorder knows beside the features: float32 [N, dim] by name, see `demo_signals`."""
+    """What the recorder knows beside the features: float32 [N, dim] by name (see `recording`)."""
 
     def __post_init__(self) -> None:
         lengths = {name: len(column) for name, column in {**self.columns, **self.signals}.items()}

@@ -13,31 +13,27 @@ An interrupted recording goes on where it stopped when the same command is given
 is a function of the flags alone, whatever the number of workers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Literal
 
-from benchmarks.demos.assembly import DatasetForm
+from benchmarks.demos.collection import DatasetForm, DemoCollection
 from benchmarks.demos.config import DemoConfig
-from benchmarks.demos.dataset import Feature, image_feature, lerobot_version
-from benchmarks.demos.job import DemoJob
-from benchmarks.demos.layouts import SCHEME
-from benchmarks.demos.player import ACTION_KEY
-from benchmarks.demos.recipe import Recipe
-from benchmarks.demos.rendering_record import gl_backend
+from benchmarks.demos.dataset import Feature, image_feature
+from benchmarks.demos.recorder import ACTION_KEY
 from benchmarks.libero import simulator
-from benchmarks.libero.demo_recorder import DemoSettings, Layouts, LiberoDemoRecorder
-from benchmarks.libero.rendering import Rendering
+from benchmarks.libero.environment import LiberoRendering
+from benchmarks.libero.simulator import LiberoSuite
 from benchmarks.libero.suites import (
-    LiberoTask,
-    load_initial_states,
     max_episode_steps,
+    num_initial_states,
     resolve_suite,
     select_tasks,
 )
+from benchmarks.rendering import gl_backend
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
 
-_ROBOT_TYPE = "panda"
 _PUBLIC_FPS = 10
 
 
@@ -54,7 +50,7 @@ class CollectDemosConfig(DemoConfig):
     """LIBERO suite, with or without `libero_`."""
     tasks: tuple[str, ...] = ()
     """Names of tasks, or their numbers from 0. Default: every task of the suite."""
-    layouts: Layouts = "sampled"
+    layouts: Literal["sampled", "stored"] = "sampled"
     """What episodes begin in: placements drawn by the task's own sampler, which leaves the
     benchmark's stored states to evaluation; or the stored states themselves, of which the first
     episodes_per_task are attempted once each, to measure the expert and to replay it there."""
@@ -73,68 +69,35 @@ def run(config: CollectDemosConfig) -> Path:
     limit = max_episode_steps(suite)
     config.require_ranges(limit)
     tasks = select_tasks(suite, config.tasks)
-    if config.layouts == "stored":
-        _require_stored_states(tasks, config.episodes_per_task)
-    lerobot_version()
-    rendering = Rendering(image_size=config.image_size, gl_backend=gl_backend())
-    settings = DemoSettings(
-        action_noise=config.action_noise,
-        action_label=config.action_label,
-        max_steps=config.max_steps or limit,
-        success_hold=config.success_hold,
-        suite=suite,
-        layouts=config.layouts,
-        seed=config.seed,
-        rendering=rendering,
-    )
-    recipe: Recipe = {
-        "config": config.recipe_flags(
-            benchmark=suite, tasks=[task.name for task in tasks], max_steps=settings.max_steps
-        ),
-        "rendering": rendering.record(),
-        "software": simulator.simulator_versions(),
-    }
-    return DemoJob(
-        config=config,
-        recipe=recipe,
-        form=_dataset_form(config, settings),
-        recorder=LiberoDemoRecorder(settings, {task.name: task.instruction for task in tasks}),
-        tasks=[task.name for task in tasks],
-        makes_every_attempt=config.layouts == "stored",
-    ).run()
-
-
-def _require_stored_states(tasks: tuple[LiberoTask, ...], num_wanted: int) -> None:
-    for task in tasks:
-        num_states = len(load_initial_states(task))
-        if num_wanted > num_states:
+    for task in tasks if config.layouts == "stored" else ():
+        num_states = num_initial_states(task)
+        if config.episodes_per_task > num_states:
             raise InvalidInputError(
-                f"--episodes_per_task {num_wanted}: {task.name} has {num_states} stored states"
+                f"--episodes_per_task {config.episodes_per_task}: {task.name} has {num_states} "
+                "stored states"
             )
-
-
-def _dataset_form(config: CollectDemosConfig, settings: DemoSettings) -> DatasetForm:
-    return DatasetForm(
-        suite=settings.suite,
-        features=_features(config.image_size, config.use_videos),
-        robot_type=_ROBOT_TYPE,
-        fps=_PUBLIC_FPS,
-        layouts={"reset": config.layouts, **(SCHEME if config.layouts == "sampled" else {})},
-        initial_state=settings.initial_state,
+    instructions = {task.name: task.instruction for task in tasks}
+    resolved = replace(
+        config,
+        benchmark=suite,
+        tasks=tuple(instructions),
+        max_steps=config.max_steps or limit,
     )
-
-
-def _features(image_size: int, use_videos: bool) -> dict[str, Feature]:
+    rendering = LiberoRendering(image_size=config.image_size, gl_backend=gl_backend())
     image = {
-        **image_feature(image_size, image_size, use_videos),
+        **image_feature(config.image_size, config.image_size, config.use_videos),
         "names": ["height", "width", "channel"],
     }
-    return {
+    features = {
         simulator.IMAGE_KEY: image,
         simulator.WRIST_IMAGE_KEY: image,
         simulator.STATE_KEY: _vector(simulator.STATE_DIM, "state"),
         ACTION_KEY: _vector(simulator.ACTION_DIM, "actions"),
     }
+    form = DatasetForm(features, robot_type="panda", fps=_PUBLIC_FPS)
+    return DemoCollection(
+        resolved, LiberoSuite(suite, rendering), instructions, form, reset=config.layouts
+    ).run()
 
 
 def _vector(dim: int, name: str) -> Feature:

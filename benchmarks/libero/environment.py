@@ -1,18 +1,18 @@
-"""LIBERO's environments and what draws them: the only file that imports robosuite or mujoco."""
+"""LIBERO's environments and what draws them: the only file that imports robosuite."""
 
 import importlib.metadata
 import logging
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8, UInt32
 
-from benchmarks.demos.rendering_record import RENDERING_ERRORS, rendering_failed
-from benchmarks.libero.rendering import Rendering
+from benchmarks.rendering import RENDERING_ERRORS, Renderer, Rendering, rendering_failed
 from world_modality.system.errors import UserError
 
 _KINEMATICS = (
@@ -21,6 +21,25 @@ _KINEMATICS = (
 )
 """All that images and states are made of."""
 _COLLISION_SHAPES = 0
+
+
+@dataclass(frozen=True)
+class LiberoRendering(Rendering):
+    """How LIBERO's images are made."""
+
+    camera: str = "agentview"
+    wrist_camera: str = "robot0_eye_in_hand"
+    flip_axes: tuple[int, ...] = (0, 1)
+    image_size: int = 256
+    offsamples: int = 0
+    shadows: bool = False
+    reflections: bool = False
+    gl_backend: str = "egl"
+
+    @classmethod
+    def lerobot(cls) -> "LiberoRendering":
+        """Return the rendering of LeRobot's public data: everything as LIBERO has it."""
+        return cls(offsamples=4, shadows=True, reflections=True)
 
 
 def simulator_versions() -> dict[str, str]:
@@ -143,10 +162,10 @@ def watch_samples(env: Any, fps: int) -> Any:
     return seen
 
 
-class Renderer:
-    """Draws a scene as robosuite does, at the cost that a `Rendering` asks for."""
+class LiberoRenderer(Renderer):
+    """Draws a scene as robosuite does: without collision shapes, the lowest row first."""
 
-    def __init__(self, model: Any, rendering: Rendering) -> None:
+    def __init__(self, model: Any, rendering: LiberoRendering) -> None:
         """Make the rendering context.
 
         Raises:
@@ -154,25 +173,12 @@ class Renderer:
         """
         import mujoco
 
-        size = rendering.image_size
-        model.vis.quality.offsamples = rendering.offsamples  # read when the context is made
-        model.vis.global_.offwidth = model.vis.global_.offheight = size
-        try:
-            self._renderer = mujoco.Renderer(model, size, size)
-        except (*RENDERING_ERRORS, mujoco.FatalError) as error:
-            raise rendering_failed(error) from error
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = rendering.shadows
-        self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = rendering.reflections
-        self._option = mujoco.MjvOption()
-        self._option.geomgroup[_COLLISION_SHAPES] = 0
+        super().__init__(model, rendering)
         self._flip_axes = rendering.flip_axes
+        self._visible = mujoco.MjvOption()
+        self._visible.geomgroup[_COLLISION_SHAPES] = 0
 
-    def render(self, data: Any, camera: str) -> UInt8[np.ndarray, "height width 3"]:
-        """Return a camera's image of the scene in MuJoCo's `data`."""
-        self._renderer.update_scene(data, camera=camera, scene_option=self._option)
-        lowest_row_first = np.flipud(self._renderer.render())  # as robosuite's images are
+    def view(self, data: Any, camera: str) -> UInt8[np.ndarray, "height width 3"]:
+        """Return a camera's image of the scene in MuJoCo's `data`, turned as the rendering says."""
+        lowest_row_first = np.flipud(self.render(data, camera, self._visible))
         return np.ascontiguousarray(np.flip(lowest_row_first, self._flip_axes))
-
-    def close(self) -> None:
-        """Free the rendering context."""
-        self._renderer.close()

@@ -4,18 +4,17 @@ python -m benchmarks.libero.eval_libero_success --checkpoint logs_c/model_C_epoc
     --benchmark libero_object --n_trials 20
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from benchmarks.libero import simulator
-from benchmarks.libero.simulator import Rendering
-from benchmarks.libero.suite import LiberoSuite, evaluation_episodes
+from benchmarks.libero.environment import LiberoRendering
+from benchmarks.libero.simulator import LiberoSuite, evaluation_episodes
 from benchmarks.libero.suites import max_episode_steps, resolve_suite, select_tasks
 from benchmarks.rollouts.config import RolloutConfig
 from world_modality.system.cli import run_cli
-from world_modality.system.errors import InvalidInputError, missing_key
+from world_modality.system.errors import missing_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,7 @@ def run(config: EvalLiberoConfig) -> dict[str, Any]:
         UserError: a checkpoint does not fit, the suite or a task is unknown or not complete, the
             simulator cannot render, or the results folder holds something else.
     """
+    # Environment processes import this module: what loads torch stays out of its head.
     from benchmarks.rollouts.evaluation import evaluate
 
     name = resolve_suite(config.benchmark)
@@ -48,53 +48,26 @@ def run(config: EvalLiberoConfig) -> dict[str, Any]:
 def suite_for(checkpoints: tuple[Path, ...], name: str, camera_key: str | None) -> LiberoSuite:
     """Return a suite as the first checkpoint was trained on it, with the cameras that are needed.
 
-    Args:
-        checkpoints: their files.
-        name: the suite, of which the recording that they were trained on need not be: LIBERO-PRO's
-            suites are for policies that were trained on LIBERO's.
-        camera_key: the camera that policies see; None for the one that each was trained on.
+    The recording that they were trained on need not be of the suite: LIBERO-PRO's suites are for
+    policies that were trained on LIBERO's. `camera_key` is the camera that policies see; None
+    stands for the one that each was trained on.
 
     Raises:
         UserError: a checkpoint is missing or damaged, or was trained on another simulator's data.
         MissingKeyError: LIBERO has no such camera.
     """
+    from benchmarks.rollouts.acting.suite_fit import dataset_of, recorded_rendering
+
     if camera_key is not None and camera_key not in simulator.IMAGE_KEYS:
         raise missing_key(
             "camera", camera_key, simulator.IMAGE_KEYS, "LIBERO (--camera_key chooses one)"
         )
-    datasets = [_dataset(path) for path in checkpoints]
+    datasets = [dataset_of(path) for path in checkpoints]
     # The camera of the training too: the parity check tells by it that another one was named.
-    wanted = {camera_key, *(str(dataset["image_key"]) for dataset in datasets)}
+    wanted = {camera_key, *(dataset["image_key"] for dataset in datasets)}
     image_keys = tuple(key for key in simulator.IMAGE_KEYS if key in wanted)
-    rendering = _rendering(datasets[0], checkpoints[0])
+    rendering = recorded_rendering(checkpoints[0], datasets[0], LiberoRendering, "libero")
     return LiberoSuite(name, rendering, image_keys or simulator.IMAGE_KEYS)
-
-
-def _dataset(checkpoint_path: Path) -> Mapping[str, Any]:
-    import torch
-
-    from world_modality.policy.checkpoint import load_checkpoint
-
-    dataset: Mapping[str, Any] = load_checkpoint(checkpoint_path, torch.device("cpu")).manifest[
-        "dataset"
-    ]
-    return dataset
-
-
-def _rendering(dataset: Mapping[str, Any], checkpoint_path: Path) -> Rendering:
-    recording: Mapping[str, Any] | None = dataset.get("recording")
-    if recording is None:
-        print(
-            f"note: {checkpoint_path} records no rendering; that of LeRobot's public data is used"
-        )
-        return Rendering.lerobot()
-    recorded = recording.get("suite", {}).get("name", "an older version")
-    if not recorded.startswith("libero"):
-        raise InvalidInputError(
-            f"{checkpoint_path} was trained on a recording of {recorded}, not of LIBERO; roll it "
-            "out in the suite that it was trained on, or train again on a recording of LIBERO"
-        )
-    return Rendering.from_record(recording["rendering"])
 
 
 def main() -> None:

@@ -61,13 +61,6 @@ class Scene:
         centres = (data.geom_xpos[geoms] + offsets - data.xpos[body]) @ to_object.T
         return centres, to_object @ frames, model.geom_aabb[geoms, 3:]
 
-    def object_box(self, name: str) -> tuple[Float64[np.ndarray, "3"], Float64[np.ndarray, "3"]]:
-        """Return centre and half extents of one box around an object or fixture, in its frame."""
-        centres, axes, half_extents = self.collision_boxes(name)
-        reach = np.einsum("nij,nj->ni", np.abs(axes), half_extents)
-        low, high = (centres - reach).min(axis=0), (centres + reach).max(axis=0)
-        return (low + high) / 2, (high - low) / 2
-
     def region_position(self, name: str) -> Float64[np.ndarray, "3"]:
         """Return the centre of a region."""
         return np.array(self._env.sim.data.get_site_xpos(name))

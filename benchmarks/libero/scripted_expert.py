@@ -162,7 +162,7 @@ class PickAndPlaceExpert:
         return np.array([*(hand[:2] + offset), _funnel(low, high, distance - _PLACED_M)])
 
     def _release(self) -> Float64[np.ndarray, "3"]:
-        """Open the fingers, then go up; begin anew if the object is not where it should be."""
+        """Open the fingers, then go up; begin again if the object is not where it should be."""
         if self._num_steps_in_phase < _NUM_OPENING_STEPS:
             return self._phase_position
         offset = self._place_position() - self._scene.object_position(self._target)

@@ -1,8 +1,8 @@
-"""LIBERO behind one adapter.
+"""LIBERO behind one adapter, and the suites that open it.
 
 Conventions are those of LeRobot's public LIBERO data: cameras `agentview` and `robot0_eye_in_hand`,
 both images turned by 180 degrees against robosuite's (whose first row is the lowest), an 8-d state
-and a 7-d action. With `Rendering.lerobot()` images, states and outcomes are those of LIBERO's
+and a 7-d action. With `LiberoRendering.lerobot()` images, states and outcomes are those of LIBERO's
 `OffScreenRenderEnv`; what differs is what they cost:
 
 - cameras are rendered when `observe` asks for them, not in every step;
@@ -14,13 +14,15 @@ and a 7-d action. With `Rendering.lerobot()` images, states and outcomes are tho
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt32
 
-from benchmarks.demos.rendering_record import gl_backend
 from benchmarks.libero.environment import (
-    Renderer,
+    LiberoRenderer,
+    LiberoRendering,
     build_environment,
     draw_placement,
     numpy_random,
@@ -28,13 +30,16 @@ from benchmarks.libero.environment import (
     simulator_versions,
     watch_samples,
 )
-from benchmarks.libero.rendering import Rendering
 from benchmarks.libero.scene import Scene, axis_angle
-from benchmarks.libero.suites import find_task, load_initial_states
-from benchmarks.rollouts.suite import Observation
+from benchmarks.libero.suites import (
+    LiberoTask,
+    find_task,
+    load_initial_states,
+    num_initial_states,
+)
+from benchmarks.rendering import gl_backend
+from benchmarks.suite import EpisodeSpec, Expert, Observation, episode_specs
 from world_modality.system.errors import InvalidInputError
-
-__all__ = ["LiberoSimulator", "Rendering", "simulator_versions"]
 
 FPS = 20
 """Control steps per second of simulated time."""
@@ -45,17 +50,6 @@ IMAGE_KEY = "observation.images.image"
 WRIST_IMAGE_KEY = "observation.images.image2"
 IMAGE_KEYS = (IMAGE_KEY, WRIST_IMAGE_KEY)
 STATE_KEY = "observation.state"
-
-STATE_NAMES = (
-    *(f"hand_{axis}" for axis in "xyz"),
-    *(f"hand_axis_angle_{axis}" for axis in "xyz"),
-    *("left_finger", "right_finger"),
-)
-ACTION_NAMES = (
-    *(f"hand_d{axis}" for axis in "xyz"),
-    *(f"hand_rotation_{axis}" for axis in "xyz"),
-    "gripper",
-)
 
 NO_OP = (0.0, 0.0, 0.0, 0.0, 0.0, 0.0, -1.0)
 """Stand still with an opening gripper."""
@@ -79,7 +73,7 @@ class LiberoSimulator(Scene):
         self,
         suite: str,
         task: str,
-        rendering: Rendering | None,
+        rendering: LiberoRendering | None,
         image_keys: Sequence[str] = IMAGE_KEYS,
     ) -> None:
         """Build the simulator (2 s, and 5 s more for the first in a process) and its renderer.
@@ -107,12 +101,7 @@ class LiberoSimulator(Scene):
         model = self._env.sim.model._model
         self._site_rgba = model.site_rgba.copy()
         self._seen = watch_samples(self._env, FPS)
-        self._renderer = Renderer(model, rendering) if rendering else None
-
-    @property
-    def num_initial_states(self) -> int:
-        """How many initial states the benchmark has stored for the task."""
-        return len(self._initial_states)
+        self._renderer = LiberoRenderer(model, rendering) if rendering else None
 
     def reset(self, initial_state: int) -> None:
         """Start an episode in the benchmark's stored state of that number, and let it settle.
@@ -123,10 +112,10 @@ class LiberoSimulator(Scene):
         Raises:
             InvalidInputError: there is no such state.
         """
-        if not 0 <= initial_state < self.num_initial_states:
+        if not 0 <= initial_state < len(self._initial_states):
             raise InvalidInputError(
                 f"{self.task} of {self.suite} has the initial states 0 to "
-                f"{self.num_initial_states - 1}, not {initial_state}"
+                f"{len(self._initial_states) - 1}, not {initial_state}"
             )
         self._restart(initial_state)
         self._settle(self._initial_states[initial_state])
@@ -153,7 +142,7 @@ class LiberoSimulator(Scene):
             IMAGE_KEY: self.rendering.camera,
             WRIST_IMAGE_KEY: self.rendering.wrist_camera,
         }
-        images = {key: self._renderer.render(self._seen, cameras[key]) for key in self.image_keys}
+        images = {key: self._renderer.view(self._seen, cameras[key]) for key in self.image_keys}
         return {**images, STATE_KEY: self.observe_state()}
 
     def observe_state(self) -> Float32[np.ndarray, "8"]:
@@ -181,6 +170,16 @@ class LiberoSimulator(Scene):
         _, _, solved, _ = self._env.step(np.clip(action, -1, 1).astype(np.float64))
         return bool(solved)
 
+    def expert(self) -> Expert:
+        """Return a script that plays the episode that has just been reset.
+
+        Raises:
+            InvalidInputError: the task is none that it can play.
+        """
+        from benchmarks.libero.scripted_expert import PickAndPlaceExpert
+
+        return PickAndPlaceExpert(self).act
+
     def close(self) -> None:
         """Free the rendering context."""
         if self._renderer is not None:
@@ -202,3 +201,52 @@ class LiberoSimulator(Scene):
         self._env._update_observables(force=True)
         for _ in range(NUM_SETTLING_STEPS):
             self._env.step(np.array(NO_OP))
+
+
+@dataclass(frozen=True)
+class LiberoSuite:
+    """One of LIBERO's suites under one rendering.
+
+    Attributes:
+        name: such as `libero_object`.
+        rendering: how images are made.
+        image_keys: the cameras that are rendered.
+    """
+
+    name: str
+    rendering: LiberoRendering
+    image_keys: Sequence[str] = IMAGE_KEYS
+    state_keys: Sequence[str] = (STATE_KEY,)
+    fps: int = FPS
+    action_dim: int = ACTION_DIM
+
+    def record(self) -> dict[str, Any]:
+        """Return versions, GL backend and rendering."""
+        return {
+            "versions": simulator_versions(),
+            "gl_backend": self.rendering.gl_backend,
+            "rendering": self.rendering.record(),
+        }
+
+    def open(self, task: str) -> LiberoSimulator:
+        """Build the simulator of one task."""
+        return LiberoSimulator(self.name, task, self.rendering, self.image_keys)
+
+
+def evaluation_episodes(
+    tasks: Sequence[LiberoTask], num_episodes: int, seed: int, max_steps: int
+) -> list[EpisodeSpec]:
+    """Return the rollouts of tasks: episode i starts in the benchmark's stored state i.
+
+    Raises:
+        InvalidInputError: a task has fewer stored states than episodes are wanted.
+    """
+    for task in tasks:
+        num_states = num_initial_states(task)
+        if num_states < num_episodes:
+            raise InvalidInputError(
+                f"--n_trials {num_episodes}: the benchmark has {num_states} initial states of "
+                f"{task.name}; give --n_trials {num_states} or fewer"
+            )
+    instructions = {task.name: task.instruction for task in tasks}
+    return episode_specs(instructions, num_episodes, seed, max_steps, lambda _, episode: episode)

@@ -41,7 +41,7 @@ class LiberoTask:
 
     Attributes:
         name: the suite's own name of it.
-        instruction: what a policy is told. As in LeRobot's public data that is the task's name in
+        instruction: what a policy reads. As in LeRobot's public data that is the task's name in
             words, except where the suite perturbs the instruction: there it is the definition's.
         bddl_path: its definition.
         states_path: its stored initial states.
@@ -53,15 +53,10 @@ class LiberoTask:
     states_path: Path
 
 
-def suite_names() -> tuple[str, ...]:
-    """Return the names of all suites, whether or not their files are there."""
-    return tuple(_task_maps())
-
-
 @functools.cache
 def complete_suites() -> tuple[str, ...]:
     """Return the suites of which every task can be played."""
-    return tuple(name for name in suite_names() if not _missing_files(_all_tasks(name)))
+    return tuple(name for name in _task_maps() if not _missing_files(_all_tasks(name)))
 
 
 def resolve_suite(benchmark: str) -> str:
@@ -70,7 +65,7 @@ def resolve_suite(benchmark: str) -> str:
     Raises:
         MissingKeyError: there is none (lists the suites there are, nearest first).
     """
-    names = suite_names()
+    names = _task_maps()
     for name in (benchmark, f"libero_{benchmark}"):
         if name in names:
             return name
@@ -129,7 +124,7 @@ def load_initial_states(task: LiberoTask) -> Float64[np.ndarray, "states state"]
 
 
 def num_initial_states(task: LiberoTask) -> int:
-    """Return how many initial states are stored of a task."""
+    """Return how many initial states are stored of a task; perturbed suites have empty files."""
     with np.load(task.states_path, allow_pickle=False) as file:
         return len(file["states"])
 

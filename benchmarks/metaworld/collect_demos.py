@@ -7,23 +7,18 @@ An interrupted recording goes on where it stopped when the same command is given
 dataset is a function of the flags alone, whatever the number of workers.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from benchmarks.demos.assembly import DatasetForm
+from benchmarks.demos.collection import DatasetForm, DemoCollection
 from benchmarks.demos.config import DemoConfig
-from benchmarks.demos.dataset import Feature, image_feature, lerobot_version, vector_feature
-from benchmarks.demos.job import DemoJob
-from benchmarks.demos.layouts import SCHEME
-from benchmarks.demos.player import ACTION_KEY
-from benchmarks.demos.recipe import Recipe
-from benchmarks.demos.rendering_record import gl_backend
+from benchmarks.demos.dataset import image_feature, vector_feature
+from benchmarks.demos.recorder import ACTION_KEY
 from benchmarks.metaworld import simulator
-from benchmarks.metaworld.demo_recorder import DemoSettings, MetaworldDemoRecorder
-from benchmarks.metaworld.instructions import select_tasks
+from benchmarks.metaworld.simulator import MetaworldRendering, MetaworldSuite
+from benchmarks.metaworld.tasks import select_tasks
+from benchmarks.rendering import gl_backend
 from world_modality.system.cli import run_cli
-
-_ROBOT_TYPE = "sawyer"
 
 
 @dataclass(frozen=True)
@@ -50,42 +45,19 @@ def run(config: CollectDemosConfig) -> Path:
         UserError: a flag is out of range, a task is unknown, its expert fails too often, a library
             is missing, or the folder holds something else.
     """
-    config.require_ranges(simulator.MAX_EPISODE_STEPS)
+    limit = simulator.MAX_EPISODE_STEPS
+    config.require_ranges(limit)
     instructions = select_tasks(config.tasks)
-    lerobot_version()
-    rendering = simulator.Rendering(image_size=config.image_size, gl_backend=gl_backend())
-    settings = DemoSettings(
-        action_noise=config.action_noise,
-        action_label=config.action_label,
-        max_steps=config.max_steps or simulator.MAX_EPISODE_STEPS,
-        success_hold=config.success_hold,
-        seed=config.seed,
-        rendering=rendering,
-    )
-    recipe: Recipe = {
-        "config": config.recipe_flags(tasks=list(instructions), max_steps=settings.max_steps),
-        "rendering": rendering.record(),
-        "software": simulator.simulator_versions(),
-    }
-    form = DatasetForm(
-        suite=simulator.SUITE_NAME,
-        features=_features(config.image_size, config.use_videos),
-        robot_type=_ROBOT_TYPE,
-        fps=simulator.FPS,
-        layouts=SCHEME,
-        initial_state=settings.initial_state,
-    )
-    recorder = MetaworldDemoRecorder(settings, instructions)
-    return DemoJob(config, recipe, form, recorder, list(instructions)).run()
-
-
-def _features(image_size: int, use_videos: bool) -> dict[str, Feature]:
-    return {
-        simulator.IMAGE_KEY: image_feature(image_size, image_size, use_videos),
+    resolved = replace(config, tasks=tuple(instructions), max_steps=config.max_steps or limit)
+    rendering = MetaworldRendering(image_size=config.image_size, gl_backend=gl_backend())
+    features = {
+        simulator.IMAGE_KEY: image_feature(config.image_size, config.image_size, config.use_videos),
         simulator.STATE_KEY: vector_feature(simulator.STATE_NAMES),
         simulator.ENVIRONMENT_STATE_KEY: vector_feature(simulator.ENVIRONMENT_STATE_NAMES),
         ACTION_KEY: vector_feature(simulator.ACTION_NAMES),
     }
+    form = DatasetForm(features, robot_type="sawyer", fps=simulator.FPS)
+    return DemoCollection(resolved, MetaworldSuite(rendering), instructions, form).run()
 
 
 def main() -> None:

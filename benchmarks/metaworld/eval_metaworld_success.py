@@ -4,14 +4,12 @@ python -m benchmarks.metaworld.eval_metaworld_success --checkpoint logs_c/model_
     --tasks push-v3 drawer-open-v3 --n_trials 50
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.metaworld import simulator
-from benchmarks.metaworld.instructions import difficulty_groups, select_tasks
-from benchmarks.metaworld.simulator import Rendering
-from benchmarks.metaworld.suite import MetaworldSuite, evaluation_episodes
+from benchmarks.metaworld.simulator import MetaworldRendering, MetaworldSuite, evaluation_episodes
+from benchmarks.metaworld.tasks import difficulty_groups, select_tasks
 from benchmarks.rollouts.config import RolloutConfig
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
@@ -41,38 +39,28 @@ def run(config: EvalMetaworldConfig) -> dict[str, Any]:
         UserError: a checkpoint does not fit, a task is unknown, the simulator cannot render, or the
             results folder holds something else.
     """
+    # Environment processes import this module: what loads torch stays out of its head.
+    from benchmarks.rollouts.acting.suite_fit import dataset_of, recorded_rendering
     from benchmarks.rollouts.evaluation import evaluate
-    from benchmarks.rollouts.recorded_suite import recording_of
 
-    recording = recording_of(config.checkpoint[0], simulator.SUITE_NAME)
-    tasks = _selected(config, recording)
-    episodes = evaluation_episodes(
-        tasks, config.n_trials, config.seed, config.max_steps or simulator.MAX_EPISODE_STEPS
-    )
-    suite = MetaworldSuite(_rendering(recording))
-    groups = {
-        name: [task for task in members if task in tasks]
-        for name, members in difficulty_groups().items()
-    }
-    return evaluate(suite, episodes, config, {name: own for name, own in groups.items() if own})
-
-
-def _selected(config: EvalMetaworldConfig, recording: Mapping[str, Any] | None) -> dict[str, str]:
-    if config.tasks:
-        return select_tasks(config.tasks)
-    if recording is None:
+    first = config.checkpoint[0]
+    dataset = dataset_of(first)
+    rendering = recorded_rendering(first, dataset, MetaworldRendering, simulator.SUITE_NAME)
+    tasks = config.tasks or tuple((dataset.get("recording") or {}).get("tasks", ()))
+    if not tasks:
         raise InvalidInputError(
             "the checkpoint does not say which MetaWorld tasks it was trained on; name them with "
             "--tasks, or give --tasks all"
         )
-    return select_tasks(list(recording["tasks"]))
-
-
-def _rendering(recording: Mapping[str, Any] | None) -> Rendering:
-    if recording is not None:
-        return Rendering.from_record(recording["rendering"])
-    print("note: the checkpoint records no rendering; LeRobot's standard one is used")
-    return Rendering.lerobot()
+    instructions = select_tasks(tasks)
+    max_steps = config.max_steps or simulator.MAX_EPISODE_STEPS
+    episodes = evaluation_episodes(instructions, config.n_trials, config.seed, max_steps)
+    groups = {
+        name: [task for task in members if task in instructions]
+        for name, members in difficulty_groups().items()
+    }
+    groups = {name: own for name, own in groups.items() if own}
+    return evaluate(MetaworldSuite(rendering), episodes, config, groups)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""MetaWorld behind one adapter: the only file that imports metaworld or mujoco.
+"""MetaWorld behind one adapter, the only file that imports metaworld, and the suite that opens it.
 
 Conventions are those of LeRobot's public MetaWorld data: camera `corner2` at a moved position,
 images turned by 180 degrees, a 4-d state and a 4-d action. Two things differ from LeRobot's
@@ -17,15 +17,22 @@ import importlib.util
 import os
 import pickle
 import warnings
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from benchmarks.demos.rendering_record import RENDERING_ERRORS, RenderingRecord, rendering_failed
-from benchmarks.rollouts.suite import Observation
+from benchmarks.rendering import RENDERING_ERRORS, Renderer, Rendering, rendering_failed
+from benchmarks.suite import (
+    EVALUATION_STREAM,
+    EpisodeSpec,
+    Expert,
+    Observation,
+    episode_specs,
+    layout_seed,
+)
 from world_modality.system.errors import UserError, missing_key
 
 SUITE_NAME = "metaworld"
@@ -47,12 +54,10 @@ ENVIRONMENT_STATE_NAMES = (
     *(f"goal_{part}" for part in "xyz"),
 )
 
-Expert = Callable[[Float64[np.ndarray, "39"]], Float64[np.ndarray, " A"]]
-
 
 @dataclass(frozen=True)
-class Rendering(RenderingRecord):
-    """How images are made. A policy must be rolled out with the rendering it was trained on."""
+class MetaworldRendering(Rendering):
+    """How MetaWorld's images are made."""
 
     camera: str = "corner2"
     camera_position: tuple[float, float, float] = (0.75, 0.075, 0.7)
@@ -64,7 +69,7 @@ class Rendering(RenderingRecord):
     gl_backend: str = "egl"
 
     @classmethod
-    def lerobot(cls) -> "Rendering":
+    def lerobot(cls) -> "MetaworldRendering":
         """Return the rendering of LeRobot's public data: MuJoCo's own settings, 480x480."""
         return cls(image_size=480, offsamples=4, shadows=True, reflections=True)
 
@@ -82,17 +87,6 @@ def simulator_versions() -> dict[str, str]:
     return {package: importlib.metadata.version(package) for package in packages}
 
 
-def scripted_expert(task: str) -> Expert:
-    """Return MetaWorld's scripted policy: a raw observation in, an unclipped action out."""
-    policies = _import_simulator().policies.ENV_POLICY_MAP
-    if task not in policies:
-        raise missing_key("scripted expert", task, policies, "MetaWorld")
-    # The experts rely on the simulator's clipping and warn at every large step.
-    warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
-    expert: Expert = policies[task]().get_action
-    return expert
-
-
 class MetaworldSimulator:
     """One task of MetaWorld that resets to a layout, executes actions and renders.
 
@@ -104,7 +98,7 @@ class MetaworldSimulator:
     The same layout seed and actions give the same observations, whatever was played before.
     """
 
-    def __init__(self, task: str, rendering: Rendering) -> None:
+    def __init__(self, task: str, rendering: MetaworldRendering) -> None:
         """Build the simulator and its renderer (0.5 to 0.8 s).
 
         Raises:
@@ -118,7 +112,9 @@ class MetaworldSimulator:
         self.task = task
         self.rendering = rendering
         self._env = _build_environment(task, environments[task])
-        self._renderer = _build_renderer(self._env.model, rendering)
+        model = self._env.model
+        model.cam_pos[model.camera(rendering.camera).id] = rendering.camera_position
+        self._renderer = Renderer(model, rendering)
         self._raw_observation: np.ndarray | None = None
 
     @property
@@ -165,6 +161,20 @@ class MetaworldSimulator:
         self._raw_observation = raw
         return bool(info["success"])
 
+    def expert(self) -> Expert:
+        """Return MetaWorld's scripted policy; its actions are not clipped.
+
+        Raises:
+            MissingKeyError: the task has none.
+        """
+        policies = _import_simulator().policies.ENV_POLICY_MAP
+        if self.task not in policies:
+            raise missing_key("scripted expert", self.task, policies, "MetaWorld")
+        # The experts rely on the simulator's clipping and warn at every large step.
+        warnings.filterwarnings("ignore", message=r"Constant\(s\) may be too high")
+        policy = policies[self.task]()
+        return lambda: policy.get_action(self.raw_observation)
+
     def in_contact(self) -> bool:
         """Tell whether the robot touches anything but the table and the floor."""
         model, data = self._env.model, self._env.data
@@ -179,13 +189,49 @@ class MetaworldSimulator:
 
     def render(self) -> UInt8[np.ndarray, "height width 3"]:
         """Return the current image, turned as `rendering.flip_axes` says."""
-        self._renderer.update_scene(self._env.data, camera=self.rendering.camera)
-        image = np.flip(self._renderer.render(), self.rendering.flip_axes)
-        return np.ascontiguousarray(image)
+        image = self._renderer.render(self._env.data, self.rendering.camera)
+        return np.ascontiguousarray(np.flip(image, self.rendering.flip_axes))
 
     def close(self) -> None:
         """Free the rendering context."""
         self._renderer.close()
+
+
+@dataclass(frozen=True)
+class MetaworldSuite:
+    """MetaWorld under one rendering."""
+
+    rendering: MetaworldRendering
+    name: str = SUITE_NAME
+    fps: int = FPS
+    action_dim: int = ACTION_DIM
+    image_keys: Sequence[str] = (IMAGE_KEY,)
+    state_keys: Sequence[str] = (STATE_KEY, ENVIRONMENT_STATE_KEY)
+
+    def record(self) -> dict[str, Any]:
+        """Return versions, GL backend and rendering."""
+        return {
+            "versions": simulator_versions(),
+            "gl_backend": self.rendering.gl_backend,
+            "rendering": self.rendering.record(),
+        }
+
+    def open(self, task: str) -> MetaworldSimulator:
+        """Build the simulator of one task."""
+        return MetaworldSimulator(task, self.rendering)
+
+
+def evaluation_episodes(
+    instructions: Mapping[str, str], num_episodes: int, seed: int, max_steps: int
+) -> list[EpisodeSpec]:
+    """Return the rollouts of tasks (name to instruction), in layouts that no demonstration has."""
+    return episode_specs(
+        instructions,
+        num_episodes,
+        seed,
+        max_steps,
+        lambda task, episode: layout_seed(seed, EVALUATION_STREAM, task, episode),
+    )
 
 
 def _import_simulator() -> Any:
@@ -203,24 +249,9 @@ def _build_environment(task: str, environment_class: Any) -> Any:
     from metaworld.types import Task
 
     env = environment_class()
-    # The random vector is drawn anew at every reset; the experts need the goal in the observation.
+    # The random vector is drawn again at every reset; the experts need the goal in the observation.
     content = {"env_cls": environment_class, "rand_vec": None, "partially_observable": False}
     env.set_task(Task(env_name=task, data=pickle.dumps(content)))
     env._freeze_rand_vec = False
     env.seeded_rand_vec = True
     return env
-
-
-def _build_renderer(model: Any, rendering: Rendering) -> Any:
-    import mujoco
-
-    model.cam_pos[model.camera(rendering.camera).id] = rendering.camera_position
-    model.vis.quality.offsamples = rendering.offsamples  # read when the context is made
-    model.vis.global_.offwidth = model.vis.global_.offheight = rendering.image_size
-    try:
-        renderer = mujoco.Renderer(model, rendering.image_size, rendering.image_size)
-    except (*RENDERING_ERRORS, mujoco.FatalError) as error:
-        raise rendering_failed(error) from error
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = rendering.shadows
-    renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = rendering.reflections
-    return renderer

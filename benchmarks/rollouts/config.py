@@ -36,7 +36,7 @@ class RolloutConfig:
     state_key: str | None = None
     """Robot state that the policy sees. Default: the one that it was trained on."""
     seed: int = 0
-    """Of the initial states, where the suite draws them, and of what a policy draws at random."""
+    """Seed of the initial states, where the suite draws them, and of the policy's random draws."""
     device: str = "auto"
     """Where encoder and policy run: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     policy_batch_size: int | None = None
@@ -50,7 +50,7 @@ class RolloutConfig:
     the oldest (ACT; Zhao et al., 2023); ACT's m is 0.01. Needs --n_action_steps 1."""
     corrupt_world: Annotated[str, tyro.conf.arg(help=_CORRUPT_WORLD)] = "none"
     wrong_instruction: bool = False
-    """Control: tell the policy another selected task's instruction."""
+    """Control: give the policy another selected task's instruction."""
     text_model_name: str | None = None
     """Where the text model is now, if it has moved since training."""
     vision_model_name: str | None = None
@@ -73,7 +73,7 @@ class RolloutConfig:
     resume: bool = False
     """Go on with the results that are there; episodes that ended in an error are run again."""
     overwrite: bool = False
-    """Start anew although out_dir holds results."""
+    """Delete the results that out_dir holds and start again."""
 
     @property
     def corruption(self) -> Corruption:

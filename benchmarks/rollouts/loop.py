@@ -7,39 +7,67 @@ policy and the simulator keep what `RolloutPolicy` and `Simulator` promise.
 """
 
 import sys
-from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import wait
-from types import TracebackType
+from typing import Any, Protocol, runtime_checkable
 
+import numpy as np
 from tqdm import tqdm
 
-from benchmarks.rollouts.policy import Query, RolloutPolicy, is_observed
 from benchmarks.rollouts.slot import EnvironmentSlot
-from benchmarks.rollouts.suite import EpisodeSpec
 from benchmarks.rollouts.videos import VideoFolder
-from benchmarks.rollouts.worker import Crashed, Ended, Refused, Waiting
-from world_modality.system.errors import UserError
+from benchmarks.rollouts.worker import Outcome, Waiting
+from benchmarks.suite import EpisodeSpec, Observation
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """How an episode ended.
+class Query:
+    """An episode that waits for its next actions.
 
     Attributes:
-        episode: which one.
-        success: whether it was solved; None if it ended in an error.
-        num_steps: executed actions; for an error, as far as is known.
-        seconds: since the episode's reset; for an error, since it was sent to its environment.
-        error: what went wrong, if something did.
+        memory: what the policy's `begin` returned for the episode.
+        step: number of the frame that is acted in, from 0.
+        frames: the frames observed since the last query, by their number; the newest is `step`.
     """
 
-    episode: EpisodeSpec
-    success: bool | None
-    num_steps: int
-    seconds: float
-    error: str | None
+    memory: Any
+    step: int
+    frames: Mapping[int, Observation]
+
+
+@runtime_checkable
+class RolloutPolicy(Protocol):
+    """Acts in many episodes at once.
+
+    An episode's actions do not depend on which other episodes are asked about in the same call.
+    """
+
+    @property
+    def n_action_steps(self) -> int:
+        """Actions that a query is answered with; they come at frames 0, n, 2n and so on."""
+
+    @property
+    def observed_lags(self) -> tuple[int, ...]:
+        """How many frames before a query the frames lie that it needs; 0 is among them.
+
+        Frames before the episode's start are not asked for. No other frames are rendered.
+        """
+
+    def begin(self, episode: EpisodeSpec) -> Any:
+        """Return the memory of a new episode, which only this policy looks into."""
+
+    def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
+        """Return for each query float32 actions [n, A], in the simulator's units."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what decides its actions, as JSON, for the results."""
+
+
+def is_observed(frame: int, policy: RolloutPolicy) -> bool:
+    """Tell whether a later query, or the one at this frame, needs the frame."""
+    return any((frame + lag) % policy.n_action_steps == 0 for lag in policy.observed_lags)
 
 
 def roll_out(
@@ -76,7 +104,7 @@ def roll_out(
             if isinstance(answer, Waiting):
                 waiting.append((slot, Query(slot.memory, answer.step, answer.frames)))
             else:
-                on_outcome(_outcome(slot, answer))
+                on_outcome(answer)
         _begin_episodes(queue, policy, slots, videos)
         asked = [waiting.popleft() for _ in range(min(max_queries, len(waiting)))]
         if asked:
@@ -84,7 +112,7 @@ def roll_out(
 
 
 class EpisodeQueue:
-    """Episodes by task, handed out so that simulators are seldom built anew."""
+    """Episodes by task, handed out so that simulators are seldom built again."""
 
     def __init__(self, episodes: Iterable[EpisodeSpec]) -> None:
         self._by_task: dict[str, deque[EpisodeSpec]] = {}
@@ -123,38 +151,23 @@ def _begin_episodes(
         episode = queue.take(slot.open_task, elsewhere)
         if episode is None:
             return
-        plan = None if videos is None else videos.plan(episode)
-        slot.begin(episode, policy.begin(episode), plan)
+        slot.begin(episode, policy.begin(episode), videos)
 
 
 def _answers(
     playing: Sequence[EnvironmentSlot], wait_for_one: bool
-) -> list[tuple[EnvironmentSlot, Waiting | Ended | Crashed]]:
+) -> list[tuple[EnvironmentSlot, Waiting | Outcome]]:
     if not playing:
         return []
     time_left = max(0.0, min(slot.seconds_left for slot in playing)) if wait_for_one else 0.0
     ready = wait([slot.connection for slot in playing], time_left)
-    answers: list[tuple[EnvironmentSlot, Waiting | Ended | Crashed]] = []
+    answers: list[tuple[EnvironmentSlot, Waiting | Outcome]] = []
     for slot in playing:
         if slot.connection in ready:
-            answer = slot.receive()
-            if isinstance(answer, Refused):
-                raise UserError(answer.message)
-            answers.append((slot, answer))
+            answers.append((slot, slot.receive()))
         elif slot.seconds_left <= 0:
-            answers.append((slot, slot.hung()))
+            answers.append((slot, slot.give_up()))
     return answers
-
-
-def _outcome(slot: EnvironmentSlot, answer: Ended | Crashed) -> Outcome:
-    assert slot.episode is not None
-    if isinstance(answer, Ended):
-        outcome = Outcome(slot.episode, answer.success, answer.num_steps, answer.seconds, None)
-        slot.release()
-    else:
-        outcome = Outcome(slot.episode, None, slot.step, slot.seconds_since_begin, answer.error)
-        slot.close()  # the next episode gets a new process
-    return outcome
 
 
 def _act(policy: RolloutPolicy, waiting: Sequence[tuple[EnvironmentSlot, Query]]) -> None:
@@ -179,34 +192,22 @@ class Progress:
     def __init__(self, label: str, num_done: int, num_episodes: int) -> None:
         self.num_steps = 0
         self._label = label
-        self._num_solved = self._num_failed = self._num_errors = 0
+        self._counts: Counter[bool | None] = Counter()
         self._bar = tqdm(total=num_episodes, initial=num_done, desc=label, unit="episode")
 
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def close(self) -> None:
+        """Leave the bar as it is."""
         self._bar.close()
 
     def show(self, outcome: Outcome) -> None:
         """Count an episode that has ended; name it if it was in an error."""
         self.num_steps += outcome.num_steps
+        self._counts[outcome.success] += 1
         if outcome.error is not None:
-            self._num_errors += 1
             name = f"{outcome.episode.task} episode {outcome.episode.episode}"
             self.say(f"{self._label}: error in {name}: {outcome.error.splitlines()[0]}")
-        elif outcome.success:
-            self._num_solved += 1
-        else:
-            self._num_failed += 1
-        text = f"solved {self._num_solved}/{self._num_solved + self._num_failed}"
-        if self._num_errors:
-            text += f", errors {self._num_errors}"
+        solved, failed, errors = (self._counts[ending] for ending in (True, False, None))
+        text = f"solved {solved}/{solved + failed}" + (f", errors {errors}" if errors else "")
         self._bar.set_postfix_str(text, refresh=False)
         self._bar.update()
 

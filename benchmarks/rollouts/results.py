@@ -1,14 +1,15 @@
 """`results.jsonl`: one line per finished episode, whole or not there."""
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from types import UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
-from benchmarks.rollouts.loop import Outcome
-from benchmarks.rollouts.suite import EpisodeSpec, Suite
+from benchmarks.rollouts.worker import Outcome
+from benchmarks.suite import EpisodeSpec
 from world_modality.system.atomic import LineFile
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
@@ -85,34 +86,23 @@ class RolloutResult(RolloutOrigin):
         return self.checkpoint_sha256, self.task, self.episode
 
 
+@contextmanager
+def open_results(path: Path) -> Iterator["ResultsFile"]:
+    """Open a results file, or create an empty one; meanwhile it belongs to this process.
+
+    Raises:
+        InvalidInputError: another process is writing to its folder.
+    """
+    with OutputLock(path.parent, "--out_dir"), closing(LineFile(path)) as file:
+        yield ResultsFile(path, file)
+
+
+@dataclass(frozen=True)
 class ResultsFile:
-    """A results file that belongs to this process until it is closed or the process ends."""
+    """The results of one folder, opened by `open_results`."""
 
-    def __init__(self, path: Path) -> None:
-        """Open the file, or create an empty one, and claim it.
-
-        Raises:
-            InvalidInputError: another process is writing to its folder.
-        """
-        self.path = path
-        self._lock = OutputLock(path.parent, "--out_dir")
-        self._lock.acquire()
-        try:
-            self._file = LineFile(path)
-        except OSError:
-            self._lock.release()
-            raise
-
-    def __enter__(self) -> "ResultsFile":
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.close()
+    path: Path
+    _file: LineFile = field(repr=False)
 
     @property
     def is_empty(self) -> bool:
@@ -145,27 +135,16 @@ class ResultsFile:
         """Delete all results."""
         self._file.clear()
 
-    def close(self) -> None:
-        """Give the file free."""
-        self._file.close()
-        self._lock.release()
 
-
-def refuse_other_settings(
+def require_same_settings(
     earlier: Iterable[RolloutResult],
     origins: Sequence[RolloutOrigin],
     episodes: Iterable[EpisodeSpec],
     path: Path,
 ) -> None:
-    """Check that results were made with the settings that are wanted now.
+    """Check that earlier results, of the file `path`, were made with the settings of now.
 
-    Episodes and checkpoints that are not wanted now may be among them.
-
-    Args:
-        earlier: the results that are there.
-        origins: one for each checkpoint that is rolled out now.
-        episodes: what each checkpoint is rolled out in now.
-        path: the file they are in.
+    Episodes and checkpoints that are not rolled out now may be among them.
 
     Raises:
         InvalidInputError: they were not; the message names what differs.
@@ -193,7 +172,7 @@ def refuse_other_settings(
     if differences:
         raise InvalidInputError(
             f"{path} holds results made with other settings: {'; '.join(differences.values())}. "
-            "Give those again, another --out_dir, or --overwrite to delete them and start anew"
+            "Give those again, another --out_dir, or --overwrite to delete them and start again"
         )
 
 
@@ -202,21 +181,21 @@ def _parse(line: bytes, where: str) -> RolloutResult:
         content = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise InvalidInputError(
-            f"{where} is no JSON ({str(error)[:100]}); delete that line, or start anew with "
+            f"{where} is no JSON ({str(error)[:100]}); delete that line, or start again with "
             "--overwrite"
         ) from error
-    names = {field.name for field in fields(RolloutResult)}
-    if not isinstance(content, dict) or set(content) != names:
+    hints = get_type_hints(RolloutResult)
+    if not isinstance(content, dict) or set(content) != set(hints):
         found = sorted(content) if isinstance(content, dict) else content
         raise InvalidInputError(
-            f"{where} is no result of a rollout, which has the fields {sorted(names)}; found "
-            f"{found}. Give another --out_dir, or start anew with --overwrite"
+            f"{where} is no result of a rollout, which has the fields {sorted(hints)}; found "
+            f"{found}. Give another --out_dir, or start again with --overwrite"
         )
-    for name, types in _TYPES.items():
-        if type(content[name]) not in types:  # True is an int, too
+    for name, hint in hints.items():
+        if not _is_of(content[name], hint):
             raise InvalidInputError(
                 f"{where} has {name} {content[name]!r}, which no rollout writes; delete that line, "
-                "or start anew with --overwrite"
+                "or start again with --overwrite"
             )
     content["world_corruption"] = str(read_corruption(content["world_corruption"], where))
     if "corrupt_world" in content["policy"]:
@@ -225,15 +204,10 @@ def _parse(line: bytes, where: str) -> RolloutResult:
     return RolloutResult(**content)
 
 
-_TYPES: dict[str, tuple[type, ...]] = {
-    **dict.fromkeys(("checkpoint", "checkpoint_sha256", "model_type", "suite"), (str,)),
-    **dict.fromkeys(("gl_backend", "world_corruption", "task", "instruction"), (str,)),
-    **dict.fromkeys(("policy", "versions", "rendering"), (dict,)),
-    **dict.fromkeys(("episode", "initial_state", "seed", "max_steps", "num_steps"), (int,)),
-    "success": (bool, type(None)),
-    "seconds": (float, int),
-    "error": (str, type(None)),
-}
+def _is_of(value: object, hint: Any) -> bool:
+    """Tell whether a JSON value has a field's type; an integer may stand for a float, True not."""
+    types = get_args(hint) if isinstance(hint, UnionType) else (get_origin(hint) or hint,)
+    return type(value) in types or (hint is float and type(value) is int)
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -248,24 +222,3 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 def _text(values: Mapping[str, Any], name: str) -> str:
     return json.dumps(values[name]) if name in values else "absent"
-
-
-def checkpoint_labels(paths: Sequence[Path]) -> list[str]:
-    """Name checkpoints by their file, with as many parent folders as it takes to be distinct.
-
-    Raises:
-        InvalidInputError: a path is given twice.
-    """
-    parts = [path.absolute().with_suffix("").parts[1:] for path in paths]
-    for depth in range(1, max(len(one) for one in parts) + 1):
-        labels = ["/".join(one[-depth:]) for one in parts]
-        if len(set(labels)) == len(labels):
-            return labels
-    raise InvalidInputError(
-        f"--checkpoint names a file twice: {' '.join(str(path) for path in paths)}"
-    )
-
-
-def default_out_dir(suite: Suite, checkpoint: Path) -> Path:
-    """Return the folder for results beside a checkpoint."""
-    return checkpoint.parent / f"rollouts_{suite.name}_{checkpoint.stem}"

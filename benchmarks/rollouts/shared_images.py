@@ -12,7 +12,7 @@ from multiprocessing.shared_memory import SharedMemory
 import numpy as np
 from jaxtyping import UInt8
 
-from benchmarks.rollouts.suite import Observation
+from benchmarks.suite import Observation
 
 _IMAGE_DIMS = 3
 _Image = UInt8[np.ndarray, "height width 3"]
@@ -51,7 +51,7 @@ class SharedImages:
         self.block: ImageBlock | None = None
 
     def make_room(self, observation: Observation, num_frames: int) -> None:
-        """See to it that this many frames fit whose images have an observation's shapes."""
+        """Make sure that this many frames fit whose images have an observation's shapes."""
         shapes = image_shapes(observation)
         block = self.block
         if block is not None and block.shapes == shapes and block.num_frames >= num_frames:

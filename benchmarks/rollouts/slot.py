@@ -15,9 +15,20 @@ import numpy as np
 from jaxtyping import Float32
 
 from benchmarks.rollouts.shared_images import SharedImages
-from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
-from benchmarks.rollouts.videos import VideoPlan
-from benchmarks.rollouts.worker import Act, Answer, Begin, Command, Crashed, Waiting, serve
+from benchmarks.rollouts.videos import VideoFolder
+from benchmarks.rollouts.worker import (
+    Act,
+    Answer,
+    Begin,
+    Command,
+    Crashed,
+    Outcome,
+    Refused,
+    Waiting,
+    serve,
+)
+from benchmarks.suite import EpisodeSpec, Observation, Suite
+from world_modality.system.errors import UserError
 
 ANSWER_TIME_LIMIT_S = 600.0
 """What takes longer hangs. Building a simulator and playing a chunk of actions take seconds."""
@@ -59,48 +70,49 @@ class EnvironmentSlot:
         """Time until the running command counts as hanging."""
         return self._asked + self._time_limit_s - time.monotonic()
 
-    @property
-    def seconds_since_begin(self) -> float:
-        """Time since the running episode was sent."""
-        return time.monotonic() - self._begun
-
-    def begin(self, episode: EpisodeSpec, memory: Any, video: VideoPlan | None) -> None:
+    def begin(self, episode: EpisodeSpec, memory: Any, videos: VideoFolder | None) -> None:
         """Start an episode, and a process for it where there is none."""
         if self._process is None:
             self._start_process()
         self.episode, self.memory, self.step = episode, memory, 0
         self.open_task = episode.task
         self._begun = time.monotonic()
-        self._send(Begin(episode, video))
+        self._send(Begin(episode, videos))
 
     def act(self, actions: Float32[np.ndarray, "n A"], observed: frozenset[int]) -> None:
         """Let the episode go on with these actions."""
         self._images.make_room(self._first_frame, len(observed))
         self._send(Act(actions, observed, self._images.block))
 
-    def receive(self) -> Answer:
-        """Return the answer to the last command; `Crashed` if the process died over it."""
+    def receive(self) -> Waiting | Outcome:
+        """Return the answer to the last command; after an outcome the slot is idle.
+
+        Where the environment crashed, or its process died, the episode ends in an error.
+
+        Raises:
+            UserError: the environment cannot run before the user has mended something.
+        """
         try:
             answer: Answer = self.connection.recv()
         except (EOFError, OSError):  # OSError: died in the middle of a message
-            answer = Crashed(f"the environment's process died ({self._ending()})")
-        if isinstance(answer, Waiting):
-            self.step = answer.step
-            answer = self._with_images(answer)
-        return answer
+            return self._end_in_error(f"the environment's process died ({self._ending()})")
+        if isinstance(answer, Refused):
+            raise UserError(answer.message)
+        if isinstance(answer, Crashed):
+            return self._end_in_error(answer.error)
+        if isinstance(answer, Outcome):
+            self.episode = self.memory = None  # the simulator stays open
+            return answer
+        self.step = answer.step
+        return self._with_images(answer)
 
-    def hung(self) -> Crashed:
-        """Return the answer that stands for none in time."""
-        return Crashed(f"the environment did not answer within {self._time_limit_s:g} s")
-
-    def release(self) -> None:
-        """Become idle, with the simulator still open."""
-        self.episode = self.memory = None
+    def give_up(self) -> Outcome:
+        """End the episode of an environment that hangs, in an error."""
+        return self._end_in_error(f"the environment did not answer within {self._time_limit_s:g} s")
 
     def close(self) -> None:
         """Become idle and end the process, whatever it is doing."""
-        self.release()
-        self.open_task = None
+        self.episode = self.memory = self.open_task = None
         process, connection = self._process, self._connection
         self._process = self._connection = None
         if process is None or connection is None:
@@ -113,6 +125,13 @@ class EnvironmentSlot:
             process.join()
         process.close()
         connection.close()
+
+    def _end_in_error(self, error: str) -> Outcome:
+        assert self.episode is not None
+        seconds = time.monotonic() - self._begun
+        outcome = Outcome(self.episode, None, self.step, seconds, error)
+        self.close()  # the next episode gets a new process
+        return outcome
 
     def _start_process(self) -> None:
         context = multiprocessing.get_context("spawn")  # rendering contexts do not survive a fork

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from benchmarks.rollouts.suite import EpisodeSpec, Observation
+from benchmarks.suite import EpisodeSpec, Observation
 from world_modality.system.atomic import partial_path, publish
 from world_modality.system.errors import UserError, missing_key
 
@@ -31,29 +31,20 @@ class VideoFolder:
     fps: int
     videos_per_task: int | None = None
 
-    def plan(self, episode: EpisodeSpec) -> "VideoPlan | None":
-        """Return what a worker needs to know to film an episode; None if it is not filmed."""
+    def begin(self, episode: EpisodeSpec) -> "EpisodeVideo | None":
+        """Return the video of an episode that begins; None if it is not filmed."""
         if self.videos_per_task is not None and episode.episode >= self.videos_per_task:
             return None
-        stem = self.folder / episode.task / f"episode_{episode.episode:03d}"
-        return VideoPlan(stem, self.image_key, self.fps)
-
-
-@dataclass(frozen=True)
-class VideoPlan:
-    """One episode's video: its path without the outcome and suffix, the camera, the speed."""
-
-    stem: Path
-    image_key: str
-    fps: int
+        return EpisodeVideo(self, episode)
 
 
 class EpisodeVideo:
     """A video that is written while its episode runs, and gets its name when it is whole."""
 
-    def __init__(self, plan: VideoPlan) -> None:
-        self._plan = plan
-        self._partial = partial_path(plan.stem.with_name(f"{plan.stem.name}.mp4"))
+    def __init__(self, videos: VideoFolder, episode: EpisodeSpec) -> None:
+        self._videos = videos
+        self._stem = videos.folder / episode.task / f"episode_{episode.episode:03d}"
+        self._partial = partial_path(self._stem.with_suffix(".mp4"))
         self._container: Any = None
         self._stream: Any = None
 
@@ -66,9 +57,10 @@ class EpisodeVideo:
         """
         import av
 
-        if self._plan.image_key not in observation:
-            raise missing_key("image", self._plan.image_key, observation, "the observation")
-        image = _even(observation[self._plan.image_key])
+        key = self._videos.image_key
+        if key not in observation:
+            raise missing_key("image", key, observation, "the observation")
+        image = _even(observation[key])
         if self._container is None:
             self._open(*image.shape[:2])
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -79,7 +71,7 @@ class EpisodeVideo:
         self._container.mux(self._stream.encode())
         self._container.close()
         outcome = "success" if success else "failure"
-        path = self._plan.stem.with_name(f"{self._plan.stem.name}_{outcome}.mp4")
+        path = self._stem.with_name(f"{self._stem.name}_{outcome}.mp4")
         publish(self._partial, path)
         return path
 
@@ -103,7 +95,7 @@ class EpisodeVideo:
         self._container = av.open(
             str(self._partial), "w", format="mp4", options={"movflags": "faststart"}
         )
-        self._stream = self._container.add_stream(encoder, rate=Fraction(self._plan.fps))
+        self._stream = self._container.add_stream(encoder, rate=Fraction(self._videos.fps))
         self._stream.height, self._stream.width = height, width
         self._stream.pix_fmt = "yuv420p"  # the one that every browser decodes
         self._stream.codec_context.thread_count = 1  # each environment has one core

@@ -16,8 +16,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from benchmarks.rollouts.shared_images import AttachedImages, ImageBlock
-from benchmarks.rollouts.suite import EpisodeSpec, Observation, Simulator, Suite
-from benchmarks.rollouts.videos import EpisodeVideo, VideoPlan
+from benchmarks.rollouts.videos import EpisodeVideo, VideoFolder
+from benchmarks.suite import EpisodeSpec, Observation, Simulator, Suite
 from world_modality.system.errors import UserError
 
 _NUM_TRACEBACK_ENTRIES = 3
@@ -25,10 +25,10 @@ _NUM_TRACEBACK_ENTRIES = 3
 
 @dataclass(frozen=True)
 class Begin:
-    """Command: start this episode and tell what is seen first."""
+    """Command: start this episode, film it if it is to be filmed, and tell what is seen first."""
 
     episode: EpisodeSpec
-    video: VideoPlan | None
+    videos: VideoFolder | None
 
 
 @dataclass(frozen=True)
@@ -56,12 +56,23 @@ class Waiting:
 
 
 @dataclass(frozen=True)
-class Ended:
-    """Answer: the episode is over; `seconds` since its reset, waiting for actions included."""
+class Outcome:
+    """Answer: the episode is over.
 
-    success: bool
+    Attributes:
+        episode: which one.
+        success: whether it was solved; None if it ended in an error.
+        num_steps: executed actions; for an error, as far as is known.
+        seconds: since the episode's reset, waiting for actions included; for an error, since it
+            was sent to its environment.
+        error: what went wrong, if something did.
+    """
+
+    episode: EpisodeSpec
+    success: bool | None
     num_steps: int
     seconds: float
+    error: str | None
 
 
 @dataclass(frozen=True)
@@ -79,7 +90,7 @@ class Refused:
 
 
 Command = Begin | Act
-Answer = Waiting | Ended | Crashed | Refused
+Answer = Waiting | Outcome | Crashed | Refused
 
 
 def serve(connection: Connection, suite: Suite) -> None:
@@ -119,14 +130,15 @@ class Environment:
         """Start an episode; frame 0 is always observed."""
         simulator = self._open(command.episode.task)
         self._episode, self._step, self._started = command.episode, 0, time.monotonic()
-        self._video = None if command.video is None else EpisodeVideo(command.video)
+        videos = command.videos
+        self._video = None if videos is None else videos.begin(command.episode)
         simulator.reset(command.episode.initial_state)
         observation = simulator.observe()
         if self._video is not None:
             self._video.add(observation)
         return Waiting(0, {0: observation})
 
-    def act(self, command: Act) -> Waiting | Ended:
+    def act(self, command: Act) -> Waiting | Outcome:
         """Execute actions one by one, up to the first that solves the task or the last allowed."""
         assert self._simulator is not None, "an episode begins before it acts"
         assert self._episode is not None, "an episode begins before it acts"
@@ -147,7 +159,8 @@ class Environment:
             if is_over:
                 if self._video is not None:
                     self._video.finish(solved)
-                return Ended(solved, self._step, time.monotonic() - self._started)
+                seconds = time.monotonic() - self._started
+                return Outcome(self._episode, solved, self._step, seconds, None)
         return Waiting(self._step, frames, shares_images=command.images is not None)
 
     def abandon(self) -> None:

@@ -17,16 +17,20 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.metaworld.instructions import select_tasks
-from benchmarks.metaworld.simulator import SUITE_NAME, MetaworldSimulator, Rendering
-from benchmarks.metaworld.suite import MetaworldSuite, evaluation_episodes
+from benchmarks.metaworld.simulator import (
+    SUITE_NAME,
+    MetaworldRendering,
+    MetaworldSimulator,
+    MetaworldSuite,
+    evaluation_episodes,
+)
+from benchmarks.metaworld.tasks import select_tasks
 from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
+from benchmarks.rollouts.acting.suite_fit import dataset_of, recorded_rendering
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.loop import Outcome, roll_out
-from benchmarks.rollouts.policy import RolloutPolicy
-from benchmarks.rollouts.recorded_suite import recording_of
+from benchmarks.rollouts.loop import RolloutPolicy, roll_out
 from benchmarks.rollouts.slot import environment_slots
-from benchmarks.rollouts.suite import EpisodeSpec, Suite
+from benchmarks.rollouts.worker import Outcome
 from benchmarks.speed.harness.idle_policies import (
     EveryFramePolicy,
     NoOpPolicy,
@@ -34,6 +38,7 @@ from benchmarks.speed.harness.idle_policies import (
     ReplayedPolicy,
 )
 from benchmarks.speed.harness.measuring import BenchConfig, Comparison, Figure, report, take_turns
+from benchmarks.suite import EpisodeSpec, Suite
 from world_modality.system.cli import run_cli
 
 
@@ -130,10 +135,8 @@ def measure_alone(suite: Suite, episode: EpisodeSpec, num_rounds: int) -> Figure
 
 def measure(config: BenchRolloutsConfig) -> Iterator[Figure]:
     """Open the policy in the rendering of its recording, and measure."""
-    recording = recording_of(config.checkpoint, SUITE_NAME)
-    rendering = (
-        Rendering.lerobot() if recording is None else Rendering.from_record(recording["rendering"])
-    )
+    dataset = dataset_of(config.checkpoint)
+    rendering = recorded_rendering(config.checkpoint, dataset, MetaworldRendering, SUITE_NAME)
     suite = EndlessSuite(rendering)
     settings = RolloutConfig(
         checkpoint=(config.checkpoint,),

@@ -20,7 +20,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool
 
-from benchmarks.demos.signals import (
+from benchmarks.demos.recording import (
     CONTACT,
     EXECUTED_ACTION,
     OBJECT_HEIGHT,

@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from benchmarks.demos.signals import write_signals
+from benchmarks.demos.recording import write_signals
 from coc_vla.events.motion_columns import MotionFlags
 from coc_vla.events.recorded import EVENT_TYPES, recorded_events
 from coc_vla.labels.trace import TraceStep

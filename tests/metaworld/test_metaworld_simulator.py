@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import subprocess
 import sys
@@ -5,26 +6,24 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.demos.layouts import (
+from benchmarks.metaworld.simulator import (
+    ENVIRONMENT_STATE_KEY,
+    ENVIRONMENT_STATE_NAMES,
+    STATE_KEY,
+    MetaworldRendering,
+    MetaworldSimulator,
+)
+from benchmarks.metaworld.tasks import ALL_TASKS, instructions, select_tasks
+from benchmarks.rendering import gl_backend
+from benchmarks.suite import (
     DEMONSTRATION_STREAM,
     EVALUATION_STREAM,
     layout_seed,
     noise_generator,
 )
-from benchmarks.demos.rendering_record import gl_backend
-from benchmarks.metaworld.instructions import ALL_TASKS, instructions, select_tasks
-from benchmarks.metaworld.simulator import (
-    ENVIRONMENT_STATE_KEY,
-    ENVIRONMENT_STATE_NAMES,
-    IMAGE_KEY,
-    STATE_KEY,
-    MetaworldSimulator,
-    Rendering,
-    scripted_expert,
-)
-from world_modality.system.errors import InvalidInputError, MissingKeyError, UserError
+from world_modality.system.errors import UserError
 
-SMALL = Rendering(image_size=64, gl_backend=gl_backend())
+SMALL = MetaworldRendering(image_size=64, gl_backend=gl_backend())
 STILL = np.zeros(4, np.float32)
 LAYOUT_SEED_0 = 5936204433695535729
 
@@ -41,16 +40,6 @@ def first_observation(simulator, layout_seed):
     return simulator.observe()
 
 
-def test_observation_has_the_documented_keys_shapes_and_types(reach):
-    observation = first_observation(reach, 1)
-    described = {key: (value.shape, value.dtype.name) for key, value in observation.items()}
-    assert described == {
-        IMAGE_KEY: ((64, 64, 3), "uint8"),
-        STATE_KEY: ((4,), "float32"),
-        ENVIRONMENT_STATE_KEY: ((len(ENVIRONMENT_STATE_NAMES),), "float32"),
-    }
-
-
 def test_environment_state_holds_what_its_names_say(reach):
     observation = first_observation(reach, 1)
     named = dict(zip(ENVIRONMENT_STATE_NAMES, observation[ENVIRONMENT_STATE_KEY], strict=True))
@@ -62,7 +51,7 @@ def test_environment_state_holds_what_its_names_say(reach):
     np.testing.assert_allclose(observation[STATE_KEY][:3], hand, atol=1e-6)
 
 
-def test_image_is_the_raw_render_turned_by_180_degrees(reach):
+def test_image_is_turned_by_180_degrees_and_has_no_shadows_or_multisampling(reach):
     import mujoco
 
     reach.reset(2)
@@ -73,29 +62,10 @@ def test_image_is_the_raw_render_turned_by_180_degrees(reach):
     raw = renderer.render()
     renderer.close()
     np.testing.assert_array_equal(reach.render(), raw[::-1, ::-1])
+    assert reach._renderer._renderer._mjr_context.offSamples == 0
 
 
-def thumbnail(image: np.ndarray) -> np.ndarray:
-    return image.reshape(60, 8, 60, 8, 3).mean((1, 3))
-
-
-def assert_same_view_as(reference: np.ndarray) -> None:
-    """Compare with an image of 480x480; shadows and the drawer's place may differ."""
-    simulator = MetaworldSimulator(
-        "drawer-open-v3", Rendering(image_size=480, gl_backend=gl_backend())
-    )
-    image = thumbnail(first_observation(simulator, 0)[IMAGE_KEY])
-    simulator.close()
-
-    def distance(turned: np.ndarray) -> float:
-        return float(np.abs(turned - thumbnail(reference)).mean())
-
-    assert distance(image) < 12
-    for wrong in (image[::-1, ::-1], image[::-1], image[:, ::-1]):
-        assert distance(wrong) > 3 * distance(image)
-
-
-def test_view_is_that_of_metaworlds_own_renderer_turned():
+def metaworlds_own_view() -> np.ndarray:
     from metaworld.env_dict import ALL_V3_ENVIRONMENTS
 
     theirs = ALL_V3_ENVIRONMENTS["drawer-open-v3"](render_mode="rgb_array", camera_name="corner2")
@@ -104,60 +74,46 @@ def test_view_is_that_of_metaworlds_own_renderer_turned():
     theirs.reset()
     image = theirs.render()
     theirs.close()
-    assert_same_view_as(np.flip(image, (0, 1)))
+    return np.flip(image, (0, 1))
 
 
-@pytest.mark.slow
-def test_view_is_that_of_the_public_lerobot_environment():
+def public_lerobot_view() -> np.ndarray:
     from lerobot.envs.metaworld import MetaworldEnv
 
     theirs = MetaworldEnv("drawer-open-v3", obs_type="pixels")
     image = theirs.reset()[0]["pixels"]
     theirs.close()
-    assert_same_view_as(image)
+    return image
 
 
-def test_renders_without_shadows_reflections_and_multisampling(reach):
-    import mujoco
+@pytest.mark.parametrize(
+    "their_view",
+    [metaworlds_own_view, pytest.param(public_lerobot_view, marks=pytest.mark.slow)],
+)
+def test_view_is_that_of_other_renderers(their_view):
+    """Shadows and the drawer's place may differ."""
+    simulator = MetaworldSimulator("drawer-open-v3", dataclasses.replace(SMALL, image_size=480))
+    simulator.reset(0)
+    view, image = their_view(), simulator.render()
+    simulator.close()
 
-    flags = reach._renderer.scene.flags
-    assert not flags[mujoco.mjtRndFlag.mjRND_SHADOW]
-    assert not flags[mujoco.mjtRndFlag.mjRND_REFLECTION]
-    assert reach._renderer._mjr_context.offSamples == 0
+    def distance(turned: np.ndarray) -> float:
+        thumbnails = [one.reshape(60, 8, 60, 8, 3).mean((1, 3)) for one in (turned, view)]
+        return float(np.abs(np.subtract(*thumbnails)).mean())
 
-
-def test_same_seed_gives_the_same_episode_whatever_was_played_before(reach):
-    def play(simulator: MetaworldSimulator, seed: int) -> list[np.ndarray]:
-        expert = scripted_expert("reach-v3")
-        observations = [first_observation(simulator, seed)]
-        for _ in range(10):
-            action = np.clip(expert(simulator.raw_observation), -1, 1).astype(np.float32)
-            simulator.step(action)
-            observations.append(simulator.observe())
-        return [value for observation in observations for value in observation.values()]
-
-    play(reach, 5)
-    again = play(reach, 6)
-    fresh_simulator = MetaworldSimulator("reach-v3", SMALL)
-    fresh = play(fresh_simulator, 6)
-    fresh_simulator.close()
-    for one, other in zip(again, fresh, strict=True):
-        np.testing.assert_array_equal(one, other)
+    assert distance(image) < 12
+    for wrong in (image[::-1, ::-1], image[::-1], image[:, ::-1]):
+        assert distance(wrong) > 3 * distance(image)
 
 
 def test_an_expert_that_writes_into_its_observation_changes_nothing_that_is_recorded():
     simulator = MetaworldSimulator("door-open-v3", SMALL)
     before = first_observation(simulator, 0)
-    scripted_expert("door-open-v3")(simulator.raw_observation)
+    simulator.expert()()
     np.testing.assert_array_equal(
         simulator.observe()[ENVIRONMENT_STATE_KEY], before[ENVIRONMENT_STATE_KEY]
     )
     simulator.close()
-
-
-def test_layouts_differ_between_seeds(reach):
-    layouts = {tuple(first_observation(reach, seed)[ENVIRONMENT_STATE_KEY]) for seed in range(5)}
-    assert len(layouts) == 5
 
 
 def test_first_observation_shows_this_layout_and_not_the_one_before():
@@ -178,28 +134,6 @@ def test_first_observation_shows_this_layout_and_not_the_one_before():
     assert np.ptp(seen) > 0.01
 
 
-@pytest.mark.parametrize("action", [np.zeros(3, np.float32), np.full(4, np.nan, np.float32)])
-def test_refuses_an_action_that_is_not_four_finite_numbers(reach, action):
-    reach.reset(0)
-    with pytest.raises(ValueError, match="4 finite numbers"):
-        reach.step(action)
-
-
-def test_clips_actions_to_the_unit_range(reach):
-    reach.reset(3)
-    reach.step(np.full(4, 5, np.float32))
-    beyond = reach.observe()
-    reach.reset(3)
-    reach.step(np.ones(4, np.float32))
-    at_limit = reach.observe()
-    np.testing.assert_array_equal(beyond[STATE_KEY], at_limit[STATE_KEY])
-
-
-def test_unknown_task_names_the_nearest_first():
-    with pytest.raises(MissingKeyError, match=r"'reach-v2' in MetaWorld; there are: reach-v3"):
-        MetaworldSimulator("reach-v2", SMALL)
-
-
 @pytest.mark.parametrize(
     ("variable", "value", "advice"),
     [
@@ -210,9 +144,9 @@ def test_unknown_task_names_the_nearest_first():
 )
 def test_no_way_to_render_says_what_mends_it(variable, value, advice):
     program = (
-        "from benchmarks.metaworld.simulator import MetaworldSimulator, Rendering\n"
+        "from benchmarks.metaworld.simulator import MetaworldSimulator, MetaworldRendering\n"
         "from world_modality.system.errors import UserError\n"
-        "try:\n    MetaworldSimulator('reach-v3', Rendering())\n"
+        "try:\n    MetaworldSimulator('reach-v3', MetaworldRendering())\n"
         "except UserError as error:\n    print(error)\n"
     )
     done = subprocess.run(
@@ -225,16 +159,6 @@ def test_no_way_to_render_says_what_mends_it(variable, value, advice):
     assert "cannot render off screen" in done.stdout
     assert advice in done.stdout
     assert "Traceback" not in done.stderr
-
-
-def test_rendering_survives_its_record():
-    rendering = Rendering(image_size=96, shadows=True, camera_position=(1.0, 2.0, 3.0))
-    assert Rendering.from_record(rendering.record()) == rendering
-
-
-def test_record_with_an_unknown_setting_is_refused():
-    with pytest.raises(InvalidInputError, match="fog"):
-        Rendering.from_record({**Rendering().record(), "fog": True})
 
 
 def test_all_names_every_task_that_has_an_expert():
@@ -251,16 +175,10 @@ def test_tasks_are_refused_when_empty_or_repeated():
 
 
 def test_evaluation_layouts_are_none_of_the_demonstrations():
-    demonstrations = {
-        layout_seed(seed, DEMONSTRATION_STREAM, "push-v3", number)
-        for seed in range(4)
-        for number in range(250)
-    }
-    evaluation = {
-        layout_seed(seed, EVALUATION_STREAM, "push-v3", number)
-        for seed in range(4)
-        for number in range(250)
-    }
+    demonstrations, evaluation = (
+        {layout_seed(seed, stream, "push-v3", n) for seed in range(4) for n in range(250)}
+        for stream in (DEMONSTRATION_STREAM, EVALUATION_STREAM)
+    )
     assert len(demonstrations) == len(evaluation) == 1000
     assert not demonstrations & evaluation
 

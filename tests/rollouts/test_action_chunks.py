@@ -22,15 +22,14 @@ def predicted(num_frames: int, scale: float = 0.3) -> dict[int, np.ndarray]:
     return {t: rng.normal(0, scale, (H, A)).astype(np.float32) for t in range(num_frames)}
 
 
-def test_by_default_the_whole_chunk_is_executed():
-    chunks = predicted(1)
-    assert execution().n_action_steps == H
-    np.testing.assert_array_equal(execution().actions(chunks, 0), np.clip(chunks[0], -1, 1))
-
-
-def test_only_the_first_actions_are_executed_where_fewer_are_asked_for():
-    actions = execution(n_action_steps=2).actions(predicted(1), 0)
-    np.testing.assert_array_equal(actions, predicted(1)[0][:2])
+@pytest.mark.parametrize(("flags", "expected"), [({}, H), ({"n_action_steps": 2}, 2)])
+def test_the_chunk_or_its_first_actions_are_executed_as_predicted(flags, expected):
+    executed = execution(**flags)
+    assert executed.n_action_steps == expected
+    np.testing.assert_array_equal(
+        executed.actions(predicted(1), 0), np.clip(predicted(1)[0][:expected], -1, 1)
+    )
+    assert executed.kept(predicted(1), 0) == {}, "nothing is averaged"
 
 
 def test_more_actions_than_are_predicted_are_refused():
@@ -40,18 +39,13 @@ def test_more_actions_than_are_predicted_are_refused():
 
 def test_actions_are_clipped_to_the_simulators_range():
     actions = execution().actions(predicted(1, scale=20), 0)
-    assert actions.dtype == np.float32
-    assert actions.min() == -1
-    assert actions.max() == 1
-
-
-def test_ensembling_asks_at_every_frame():
-    assert execution(temporal_ensemble_coeff=0.01).n_action_steps == 1
+    assert (actions.dtype, actions.min(), actions.max()) == (np.float32, -1, 1)
 
 
 @pytest.mark.parametrize("coeff", [0.0, 0.01, 0.7, -0.5])
 def test_ensembling_weighs_what_each_chunk_says_about_the_frame_oldest_first(coeff):
     ensembling = execution(temporal_ensemble_coeff=coeff)
+    assert ensembling.n_action_steps == 1, "it asks at every frame"
     chunks = predicted(9)
     for t in range(9):
         seen = {made: chunk for made, chunk in chunks.items() if made <= t}
@@ -79,7 +73,3 @@ def test_clipping_comes_after_averaging():
     # Averaged first, 3 and -1 make 1; clipped first, they would make 0.
     chunks = {0: np.full((H, A), 3.0, np.float32), 1: np.full((H, A), -1.0, np.float32)}
     assert (execution(temporal_ensemble_coeff=0.0).actions(chunks, 1) == 1).all()
-
-
-def test_without_ensembling_nothing_is_kept():
-    assert execution(n_action_steps=2).kept(predicted(1), 0) == {}

@@ -10,8 +10,8 @@ import torch
 from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
 from benchmarks.rollouts.acting.suite_fit import PolicyInputs
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.policy import Query, RolloutPolicy, is_observed
-from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
+from benchmarks.rollouts.loop import Query, RolloutPolicy, is_observed
+from benchmarks.suite import EpisodeSpec, Observation, Suite
 from tests.fixtures.instruction import NAME, build_home
 from tests.fixtures.lerobot import TASKS
 from tests.fixtures.policy import save_sealed, tiny_train_config
@@ -145,7 +145,6 @@ def played(
 def test_it_fulfils_the_contract_of_the_loop(home):
     policy = opened(home.reads_all)
     assert isinstance(policy, RolloutPolicy)
-    assert isinstance(DrawnSuite(), Suite)
     actions = played(policy, home, 0, until=CHUNK)
     assert (actions.shape, actions.dtype) == ((CHUNK, 2), np.float32)
     assert policy.sha256 == sha256_of_file(home.reads_all)
@@ -173,14 +172,6 @@ def test_it_acts_as_offline_evaluation_predicts(home, arm, n_action_steps):
         expected = np.clip(chunks[:, :n_action_steps].reshape(-1, 2), -1, 1)
         # The embedding pass computes 64 frames at a time, which moves some by one float16 step.
         np.testing.assert_allclose(played(policy, home, episode), expected, atol=2e-4)
-
-
-def test_actions_leave_the_standardised_units(home):
-    policy = opened(home.reads_all)
-    recorded = home.cache.load("actions")
-    actions = played(policy, home, 0)
-    assert np.abs(actions - recorded.mean(axis=0)).max() < 6 * recorded.std(axis=0).max()
-    assert recorded.std() < 0.2
 
 
 @pytest.mark.parametrize("group", [1, 4])
@@ -228,22 +219,18 @@ def test_a_memory_does_not_grow_with_the_episode(home):
     assert len(playback.memory.chunks) < CHUNK
 
 
-def test_a_stale_token_changes_actions_from_the_second_query_on_and_not_at_the_start(home):
-    clean = played(opened(home.reads_all, n_action_steps=1), home, 2, until=12)
-    stale = played(
-        opened(home.reads_all, n_action_steps=1, corrupt_world="stale:6"), home, 2, until=12
+def test_a_stale_token_changes_actions_after_the_start_and_a_random_one_follows_the_seed(home):
+    clean, stale, drawn = (
+        opened(home.reads_all, n_action_steps=1, corrupt_world=corruption)
+        for corruption in ("none", "stale:6", "random")
     )
-    np.testing.assert_array_equal(clean[0], stale[0])
-    assert not np.array_equal(clean, stale)
-
-
-def test_random_tokens_follow_the_episodes_seed(home):
-    policy = opened(home.reads_all, corrupt_world="random", n_action_steps=1)
-    spec = home.spec(2)
-    first = played(policy, home, 2)
-    np.testing.assert_array_equal(first, played(policy, home, 2))
-    other = played(policy, home, 2, spec=dataclasses.replace(spec, seed=1))
-    assert not np.array_equal(first, other)
+    own, late = played(clean, home, 2, until=12), played(stale, home, 2, until=12)
+    np.testing.assert_array_equal(own[0], late[0])
+    assert not np.array_equal(own, late)
+    first = played(drawn, home, 2)
+    np.testing.assert_array_equal(first, played(drawn, home, 2))
+    spec = dataclasses.replace(home.spec(2), seed=1)
+    assert not np.array_equal(first, played(drawn, home, 2, spec=spec))
 
 
 def test_an_arm_that_reads_no_token_runs_clean_and_says_so(home, capsys):
@@ -307,6 +294,7 @@ def test_its_record_says_what_decides_its_actions(home):
         ({"corrupt_world": "noise"}, "--corrupt_world noise is none of"),
         ({"camera_key": "observation.imag"}, "no camera 'observation.imag' in suite drawn"),
         ({"state_key": "observation.stat"}, "there are: observation.state, observation.envir"),
+        ({"state_key": "observation.state+observation.stat"}, "'observation.stat' in suite drawn"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(home, flags, message):
@@ -370,17 +358,15 @@ def test_a_state_of_another_dimension_is_refused_at_the_first_query(home):
         policy.act([query])
 
 
-def test_another_rendering_is_refused_and_every_setting_named(home, tmp_path):
+def test_another_rendering_is_refused_by_setting_and_another_gl_backend_noted(
+    home, tmp_path, capsys
+):
     path = with_dataset(home.reads_all, tmp_path, recording={"rendering": RENDERING})
-    opened(path)
     with pytest.raises(InvalidInputError) as refused:
         opened(path, DrawnSuite({"image_size": 64, "shadows": True, "gl_backend": "egl"}))
     assert "image_size was 48 in the recording and is 64 here" in str(refused.value)
     assert "shadows was false in the recording and is true here" in str(refused.value)
-
-
-def test_another_gl_backend_is_noted_only(home, tmp_path, capsys):
-    path = with_dataset(home.reads_all, tmp_path, recording={"rendering": RENDERING})
+    assert opened(path).notes == ()
     policy = opened(path, DrawnSuite({**RENDERING, "gl_backend": "osmesa"}))
     assert 'gl_backend was "egl" in the recording and is "osmesa" here' in capsys.readouterr().out
     assert len(policy.notes) == 1
@@ -409,8 +395,3 @@ def test_joined_states_stand_one_behind_the_other():
     inputs = PolicyInputs("camera", "hand+object", state_dim=3)
     seen = {"object": np.float32([3]), "hand": np.float32([1, 2]), "camera": np.zeros((2, 2, 3))}
     np.testing.assert_array_equal(inputs.state(seen), np.float32([1, 2, 3]))
-
-
-def test_each_joined_state_has_to_be_the_suites(home):
-    with pytest.raises(MissingKeyError, match=r"'observation.stat' in suite drawn"):
-        opened(home.reads_least, state_key="observation.state+observation.stat")

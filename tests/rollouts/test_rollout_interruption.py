@@ -9,21 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from tests.demos.conftest import child_processes, wait_until_ended
 from tests.fixtures.rollout import (
     PointSuite,
     evaluate_points,
     lines,
     outcomes,
-    point_config,
     point_episodes,
 )
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def config(tmp_path):
-    return point_config(tmp_path)
 
 
 def start_command(config, n_trials):
@@ -53,26 +48,6 @@ def start_command(config, n_trials):
     return process
 
 
-def child_ids(process):
-    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-    return [int(child) for child in children]
-
-
-def wait_until_ended(ids):
-    deadline = time.monotonic() + 20
-    while any(is_alive(one) for one in ids):
-        assert time.monotonic() < deadline, "an environment outlived its parent"
-        time.sleep(0.05)
-
-
-def is_alive(process_id):
-    try:
-        status = Path(f"/proc/{process_id}/stat").read_text()
-    except FileNotFoundError:
-        return False
-    return status.rpartition(")")[2].split()[0] != "Z"
-
-
 def assert_resumes_to_the_same(config, n_trials):
     episodes = point_episodes(num_episodes=n_trials)
     evaluate_points(PointSuite(), episodes, dataclasses.replace(config, resume=True))
@@ -83,10 +58,10 @@ def assert_resumes_to_the_same(config, n_trials):
 
 def test_killed_run_goes_on_to_the_same_results(config):
     with start_command(config, 40) as process:
-        environments = child_ids(process)
+        environments = child_processes(process.pid)
         time.sleep(random.uniform(0, 0.5))
         process.kill()
-    wait_until_ended(environments)
+    wait_until_ended(environments, 20)
     done = (config.out_dir / "results.jsonl").read_bytes().count(b"\n")
     assert 0 < done < 80, "it was killed on the way"
     assert_resumes_to_the_same(config, 40)
@@ -95,7 +70,7 @@ def test_killed_run_goes_on_to_the_same_results(config):
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_ends_cleanly(number, config):
     with start_command(config, 200) as process:
-        environments = child_ids(process)
+        environments = child_processes(process.pid)
         assert len(environments) >= 2
         if number == signal.SIGINT:
             os.killpg(process.pid, number)  # as a terminal does
@@ -106,6 +81,6 @@ def test_interrupted_run_ends_cleanly(number, config):
     assert "Traceback" not in errors, errors
     assert "has the finished episodes; --resume goes on" in errors
     assert "interrupted; give the same command again with --resume" in errors
-    wait_until_ended(environments)
+    wait_until_ended(environments, 20)
     assert 0 < len(lines(config)) < 400
     assert all(line["success"] is not None for line in lines(config)), "no error is made of it"

@@ -5,15 +5,19 @@ from multiprocessing.connection import wait
 import numpy as np
 import pytest
 
-from benchmarks.demos.layouts import EVALUATION_STREAM, layout_seed
-from benchmarks.metaworld.simulator import IMAGE_KEY, STATE_KEY, MetaworldSimulator, Rendering
-from benchmarks.metaworld.suite import MetaworldSuite
+from benchmarks.metaworld.simulator import (
+    IMAGE_KEY,
+    STATE_KEY,
+    MetaworldRendering,
+    MetaworldSimulator,
+    MetaworldSuite,
+)
 from benchmarks.rollouts import loop
-from benchmarks.rollouts.loop import EpisodeQueue, Outcome, roll_out
-from benchmarks.rollouts.policy import is_observed
+from benchmarks.rollouts.loop import EpisodeQueue, is_observed, roll_out
 from benchmarks.rollouts.slot import environment_slots
-from benchmarks.rollouts.suite import EpisodeSpec
 from benchmarks.rollouts.videos import VideoFolder
+from benchmarks.rollouts.worker import Outcome
+from benchmarks.suite import EVALUATION_STREAM, EpisodeSpec, layout_seed
 from tests.fixtures.rollout import PointPolicy, PointSuite, point_episodes
 from world_modality.system.errors import UserError
 
@@ -123,7 +127,7 @@ def test_actions_that_are_no_chunk_are_refused():
         played(Mute(), point_episodes(("left",), 1), own)
 
 
-def test_simulators_are_seldom_opened_anew():
+def test_simulators_are_seldom_opened_again():
     queue = EpisodeQueue(point_episodes(("left", "right", "far"), 3))
     open_tasks: list[str | None] = [None, None]
     opened = 0
@@ -150,7 +154,7 @@ class LiftPolicy(PointPolicy):
 
 
 def test_metaworld_behaves_in_the_loop_as_alone(tmp_path):
-    rendering = Rendering(image_size=48)
+    rendering = MetaworldRendering(image_size=48)
     seeds = [layout_seed(0, EVALUATION_STREAM, "reach-v3", number) for number in range(2)]
     episodes = [EpisodeSpec("reach-v3", "reach", n, seed, 0, 10) for n, seed in enumerate(seeds)]
     videos = VideoFolder(tmp_path, IMAGE_KEY, 80)

@@ -9,7 +9,7 @@ import torch
 from scipy.stats import chisquare
 
 from benchmarks.rollouts.acting.world_input import WorldInput
-from benchmarks.rollouts.suite import EpisodeSpec
+from benchmarks.suite import EpisodeSpec
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
 

@@ -1,4 +1,5 @@
 import os
+import re
 import signal
 from dataclasses import dataclass
 from multiprocessing.shared_memory import SharedMemory
@@ -56,7 +57,7 @@ def test_frames_come_back_as_they_were_written(images):
     assert list(rests[0]) == ["observation.state"]
 
 
-def test_memory_is_made_anew_only_when_it_does_not_fit(images):
+def test_memory_is_made_again_only_when_it_does_not_fit(images):
     names = []
     for height, num_frames in ((5, 2), (5, 1), (5, 0), (5, 3), (6, 3)):
         images.make_room(drawn_observation(0, height), num_frames)
@@ -69,16 +70,6 @@ def test_memory_is_made_anew_only_when_it_does_not_fit(images):
 def test_an_observation_without_images_needs_no_memory(images):
     images.make_room({"observation.state": np.zeros(3, np.float32)}, 2)
     assert images.block is None
-
-
-def test_an_image_of_another_shape_is_an_error(images):
-    images.make_room(drawn_observation(0), 1)
-    message = (
-        r"began with uint8 images of observation\.image \[5, 4, 3\], .*wrist \[2, 3, 3\], now the "
-        r"simulator observes observation\.image \[6, 4, 3\]"
-    )
-    with pytest.raises(ValueError, match=message):
-        AttachedImages().write(images.block, 0, drawn_observation(0, height=6))
 
 
 class GrowingSimulator(PointSimulator):
@@ -102,7 +93,8 @@ def test_an_episode_whose_images_change_their_shape_is_an_error_that_says_so():
         roll_out(PointPolicy(), point_episodes(("left",), 1), slots, outcomes.append)
     (outcome,) = outcomes
     assert outcome.success is None
-    assert "[10, 17, 3], now the simulator observes" in outcome.error
+    message = r"uint8 images of observation\.image \[10, 17, 3\], now the simulator observes obs"
+    assert re.search(message, outcome.error)
 
 
 @pytest.mark.parametrize("task", ["crashing", "dying", "killed", "left"])

@@ -9,8 +9,8 @@ import pytest
 
 from coc_vla.coc_generation import CocGenerationConfig
 from coc_vla.coc_generation import run as generate
-from tests.fixtures.servers import commit_of, point_client, serve_hub
 from tests.fixtures.lerobot import change_info, make_dataset
+from tests.fixtures.servers import commit_of, point_client, serve_hub
 from world_modality.source.frame_decoding import frames_at
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.errors import (

@@ -1,8 +1,7 @@
 import numpy as np
 import pytest
 
-from benchmarks.rollouts.loop import roll_out
-from benchmarks.rollouts.policy import Query, RolloutPolicy
+from benchmarks.rollouts.loop import Query, RolloutPolicy, roll_out
 from benchmarks.rollouts.slot import environment_slots
 from benchmarks.speed.harness.idle_policies import (
     EveryFramePolicy,

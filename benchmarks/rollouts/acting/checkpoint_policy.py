@@ -13,8 +13,8 @@ from benchmarks.rollouts.acting.frame_encoder import FrameEncoder, filled_groups
 from benchmarks.rollouts.acting.suite_fit import PolicyInputs, require_actions, require_rendering
 from benchmarks.rollouts.acting.world_input import EncodedFrame, EpisodeMemory, WorldInput
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.policy import Query
-from benchmarks.rollouts.suite import EpisodeSpec, Observation, Suite
+from benchmarks.rollouts.loop import Query
+from benchmarks.suite import EpisodeSpec, Observation, Suite
 from world_modality.arms import CONTROLS, stored_control
 from world_modality.cache.contract import sha256_of_file
 from world_modality.system.errors import InvalidInputError
@@ -74,8 +74,8 @@ class CheckpointPolicy:
         checkpoint = load_checkpoint(path, device)
         if not checkpoint.cache_fingerprint:
             raise InvalidInputError(
-                f"{path} has no fingerprint of the cache it was trained on, so that nothing "
-                "vouches for its encoder and codebook; train again"
+                f"{path} has no fingerprint of the cache it was trained on, so that its encoder "
+                "and codebook cannot be checked; train again"
             )
         require_actions(checkpoint, suite)
         inputs = PolicyInputs.of(checkpoint, suite, config)

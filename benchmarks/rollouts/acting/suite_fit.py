@@ -3,19 +3,22 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 from jaxtyping import Float32
 
+from benchmarks.rendering import Rendering
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.suite import Observation, Suite
+from benchmarks.suite import Observation, Suite
 from world_modality.precompute.dataset_columns import joined_columns
 from world_modality.system.errors import InvalidInputError, missing_key
 
 if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
 
+RenderingT = TypeVar("RenderingT", bound=Rendering)
 # Other drivers draw nearly the same image; all else in a rendering is a choice.
 _GL_BACKEND = "gl_backend"
 
@@ -26,7 +29,7 @@ class PolicyInputs:
 
     Attributes:
         image_key: the camera.
-        state_key: the robot's state; several joined by + stand one behind the other.
+        state_key: the robot's state; several joined by + are concatenated.
         state_dim: S that the policy was built for.
     """
 
@@ -66,7 +69,7 @@ class PolicyInputs:
 
 
 def joined_vectors(vectors: Mapping[str, np.ndarray], key: str) -> Float32[np.ndarray, "*frames S"]:
-    """Return the vectors that a key stands for, one behind the other, as precompute joins them."""
+    """Return the vectors that a key names, concatenated as precompute does it."""
     parts = [vectors[column] for column in joined_columns(key)]
     return np.concatenate(parts, axis=-1).astype(np.float32)
 
@@ -127,3 +130,53 @@ def _shown(settings: dict[str, Any], name: str) -> str:
 def _require_key(kind: str, key: str, available: Sequence[str], flag: str, suite: Suite) -> None:
     if key not in available:
         raise missing_key(kind, key, available, f"suite {suite.name} ({flag} chooses one)")
+
+
+def dataset_of(checkpoint_path: Path) -> dict[str, Any]:
+    """Return what a checkpoint says of the dataset that it was trained on.
+
+    Raises:
+        UserError: the checkpoint is missing or damaged.
+    """
+    import torch
+
+    from world_modality.policy.checkpoint import load_checkpoint
+
+    dataset: dict[str, Any] = load_checkpoint(checkpoint_path, torch.device("cpu")).manifest[
+        "dataset"
+    ]
+    return dataset
+
+
+def recorded_rendering(
+    checkpoint_path: Path,
+    dataset: Mapping[str, Any],
+    rendering_type: type[RenderingT],
+    simulator: str,
+) -> RenderingT:
+    """Return the rendering that a checkpoint's dataset was recorded with.
+
+    Datasets that this project did not record are taken for LeRobot's public ones; a note says so.
+
+    Args:
+        checkpoint_path: the checkpoint's file.
+        dataset: what `dataset_of` says of it.
+        rendering_type: the suite's.
+        simulator: what the names of its suites begin with, such as `libero`.
+
+    Raises:
+        InvalidInputError: it was trained on another simulator's recording.
+    """
+    recording = dataset.get("recording")
+    if recording is None:
+        print(
+            f"note: {checkpoint_path} records no rendering; that of LeRobot's public data is used"
+        )
+        return rendering_type.lerobot()
+    recorded = recording.get("suite", {}).get("name", "an older version")
+    if not recorded.startswith(simulator):
+        raise InvalidInputError(
+            f"{checkpoint_path} was trained on a recording of {recorded}, not of {simulator}; roll "
+            "it out in the suite that it was trained on, or train again on a recording of this one"
+        )
+    return rendering_type.from_record(recording["rendering"])

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from benchmarks.rollouts.suite import EpisodeSpec
+from benchmarks.suite import EpisodeSpec
 from world_modality.arms import DUMMY_TOKEN, stored_control
 from world_modality.system.errors import InvalidInputError, missing_key
 from world_modality.tokens.corruption import Corruption, read_corruption

@@ -1,15 +1,17 @@
 """Recorded demonstrations, played again in a suite's simulator."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from itertools import zip_longest
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from benchmarks.demos.recording import RecordedEpisode
-from benchmarks.demos.signals import EXECUTED_ACTION, SUCCESS, read_signal
+from benchmarks.demos.recorder import reset_demonstration
+from benchmarks.demos.recording import EXECUTED_ACTION, SUCCESS, RecordedEpisode, read_signal
+from benchmarks.rollouts.acting.suite_fit import joined_vectors
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.suite import Simulator, Suite
+from benchmarks.suite import Suite
 from world_modality.precompute.dataset_columns import joined_columns
 from world_modality.source.dataset_episodes import read_episodes
 from world_modality.source.frame_decoding import frames_at
@@ -25,39 +27,20 @@ WAIVE = "waive the check with --no_check_parity"
 _NUM_IMAGES = 8
 
 
-@runtime_checkable
-class SampledResets(Protocol):
-    """A simulator whose demonstrations start in drawn states, not in the suite's stored ones.
-
-    Its recordings say so: `layouts.reset` is `sampled`, and an episode's `initial_state` is a seed.
-    """
-
-    def reset_sampled(self, seed: int) -> None:
-        """Start an episode in the state that the seed draws."""
-
-
 @dataclass(frozen=True)
-class Replay:
-    """One episode as it was recorded and as it goes here.
+class Playback:
+    """One episode, as it was recorded or as it goes here.
 
     Attributes:
-        episode: which one.
-        image_frames: the k frames whose images are compared, frame 0 first.
-        recorded_vectors: by dataset column, float32 [n, dim] of every frame.
-        vectors: the same by observation key, as they are here.
-        recorded_images: uint8 [k, H, W, 3] of the camera that the policy was trained on.
-        images: uint8 [k, H, W, 3] of each camera here.
-        recorded_success: whether the task was solved.
-        success: whether it is solved here.
+        states: float32 [n, S], the robot's state in every frame.
+        scene: by key, the other vectors of the first frame that recording and suite both have.
+        images: by camera, uint8 [k, H, W, 3] of the compared frames, frame 0 first.
+        success: whether the task was solved.
     """
 
-    episode: RecordedEpisode
-    image_frames: list[int]
-    recorded_vectors: dict[str, np.ndarray] = field(repr=False)
-    vectors: dict[str, np.ndarray] = field(repr=False)
-    recorded_images: np.ndarray = field(repr=False)
-    images: dict[str, np.ndarray] = field(repr=False)
-    recorded_success: bool
+    states: np.ndarray
+    scene: dict[str, np.ndarray]
+    images: dict[str, np.ndarray]
     success: bool
 
 
@@ -114,63 +97,54 @@ class RecordedDemonstrations:
         if found != dataset["content_sha256"]:
             raise InvalidInputError(
                 f"{source.root} is not the recording that the checkpoint was trained on (its "
-                "content's SHA-256 differs): recorded anew since? Give that one's folder with "
+                "content's SHA-256 differs): recorded again since? Give that one's folder with "
                 f"--dataset_root, or {WAIVE}"
             )
         _require_recording(source.recording, name, suite)
         assert source.recording is not None
         return cls(source, source.recording, dataset["image_key"], dataset["state_key"], *signals)
 
-    def select(self, count: int) -> list[RecordedEpisode]:
-        """Choose episodes spread over the tasks: one of each, or of evenly spaced ones.
+    def replay(
+        self, suite: Suite, episode: RecordedEpisode, state_key: str
+    ) -> tuple[Playback, Playback]:
+        """Return an episode as it was recorded, and as its recorded actions go here.
 
-        Raises:
-            InvalidInputError: fewer than one is asked for.
-        """
-        if count < 1:
-            raise InvalidInputError(
-                f"--num_parity_episodes must be at least 1, not {count}; or {WAIVE}"
-            )
-        by_task: dict[str, list[RecordedEpisode]] = {}
-        for entry in self.recording["episodes"]:
-            by_task.setdefault(entry["task"], []).append(RecordedEpisode(**entry))
-        tasks = list(by_task.values())
-        if count < len(tasks):
-            return [tasks[i * len(tasks) // count][0] for i in range(count)]
-        ranked = [pair for episodes in tasks for pair in enumerate(episodes)]
-        in_turn = sorted(ranked, key=lambda pair: pair[0])
-        return [episode for _, episode in in_turn[:count]]
-
-    def replay(self, suite: Suite, episode: RecordedEpisode, state_key: str) -> Replay:
-        """Execute an episode's recorded actions and keep what is seen meanwhile.
-
-        Args:
-            suite: whose simulator plays it.
-            episode: one of the recording's.
-            state_key: what the policy is shown as the robot's state.
+        `state_key` is what the policy is shown as the robot's state.
         """
         rows = self._rows_of(episode)
-        frames = np.unique(np.linspace(0, episode.num_frames - 1, _NUM_IMAGES).round())
-        image_frames = [int(frame) for frame in frames]
-        shared = [key for key in suite.state_keys if key in self.source.features]
-        vectors = list(dict.fromkeys([*joined_columns(state_key), *shared]))
-        seen, solved = self._play(suite, episode, self.executed_actions[rows], image_frames)
-        return Replay(
-            episode=episode,
-            image_frames=image_frames,
-            recorded_vectors=self._columns([*joined_columns(self.state_key), *shared], rows),
-            vectors={key: np.stack([frame[key] for frame in seen]) for key in vectors},
-            recorded_images=frames_at(
-                self.source, self.image_key, rows.start + np.array(image_frames)
-            ),
-            images={
-                key: np.stack([seen[i][key] for i in image_frames]) for key in suite.image_keys
-            },
-            recorded_success=bool(self.successes[rows].any()),
-            success=solved,
+        frames = np.unique(np.linspace(0, len(rows) - 1, _NUM_IMAGES).round().astype(np.int64))
+        state_keys = joined_columns(state_key)
+        scene_keys = [
+            key for key in suite.state_keys if key in self.source.features and key not in state_keys
+        ]
+        columns = self._columns([*joined_columns(self.state_key), *scene_keys], rows)
+        recorded = Playback(
+            states=joined_vectors(columns, self.state_key),
+            scene={key: columns[key][0] for key in scene_keys},
+            images={self.image_key: frames_at(self.source, self.image_key, rows[frames])},
+            success=bool(self.successes[rows].any()),
         )
+        states: list[np.ndarray] = []
+        scene: dict[str, np.ndarray] = {}
+        images: dict[str, list[np.ndarray]] = {key: [] for key in suite.image_keys}
+        solved = False
+        simulator = suite.open(episode.task)
+        try:
+            reset_demonstration(simulator, self.recording["layouts"], episode.initial_state)
+            for frame, action in enumerate(self.executed_actions[rows]):
+                seen = simulator.observe()
+                states.append(joined_vectors(seen, state_key))
+                if frame == 0:
+                    scene = {key: np.array(seen[key]) for key in scene_keys}
+                for key in suite.image_keys if frame in frames else ():
+                    images[key].append(np.array(seen[key]))
+                solved |= simulator.step(action)
+        finally:
+            simulator.close()
+        stacked = {key: np.stack(array) for key, array in images.items()}
+        return recorded, Playback(np.stack(states), scene, stacked, solved)
 
-    def _rows_of(self, episode: RecordedEpisode) -> slice:
+    def _rows_of(self, episode: RecordedEpisode) -> np.ndarray:
         episodes = read_episodes(self.source)
         found = episodes.positions_of([episode.episode_index]).tolist()
         lengths = episodes.lengths[found].tolist()
@@ -180,42 +154,34 @@ class RecordedDemonstrations:
                 f"{episode.episode_index} has {episode.num_frames} frames, but the data have "
                 f"{lengths[0] if lengths else 'none'}; record the dataset again, or {WAIVE}"
             )
-        return slice(int(episodes.starts[found[0]]), int(episodes.ends[found[0]]))
+        return np.arange(episodes.starts[found[0]], episodes.ends[found[0]])
 
-    def _play(
-        self,
-        suite: Suite,
-        episode: RecordedEpisode,
-        actions: np.ndarray,
-        image_frames: Sequence[int],
-    ) -> tuple[list[dict[str, np.ndarray]], bool]:
-        simulator = suite.open(episode.task)
-        solved = False
-        seen: list[dict[str, np.ndarray]] = []
-        try:
-            self._reset(simulator, episode.initial_state)
-            for frame, action in enumerate(actions):
-                observation = simulator.observe()
-                kept = suite.state_keys if frame not in image_frames else observation.keys()
-                seen.append({key: np.array(observation[key]) for key in kept})
-                solved |= simulator.step(action)
-        finally:
-            simulator.close()
-        return seen, solved
-
-    def _reset(self, simulator: Simulator, initial_state: int) -> None:
-        if self.recording["layouts"].get("reset") != "sampled":
-            simulator.reset(initial_state)
-            return
-        assert isinstance(simulator, SampledResets), "only LIBERO's recordings say sampled"
-        simulator.reset_sampled(initial_state)
-
-    def _columns(self, keys: list[str], rows: slice) -> dict[str, np.ndarray]:
+    def _columns(self, keys: list[str], rows: np.ndarray) -> dict[str, np.ndarray]:
         blocks = list(self.source.columns(list(dict.fromkeys(keys))))
         return {
             key: np.concatenate([block[key] for block in blocks])[rows].astype(np.float32)
             for key in blocks[0]
         }
+
+
+def spread_episodes(recording: Mapping[str, Any], count: int) -> list[RecordedEpisode]:
+    """Choose episodes spread over the tasks: one of each, or of evenly spaced ones.
+
+    Raises:
+        InvalidInputError: fewer than one is asked for.
+    """
+    if count < 1:
+        raise InvalidInputError(
+            f"--num_parity_episodes must be at least 1, not {count}; or {WAIVE}"
+        )
+    by_task: dict[str, list[RecordedEpisode]] = {}
+    for entry in recording["episodes"]:
+        by_task.setdefault(entry["task"], []).append(RecordedEpisode(**entry))
+    tasks = list(by_task.values())
+    if count < len(tasks):
+        return [tasks[i * len(tasks) // count][0] for i in range(count)]
+    in_turn = [episode for turn in zip_longest(*tasks) for episode in turn if episode]
+    return in_turn[:count]
 
 
 def _require_recording(recording: dict[str, Any] | None, name: str, suite: Suite) -> None:

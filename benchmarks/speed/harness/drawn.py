@@ -7,7 +7,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import UInt8
 
-from benchmarks.demos.dataset import DemoDatasetWriter, image_feature, vector_feature
+from benchmarks.demos.dataset import image_feature, new_dataset, vector_feature
 from benchmarks.demos.episode import DemoEpisode
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
@@ -55,16 +55,13 @@ def draw_dataset(
         "observation.state": vector_feature(VECTOR_NAMES),
         "action": vector_feature(VECTOR_NAMES),
     }
-    writer = DemoDatasetWriter(
-        f"bench/{root.name}", root, FPS, features, "drawn", use_videos=camera_dtype == "video"
-    )
-    with writer:
+    with new_dataset(f"bench/{root.name}", root, FPS, features, "drawn") as append:
         for start, stop in blocks(num_frames, episode_length):
             shape = (2, stop - start, len(VECTOR_NAMES))
             state, action = rng.normal(size=shape).astype(np.float32)
             frames = np.stack([_draw_frame(rng, image_size) for _ in range(start, stop)])
             columns = {CAMERA: frames, "observation.state": state, "action": action}
-            writer.add_episode(DemoEpisode("move the square", columns, signals={}))
+            append(DemoEpisode("move the square", columns, signals={}))
 
 
 def _draw_frame(rng: np.random.Generator, size: int) -> UInt8[np.ndarray, "H W 3"]:

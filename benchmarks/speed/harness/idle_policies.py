@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rollouts.policy import Query, RolloutPolicy, is_observed
-from benchmarks.rollouts.suite import EpisodeSpec
+from benchmarks.rollouts.loop import Query, RolloutPolicy, is_observed
+from benchmarks.suite import EpisodeSpec
 
 
 @dataclass(frozen=True)

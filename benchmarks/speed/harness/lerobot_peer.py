@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Int
 from torch.utils.data import DataLoader, default_collate
 
-from benchmarks.demos.dataset import DemoDatasetWriter, image_feature, vector_feature
+from benchmarks.demos.dataset import image_feature, new_dataset, vector_feature
 from benchmarks.demos.episode import DemoEpisode
 from benchmarks.speed.harness.drawn import CAMERA, FPS, LIBERO_EPISODE_LENGTH, blocks
 from world_modality.cache.contract import Cache
@@ -37,10 +37,10 @@ def record(cache: Cache, root: Path, image_size: int) -> None:
         ramp = np.arange(image_size, dtype=np.uint8)
         numbers = np.arange(num_frames)[:, None, None].astype(np.uint8)
         columns[CAMERA] = np.stack(np.broadcast_arrays(ramp[:, None], ramp, numbers), axis=-1)
-    with DemoDatasetWriter("bench/drawn", root, FPS, features, "drawn") as writer:
+    with new_dataset("bench/drawn", root, FPS, features, "drawn") as append:
         for start, stop in blocks(num_frames, LIBERO_EPISODE_LENGTH):
             part = {name: column[start:stop] for name, column in columns.items()}
-            writer.add_episode(DemoEpisode("move", part, signals={}))
+            append(DemoEpisode("move", part, signals={}))
 
 
 class LeRobotBatches:

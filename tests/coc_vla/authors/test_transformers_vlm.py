@@ -13,8 +13,7 @@ from coc_vla.authors.transformers_vlm import (
 from coc_vla.authors.vlm import VlmRequest, VlmUnavailableError
 from coc_vla.coc_generation import run
 from coc_vla.labels.record import read_labels, read_records
-from tests.fixtures.tiny_models import save_text_model
-from tests.fixtures.tiny_models import images_for, save_qwen_vl
+from tests.fixtures.tiny_models import images_for, save_qwen_vl, save_text_model
 from world_modality.system.errors import InvalidInputError
 
 CLASSES = {

@@ -1,11 +1,10 @@
+import dataclasses
 import json
 
 import pytest
 
-from benchmarks.rollouts.comparison import compare
-from benchmarks.rollouts.report import Report
-from benchmarks.rollouts.summary import summarise, tally
-from tests.rollouts.test_rollout_results import ORIGIN, result
+from benchmarks.rollouts.report import Comparison, Report, compare, summarise, tally
+from tests.rollouts.conftest import ORIGIN, result
 
 GROUPS = {"easy": ["left", "far"], "hard": ["right"], "unused": ["up"]}
 
@@ -93,3 +92,26 @@ def test_report_is_written_as_json_markdown_and_picture(tmp_path):
     assert record["comparisons"][0]["verdict"] == "C is better"
     assert (tmp_path / "summary.md").read_text() == report().markdown()
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def comparison(both, only_first, only_second, neither):
+    return Comparison("C", "B", both, only_first, only_second, neither, 0)
+
+
+def test_verdict_names_the_better_one_only_where_the_interval_excludes_zero():
+    assert comparison(20, 12, 2, 16).verdict == "C is better"
+    assert comparison(20, 2, 12, 16).verdict == "B is better"
+    assert comparison(20, 4, 2, 16).verdict == "not resolved: the interval spans 0"
+    assert comparison(0, 0, 0, 0).verdict == "not resolved: no episode in common"
+
+
+def test_episodes_are_paired_and_those_with_an_error_left_out():
+    first = [result(0, True), result(1, True), result(2, False), result(3, None), result(4, False)]
+    second = [result(0, True), result(1, False), result(2, True), result(3, True), result(5, True)]
+    found = compare("C", first, "B", reversed(second))
+    assert found == Comparison("C", "B", 1, 1, 1, 0, num_errors=1)
+
+
+def test_episodes_of_different_initial_states_are_no_pair():
+    moved = dataclasses.replace(result(0), initial_state=1)
+    assert not any(compare("C", [result(0)], "B", [moved]).counts)

@@ -1,12 +1,8 @@
-import dataclasses
-
 import numpy as np
 import pytest
 from scipy import stats
 
-from benchmarks.rollouts.comparison import Comparison, compare
-from tests.rollouts.test_rollout_results import result
-from world_modality.statistics.proportions import paired_difference, wilson_bounds
+from world_modality.statistics.proportions import mcnemar_p, paired_difference, wilson_bounds
 
 
 @pytest.mark.parametrize(
@@ -48,35 +44,12 @@ def test_unanimous_episodes_have_an_interval_of_some_width():
     assert paired_difference(0, 0, 0, 0).value is None
 
 
-def comparison(both, only_first, only_second, neither):
-    return Comparison("C", "B", both, only_first, only_second, neither, 0)
-
-
 def test_mcnemar_is_the_binomial_test_of_the_differing_episodes():
     # Two-sided: all outcomes at most as likely as 2 of 10 under a fair coin.
     tail = sum(stats.binom.pmf(k, 10, 0.5) for k in (0, 1, 2, 8, 9, 10))
-    assert comparison(5, 8, 2, 30).mcnemar_p == pytest.approx(tail)
-    assert comparison(5, 8, 2, 30).mcnemar_p == comparison(30, 2, 8, 5).mcnemar_p
-    assert comparison(5, 0, 0, 5).mcnemar_p == 1
-
-
-def test_verdict_names_the_better_one_only_where_the_interval_excludes_zero():
-    assert comparison(20, 12, 2, 16).verdict == "C is better"
-    assert comparison(20, 2, 12, 16).verdict == "B is better"
-    assert comparison(20, 4, 2, 16).verdict == "not resolved: the interval spans 0"
-    assert comparison(0, 0, 0, 0).verdict == "not resolved: no episode in common"
-
-
-def test_episodes_are_paired_and_those_with_an_error_left_out():
-    first = [result(0, True), result(1, True), result(2, False), result(3, None), result(4, False)]
-    second = [result(0, True), result(1, False), result(2, True), result(3, True), result(5, True)]
-    found = compare("C", first, "B", reversed(second))
-    assert found == Comparison("C", "B", 1, 1, 1, 0, num_errors=1)
-
-
-def test_episodes_of_different_initial_states_are_no_pair():
-    moved = dataclasses.replace(result(0), initial_state=1)
-    assert compare("C", [result(0)], "B", [moved]).num_episodes == 0
+    assert mcnemar_p(8, 2) == pytest.approx(tail)
+    assert mcnemar_p(8, 2) == mcnemar_p(2, 8)
+    assert mcnemar_p(0, 0) == 1
 
 
 def test_wilson_bounds_are_the_roots_of_the_score_test():
