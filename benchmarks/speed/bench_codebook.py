@@ -22,7 +22,8 @@ from benchmarks.speed.bench_precompute import machine
 from benchmarks.speed.harness.codebook_rows import RowKind, write_rows
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli
-from world_modality.tokens.codebook import VqBackend, assign_world_tokens, fit_codebook
+from world_modality.tokens.codebook import CodebookFlags
+from world_modality.tokens.kmeans import KMeans, VqBackend, assign_world_tokens
 
 # The matrix product that stands for the machine's limit: N, V and D of one block.
 SGEMM_SHAPE = (16_384, 1_024, 768)
@@ -37,10 +38,10 @@ import numpy as np
 import torch
 from benchmarks.speed.harness.turns import peak_resident_bytes
 from world_modality.tokens import kmeans
-from world_modality.precompute.codebook_step import StoredRows
+from world_modality.precompute.steps import StoredRows
 kmeans.RESIDENT_BYTES = int(sys.argv[2])
-rows = StoredRows(Path(sys.argv[1]), np.arange(int(sys.argv[3])), normalize=False)
-kmeans.fit_kmeans(rows, 128, device=torch.device("cpu"), seed=0, num_rounds=3)
+rows = StoredRows(Path(sys.argv[1]), np.arange(int(sys.argv[3])))
+kmeans.fit_in_torch(rows, 128, device=torch.device("cpu"), seed=0, num_rounds=3)
 print(peak_resident_bytes())
 """
 
@@ -96,11 +97,9 @@ def fit_peer(rows: np.ndarray, num_tokens: int) -> np.ndarray:
 
 
 def fit_ours(rows: np.ndarray, num_tokens: int, backend: VqBackend, device: str) -> np.ndarray:
-    """Fit by `fit_codebook`, as the stage does."""
-    from world_modality.system.device import resolve_device
-
-    on = resolve_device(device) if backend == "torch" else None
-    return fit_codebook(rows, num_tokens, backend=backend, device=on).centroids
+    """Fit as the stage does."""
+    flags = CodebookFlags(vq_num_tokens=num_tokens, vq_backend=backend)
+    return KMeans.fit(flags, rows, device).centroids
 
 
 def sgemm_flops(device: str) -> float:

@@ -22,8 +22,9 @@ import numpy as np
 from benchmarks.speed.harness.drawn_dataset import CAMERA, draw_dataset
 from benchmarks.speed.harness.lerobot_peer import frame_by_frame_rate
 from benchmarks.speed.harness.pass_rates import measure_pass
-from world_modality.encode.pixel_pca import PixelPCA, area_average
-from world_modality.encode.vision_encoders import EncoderRequest, RandomVitSize, build_encoder
+from world_modality.encode.pixel_pca import PixelPCA
+from world_modality.encode.random_vit import RandomVitSize
+from world_modality.encode.vision_encoders import VisionEncoderFlags, build_encoder
 from world_modality.source.frame_decoding import frame_blocks
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.atomic import write_json
@@ -135,14 +136,14 @@ def _passes(
     """Measure the pass over one dataset with each encoder."""
     source = open_dataset(f"bench/{root.name}", dataset_root=root)
     sample = next(frame_blocks(source, CAMERA, np.arange(config.num_frames), PCA_FRAMES))
-    request = EncoderRequest(
-        "random-vit",
+    flags = VisionEncoderFlags(
+        vision_model_name="random-vit",
         random_vit_size=config.random_vit_size,
         random_vit_image_size=config.random_vit_image_size,
     )
     for encoder in (
-        build_encoder(request, device),
-        PixelPCA.fit_to(area_average(sample, 32), 192, seed=0),
+        build_encoder(flags, device),
+        PixelPCA.fit(flags, [sample], len(sample)),
     ):
         rates = measure_pass(
             encoder,

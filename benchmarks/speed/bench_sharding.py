@@ -23,9 +23,8 @@ from benchmarks.speed.bench_precompute import machine
 from benchmarks.speed.harness.drawn_dataset import CAMERA, draw_dataset
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
-from world_modality.encode.vision_encoders import RandomVitSize
-from world_modality.precompute.shard_plan import FrameShard, ShardPlan
-from world_modality.precompute.shard_set import ShardSet
+from world_modality.encode.random_vit import RandomVitSize
+from world_modality.precompute.shards import FrameShard, ShardPlan, ShardSet
 from world_modality.precompute_world_tokens import PrecomputeConfig, open_job
 from world_modality.source.frame_decoding import frame_blocks
 from world_modality.system.atomic import write_json

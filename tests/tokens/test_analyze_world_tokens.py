@@ -19,8 +19,7 @@ from world_modality.analyze_world_tokens import AnalyzeConfig, main, run
 from world_modality.cache.contract import Cache
 from world_modality.statistics.intervals import Interval
 from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.tokens.advice import RULES, advice
-from world_modality.tokens.analysis import analyze_cache
+from world_modality.tokens.analysis import RULES, advice, analyze_cache
 from world_modality.tokens.analysis_report import report_json, report_text
 
 SPEC = SyntheticSpec(

@@ -8,14 +8,16 @@ import pytest
 
 from tests.fixtures.cache import SyntheticSpec, synthetic_arrays, synthetic_split
 from world_modality.source.episodes import Episodes
-from world_modality.tokens.information import (
+from world_modality.tokens.statistics import (
+    codebook_usage,
     episode_phase,
+    horizon_scores,
     mutual_information_bits,
     phase_dependence,
     phase_histogram,
     task_dependence,
+    token_dwell,
 )
-from world_modality.tokens.statistics import codebook_usage, horizon_scores, token_dwell
 
 SPEC = SyntheticSpec(num_episodes=24, num_tokens=9, slip=0.2, dwell=3, min_length=4, max_length=25)
 

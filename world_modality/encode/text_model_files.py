@@ -11,7 +11,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from world_modality.encode.hub_revision import hub_revision
 from world_modality.system.errors import InvalidInputError, MissingFileError
 from world_modality.system.proxies import by_way_of_hub
 
@@ -88,6 +87,8 @@ def load_text_model(files: TextModelFiles) -> TextModel:
     """
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
+
+    from world_modality.encode.transformers_encoder import hub_revision
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.location, **files.options)
@@ -188,7 +189,7 @@ def used_weights_sha256(model: Any, *, with_pooler: bool) -> str:
     A pooler that is not used is left out: many checkpoints lack it, and transformers then draws it
     at random, anew at every load.
     """
-    from world_modality.encode.vision_encoders import weights_sha256
+    from world_modality.encode.transformers_encoder import weights_sha256
 
     weights = model.state_dict()
     return weights_sha256(

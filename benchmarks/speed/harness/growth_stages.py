@@ -19,12 +19,13 @@ from benchmarks.speed.harness.synthetic_training import (
     write_synthetic_cache,
 )
 from benchmarks.speed.harness.turns import peak_resident_bytes, reset_peak, resident_bytes
-from world_modality.encode.vision_encoders import RandomVitSize
+from world_modality.encode.random_vit import RandomVitSize
 from world_modality.policy.predictions import predict
-from world_modality.precompute.codebook_step import StoredRows
+from world_modality.precompute.steps import StoredRows
 from world_modality.precompute_world_tokens import PrecomputeConfig
 from world_modality.precompute_world_tokens import run as precompute
-from world_modality.tokens.codebook import assign_world_tokens, fit_codebook
+from world_modality.tokens.codebook import CodebookFlags
+from world_modality.tokens.kmeans import KMeans
 from world_modality.training.trainer import Trainer
 
 # What the stages import when they run; it is to be there before they are measured.
@@ -104,10 +105,10 @@ def vq_fit(case: Case, folder: Path) -> Callable[[], float | None]:
     """Prepare the torch fit to all rows of a mapped array."""
     path = folder / "rows.npy"
     write_rows(path, "episodes", case.frames, case.width)
-    rows = StoredRows(path, np.arange(case.frames), normalize=False)
+    rows = StoredRows(path, np.arange(case.frames))
 
     def run() -> None:
-        fit_codebook(rows, NUM_TOKENS, backend="torch")
+        KMeans.fit(CodebookFlags(vq_num_tokens=NUM_TOKENS, vq_backend="torch"), rows, "cpu")
 
     return run
 
@@ -116,12 +117,12 @@ def vq_assignment(case: Case, folder: Path) -> Callable[[], float | None]:
     """Prepare faiss's assignment of all rows of a mapped array, in the stage's blocks."""
     path = folder / "rows.npy"
     write_rows(path, "episodes", case.frames, case.width)
-    rows = StoredRows(path, np.arange(case.frames), normalize=False)
-    centroids = rows[np.arange(NUM_TOKENS)]
+    rows = StoredRows(path, np.arange(case.frames))
+    codebook = KMeans(rows[np.arange(NUM_TOKENS)].astype(np.float32), l2_normalize=False)
 
     def run() -> None:
         for indices in np.array_split(np.arange(case.frames), -(-case.frames // 2_048)):
-            assign_world_tokens(rows[indices], centroids)
+            codebook.encode(rows[indices])
 
     return run
 

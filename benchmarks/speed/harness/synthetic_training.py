@@ -77,7 +77,7 @@ def open_trainer(
     device = resolve_device(config.device) if group is None else group.device
     tensors = FrameTensors.from_cache(cache, device, place=config.embeddings_on)
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
-    num_tokens = cache.manifest["arrays"]["codebook_centroids"]["shape"][0]
+    num_tokens = cache.num_tokens
     return trainer_on(tensors, frames, num_tokens, config, group)
 
 
