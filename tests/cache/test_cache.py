@@ -232,10 +232,32 @@ def test_arrays_of_different_lengths_are_refused(cache):
 
 def test_tokens_outside_the_codebook_are_refused(cache):
     replace_arrays(cache, {"codebook_centroids": synthetic_arrays(SPEC)["codebook_centroids"][:5]})
-    with pytest.raises(
-        InvalidInputError, match=r"values in \[0, 7\] but codebook_centroids has V=5"
-    ):
-        require_arrays(reopened(cache), ["world_tokens", "codebook_centroids"])
+    with pytest.raises(InvalidInputError, match=r"centroids has V=5 but the .* has V=8"):
+        require_arrays(reopened(cache), ["world_tokens"])
+    update_manifest(cache, {"codebook": {"num_tokens": 5}}, {})
+    with pytest.raises(InvalidInputError, match=r"values in \[0, 7\] but the codebook has V=5"):
+        require_arrays(reopened(cache), ["world_tokens"])
+    update_manifest(cache, {"codebook": None}, {})
+    with pytest.raises(InvalidInputError, match="a codebook of None tokens"):
+        require_arrays(reopened(cache), ["world_tokens"])
+
+
+def test_an_array_of_one_encoder_or_quantiser_is_declared_by_the_manifest(cache):
+    own = np.arange(6, dtype=np.float64).reshape(1, 2, 3)
+    replace_arrays(cache, {"some_weights": own})
+    again = reopened(cache)
+    assert again.array_path("some_weights").name == "train_some_weights.f64.npy"
+    assert again.model_arrays == ("codebook_centroids", "some_weights")
+    np.testing.assert_array_equal(again.load("some_weights"), own)
+    again.array_path("some_weights").write_bytes(b"")
+    with pytest.raises(InvalidInputError, match="truncated"):
+        require_arrays(again, ["world_tokens"])
+    record, intact = again.manifest["arrays"]["some_weights"], again.manifest_path.read_text()
+    for name, dtype in (("../weights", "float64"), ("some_weights", "object"), ("other", "int32")):
+        update_manifest(again, {}, {"some_weights": None, name: {**record, "dtype": dtype}})
+        with pytest.raises(InvalidInputError, match="expected the file"):
+            reopened(cache).load("states")
+        again.manifest_path.write_text(intact)
 
 
 def test_an_embedding_dim_that_differs_from_the_codebook_is_refused(cache):

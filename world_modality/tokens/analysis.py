@@ -42,6 +42,8 @@ class Analysis:
     Attributes:
         fps: frames per second, where the manifest has it.
         encoder_note: what has to be said about the encoder wherever its figures appear, or None.
+        l2_normalize: whether tokens are those of unit-length embeddings; None where the quantiser
+            has no such setting.
         train_usage, val_usage: the codebook's usage by training and by validation frames.
         train_dwell, val_dwell: how long tokens last there.
         horizons: predictability for k = 1…max_k, on validation episodes.
@@ -55,7 +57,7 @@ class Analysis:
     fps: float | None
     encoder_name: str
     encoder_note: str | None
-    l2_normalize: bool
+    l2_normalize: bool | None
     num_tokens: int
     num_train_episodes: int
     num_val_episodes: int
@@ -97,7 +99,7 @@ def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) ->
         fps=dataset.get("fps"),
         encoder_name=encoder["name"],
         encoder_note=encoder.get("note"),
-        l2_normalize=bool(cache.manifest["codebook"]["l2_normalize"]),
+        l2_normalize=cache.manifest["codebook"].get("l2_normalize"),
         num_tokens=num_tokens,
         num_train_episodes=len(split.train),
         num_val_episodes=len(split.val),
@@ -220,7 +222,7 @@ def _too_noisy(analysis: Analysis) -> bool:
 
 
 def _noisy_sentence(analysis: Analysis) -> str:
-    normalize = "" if analysis.l2_normalize else "try --l2_normalize, "
+    normalize = "try --l2_normalize, " if analysis.l2_normalize is False else ""
     fewer = max(2, min(256, analysis.num_tokens // 2))
     return (
         f"P(w[t]=w[t+1]) is {_at_next_frame(analysis, 'copy'):.3f} and the bigram baseline "
