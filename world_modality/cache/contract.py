@@ -198,11 +198,8 @@ class Cache:
             MissingFileError: nothing has been precomputed here.
             InvalidInputError: the file is not a manifest of this format.
         """
-        if self._manifest is None:
-            self._manifest = self._read_manifest()
-        return self._manifest
-
-    def _read_manifest(self) -> dict[str, Any]:
+        if self._manifest is not None:
+            return self._manifest
         path = self.manifest_path
         if not path.exists():
             raise MissingFileError(
@@ -233,9 +230,10 @@ class Cache:
                     f"{self.mend()}"
                 )
         try:
-            return without_checksum(manifest)
+            self._manifest = without_checksum(manifest)
         except ValueError as error:
             raise InvalidInputError(f"{path} was altered ({error}); {self.mend()}") from error
+        return self._manifest
 
     def has(self, name: str) -> bool:
         """Say whether the manifest lists the array."""
@@ -351,24 +349,20 @@ def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, An
         arrays: per-array record `{file, shape, dtype, sha256}`; None removes the array's entry.
     """
     with cache.lock("manifest", wait_s=MANIFEST_WAIT_S):
-        _update_manifest(cache, sections, arrays)
-
-
-def _update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, Any]) -> None:
-    cache._manifest = None  # another stage may have written meanwhile
-    try:
-        manifest = cache.manifest
-    except (MissingFileError, InvalidInputError):
-        # Nothing in an unreadable manifest can be kept, and this very write is what mends it.
-        manifest = {"format": FORMAT, "arrays": {}}
-    records: dict[str, Any] = {**manifest["arrays"], **arrays}
-    steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
-    manifest = {**manifest, **sections}
-    if steps:
-        manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
-    manifest["arrays"] = {name: record for name, record in records.items() if record is not None}
-    write_json(cache.manifest_path, with_checksum(manifest))
-    cache._manifest = manifest
+        cache._manifest = None  # another stage may have written meanwhile
+        try:
+            manifest = cache.manifest
+        except (MissingFileError, InvalidInputError):
+            # Nothing in an unreadable manifest can be kept, and this very write is what mends it.
+            manifest = {"format": FORMAT, "arrays": {}}
+        records: dict[str, Any] = {**manifest["arrays"], **arrays}
+        steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
+        manifest = {**manifest, **sections}
+        if steps:
+            manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
+        manifest["arrays"] = {name: r for name, r in records.items() if r is not None}
+        write_json(cache.manifest_path, with_checksum(manifest))
+        cache._manifest = manifest
 
 
 def require_arrays(cache: Cache, names: Iterable[str]) -> dict[str, np.ndarray]:

@@ -42,10 +42,8 @@ class EmbeddingJob:
     device: str
 
     @cached_property
-    def _built(self) -> VisionEncoder | None:
+    def _built(self) -> VisionEncoder:
         """The encoder where it needs no dataset."""
-        if self.flags.fitted_kind is not None:
-            return None
         from world_modality.system.device import resolve_device
 
         return build_encoder(self.flags, resolve_device(self.device))
@@ -58,7 +56,6 @@ class EmbeddingJob:
             own = fitted.settings(self.flags)
             settings = {"kind": fitted.kind, **own, "split": self.inputs.split_section}
         else:
-            assert self._built is not None
             # A model is the same under another path, and whatever the device that ran it.
             record = self._built.record()
             settings = {k: v for k, v in record.items() if k not in ("name", "revision")}
@@ -73,17 +70,12 @@ class EmbeddingJob:
     @property
     def compute(self) -> dict[str, str]:
         """Device and number format that the encoder computes with."""
-        fitted = self.flags.fitted_kind
-        if fitted is not None:
-            return dict(fitted.compute)
-        assert self._built is not None
-        return self._built.compute
+        return dict((self.flags.fitted_kind or self._built).compute)
 
     def make_encoder(self) -> VisionEncoder:
         """Return the encoder; one that is fitted to the dataset is fitted now."""
         fitted = self.flags.fitted_kind
         if fitted is None:
-            assert self._built is not None
             return self._built
         settings = fitted.settings(self.flags)
         frames = self.inputs.training_sample(settings["fit_frames"], settings["seed"])

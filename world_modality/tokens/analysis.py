@@ -195,53 +195,42 @@ def _dim_names(cache: Cache, target: str, num_dims: int) -> list[str]:
     return [str(name) for name in names]
 
 
-@dataclass(frozen=True)
-class Rule:
-    """One piece of advice: when it applies, and the sentence with the numbers."""
-
-    name: str
-    applies: Callable[[Analysis], bool]
-    sentence: Callable[[Analysis], str]
-
-
 def advice(analysis: Analysis) -> list[tuple[str, str]]:
-    """Return (rule name, sentence) for all rules that apply."""
-    given = [(rule.name, rule.sentence(analysis)) for rule in RULES if rule.applies(analysis)]
+    """Return (rule name, sentence with the numbers) for all rules that apply."""
+    sentences = {name: rule(analysis) for name, rule in RULES.items()}
+    given = [(name, sentence) for name, sentence in sentences.items() if sentence is not None]
     return given or [("fine", "Nothing in these figures speaks against the tokens.")]
 
 
-def _at_next_frame(analysis: Analysis, predictor: str, *, changed: bool = False) -> float:
-    scores = analysis.horizons[0].changed_pairs if changed else analysis.horizons[0].all_pairs
-    value = scores[predictor].value
+def _at_next_frame(analysis: Analysis, predictor: str) -> float:
+    value = analysis.horizons[0].all_pairs[predictor].value
     return math.nan if value is None else value
 
 
-def _too_noisy(analysis: Analysis) -> bool:
-    bar = _at_next_frame(analysis, "marginal") + _NOISE_MARGIN
-    return all(_at_next_frame(analysis, name) < bar for name in ("copy", "bigram_top1"))
-
-
-def _noisy_sentence(analysis: Analysis) -> str:
+def _too_noisy(analysis: Analysis) -> str | None:
+    copied, bigram, commonest = (
+        _at_next_frame(analysis, name) for name in ("copy", "bigram_top1", "marginal")
+    )
+    if not all(share < commonest + _NOISE_MARGIN for share in (copied, bigram)):
+        return None
     normalize = "try --l2_normalize, " if analysis.l2_normalize is False else ""
     fewer = max(2, min(256, analysis.num_tokens // 2))
     return (
-        f"P(w[t]=w[t+1]) is {_at_next_frame(analysis, 'copy'):.3f} and the bigram baseline "
-        f"{_at_next_frame(analysis, 'bigram_top1'):.3f}, near the "
-        f"{_at_next_frame(analysis, 'marginal'):.3f} of always guessing the commonest token "
+        f"P(w[t]=w[t+1]) is {copied:.3f} and the bigram baseline {bigram:.3f}, near the "
+        f"{commonest:.3f} of always guessing the commonest token "
         f"(chance {analysis.horizons[0].chance:.4f}): the tokenization is too noisy. In "
         f"precompute_world_tokens {normalize}reduce --vq_num_tokens (now {analysis.num_tokens}; "
         f"say {fewer}), and start with --future_offset 1 in training (only the next step)."
     )
 
 
-def _repeats(analysis: Analysis) -> bool:
-    return _at_next_frame(analysis, "copy") > _REPEATS
-
-
-def _repeats_sentence(analysis: Analysis) -> str:
+def _mostly_repeats(analysis: Analysis) -> str | None:
+    copied = _at_next_frame(analysis, "copy")
+    if not copied > _REPEATS:
+        return None
     start = (
-        f"The token repeats in {_at_next_frame(analysis, 'copy'):.0%} of frames, so that a copy "
-        "already scores that much: judge accuracy on the frames where the token changes"
+        f"The token repeats in {copied:.0%} of frames, so that a copy already scores that much: "
+        "judge accuracy on the frames where the token changes"
     )
     frames = analysis.val_dwell.frames.value
     if frames is None:
@@ -256,83 +245,72 @@ def _repeats_sentence(analysis: Analysis) -> str:
     )
 
 
-def _few_codes(analysis: Analysis) -> bool:
-    usage = analysis.train_usage
+def _few_codes(analysis: Analysis) -> str | None:
+    usage, num_tokens = analysis.train_usage, analysis.num_tokens
+    if (
+        usage.num_used >= _USED_SHARE * num_tokens
+        and usage.perplexity >= _PERPLEXITY_SHARE * num_tokens
+    ):
+        return None
     return (
-        usage.num_used < _USED_SHARE * analysis.num_tokens
-        or usage.perplexity < _PERPLEXITY_SHARE * analysis.num_tokens
+        f"Training frames use {usage.num_used} of {num_tokens} codes, with a perplexity of "
+        f"{usage.perplexity:.1f}: either the scenes differ little, and --vq_num_tokens can fall to "
+        f"about {max(2, round(usage.perplexity))}, or the embeddings have collapsed (were the "
+        "images scaled twice?); look at the token grids of inspect_token_images."
     )
 
 
-def _few_codes_sentence(analysis: Analysis) -> str:
-    usage = analysis.train_usage
-    return (
-        f"Training frames use {usage.num_used} of {analysis.num_tokens} codes, with a "
-        f"perplexity of {usage.perplexity:.1f}: either the scenes differ little, and "
-        f"--vq_num_tokens can fall to about {max(2, round(usage.perplexity))}, or the embeddings "
-        "have collapsed (were the images scaled twice?); look at the token grids of "
-        "inspect_token_images."
-    )
+def _scene_probe(analysis: Analysis) -> tuple[str, float, float]:
+    """Return what says most about the scene (objects where recorded, else the robot).
 
-
-def _object_probe(analysis: Analysis) -> tuple[str, ProbeResult | None]:
-    """Return the probe that says most about the scene: objects where recorded, else the robot."""
-    if analysis.probes.get("environment_states"):
-        return "object and simulator state", analysis.probes["environment_states"]
-    return "robot state", analysis.probes.get("states")
-
-
-def _r2(analysis: Analysis) -> tuple[float, float]:
-    _, probe = _object_probe(analysis)
+    And its R² from the embedding and from the token.
+    """
+    recorded = bool(analysis.probes.get("environment_states"))
+    probe = analysis.probes.get("environment_states" if recorded else "states")
+    label = "object and simulator state" if recorded else "robot state"
     if probe is None or probe.embedding.mean.value is None or probe.token.mean.value is None:
-        return math.nan, math.nan
-    return probe.embedding.mean.value, probe.token.mean.value
+        return label, math.nan, math.nan
+    return label, probe.embedding.mean.value, probe.token.mean.value
 
 
-def _blind(analysis: Analysis) -> bool:
-    return _r2(analysis)[0] < _LOW_R2
-
-
-def _blind_sentence(analysis: Analysis) -> str:
+def _encoder_blind(analysis: Analysis) -> str | None:
+    label, embedding, _ = _scene_probe(analysis)
+    if not embedding < _LOW_R2:
+        return None
     return (
-        f"A linear probe reads the {_object_probe(analysis)[0]} with R² {_r2(analysis)[0]:.2f} "
-        "from the embedding: the encoder sees little of it. Try another --vision_model_name, "
-        "--embedding_pooling mean, a larger image or another --image_key; more tokens will "
-        "not help."
+        f"A linear probe reads the {label} with R² {embedding:.2f} from the embedding: the encoder "
+        "sees little of it. Try another --vision_model_name, --embedding_pooling mean, a larger "
+        "image or another --image_key; more tokens will not help."
     )
 
 
-def _coarse(analysis: Analysis) -> bool:
-    embedding, token = _r2(analysis)
-    return embedding - token > _QUANTIZATION_LOSS and embedding > 0
-
-
-def _coarse_sentence(analysis: Analysis) -> str:
-    embedding, token = _r2(analysis)
+def _quantization_coarse(analysis: Analysis) -> str | None:
+    label, embedding, token = _scene_probe(analysis)
+    if not (embedding > 0 and embedding - token > _QUANTIZATION_LOSS):
+        return None
     return (
-        f"Quantisation loses much of the {_object_probe(analysis)[0]}: R² {embedding:.2f} from the "
-        f"embedding, {token:.2f} from its token. Try more tokens "
+        f"Quantisation loses much of the {label}: R² {embedding:.2f} from the embedding, "
+        f"{token:.2f} from its token. Try more tokens "
         f"(--vq_num_tokens {2 * analysis.num_tokens}), and weigh that against predictability."
     )
 
 
-def _tells_task(analysis: Analysis) -> bool:
-    return (analysis.task.excess_share or 0.0) > _TASK_SHARE
-
-
-def _tells_task_sentence(analysis: Analysis) -> str:
+def _tells_task(analysis: Analysis) -> str | None:
+    share = analysis.task.excess_share or 0.0
+    if not share > _TASK_SHARE:
+        return None
     return (
-        f"The token tells {analysis.task.excess_share:.0%} of which task it is (and "
+        f"The token tells {share:.0%} of which task it is (and "
         f"{analysis.phase.excess_share or 0.0:.0%} of the phase): a gain from reading it may "
         "come from knowing the task. Compare with policies that are given the instruction."
     )
 
 
-RULES: tuple[Rule, ...] = (
-    Rule("too_noisy", _too_noisy, _noisy_sentence),
-    Rule("mostly_repeats", _repeats, _repeats_sentence),
-    Rule("few_codes", _few_codes, _few_codes_sentence),
-    Rule("encoder_blind", _blind, _blind_sentence),
-    Rule("quantization_coarse", _coarse, _coarse_sentence),
-    Rule("tells_task", _tells_task, _tells_task_sentence),
-)
+RULES: dict[str, Callable[[Analysis], str | None]] = {
+    "too_noisy": _too_noisy,
+    "mostly_repeats": _mostly_repeats,
+    "few_codes": _few_codes,
+    "encoder_blind": _encoder_blind,
+    "quantization_coarse": _quantization_coarse,
+    "tells_task": _tells_task,
+}

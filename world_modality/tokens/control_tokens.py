@@ -1,4 +1,4 @@
-"""What a control arm reads in the place of `w_t`, and what it is asked to predict."""
+"""What a control arm reads instead of `w_t`, and what it is asked to predict."""
 
 import copy
 import dataclasses
@@ -57,7 +57,7 @@ class OtherEpisodes:
 
 
 class TokenControl:
-    """What one arm reads in the place of `w_t`, and what it is asked to predict.
+    """What one arm reads instead of `w_t`, and what it is asked to predict.
 
     Args:
         name: the control; `none` changes nothing.

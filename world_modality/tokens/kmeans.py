@@ -82,7 +82,7 @@ class KMeans(Quantiser):
 
     @classmethod
     def settings(cls, flags: "CodebookFlags") -> dict[str, Any]:
-        """Return its own settings, as the manifest's `codebook` has them."""
+        """Return what the manifest's `codebook` says of k-means alone."""
         return {
             "l2_normalize": flags.l2_normalize,
             "backend": flags.vq_backend,
@@ -266,21 +266,27 @@ def assign_world_tokens(
             f"embeddings have D={embeddings.shape[1]} but the codebook has D={centroids.shape[1]}"
         )
     _require_finite(centroids, "centroid")
+    center = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+    table = np.ascontiguousarray(centroids - center)
     if device is not None:
+        import torch
+
         _require_finite(embeddings, "embedding")
-        return nearest_centroids(embeddings, centroids, device)
+        rows = torch.from_numpy(embeddings - center).to(device)
+        near = torch.from_numpy(table).to(device)
+        with full_precision():
+            found = [tokens for _, tokens, _ in _nearest(_split(rows, len(near)), near)]
+        return torch.cat(found).to(torch.int32).cpu().numpy()
     import faiss
 
-    center = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
-    index = faiss.IndexFlatL2(centroids.shape[1])
-    index.add(np.ascontiguousarray(centroids - center))
+    index = faiss.IndexFlatL2(table.shape[1])
+    index.add(table)
     tokens = np.empty(len(embeddings), dtype=np.int32)
     for start in range(0, len(embeddings), ASSIGNED_ROWS):
         block = np.asarray(embeddings[start : start + ASSIGNED_ROWS], dtype=np.float32)
         _require_finite(block, "embedding", range(start, start + len(block)))
-        tokens[start : start + len(block)] = index.search(np.ascontiguousarray(block - center), 1)[
-            1
-        ][:, 0]
+        _, nearest = index.search(np.ascontiguousarray(block - center), 1)
+        tokens[start : start + len(block)] = nearest[:, 0]
     return tokens
 
 
@@ -479,20 +485,6 @@ def _round(
         counts += in_block
         objective += (scores + block.square().sum(dim=1)).clamp(min=0).sum(dtype=torch.float64)
     return (sums / counts.clamp(min=1)[:, None]).float(), counts, float(objective)
-
-
-def nearest_centroids(
-    rows: Float[np.ndarray, "N D"], centroids: Float[np.ndarray, "V D"], device: "torch.device"
-) -> Int[np.ndarray, " N"]:
-    """Return the int32 index of each row's nearest centroid, the lowest where several are."""
-    import torch
-
-    center = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
-    table = torch.from_numpy(centroids - center).to(device)
-    sample = torch.from_numpy(rows - center).to(device)
-    with full_precision():
-        tokens = [found for _, found, _ in _nearest(_split(sample, len(table)), table)]
-    return torch.cat(tokens).to(torch.int32).cpu().numpy()
 
 
 def _split(rows: "torch.Tensor", num_centroids: int) -> tuple["torch.Tensor", ...]:

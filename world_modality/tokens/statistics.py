@@ -317,20 +317,16 @@ def phase_dependence(
     labels = episode_phase(episodes)
     frames = episodes.frame_mask(ids)
     rng = np.random.default_rng(seed)
+    starts, lengths = (
+        np.repeat(of, episodes.lengths) for of in (episodes.starts, episodes.lengths)
+    )
+    position = np.arange(episodes.num_frames) - starts
     shuffles = []
     for _ in range(NUM_SHUFFLES):
-        turned = tokens[_turned_frames(episodes, rng)]
+        steps = np.repeat(rng.integers(0, episodes.lengths), episodes.lengths)
+        turned = tokens[starts + (position + steps) % lengths]
         shuffles.append(mutual_information_bits(turned[frames], labels[frames], num_tokens))
     return _dependence(tokens[frames], labels[frames], shuffles, num_tokens)
-
-
-def _turned_frames(episodes: Episodes, rng: np.random.Generator) -> np.ndarray:
-    """Return for each frame another of its episode, all of an episode turned by the same number."""
-    position = np.arange(episodes.num_frames) - np.repeat(episodes.starts, episodes.lengths)
-    turned = position + np.repeat(rng.integers(0, episodes.lengths), episodes.lengths)
-    turned %= np.repeat(episodes.lengths, episodes.lengths)
-    frames: np.ndarray = turned + np.repeat(episodes.starts, episodes.lengths)
-    return frames
 
 
 def _dependence(
