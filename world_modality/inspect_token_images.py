@@ -62,14 +62,7 @@ class InspectConfig:
 
 @dataclass(frozen=True)
 class TokenSample:
-    """The frames drawn for one token.
-
-    Attributes:
-        token: its id.
-        num_frames: how many frames of the dataset have it.
-        num_episodes: in how many episodes.
-        frames: the global indices drawn.
-    """
+    """The frames drawn for one token, and how many frames have it in how many episodes."""
 
     token: int
     num_frames: int

@@ -69,12 +69,7 @@ ARRAYS: dict[str, ArraySpec] = {
 def array_spec(name: str, dtype: object) -> ArraySpec | None:
     """Return what an array is on disk: a row of `ARRAYS`, or an encoder's or quantiser's own.
 
-    Args:
-        name: of the array.
-        dtype: what its own array is made of, by numpy's name; the rows of `ARRAYS` have theirs.
-
-    Returns:
-        None where the name is no lower-case identifier, or the dtype none that a cache may hold.
+    None where its name is no lower-case identifier, or `dtype` none that a cache may hold.
     """
     if name in ARRAYS:
         return ARRAYS[name]
@@ -155,11 +150,7 @@ class Cache:
         return self.folder / f"{self.split}_manifest.json"
 
     def array_spec(self, name: str, dtype: str | None = None) -> ArraySpec:
-        """Return what an array is on disk.
-
-        Args:
-            name: of the array.
-            dtype: of an encoder's or quantiser's own array that the manifest does not declare yet.
+        """Return what an array is on disk; `dtype` is that of one that is not declared yet.
 
         Raises:
             MissingKeyError: neither the contract nor the manifest knows it.

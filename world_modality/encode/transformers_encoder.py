@@ -31,11 +31,7 @@ _PREPROCESSING_KEYS = (
 
 
 def on_device_processor(processor: Any) -> Any | None:
-    """Return the processor's form that runs on any device, None where it has none.
-
-    Args:
-        processor: an image processor of the transformers library.
-    """
+    """Return the processor's form that runs on any device, None where it has none."""
     import transformers
     from transformers.image_processing_utils_fast import BaseImageProcessorFast
 
@@ -48,12 +44,7 @@ def on_device_processor(processor: Any) -> Any | None:
 def preprocess_on_device(
     processor: Any, images: UInt8[torch.Tensor, "B H W 3"]
 ) -> Float[torch.Tensor, "B 3 h w"]:
-    """Resize, crop, rescale and normalise images, on the device where they are.
-
-    Args:
-        processor: from `on_device_processor`.
-        images: RGB; sent as uint8 they are a quarter of the bytes.
-    """
+    """Resize, crop, rescale and normalise images, on the device where they are, in uint8."""
     batch = images.permute(0, 3, 1, 2).contiguous()
     pixels: torch.Tensor = processor(
         list(batch), return_tensors="pt", input_data_format="channels_first", device=batch.device
@@ -67,7 +58,6 @@ class TransformersEncoder:
 
     Attributes:
         name: hub name, local folder or `random-vit`.
-        kind: `transformers` or `random-vit`.
         revision: the pinned or resolved hub revision, None for a local folder.
         pooling: `cls`, or `mean` over the patch tokens (class and register tokens left out).
         compute_dtype: the precision of the matrix products.
@@ -380,10 +370,6 @@ def hub_revision(name: str, requested: str | None) -> str | None:
     """Return the commit of a hub model on this disk, by where the hub's cache keeps its files.
 
     transformers 4 leaves it in the model's config, transformers 5 no longer does.
-
-    Args:
-        name: hub name.
-        requested: the branch, tag or commit that was asked for.
     """
     from transformers.utils import cached_file
 

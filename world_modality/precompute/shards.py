@@ -126,10 +126,6 @@ class ShardPlan:
     def require_same(self, other: "ShardPlan", folder: Path) -> None:
         """Check that another plan is this one.
 
-        Args:
-            other: what this command asks for, or what another shard says.
-            folder: of the shards that have this plan.
-
         Raises:
             InvalidInputError: names each difference.
         """
@@ -175,12 +171,7 @@ class ShardFolder(Cache):
 
 
 class ShardSet:
-    """The shards beside a cache: a plan, and what is there of each.
-
-    Args:
-        cache: the cache that they become.
-        plan: what they agree on.
-    """
+    """The shards beside a cache: a plan, and what is there of each."""
 
     def __init__(self, cache: Cache, plan: ShardPlan) -> None:
         self.cache = cache
@@ -234,11 +225,7 @@ class ShardSet:
     ) -> None:
         """Check that a job is the one of these shards.
 
-        Args:
-            job: what is asked for.
-            num_shards: how many are asked for.
-            compute: device and number format that would compute further ones, None where nothing
-                is to be computed.
+        `compute` is what would compute further ones, None where none is to be computed.
 
         Raises:
             InvalidInputError: names each difference.

@@ -104,12 +104,7 @@ def shard_step(cache: Cache, job: EmbeddingJob, shard: FrameShard) -> PassSpeed 
 
 
 class StoredRows:
-    """Frames of the embeddings on the disk, in float16.
-
-    Args:
-        path: of the embeddings, which `Cache.load` has checked before.
-        frames: which of them are rows here.
-    """
+    """Some frames of the embeddings on the disk, in float16; `Cache.load` has checked the file."""
 
     def __init__(self, path: Path, frames: Int[np.ndarray, " N"]) -> None:
         self.path, self.frames = path, frames
@@ -137,11 +132,7 @@ def codebook_step(
     Tokens are assigned from the float16 embeddings on the disk, so that anybody can compute them
     again.
 
-    Args:
-        cache: whose embeddings have been checked or written just before.
-        inputs: the dataset.
-        flags: of the codebook.
-        device: `--device`, where a quantiser may fit and assign.
+    The embeddings have been checked or written just before.
 
     Raises:
         InvalidInputError: the disk or the memory is too small.
@@ -200,9 +191,6 @@ def rounding_to_spread(embeddings: Float[np.ndarray, "N D"]) -> float:
 
     The error of rounding to a grid of spacing u is u / sqrt(12); the spread is the distance to the
     mean. Near 1 the stored embeddings are mostly rounding; below 0.01 rounding does not matter.
-
-    Args:
-        embeddings: a sample of stored (float16) embeddings.
     """
     stored = np.asarray(embeddings, dtype=np.float16)
     rounding = np.spacing(stored).astype(np.float64) / np.sqrt(12)

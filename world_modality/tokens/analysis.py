@@ -73,13 +73,7 @@ class Analysis:
 
 
 def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) -> Analysis:
-    """Compute all figures from the cache alone.
-
-    Args:
-        cache: written by `precompute_world_tokens`.
-        max_k: the longest horizon, in frames.
-        max_probe_frames: training frames, and validation frames, that the probe takes at most.
-        seed: of subsamples, shuffles and intervals.
+    """Compute all figures from the cache alone; arguments as the stage's flags.
 
     Raises:
         MissingFileError: an array or the manifest is not there.

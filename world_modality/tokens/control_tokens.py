@@ -20,11 +20,7 @@ _STREAM = 0x70CE
 class OtherEpisodes:
     """Training frames, among which one of the same task and of another episode is drawn.
 
-    Another episode, so that nothing of a frame's own future is read.
-
-    Args:
-        episodes: of the cache.
-        pool: training frames, ascending.
+    Another episode, so that nothing of a frame's own future is read. `pool` ascends.
     """
 
     def __init__(self, episodes: Episodes, pool: Int[np.ndarray, " M"]) -> None:

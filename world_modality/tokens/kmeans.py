@@ -190,12 +190,7 @@ class _PreparedRows:
 def in_codebook_space(
     embeddings: Float[np.ndarray, "N D"], *, normalize: bool
 ) -> Float[np.ndarray, "N D"]:
-    """Bring stored embeddings into the space of the centroids, as float32.
-
-    Args:
-        embeddings: rows of `train_embeddings.fp16.npy`, or an encoder's output in float16.
-        normalize: scale each to unit length; a zero vector stays zero.
-    """
+    """Bring stored embeddings into the space of the centroids; a zero vector stays zero."""
     vectors = np.asarray(embeddings, dtype=np.float32)
     if not normalize:
         return vectors
@@ -253,8 +248,8 @@ def assign_world_tokens(
     index.
 
     Args:
-        embeddings: float32, in the space of the centroids (see `in_codebook_space`).
-        centroids: float32.
+        embeddings: float32, in the space of the centroids.
+        centroids: float32, all finite.
         device: torch computes there; by default faiss does, on the CPU. They agree but where the
             two nearest centroids are as near as float32 can tell.
 

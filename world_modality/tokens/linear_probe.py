@@ -176,15 +176,7 @@ def run_probes(
 ) -> ProbeResult | None:
     """Fit both probes on training frames and score them on validation frames.
 
-    Args:
-        train: frames of training episodes.
-        val: frames of validation episodes.
-        names: of the target's dimensions.
-        num_tokens: V.
-        seed: of the penalty's selection and the interval.
-
-    Returns:
-        None where every dimension is constant.
+    `names` are those of the target's dimensions; the result is None where all are constant.
 
     Raises:
         InvalidInputError: an embedding or a target is not finite.

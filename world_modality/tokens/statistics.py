@@ -27,11 +27,6 @@ class BigramBaseline:
 
     Equal counts are ordered by: the token itself first (a copy), then the token more frequent in
     training. A token never seen in training therefore predicts itself.
-
-    Args:
-        sources: tokens w[t] of the training pairs.
-        targets: tokens w[t+k] of the same pairs.
-        num_tokens: codebook size V.
     """
 
     def __init__(
@@ -156,7 +151,6 @@ class HorizonScores:
     """What predictors of w[t+k] without a model achieve on validation episodes.
 
     Attributes:
-        steps: k, in frames.
         num_pairs: validation pairs (t, t + k), none across an episode's end.
         num_changed: those with w[t] != w[t+k].
         chance: accuracy of a uniform guess, 1 / V.
@@ -244,7 +238,6 @@ class Dependence:
     Attributes:
         information_bits: plug-in estimate; biased upward, the more so the larger V is.
         shuffled_bits: mean of the same under shuffles that keep the tokens' own structure.
-        excess_bits: the difference of the two.
         label_bits: entropy of the label, the most that could be told.
         excess_share: excess over label entropy; None where the label is constant.
     """
