@@ -51,11 +51,11 @@ class InspectConfig:
     out_dir: Path = Path("token_inspection")
     """Receives token_<id>.jpg, contact_sheet.jpg and token_frames.json."""
     num_tokens: int = 10
-    """How many tokens, the most frequent ones first."""
+    """How many tokens to show, the most frequent ones first."""
     tokens: tuple[int, ...] = ()
-    """These tokens instead."""
+    """Show these tokens instead of the most frequent ones."""
     samples_per_token: int = 12
-    """Frames a token, from different episodes first."""
+    """How many frames of a token to show, from different episodes first."""
     seed: int = 0
     """Seed of the choice of frames."""
 

@@ -37,9 +37,9 @@ class PrecomputeConfig(CodebookFlags, VisionEncoderFlags, DatasetFlags):
     seed: int = 0
     """Seed of the samples, the codebook's fit, and random-vit's weights."""
     batch_size: int = 64
-    """Frames a batch."""
+    """Frames that are embedded at a time."""
     device: str = "auto"
-    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    """Where to compute: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     shard: str | None = None
     """i/N: embed only the i-th (from 0) of N stretches of frames, into a folder beside the cache;
     the same command without it merges them. Under accelerate launch each process takes one."""

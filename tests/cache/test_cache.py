@@ -1,7 +1,6 @@
 """The disk contract: by round trip, and by every kind of damage."""
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -136,13 +135,6 @@ def test_instruction_embeddings_are_mended_by_their_own_stage(cache):
         cache.load("instruction_embeddings")
 
 
-def test_an_array_of_another_cache_is_refused(cache, tmp_path):
-    other = write_synthetic_cache(tmp_path / "other", SyntheticSpec(seed=0, noise=0.02))
-    shutil.copy(other.array_path("actions"), cache.array_path("actions"))
-    with pytest.raises(InvalidInputError, match="from another run"):
-        cache.load("actions")
-
-
 def test_a_stale_manifest_is_refused(cache):
     manifest = cache.manifest_path.read_text()
     arrays = synthetic_arrays(SPEC)
@@ -192,15 +184,12 @@ def test_an_unknown_array_lists_the_known_ones(cache):
         cache.load("world_token")
 
 
-@pytest.mark.parametrize("name", ["", ".", "..", "../x", "a/../../x", "a/../b", "/etc", "./"])
+@pytest.mark.parametrize(
+    "name", ["", ".", "..", "../x", "a/../../x", "a/../b", "/etc", "./", "{root}/demo"]
+)
 def test_a_dataset_name_outside_the_cache_folder_is_refused(tmp_path, name):
     with pytest.raises(InvalidInputError, match="--dataset_name"):
-        cache_folder(tmp_path, name)
-
-
-def test_an_absolute_dataset_name_is_refused_even_inside_the_cache_folder(tmp_path):
-    with pytest.raises(InvalidInputError, match="--dataset_name"):
-        cache_folder(tmp_path, str(tmp_path / "demo"))
+        cache_folder(tmp_path, name.replace("{root}", str(tmp_path)))
 
 
 def test_a_symbolic_link_out_of_the_cache_folder_is_refused(tmp_path):

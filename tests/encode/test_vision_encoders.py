@@ -161,12 +161,6 @@ def test_a_model_saved_in_half_precision_stays_in_it(images, random_vit):
     np.testing.assert_allclose(half.encode(images), exact, atol=0.1)
 
 
-def test_a_batch_gives_what_single_frames_give(folders, images, built):
-    encoder = built(folders["dinov2"])
-    single = np.concatenate([encoder.encode(images[i : i + 1]) for i in range(len(images))])
-    np.testing.assert_allclose(encoder.encode(images), single, atol=1e-5)
-
-
 def test_the_class_token_of_a_model_without_one_is_refused(folders, images, built):
     encoder = built(folders["siglip_vision_model"])
     with pytest.raises(InvalidInputError, match="--embedding_pooling cls does not fit"):

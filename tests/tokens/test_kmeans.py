@@ -101,8 +101,9 @@ def test_more_centroids_lower_the_error(backend):
 
 @WITH_EACH_BACKEND
 def test_more_iterations_do_not_raise_the_error(backend):
-    once, often = (fitted(sample(), 16, backend, iterations=n).inertia for n in (1, 25))
-    assert often < once
+    inertias = [fitted(sample(), 16, backend, iterations=n).inertia for n in (1, 2, 4, 8, 25)]
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(inertias))
+    assert inertias[-1] < inertias[0]
 
 
 @WITH_EACH_BACKEND
@@ -192,12 +193,6 @@ def test_the_start_is_better_than_random_rows():
         for seed in range(8)
     ]
     assert np.mean(ours) < 0.8 * np.mean(randoms)
-
-
-def test_rounds_never_raise_the_objective():
-    objectives = [fit(sample(700), num_rounds=n)[1] for n in (1, 2, 4, 8, 16)]
-    assert all(later <= earlier for earlier, later in itertools.pairwise(objectives))
-    assert objectives[-1] < objectives[0]
 
 
 def test_the_inertia_is_that_of_the_centroids():

@@ -74,11 +74,11 @@ class VisionEncoderFlags(RandomVitFlags, PixelPcaFlags):
     vision_revision: str | None = None
     """Hub revision of the vision model."""
     embedding_pooling: Pooling = "cls"
-    """cls: the class token; mean: the mean over patch tokens."""
+    """What becomes the embedding: cls is the class token, mean the mean over patch tokens."""
     trust_remote_code: bool = False
     """Run code that the vision model's repository brings along."""
     precision: Precision = "auto"
-    """auto: fp16 autocast on a GPU, fp32 on a CPU."""
+    """Number format of the matrix products; auto is fp16 on a GPU, and fp32 on a CPU."""
     seed: int = 0
     """Seed of random weights, or of what is fitted."""
 

@@ -27,7 +27,7 @@ class CodebookFlags(KMeansFlags):
     vq_kind: str = FIRST_KIND
     """Kind of the quantiser; kmeans is the one there is."""
     vq_num_tokens: int = 1024
-    """V, the codebook's size."""
+    """Size V of the codebook."""
     vq_fit_frames: int = 65_536
     """At most this many training frames are sampled to fit the codebook; 0 is all."""
     seed: int = 0

@@ -19,6 +19,11 @@ from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.codebook import load_quantiser
 from world_modality.tokens.quantiser import Quantiser
 
+if TYPE_CHECKING:
+    import torch
+
+    from world_modality.policy.checkpoint import Checkpoint
+
 
 def single_thread() -> AbstractContextManager[Any]:
     """Return a context in which numpy, torch and faiss compute with one thread."""
@@ -32,12 +37,6 @@ def _loaded_libraries() -> ThreadpoolController:
     import torch  # noqa: F401
 
     return ThreadpoolController()
-
-
-if TYPE_CHECKING:
-    import torch
-
-    from world_modality.policy.checkpoint import Checkpoint
 
 
 def filled_groups(count: int, size: int) -> Iterator[Int[np.ndarray, " size"]]:
