@@ -103,10 +103,7 @@ class TokenControl:
         batch = self._targets.gather(frames[part], shape)
         if self.name in ("none", "placebo"):
             return batch
-        # Only `shuffled` needs the frames on the host.
-        on_host = frames.cpu().numpy() if self._others is not None else None
-        tokens = self._inputs(frames, on_host, shape, np.random.default_rng(self._words(step)))
-        return dataclasses.replace(batch, world_tokens=tokens[part])
+        return dataclasses.replace(batch, world_tokens=self._inputs(frames, shape, step)[part])
 
     def evaluation_tokens(
         self, frames: Int[np.ndarray, " M"], shape: WindowShape
@@ -114,23 +111,15 @@ class TokenControl:
         """Return what the arm reads at these frames; None where it reads their own tokens."""
         if self.name in ("none", "placebo"):
             return None
-        rng = np.random.default_rng(self._words(0))
-        tokens = self._inputs(torch.from_numpy(frames), frames, shape, rng)
-        return tokens.cpu().numpy()
-
-    def _words(self, step: int) -> list[int]:
-        return [self._seed, _STREAM, step]
+        return self._inputs(torch.from_numpy(frames), shape, 0).cpu().numpy()
 
     def _inputs(
-        self,
-        frames: Int[Tensor, " B"],
-        on_host: Int[np.ndarray, " B"] | None,
-        shape: WindowShape,
-        rng: np.random.Generator,
+        self, frames: Int[Tensor, " B"], shape: WindowShape, step: int
     ) -> Int[Tensor, " B"]:
         tokens = self._tensors.world_tokens
-        if self._others is not None and on_host is not None:
-            drawn = torch.from_numpy(self._others.draw(on_host, rng))
+        if self._others is not None:  # the only control that needs the frames on the host
+            rng = np.random.default_rng([self._seed, _STREAM, step])
+            drawn = torch.from_numpy(self._others.draw(frames.cpu().numpy(), rng))
             return tokens[drawn.to(tokens.device)].long()
         if self.name == "oracle":
             ahead = shape.future_offset * shape.future_stride

@@ -151,7 +151,7 @@ class HorizonScores:
     """What predictors of w[t+k] without a model achieve on validation episodes.
 
     Attributes:
-        num_pairs: validation pairs (t, t + k), none across an episode's end.
+        num_pairs: validation pairs (t, t + k), k = `steps`, none across an episode's end.
         num_changed: those with w[t] != w[t+k].
         chance: accuracy of a uniform guess, 1 / V.
         all_pairs: accuracy by predictor on all pairs.
