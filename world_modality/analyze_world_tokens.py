@@ -12,9 +12,8 @@ from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
-from world_modality.tokens.advice import advice
-from world_modality.tokens.analysis import Analysis, analyze_cache
-from world_modality.tokens.analysis_report import report_json, report_text
+from world_modality.tokens.analysis import Analysis, advice, analyze_cache
+from world_modality.tokens.analysis_report import report_json, report_text, save_plot
 
 
 @dataclass(frozen=True)
@@ -34,7 +33,7 @@ class AnalyzeConfig:
     max_probe_frames: int = 50_000
     """The linear probe takes at most this many training frames, and as many validation frames."""
     seed: int = 0
-    """Of subsamples, shuffles and bootstrap intervals."""
+    """Seed of subsamples, shuffles and bootstrap intervals."""
 
 
 @dataclass(frozen=True)
@@ -72,10 +71,6 @@ def run(config: AnalyzeConfig) -> AnalyzeResult:
         tokens_sha256 = cache.manifest["arrays"]["world_tokens"]["sha256"]
         content = {**report_json(analysis, sentences), "world_tokens_sha256": tokens_sha256}
         write_json(result.json_path, content)
-        from world_modality.tokens.analysis_plot import (
-            save_plot,  # matplotlib: a second that errors save
-        )
-
         save_plot(analysis, result.plot_path)
         print(f"\nwrote {result.json_path} and {result.plot_path}")
         return result

@@ -25,7 +25,6 @@ from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
-from world_modality.tokens.samples import TokenSample, choose_tokens, sample_frames
 
 FRAMES_FILE = "token_frames.json"
 GRID_NAME = re.compile(r"token_\d+\.jpg")
@@ -52,13 +51,28 @@ class InspectConfig:
     out_dir: Path = Path("token_inspection")
     """Receives token_<id>.jpg, contact_sheet.jpg and token_frames.json."""
     num_tokens: int = 10
-    """How many tokens, the most frequent ones first."""
+    """How many tokens to show, the most frequent ones first."""
     tokens: tuple[int, ...] = ()
-    """These tokens instead."""
+    """Show these tokens instead of the most frequent ones."""
     samples_per_token: int = 12
-    """Frames a token, from different episodes first."""
+    """How many frames of a token to show, from different episodes first."""
     seed: int = 0
-    """Of the choice of frames."""
+    """Seed of the choice of frames."""
+
+
+@dataclass(frozen=True)
+class TokenSample:
+    """The frames drawn for one token, and how many frames have it in how many episodes."""
+
+    token: int
+    num_frames: int
+    num_episodes: int
+    frames: Int[np.ndarray, " N"]
+
+    @property
+    def file_name(self) -> str:
+        """The grid's file."""
+        return f"token_{self.token}.jpg"
 
 
 def run(config: InspectConfig) -> list[TokenSample]:
@@ -66,15 +80,12 @@ def run(config: InspectConfig) -> list[TokenSample]:
     if config.samples_per_token < 1:
         raise InvalidInputError("--samples_per_token must be at least 1")
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    arrays = require_arrays(
-        cache, ("world_tokens", "codebook_centroids", "episode_index", "task_index")
-    )
+    arrays = require_arrays(cache, ("world_tokens", "episode_index", "task_index"))
     world_tokens = np.asarray(arrays["world_tokens"])
     episodes = Episodes.from_frames(
         arrays["episode_index"], arrays["task_index"], cache.episode_ids
     )
-    num_codes = len(arrays["codebook_centroids"])
-    chosen = choose_tokens(world_tokens, num_codes, config.num_tokens, config.tokens)
+    chosen = choose_tokens(world_tokens, cache.num_tokens, config.num_tokens, config.tokens)
     rng = np.random.default_rng(config.seed)
     samples = [
         sample_frames(token, world_tokens, episodes.of_frame, config.samples_per_token, rng)
@@ -95,6 +106,52 @@ def run(config: InspectConfig) -> list[TokenSample]:
     if report["note"]:
         print(f"note: {report['note']}")
     return samples
+
+
+def choose_tokens(
+    world_tokens: Int[np.ndarray, " N"], num_codes: int, num_tokens: int, tokens: tuple[int, ...]
+) -> list[int]:
+    """Return the tokens to show: those asked for, or the most frequent, ties by id.
+
+    Raises:
+        InvalidInputError: a token outside the codebook, or one that no frame has.
+    """
+    counts = np.bincount(world_tokens, minlength=num_codes)
+    for token in tokens:
+        if not 0 <= token < num_codes:
+            raise InvalidInputError(f"--tokens {token}: tokens lie between 0 and {num_codes - 1}")
+        if counts[token] == 0:
+            used = np.flatnonzero(counts)[:20].tolist()
+            raise InvalidInputError(f"--tokens {token}: no frame has it; used are {used} …")
+    if tokens:
+        return list(tokens)
+    if num_tokens < 1:
+        raise InvalidInputError("--num_tokens must be at least 1")
+    num_used = int((counts > 0).sum())
+    if num_tokens > num_used:
+        print(f"--num_tokens {num_tokens}, but only {num_used} of {num_codes} codes are used")
+    return [int(t) for t in np.argsort(-counts, kind="stable")[: min(num_tokens, num_used)]]
+
+
+def sample_frames(
+    token: int,
+    world_tokens: Int[np.ndarray, " N"],
+    episode_of_frame: Int[np.ndarray, " N"],
+    num_samples: int,
+    rng: np.random.Generator,
+) -> TokenSample:
+    """Draw frames of a token: one from each episode before a second from any."""
+    frames = rng.permutation(np.flatnonzero(world_tokens == token))
+    episodes = episode_of_frame[frames]
+    # The how-manieth frame of its episode each one is, in the random order.
+    by_episode = np.argsort(episodes, kind="stable")
+    starts = np.flatnonzero(np.diff(episodes[by_episode], prepend=-1))
+    turn = np.empty(len(frames), dtype=np.int64)
+    turn[by_episode] = np.arange(len(frames)) - np.repeat(
+        starts, np.diff(np.append(starts, len(frames)))
+    )
+    chosen = frames[np.argsort(turn, kind="stable")[:num_samples]]
+    return TokenSample(token, len(frames), len(starts), np.sort(chosen))
 
 
 def _source_of(cache: Cache, config: InspectConfig) -> LeRobotSource:

@@ -2,154 +2,62 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from world_modality.cache.contract import Cache
-from world_modality.encode.vision_encoders import EncoderRequest, Pooling, Precision, RandomVitSize
-from world_modality.precompute.codebook_step import CodebookRequest, codebook_step
-from world_modality.precompute.embedding_job import EmbeddingJob, Execution, PixelPcaRequest
-from world_modality.precompute.inputs import PrecomputeInputs
-from world_modality.precompute.shard_plan import FrameShard
+from world_modality.encode.vision_encoders import VisionEncoderFlags
+from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed
+from world_modality.precompute.inputs import DatasetFlags, PrecomputeInputs
+from world_modality.precompute.shards import FrameShard
 from world_modality.precompute.steps import (
-    PrecomputeResult,
+    codebook_step,
     columns_step,
     embeddings_step,
-    print_summary,
     shard_step,
 )
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.codebook import VqBackend
+from world_modality.tokens.codebook import CodebookFlags
 
 STAGE = "precompute_world_tokens"
+# Above this share of the spread, float16 moves frames between neighbouring codes.
+ROUNDING_LIMIT = 0.01
+# faiss warns below this many points a centroid.
+MIN_FRAMES_PER_TOKEN = 39
 
 
-@dataclass(frozen=True)
-class PrecomputeConfig:
+@dataclass(frozen=True, kw_only=True)
+class PrecomputeConfig(CodebookFlags, VisionEncoderFlags, DatasetFlags):
     """Embed every frame of a LeRobot dataset, fit a codebook, and write the cache."""
 
-    dataset_name: str
-    """Repository id (HuggingFaceVLA/libero), or the name given to a local dataset."""
-    dataset_root: Path | None = None
-    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
-    revision: str | None = None
-    """Hub revision (tag, branch or commit) to pin the dataset to."""
     split: str = "train"
     """LeRobot datasets have one split, train."""
     cache_dir: Path = Path("cache")
     """The cache is written to `<cache_dir>/<dataset_name>`."""
-
-    image_key: str | None = None
-    """Camera to embed; may be left out where there is only one."""
-    proprio_key: str = "observation.state"
-    """Column of the robot's state; several joined by + are put one behind the other."""
-    action_key: str = "action"
-    """Column of the action."""
-    episode_id_key: str = "episode_index"
-    """Column that numbers the episodes."""
-    task_index_key: str = "task_index"
-    """Column that numbers the tasks."""
-    environment_state_key: str | None = None
-    """Column of the simulator's own state; observation.environment_state where it exists."""
-
-    vision_model_name: str = "facebook/dinov2-base"
-    """Hub name or local folder of a transformers vision model; pixel-pca (stand-in, needs no hub)
-    or random-vit (untrained control)."""
-    vision_revision: str | None = None
-    """Hub revision of the vision model."""
-    embedding_pooling: Pooling = "cls"
-    """cls: the class token; mean: the mean over patch tokens."""
-    trust_remote_code: bool = False
-    """Run code that the vision model's repository brings along."""
-    random_vit_size: RandomVitSize = "small"
-    """Width and depth of random-vit."""
-    random_vit_image_size: int = 224
-    """Side of the image that random-vit sees, a multiple of 14."""
-    pixel_pca_size: int = 32
-    """pixel-pca averages images down to this many pixels a side."""
-    pixel_pca_components: int = 192
-    """pixel-pca's embedding dimension D."""
-    pixel_pca_fit_frames: int = 8192
-    """At most this many training frames are sampled to fit pixel-pca."""
-
-    vq_num_tokens: int = 1024
-    """V, the codebook's size."""
-    l2_normalize: bool = False
-    """Fit and assign in the space of unit-length embeddings."""
-    vq_backend: VqBackend = "faiss"
-    """Library of the k-means fit. torch runs on --device, starts with k-means++ on growing samples,
-    reads in blocks what memory cannot hold, and assigns the tokens, too; else faiss does."""
-    vq_iterations: int = 25
-    """Lloyd iterations at most; for torch, on each of its samples."""
-    vq_fit_frames: int = 65_536
-    """At most this many training frames are sampled to fit the codebook; 0 is all."""
-    val_fraction: float = 0.1
-    """Share of the episodes held out for validation, in every later stage too."""
-    split_seed: int = 0
-    """Of the choice of held-out episodes."""
     seed: int = 0
-    """Of the samples, the initial centroids, and random-vit's weights."""
-
+    """Seed of the samples, the codebook's fit, and random-vit's weights."""
     batch_size: int = 64
-    """Frames a batch."""
+    """Frames that are embedded at a time."""
     device: str = "auto"
-    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
-    precision: Precision = "auto"
-    """auto: fp16 autocast on a GPU, fp32 on a CPU."""
+    """Where to compute: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     shard: str | None = None
     """i/N: embed only the i-th (from 0) of N stretches of frames, into a folder beside the cache;
     the same command without it merges them. Under accelerate launch each process takes one."""
 
-    @property
-    def encoder_request(self) -> EncoderRequest:
-        """The encoder asked for."""
-        return EncoderRequest(
-            name=self.vision_model_name,
-            revision=self.vision_revision,
-            pooling=self.embedding_pooling,
-            precision=self.precision,
-            trust_remote_code=self.trust_remote_code,
-            seed=self.seed,
-            random_vit_size=self.random_vit_size,
-            random_vit_image_size=self.random_vit_image_size,
-        )
 
-    @property
-    def pixel_pca_request(self) -> PixelPcaRequest:
-        """Its settings, used where the encoder is pixel-pca."""
-        return PixelPcaRequest(
-            size=self.pixel_pca_size,
-            num_components=self.pixel_pca_components,
-            fit_frames=self.pixel_pca_fit_frames,
-            seed=self.seed,
-        )
+@dataclass(frozen=True)
+class PrecomputeResult:
+    """What a run did; the numbers themselves are in the manifest.
 
-    @property
-    def codebook_request(self) -> CodebookRequest:
-        """The codebook asked for."""
-        return CodebookRequest(
-            num_tokens=self.vq_num_tokens,
-            l2_normalize=self.l2_normalize,
-            backend=self.vq_backend,
-            iterations=self.vq_iterations,
-            fit_frames=self.vq_fit_frames,
-            seed=self.seed,
-        )
+    Attributes:
+        cache: the finished cache, or the one that the shard belongs to.
+        reused: the steps that an earlier run had already done.
+        speed: of the embedding pass, None where it was reused.
+    """
 
-    @property
-    def column_keys(self) -> dict[str, str | None]:
-        """The columns asked for, by role."""
-        return {
-            "state": self.proprio_key,
-            "action": self.action_key,
-            "episode": self.episode_id_key,
-            "task": self.task_index_key,
-            "environment_state": self.environment_state_key,
-        }
-
-    def embedding_job(self, inputs: PrecomputeInputs, device: str) -> EmbeddingJob:
-        """Return what is embedded, and how."""
-        execution = Execution(self.batch_size, device)
-        return EmbeddingJob(inputs, self.encoder_request, self.pixel_pca_request, execution)
+    cache: Cache
+    reused: tuple[str, ...]
+    speed: PassSpeed | None
 
 
 def run(config: PrecomputeConfig) -> PrecomputeResult:
@@ -191,21 +99,15 @@ def _check(config: PrecomputeConfig) -> None:
 def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob]:
     """Check the dataset; return the cache to write, and what is embedded for it."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    inputs = PrecomputeInputs.read(
-        config.dataset_name,
-        dataset_root=config.dataset_root,
-        revision=config.revision,
-        image_key=config.image_key,
-        keys=config.column_keys,
-        split=(config.val_fraction, config.split_seed),
-    )
-    config.codebook_request.require_enough(inputs)
+    inputs = PrecomputeInputs.read(config)
+    num_fitted = len(inputs.training_sample(config.max_fit_frames, config.seed))
+    config.quantiser.check(config, num_fitted)
     print(
         f"{inputs.source.name}: {inputs.source.num_frames} frames of {inputs.image_key}, "
         f"{len(inputs.split.train)} training and {len(inputs.split.val)} validation episodes, "
         f"{len(inputs.source.tasks)} tasks"
     )
-    return cache, config.embedding_job(inputs, device)
+    return cache, EmbeddingJob(inputs, config, config.batch_size, device)
 
 
 def _write_shard(cache: Cache, job: EmbeddingJob, shard: FrameShard) -> PrecomputeResult:
@@ -226,11 +128,64 @@ def _write_cache(config: PrecomputeConfig, cache: Cache, job: EmbeddingJob) -> P
         speed = embeddings_step(cache, job)
         if speed is None:
             reused.append("embeddings")
-        if codebook_step(cache, job.inputs, config.codebook_request, config.device):
+        if codebook_step(cache, job.inputs, config, config.device):
             reused.append("codebook")
     result = PrecomputeResult(cache, tuple(reused), speed)
     print_summary(result)
     return result
+
+
+def print_summary(result: PrecomputeResult) -> None:
+    """Print what the cache holds, and what its figures advise."""
+    manifest = result.cache.manifest
+    encoder, codebook = manifest["encoder"], manifest["codebook"]
+    print(f"\ncache {result.cache.folder}")
+    print(f"  reused            {', '.join(result.reused) or 'nothing'}")
+    if result.speed is not None:
+        print(
+            f"  embedded          {result.speed.num_frames} frames at "
+            f"{result.speed.frames_per_s:.1f} frames/s"
+        )
+    print(
+        f"  encoder           {encoder['name']}, D={encoder['embedding_dim']}, pooling "
+        f"{encoder['pooling']}"
+    )
+    others = ("num_tokens", "num_used", "fitted_on", "rounding_to_spread")
+    about = ", ".join(
+        f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
+        for name, value in codebook.items()
+        if name not in others
+    )
+    print(
+        f"  codebook          V={codebook['num_tokens']}, {codebook['num_used']} codes used by "
+        f"training frames; {about}"
+    )
+    print(f"  float16 rounding  {codebook['rounding_to_spread']:.2%} of the embeddings' spread")
+    for note in (encoder["note"], *codebook_advice(codebook)):
+        if note:
+            print(f"  note: {note}")
+
+
+def codebook_advice(codebook: dict[str, Any]) -> list[str]:
+    """Say in words what a manifest's `codebook` section gives reason to change."""
+    advice = []
+    num_tokens, num_used = codebook["num_tokens"], codebook["num_used"]
+    if codebook["rounding_to_spread"] > ROUNDING_LIMIT:
+        advice.append(
+            "the embeddings' spread is close to float16's rounding, so stored tokens are partly "
+            "noise; are the frames all alike, or is the encoder's preprocessing wrong?"
+        )
+    if num_used < num_tokens / 2:
+        advice.append(
+            f"only {num_used} of {num_tokens} codes are used; lower --vq_num_tokens, or look at "
+            "the frames with python -m world_modality.inspect_token_images"
+        )
+    if codebook["fit_frames"] < MIN_FRAMES_PER_TOKEN * num_tokens:
+        advice.append(
+            f"the codebook has {codebook['fit_frames'] / num_tokens:.0f} training frames a code, "
+            f"fewer than {MIN_FRAMES_PER_TOKEN}; lower --vq_num_tokens where tokens look noisy"
+        )
+    return advice
 
 
 def main() -> None:

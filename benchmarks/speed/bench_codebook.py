@@ -27,11 +27,12 @@ from benchmarks.speed.harness.measuring import (
     take_turns,
     timed,
 )
-from world_modality.precompute.codebook_step import StoredRows
+from world_modality.precompute.steps import StoredRows
 from world_modality.system.cli import run_cli
 from world_modality.system.device import resolve_device
 from world_modality.tokens import kmeans
-from world_modality.tokens.codebook import VqBackend, assign_world_tokens, fit_codebook
+from world_modality.tokens.codebook import CodebookFlags
+from world_modality.tokens.kmeans import KMeans, VqBackend, assign_world_tokens
 
 # The matrix product that stands for the machine's limit: N, V and D of one block.
 SGEMM_SHAPE = (16_384, 1_024, 768)
@@ -75,9 +76,9 @@ def fit_peer(rows: np.ndarray, num_tokens: int) -> np.ndarray:
 
 
 def fit_ours(rows: np.ndarray, num_tokens: int, backend: VqBackend, device: str) -> np.ndarray:
-    """Fit by `fit_codebook`, as the stage does."""
-    on = resolve_device(device) if backend == "torch" else None
-    return fit_codebook(rows, num_tokens, backend=backend, device=on).centroids
+    """Fit as the stage does."""
+    flags = CodebookFlags(vq_num_tokens=num_tokens, vq_backend=backend)
+    return KMeans.fit(flags, rows, device).centroids
 
 
 def inertia_of(rows: np.ndarray, centroids: np.ndarray) -> float:
@@ -160,8 +161,8 @@ def measure_memory(config: BenchCodebookConfig, folder: Path) -> Iterator[Figure
 def fit_mapped_rows(path: str, num_frames: int) -> None:
     """Fit to all rows of a mapped array, of which few are held in memory."""
     kmeans.RESIDENT_BYTES = MEMORY_RESIDENT_BYTES
-    rows = StoredRows(Path(path), np.arange(num_frames), normalize=False)
-    kmeans.fit_kmeans(rows, 128, device=torch.device("cpu"), seed=0, num_rounds=3)
+    rows = StoredRows(Path(path), np.arange(num_frames))
+    kmeans.fit_in_torch(rows, 128, device=torch.device("cpu"), seed=0, num_rounds=3)
 
 
 def measure(config: BenchCodebookConfig, folder: Path) -> Iterator[Figure]:

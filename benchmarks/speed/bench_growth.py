@@ -27,14 +27,15 @@ from scipy import stats
 from benchmarks.speed.harness.drawn import CAMERA, draw_cache, draw_dataset, write_rows
 from benchmarks.speed.harness.measuring import machine, reset_peak, status_bytes, turn_seconds
 from benchmarks.speed.harness.trainers import drawn_train_config, endless_steps, open_trainer
-from world_modality.encode.vision_encoders import RandomVitSize
+from world_modality.encode.random_vit import RandomVitSize
 from world_modality.policy.predictions import predict
-from world_modality.precompute.codebook_step import StoredRows
+from world_modality.precompute.steps import StoredRows
 from world_modality.precompute_world_tokens import PrecomputeConfig
 from world_modality.precompute_world_tokens import run as precompute
 from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import run_cli
-from world_modality.tokens.codebook import assign_world_tokens, fit_codebook
+from world_modality.tokens.codebook import CodebookFlags
+from world_modality.tokens.kmeans import KMeans
 from world_modality.training.trainer import Trainer
 
 CONFIDENCE = 0.95
@@ -89,17 +90,19 @@ def embedding_pass(frames: int, width: int, folder: Path) -> Work:
 def vq_fit(frames: int, width: int, folder: Path) -> Work:
     """Prepare the torch fit to all rows of a mapped array."""
     rows = _rows(frames, width, folder)
-    return lambda: fit_codebook(rows, NUM_TOKENS, backend="torch")
+    return lambda: KMeans.fit(
+        CodebookFlags(vq_num_tokens=NUM_TOKENS, vq_backend="torch"), rows, "cpu"
+    )
 
 
 def vq_assignment(frames: int, width: int, folder: Path) -> Work:
     """Prepare faiss's assignment of all rows of a mapped array, in the stage's blocks."""
     rows = _rows(frames, width, folder)
-    centroids = rows[np.arange(NUM_TOKENS)]
+    codebook = KMeans(rows[np.arange(NUM_TOKENS)].astype(np.float32), l2_normalize=False)
 
     def work() -> None:
         for indices in np.array_split(np.arange(frames), -(-frames // ASSIGNMENT_BLOCK)):
-            assign_world_tokens(rows[indices], centroids)
+            codebook.encode(rows[indices])
 
     return work
 
@@ -107,7 +110,7 @@ def vq_assignment(frames: int, width: int, folder: Path) -> Work:
 def _rows(frames: int, width: int, folder: Path) -> StoredRows:
     path = folder / "rows.npy"
     write_rows(path, "episodes", frames, width)
-    return StoredRows(path, np.arange(frames), normalize=False)
+    return StoredRows(path, np.arange(frames))
 
 
 def training_step(frames: int, width: int, folder: Path) -> Work:

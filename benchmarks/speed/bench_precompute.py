@@ -40,16 +40,11 @@ from benchmarks.speed.harness.measuring import (
 )
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
-from world_modality.encode.pixel_pca import PixelPCA, area_average
-from world_modality.encode.vision_encoders import (
-    EncoderRequest,
-    RandomVitSize,
-    VisionEncoder,
-    build_encoder,
-)
+from world_modality.encode.pixel_pca import PixelPCA
+from world_modality.encode.random_vit import RandomVitSize
+from world_modality.encode.vision_encoders import VisionEncoder, build_encoder
 from world_modality.precompute.embedding_pass import write_embeddings
-from world_modality.precompute.shard_plan import FrameShard, ShardPlan
-from world_modality.precompute.shard_set import ShardSet
+from world_modality.precompute.shards import FrameShard, ShardPlan, ShardSet
 from world_modality.precompute_world_tokens import PrecomputeConfig, open_job
 from world_modality.precompute_world_tokens import run as precompute
 from world_modality.source.frame_decoding import frame_blocks
@@ -106,14 +101,14 @@ def measure_passes(config: BenchPrecomputeConfig, folder: Path) -> Iterator[Figu
         draw_dataset(root, config.num_frames, config.image_size, kind)
         source = open_dataset(f"bench/{kind}", dataset_root=root)
         sample = next(frame_blocks(source, CAMERA, np.arange(config.num_frames), PCA_FRAMES))
-        request = EncoderRequest(
-            "random-vit",
+        flags = VisionEncoderFlags(
+            vision_model_name="random-vit",
             random_vit_size=config.random_vit_size,
             random_vit_image_size=config.random_vit_image_size,
         )
         for encoder in (
-            build_encoder(request, device),
-            PixelPCA.fit_to(area_average(sample, 32), 192, seed=0),
+            build_encoder(flags, device),
+            PixelPCA.fit(flags, [sample], len(sample)),
         ):
             caches = folder / f"{kind}_{encoder.name}"
             yield from compare_pass(config, f"{kind}, {encoder.name}", source, encoder, caches)

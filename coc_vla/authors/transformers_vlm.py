@@ -217,7 +217,7 @@ def model_identity(name: str, revision: str | None) -> str | None:
     """Return what tells a model's files apart: the hub's commit, or samples of a local folder."""
     folder = Path(name)
     if not folder.is_dir():
-        from world_modality.encode.hub_revision import hub_revision
+        from world_modality.encode.transformers_encoder import hub_revision
 
         return hub_revision(name, revision) or revision
     digest = hashlib.sha256()

@@ -15,9 +15,8 @@ from world_modality.system.errors import InvalidInputError, MissingFileError
 
 BLOCK = 25
 NAMES = ("embeddings", "states")
-SOURCE = {
-    name: synthetic_arrays(SyntheticSpec(num_episodes=7))[name] for name in ("embeddings", "states")
-}
+SOURCE = {name: synthetic_arrays(SyntheticSpec(num_episodes=7))[name] for name in NAMES}
+OTHER = {name: (array + 1).astype(array.dtype) for name, array in SOURCE.items()}
 NUM_FRAMES = len(SOURCE["states"])
 
 
@@ -92,6 +91,11 @@ def assert_refused_or_right(cache_dir, arrays):
         np.testing.assert_array_equal(found, array)
 
 
+def assert_holds(cache_dir, arrays):
+    for name, array in arrays.items():
+        np.testing.assert_array_equal(Cache(cache_dir, "demo").load(name), array)
+
+
 def test_killed_at_any_rename_and_resumed_equals_uninterrupted(
     monkeypatch, tmp_path, uninterrupted
 ):
@@ -103,14 +107,6 @@ def test_killed_at_any_rename_and_resumed_equals_uninterrupted(
         num_kills += 1
     # Two openings, the blocks, the records, two arrays and the manifest.
     assert num_kills >= 2 + NUM_FRAMES // BLOCK + 4
-
-
-def test_killed_again_and_again_still_ends_whole(monkeypatch, tmp_path, uninterrupted):
-    for _ in range(3 * NUM_FRAMES):
-        if not kill_after(monkeypatch, 2, tmp_path):
-            break
-    write_all(tmp_path)
-    assert files_of(tmp_path / "demo") == uninterrupted
 
 
 def test_resuming_does_not_write_the_safe_rows_again(monkeypatch, tmp_path):
@@ -126,67 +122,46 @@ def test_no_final_name_exists_before_the_array_is_whole(monkeypatch, tmp_path):
         assert finals == []
 
 
-def test_another_identity_starts_anew(monkeypatch, tmp_path):
-    assert kill_after(monkeypatch, 2 + 3, tmp_path)
-    other = {name: (array + 1).astype(array.dtype) for name, array in SOURCE.items()}
-    assert write_all(tmp_path, other, identity="b") == NUM_FRAMES
-    for name in NAMES:
-        np.testing.assert_array_equal(Cache(tmp_path, "demo").load(name), other[name])
-
-
 def test_two_identities_that_kill_each_other_never_mix(monkeypatch, tmp_path):
-    other = {name: np.zeros_like(array) for name, array in SOURCE.items()}
     folders = []
     for calls in range(5):
         folders.append(tmp_path / str(calls))
         assert kill_after(monkeypatch, 2 + 3, folders[-1])
-        assert kill_after(monkeypatch, calls, folders[-1], source=other, identity="b")
+        assert kill_after(monkeypatch, calls, folders[-1], source=OTHER, identity="b")
         write_all(folders[-1])
-        for name in NAMES:
-            np.testing.assert_array_equal(Cache(folders[-1], "demo").load(name), SOURCE[name])
+        assert_holds(folders[-1], SOURCE)
 
 
-def test_a_kill_while_the_file_is_made_anew_does_not_keep_old_progress(monkeypatch, tmp_path):
+def test_a_kill_while_the_file_is_made_again_does_not_keep_old_progress(monkeypatch, tmp_path):
     assert kill_after(monkeypatch, 2 + 3, tmp_path)
-
-    class Stop:
-        @staticmethod
-        def posix_fallocate(*_):
-            raise KilledError
-
     with monkeypatch.context() as patched:
-        patched.setattr(os, "posix_fallocate", Stop.posix_fallocate)
+        patched.setattr(os, "posix_fallocate", Killer(0).wrap(os.posix_fallocate))
         with pytest.raises(KilledError):
             write_all(tmp_path, identity="b")
     write_all(tmp_path)
-    for name in NAMES:
-        np.testing.assert_array_equal(Cache(tmp_path, "demo").load(name), SOURCE[name])
+    assert_holds(tmp_path, SOURCE)
 
 
 def test_old_arrays_stay_readable_until_the_new_ones_are_whole(monkeypatch, tmp_path):
     write_all(tmp_path)
-    other = {name: (array + 1).astype(array.dtype) for name, array in SOURCE.items()}
-    assert kill_after(monkeypatch, 2 + 2, tmp_path, source=other, identity="b")
-    for name in NAMES:
-        np.testing.assert_array_equal(Cache(tmp_path, "demo").load(name), SOURCE[name])
+    assert kill_after(monkeypatch, 2 + 2, tmp_path, source=OTHER, identity="b")
+    assert_holds(tmp_path, SOURCE)
 
 
 def test_a_kill_between_rename_and_manifest_is_refused_by_readers(monkeypatch, tmp_path):
     write_all(tmp_path)
-    other = {name: (array + 1).astype(array.dtype) for name, array in SOURCE.items()}
     blocks = -(-NUM_FRAMES // BLOCK)
     # Both arrays are renamed, the manifest is not.
-    assert kill_after(monkeypatch, 2 + blocks + 1 + 2, tmp_path, source=other, identity="b")
+    assert kill_after(monkeypatch, 2 + blocks + 1 + 2, tmp_path, source=OTHER, identity="b")
     for name in NAMES:
         with pytest.raises(InvalidInputError, match="SHA-256 differs"):
             Cache(tmp_path, "demo").load(name)
-    assert write_all(tmp_path, other, identity="b") == 0
-    for name in NAMES:
-        np.testing.assert_array_equal(Cache(tmp_path, "demo").load(name), other[name])
+    assert write_all(tmp_path, OTHER, identity="b") == 0
+    assert_holds(tmp_path, OTHER)
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff", b"[]", b"null"])
-def test_a_damaged_progress_file_starts_anew(monkeypatch, tmp_path, content):
+def test_a_damaged_progress_file_starts_again(monkeypatch, tmp_path, content):
     assert kill_after(monkeypatch, 2 + 2, tmp_path)
     (tmp_path / "demo" / "train_encode_progress.json").write_bytes(content)
     assert write_all(tmp_path) == NUM_FRAMES
@@ -203,7 +178,7 @@ def partial_of(cache_dir, name):
 
 
 @pytest.mark.parametrize("place", [3, 40, 130, 128 + 8 * BLOCK])
-def test_a_byte_flipped_in_the_safe_rows_is_noticed_and_they_are_written_anew(
+def test_a_byte_flipped_in_the_safe_rows_is_noticed_and_they_are_written_again(
     monkeypatch, tmp_path, uninterrupted, capsys, place
 ):
     assert kill_after(monkeypatch, 2 + 3, tmp_path)
@@ -233,8 +208,7 @@ def test_a_byte_flipped_between_the_record_and_the_rename_is_noticed(monkeypatch
     assert kill_after(monkeypatch, 2 + blocks + 1, tmp_path)  # the records are written
     flip(partial_of(tmp_path, "embeddings"), -1)
     write_all(tmp_path)
-    for name in NAMES:
-        np.testing.assert_array_equal(Cache(tmp_path, "demo").load(name), SOURCE[name])
+    assert_holds(tmp_path, SOURCE)
 
 
 def test_a_changed_progress_file_vouches_for_nothing(monkeypatch, tmp_path, uninterrupted):

@@ -2,6 +2,10 @@
 
 import dataclasses
 import json
+import os
+import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -10,7 +14,7 @@ from PIL import Image
 
 from tests.fixtures.lerobot import frame_image
 from world_modality.encode.pixel_pca import PixelPCA, area_average
-from world_modality.encode.vision_encoders import EncoderRequest, build_encoder, load_encoder
+from world_modality.encode.vision_encoders import VisionEncoderFlags, load_encoder
 from world_modality.system.errors import InvalidInputError
 
 CPU = torch.device("cpu")
@@ -20,6 +24,11 @@ CPU = torch.device("cpu")
 def images():
     rng = np.random.default_rng(0)
     return np.stack([frame_image(rng.random(2), i % 3, 60, 72) for i in range(9)])
+
+
+def pixel_pca(images, num_components, size=8):
+    flags = VisionEncoderFlags(pixel_pca_size=size, pixel_pca_components=num_components)
+    return PixelPCA.fit(flags, [images[:5], images[5:]], len(images))
 
 
 def save_model(folder, model_type, **config):
@@ -69,7 +78,7 @@ def by_hand(folder, images, pooling, num_prefix):
     return torch.stack(rows).numpy()
 
 
-def test_of_a_model_of_images_and_texts_the_image_tower_is_taken(images, tmp_path):
+def test_of_a_model_of_images_and_texts_the_image_tower_is_taken(images, tmp_path, built):
     from transformers import BitImageProcessor, CLIPConfig, CLIPModel
 
     sizes = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -78,7 +87,7 @@ def test_of_a_model_of_images_and_texts_the_image_tower_is_taken(images, tmp_pat
     CLIPModel(CLIPConfig(vision_config=vision, text_config=sizes)).save_pretrained(tmp_path)
     processor = BitImageProcessor(size={"shortest_edge": 48}, crop_size={"height": 42, "width": 42})
     processor.save_pretrained(tmp_path)
-    found = build_encoder(EncoderRequest(str(tmp_path)), CPU).encode(images[:2])
+    found = built(tmp_path).encode(images[:2])
     tower = CLIPModel.from_pretrained(tmp_path).vision_model.eval()
     pixels = processor([Image.fromarray(image) for image in images[:2]], return_tensors="pt")
     with torch.no_grad():
@@ -86,7 +95,7 @@ def test_of_a_model_of_images_and_texts_the_image_tower_is_taken(images, tmp_pat
     np.testing.assert_allclose(found, expected, atol=0.03)
 
 
-def test_the_mean_over_a_convolutional_network_is_spatial(images, tmp_path):
+def test_the_mean_over_a_convolutional_network_is_spatial(images, tmp_path, built):
     from transformers import BitImageProcessor, ResNetConfig, ResNetModel
 
     torch.manual_seed(0)
@@ -96,7 +105,7 @@ def test_the_mean_over_a_convolutional_network_is_spatial(images, tmp_path):
     BitImageProcessor(
         size={"shortest_edge": 64}, crop_size={"height": 64, "width": 64}
     ).save_pretrained(tmp_path)
-    encoder = build_encoder(EncoderRequest(str(tmp_path), pooling="mean"), CPU)
+    encoder = built(tmp_path, embedding_pooling="mean")
     assert encoder.encode(images).shape == (9, 16) == (9, encoder.embedding_dim)
 
 
@@ -109,8 +118,10 @@ def test_the_mean_over_a_convolutional_network_is_spatial(images, tmp_path):
         ("siglip_vision_model", "mean", 0),
     ],
 )
-def test_embeddings_equal_the_model_applied_by_hand(folders, images, model, pooling, num_prefix):
-    encoder = build_encoder(EncoderRequest(str(folders[model]), pooling=pooling), CPU)
+def test_embeddings_equal_the_model_applied_by_hand(
+    folders, images, model, pooling, num_prefix, built
+):
+    encoder = built(folders[model], embedding_pooling=pooling)
     expected = by_hand(folders[model], images, pooling, num_prefix)
     found = encoder.encode(images)
     assert found.dtype == np.float32
@@ -120,8 +131,8 @@ def test_embeddings_equal_the_model_applied_by_hand(folders, images, model, pool
     assert np.sqrt(np.mean((found - expected) ** 2)) < 0.02 * np.sqrt(np.mean(spread**2))
 
 
-def test_pixels_are_divided_by_255_once(folders, images):
-    encoder = build_encoder(EncoderRequest(str(folders["dinov2"])), CPU)
+def test_pixels_are_divided_by_255_once(folders, images, built):
+    encoder = built(folders["dinov2"])
     white = encoder._preprocess(np.full((1, 50, 50, 3), 255, dtype=np.uint8))
     expected = (1 - np.array([0.48145466, 0.4578275, 0.40821073])) / [
         0.26862954,
@@ -131,16 +142,8 @@ def test_pixels_are_divided_by_255_once(folders, images):
     np.testing.assert_allclose(white[0, :, 5, 5], expected, atol=1e-4)
 
 
-def test_weights_are_rounded_once_to_what_autocast_would_make_of_them(images):
-    exact, rounded = (
-        build_encoder(
-            EncoderRequest(
-                "random-vit", random_vit_size="tiny", random_vit_image_size=42, precision=precision
-            ),
-            CPU,
-        )
-        for precision in ("fp32", "bf16")
-    )
+def test_weights_are_rounded_once_to_what_autocast_would_make_of_them(images, random_vit):
+    exact, rounded = (random_vit(precision=precision) for precision in ("fp32", "bf16"))
     assert rounded.record() == exact.record(), "the weights are known by their full precision"
     dtypes = {name: p.dtype for name, p in rounded.model.named_parameters()}
     assert dtypes["embeddings.patch_embeddings.projection.weight"] == torch.bfloat16
@@ -150,29 +153,22 @@ def test_weights_are_rounded_once_to_what_autocast_would_make_of_them(images):
     np.testing.assert_array_equal(rounded.encode(images), hidden[:, 0].float().numpy())
 
 
-def test_a_model_saved_in_half_precision_stays_in_it(images):
-    request = EncoderRequest("random-vit", random_vit_size="tiny", random_vit_image_size=42)
-    encoder = build_encoder(request, CPU)
+def test_a_model_saved_in_half_precision_stays_in_it(images, random_vit):
+    encoder = random_vit()
     exact = encoder.encode(images)
     half = dataclasses.replace(encoder, model=encoder.model.bfloat16())
     assert {p.dtype for p in half.model.parameters()} == {torch.bfloat16}
     np.testing.assert_allclose(half.encode(images), exact, atol=0.1)
 
 
-def test_a_batch_gives_what_single_frames_give(folders, images):
-    encoder = build_encoder(EncoderRequest(str(folders["dinov2"])), CPU)
-    single = np.concatenate([encoder.encode(images[i : i + 1]) for i in range(len(images))])
-    np.testing.assert_allclose(encoder.encode(images), single, atol=1e-5)
-
-
-def test_the_class_token_of_a_model_without_one_is_refused(folders, images):
-    encoder = build_encoder(EncoderRequest(str(folders["siglip_vision_model"])), CPU)
+def test_the_class_token_of_a_model_without_one_is_refused(folders, images, built):
+    encoder = built(folders["siglip_vision_model"])
     with pytest.raises(InvalidInputError, match="--embedding_pooling cls does not fit"):
         encoder.encode(images)
 
 
-def test_the_record_rebuilds_the_encoder(folders, images):
-    encoder = build_encoder(EncoderRequest(str(folders["dinov2"]), pooling="mean"), CPU)
+def test_the_record_rebuilds_the_encoder(folders, images, built):
+    encoder = built(folders["dinov2"], embedding_pooling="mean")
     record = json.loads(json.dumps(encoder.record()))
     again = load_encoder(record, {}, CPU)
     np.testing.assert_array_equal(again.encode(images), encoder.encode(images))
@@ -181,10 +177,6 @@ def test_the_record_rebuilds_the_encoder(folders, images):
 
 
 def test_the_record_names_the_hub_revision_that_was_loaded(folders, tmp_path):
-    import os
-    import shutil
-    import subprocess
-    import sys
 
     revision = "0123456789" * 4
     repository = tmp_path / "models--someone--tiny-dinov2"
@@ -193,8 +185,8 @@ def test_the_record_names_the_hub_revision_that_was_loaded(folders, tmp_path):
     (repository / "refs" / "main").write_text(revision)
     code = (
         "import torch\n"
-        "from world_modality.encode.vision_encoders import EncoderRequest, build_encoder\n"
-        "request = EncoderRequest('someone/tiny-dinov2')\n"
+        "from world_modality.encode.vision_encoders import VisionEncoderFlags, build_encoder\n"
+        "request = VisionEncoderFlags(vision_model_name='someone/tiny-dinov2')\n"
         "print(build_encoder(request, torch.device('cpu')).record()['revision'])\n"
     )
     # The hub's client reads the folder's name when it is imported.
@@ -205,10 +197,9 @@ def test_the_record_names_the_hub_revision_that_was_loaded(folders, tmp_path):
     assert done.stdout.split() == [revision]
 
 
-def test_other_weights_or_preprocessing_than_the_records_are_refused(folders, tmp_path):
-    import shutil
+def test_other_weights_or_preprocessing_than_the_records_are_refused(folders, tmp_path, built):
 
-    record = build_encoder(EncoderRequest(str(folders["dinov2"])), CPU).record()
+    record = built(folders["dinov2"]).record()
     other = {**record, "weights_sha256": "0" * 64}
     with pytest.raises(InvalidInputError, match="has weights_sha256"):
         load_encoder(other, {}, CPU)
@@ -221,12 +212,11 @@ def test_other_weights_or_preprocessing_than_the_records_are_refused(folders, tm
         load_encoder(record, {}, CPU, model_name=str(moved))
 
 
-def test_a_record_cannot_ask_for_remote_code_to_be_run(folders, tmp_path):
-    import shutil
+def test_a_record_cannot_ask_for_remote_code_to_be_run(folders, tmp_path, built):
 
     from transformers import AutoConfig
 
-    record = build_encoder(EncoderRequest(str(folders["dinov2"])), CPU).record()
+    record = built(folders["dinov2"]).record()
     hostile = shutil.copytree(folders["dinov2"], tmp_path / "hostile")
     config = json.loads((hostile / "config.json").read_text())
     config |= {"model_type": "hostile", "auto_map": {"AutoConfig": "code.Config"}}
@@ -245,29 +235,24 @@ def test_a_record_cannot_ask_for_remote_code_to_be_run(folders, tmp_path):
     assert (tmp_path / "executed").exists()
 
 
-def test_a_model_that_is_no_vision_model_is_refused(tmp_path):
+def test_a_model_that_is_no_vision_model_is_refused(tmp_path, built):
     from transformers import BertConfig, BertModel, BitImageProcessor
 
     sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 30}
     BertModel(BertConfig(**sizes, intermediate_size=16)).save_pretrained(tmp_path)
     with pytest.raises(InvalidInputError, match="no vision model could be loaded"):
-        build_encoder(EncoderRequest(str(tmp_path)), CPU)
+        built(tmp_path)
     BitImageProcessor().save_pretrained(tmp_path)
     with pytest.raises(InvalidInputError, match="BertModel, which takes no images"):
-        build_encoder(EncoderRequest(str(tmp_path)), CPU)
+        built(tmp_path)
 
 
-def test_without_a_hub_the_message_names_what_works_without_one():
+def test_without_a_hub_the_message_names_what_works_without_one(built):
     with pytest.raises(InvalidInputError, match=r"facebook/dinov2-base.*local folder.*pixel-pca"):
-        build_encoder(EncoderRequest("facebook/dinov2-base"), CPU)
+        built("facebook/dinov2-base")
 
 
-def random_vit(**changes):
-    settings = {"random_vit_size": "tiny", "random_vit_image_size": 28, **changes}
-    return build_encoder(EncoderRequest("random-vit", **settings), CPU)
-
-
-def test_random_vit_is_the_dinov2_architecture_with_seeded_weights(images):
+def test_random_vit_is_the_dinov2_architecture_with_seeded_weights(images, random_vit):
     encoder = random_vit(seed=1)
     assert type(encoder.model).__name__ == "Dinov2Model"
     np.testing.assert_array_equal(encoder.encode(images), random_vit(seed=1).encode(images))
@@ -276,7 +261,7 @@ def test_random_vit_is_the_dinov2_architecture_with_seeded_weights(images):
     np.testing.assert_array_equal(again.encode(images), encoder.encode(images))
 
 
-def test_random_vit_does_not_disturb_the_random_state():
+def test_random_vit_does_not_disturb_the_random_state(random_vit):
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -284,14 +269,13 @@ def test_random_vit_does_not_disturb_the_random_state():
     assert torch.equal(torch.rand(3), expected)
 
 
-def test_an_image_size_that_patches_do_not_fill_is_refused():
+def test_an_image_size_that_patches_do_not_fill_is_refused(random_vit):
     with pytest.raises(InvalidInputError, match="--random_vit_image_size 30"):
         random_vit(random_vit_image_size=30)
 
 
-def test_stand_ins_say_so(images):
-    features = area_average(images, 8)
-    for encoder in (random_vit(), PixelPCA.fit_to(features, 3, seed=0)):
+def test_stand_ins_say_so(images, random_vit):
+    for encoder in (random_vit(), pixel_pca(images, 3)):
         assert "never a DINOv2 result" in encoder.stand_in_note
         assert encoder.record()["note"] == encoder.stand_in_note
         assert encoder.record()["is_stand_in"] is True
@@ -317,7 +301,7 @@ def test_area_average_counts_the_part_of_a_pixel_inside_the_cell():
 
 def test_pixel_pca_projects_onto_the_directions_of_largest_variance(images):
     features = area_average(images, 8)
-    encoder = PixelPCA.fit_to(features, 4, seed=0)
+    encoder = pixel_pca(images, 4)
     centered = features.astype(np.float64) - features.mean(axis=0)
     _, _, directions = np.linalg.svd(centered, full_matrices=False)
     expected = np.abs(centered @ directions[:4].T)
@@ -325,7 +309,7 @@ def test_pixel_pca_projects_onto_the_directions_of_largest_variance(images):
 
 
 def test_pixel_pca_is_rebuilt_from_its_arrays(images):
-    encoder = PixelPCA.fit_to(area_average(images, 8), 4, seed=0)
+    encoder = pixel_pca(images, 4)
     record = json.loads(json.dumps(encoder.record()))
     again = load_encoder(record, encoder.arrays, CPU)
     np.testing.assert_array_equal(again.encode(images), encoder.encode(images))
@@ -339,4 +323,4 @@ def test_pixel_pca_is_rebuilt_from_its_arrays(images):
 
 def test_more_components_than_frames_are_refused(images):
     with pytest.raises(InvalidInputError, match=r"--pixel_pca_components 10 .* between 1 and 9"):
-        PixelPCA.fit_to(area_average(images, 8), 10, seed=0)
+        pixel_pca(images, 10)

@@ -119,7 +119,7 @@ def undamaged(tmp_path_factory):
 def test_a_cache_with_one_random_change_is_refused_or_gives_the_same(
     undamaged, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr("world_modality.tokens.analysis_plot.save_plot", lambda *_: None)
+    monkeypatch.setattr("world_modality.analyze_world_tokens.save_plot", lambda *_: None)
     monkeypatch.setattr(eval_offline, "plot_eval", lambda *_: None)
     cache_dir, checkpoint, expected = undamaged
 

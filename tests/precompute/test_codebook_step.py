@@ -5,28 +5,17 @@ import dataclasses
 import numpy as np
 import pytest
 
-from tests.fixtures.lerobot import make_dataset
 from world_modality.cache.contract import sha256_of_file
-from world_modality.precompute.codebook_step import StoredRows
-from world_modality.precompute_world_tokens import PrecomputeConfig, run
+from world_modality.precompute.steps import StoredRows, rounding_to_spread
+from world_modality.precompute_world_tokens import run
 from world_modality.system.errors import InvalidInputError
 
 EMBEDDINGS = "train_embeddings.fp16.npy"
 
 
 @pytest.fixture(scope="module")
-def precomputed(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("precomputed")
-    config = PrecomputeConfig(
-        dataset_name="local/tiny",
-        dataset_root=make_dataset(folder / "tiny", num_episodes=6, num_frames=14),
-        cache_dir=folder / "cache",
-        vision_model_name="pixel-pca",
-        pixel_pca_size=8,
-        pixel_pca_components=6,
-        vq_num_tokens=8,
-        device="cpu",
-    )
+def precomputed(tmp_path_factory, precompute_config):
+    config = precompute_config(tmp_path_factory.mktemp("precomputed"), vq_num_tokens=8)
     run(config)
     return config
 
@@ -74,9 +63,19 @@ def test_stored_rows_are_the_frames_asked_for(tmp_path):
     stored = np.random.default_rng(0).normal(size=(5000, 3)).astype(np.float16)
     np.save(tmp_path / "rows.npy", stored)
     frames = np.arange(0, 5000, 2)
-    rows = StoredRows(tmp_path / "rows.npy", frames, normalize=True)
-    indices = np.array([2499, 0, 7])
-    expected = stored[frames[indices]].astype(np.float32)
-    expected /= np.linalg.norm(expected, axis=1, keepdims=True)
-    np.testing.assert_array_equal(rows[indices], expected)
-    assert rows.stored(np.arange(2500)).dtype == np.float16
+    rows = StoredRows(tmp_path / "rows.npy", frames)
+    for indices in (np.array([2499, 0, 7]), np.arange(2500)):
+        np.testing.assert_array_equal(rows[indices], stored[frames[indices]])
+
+
+def test_rounding_is_noticed_where_the_spread_is_small():
+    rng = np.random.default_rng(0)
+    assert rounding_to_spread(rng.normal(size=(200, 8))) < 0.001
+    assert rounding_to_spread(1.5 + 1e-4 * rng.normal(size=(200, 8))) > 0.5
+    assert rounding_to_spread(np.ones((5, 3))) == np.inf
+
+
+def test_the_rounding_estimate_is_the_rounding_error():
+    embeddings = 1.5 + 0.02 * np.random.default_rng(0).normal(size=(2000, 16))
+    error = np.sqrt(np.mean((embeddings - embeddings.astype(np.float16)) ** 2))
+    assert rounding_to_spread(embeddings) == pytest.approx(error / 0.02, rel=0.05)

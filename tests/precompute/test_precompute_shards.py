@@ -9,52 +9,38 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from tests.fixtures.lerobot import make_dataset
 from tests.fixtures.process import flags_of, kill_after_first_rows
 from world_modality.cache.contract import Cache
-from world_modality.precompute.embedding_job import EmbeddingJob, PixelPcaRequest
-from world_modality.precompute.shard_plan import FrameShard
-from world_modality.precompute.shard_set import ShardSet
-from world_modality.precompute_world_tokens import PrecomputeConfig, run
+from world_modality.encode.pixel_pca import PixelPCA
+from world_modality.precompute.embedding_pass import EmbeddingJob
+from world_modality.precompute.shards import FrameShard, ShardSet
+from world_modality.precompute_world_tokens import run
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.process_group import ProcessGroup
 
 NAME = "local/tiny"
 NUM_FRAMES = 135
-ENCODERS = {
-    "pixel-pca": {"pixel_pca_size": 8, "pixel_pca_components": 6},
-    "random-vit": {"random_vit_size": "tiny", "random_vit_image_size": 28},
-}
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory):
-    return make_dataset(tmp_path_factory.mktemp("dataset") / "tiny", num_episodes=9, num_frames=14)
+ENCODERS = ("pixel-pca", "random-vit")
 
 
 @pytest.fixture
-def config(dataset, tmp_path):
-    return config_of("random-vit", dataset, tmp_path / "cache")
+def config_of(precompute_config):
+    return lambda encoder, cache_dir: precompute_config(
+        cache_dir, vision_model_name=encoder, batch_size=8
+    )
+
+
+@pytest.fixture
+def config(config_of, tmp_path):
+    return config_of("random-vit", tmp_path / "cache")
 
 
 @pytest.fixture(scope="module")
-def whole(dataset, tmp_path_factory):
+def whole(precompute_config, tmp_path_factory):
     """The cache of a single run, for each encoder."""
     folder = tmp_path_factory.mktemp("whole")
-    return {name: run(config_of(name, dataset, folder / name)).cache for name in ENCODERS}
-
-
-def config_of(encoder, dataset, cache_dir):
-    return PrecomputeConfig(
-        dataset_name=NAME,
-        dataset_root=dataset,
-        cache_dir=cache_dir,
-        vision_model_name=encoder,
-        vq_num_tokens=12,
-        batch_size=8,
-        device="cpu",
-        **ENCODERS[encoder],
-    )
+    flags = {name: {"vision_model_name": name, "batch_size": 8} for name in ENCODERS}
+    return {name: run(precompute_config(folder / name, **flags[name])).cache for name in ENCODERS}
 
 
 def changed(config, **changes):
@@ -111,11 +97,11 @@ def test_more_shards_than_batches_are_refused(config):
 
 @pytest.mark.parametrize("encoder", ENCODERS)
 def test_merged_shards_are_the_cache_of_a_single_run(
-    encoder, dataset, tmp_path, whole, monkeypatch
+    encoder, config_of, tmp_path, whole, monkeypatch
 ):
     # A few rows at a time.
-    monkeypatch.setattr("world_modality.precompute.shard_set.MERGE_BYTES", 4000)
-    config = config_of(encoder, dataset, tmp_path / "cache")
+    monkeypatch.setattr("world_modality.precompute.shards.MERGE_BYTES", 4000)
+    config = config_of(encoder, tmp_path / "cache")
     run_shards(config, (2, 0, 1), 3)
     cache = Cache(config.cache_dir, NAME)
     assert not cache.manifest_path.exists()
@@ -128,10 +114,10 @@ def test_merged_shards_are_the_cache_of_a_single_run(
     assert_merged(config, whole[encoder])
 
 
-def test_pixel_pca_is_fitted_once_for_all_shards(dataset, tmp_path, monkeypatch, whole):
-    config = config_of("pixel-pca", dataset, tmp_path / "cache")
+def test_pixel_pca_is_fitted_once_for_all_shards(config_of, tmp_path, monkeypatch, whole):
+    config = config_of("pixel-pca", tmp_path / "cache")
     run_shards(config, (1,), 3)
-    monkeypatch.setattr(PixelPcaRequest, "fit", None)
+    monkeypatch.setattr(PixelPCA, "fit", None)
     run_shards(config, (0, 2), 3)
     run(config)
     assert_merged(config, whole["pixel-pca"])
@@ -303,14 +289,14 @@ def test_each_process_of_a_launch_takes_a_shard_and_the_first_merges(config, mon
 
 @pytest.mark.slow
 @pytest.mark.parametrize("encoder", ENCODERS)
-def test_two_processes_of_accelerate_launch_write_the_cache_of_one(encoder, dataset, tmp_path):
+def test_two_processes_of_accelerate_launch_write_the_cache_of_one(encoder, config_of, tmp_path):
     # pixel-pca's fit depends on the number of threads, which accelerate sets to one.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     caches = []
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0", "-m"]  # any free one
     for name, before in (("one", []), ("two", launch)):
-        config = config_of(encoder, dataset, tmp_path / name)
+        config = config_of(encoder, tmp_path / name)
         words = ["-m", *before, "world_modality.precompute_world_tokens", *flags_of(config)]
         command = [sys.executable, *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

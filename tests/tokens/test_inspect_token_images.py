@@ -11,11 +11,16 @@ from PIL import Image
 from tests.fixtures.lerobot import make_dataset
 from world_modality.cache.contract import Cache
 from world_modality.evaluation.token_grid import Tile, draw_grid, thumbnail
-from world_modality.inspect_token_images import InspectConfig, main, run
+from world_modality.inspect_token_images import (
+    InspectConfig,
+    choose_tokens,
+    main,
+    run,
+    sample_frames,
+)
 from world_modality.precompute_world_tokens import PrecomputeConfig
 from world_modality.precompute_world_tokens import run as precompute
 from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.tokens.samples import choose_tokens, sample_frames
 
 NAME = "local/tiny"
 

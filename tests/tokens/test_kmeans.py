@@ -1,18 +1,27 @@
-"""k-means in torch: by property, and against the plain algorithm."""
+"""k-means and token assignment, by property and against brute force."""
 
+import inspect
 import itertools
 
 import numpy as np
 import pytest
 import torch
 
-from tests.tokens.test_codebook import brute_force, sample
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens import kmeans
-from world_modality.tokens.codebook import assign_world_tokens, fit_codebook
-from world_modality.tokens.kmeans import fit_kmeans, kmeans_plus_plus, nearest_centroids
+from world_modality.tokens.codebook import CodebookFlags, load_quantiser
+from world_modality.tokens.kmeans import (
+    KMeans,
+    assign_world_tokens,
+    fit_in_torch,
+    in_codebook_space,
+    kmeans_plus_plus,
+)
 
 CPU = torch.device("cpu")
+WITH_EACH_BACKEND = pytest.mark.parametrize("backend", ["faiss", "sklearn", "torch"])
+# faiss, or torch.
+ON_EACH = pytest.mark.parametrize("device", [None, CPU], ids=["faiss", "torch"])
 
 
 class CountedRows:
@@ -29,19 +38,122 @@ class CountedRows:
         return self.array[indices]
 
 
+def sample(num=600, dim=12, seed=0):
+    rng = np.random.default_rng(seed)
+    centers = rng.normal(0, 3, (20, dim))
+    return (centers[rng.integers(20, size=num)] + rng.normal(0, 0.5, (num, dim))).astype(np.float32)
+
+
+def brute_force(embeddings, centroids):
+    differences = embeddings[:, None].astype(np.float64) - centroids[None].astype(np.float64)
+    return np.asarray((differences**2).sum(axis=-1).argmin(axis=1))
+
+
 def inertia(rows, centroids):
     differences = rows - centroids[brute_force(rows, centroids)]
     return float((differences.astype(np.float64) ** 2).sum(axis=1).mean())
 
 
+def fitted(rows, num_tokens, backend="faiss", iterations=25, **flags):
+    flags |= {"vq_num_tokens": num_tokens, "vq_backend": backend, "vq_iterations": iterations}
+    return KMeans.fit(CodebookFlags(**flags), rows, "cpu")
+
+
 def fit(rows, num_centroids=24, seed=0, num_rounds=25):
-    return fit_kmeans(rows, num_centroids, device=CPU, seed=seed, num_rounds=num_rounds)
+    return fit_in_torch(rows, num_centroids, device=CPU, seed=seed, num_rounds=num_rounds)
 
 
 def started(rows, num, seed):
     """Return the centroids of the k-means++ start."""
     tensor = torch.from_numpy(rows)
     return kmeans_plus_plus(tensor, tensor[:0], num, np.random.default_rng(seed)).numpy()
+
+
+@ON_EACH
+@pytest.mark.parametrize(("scale", "offset"), [(1, 0), (0.02, 300)])
+def test_tokens_are_the_nearest_centroids(device, scale, offset):
+    # Far from the origin |x|^2 - 2xy + |y|^2 in float32 finds the nearest centroid for 4 %.
+    embeddings = sample(5000, 64) * np.float32(scale) + np.float32(offset)
+    centroids = sample(32, 64, seed=1) * np.float32(scale) + np.float32(offset)
+    tokens = assign_world_tokens(embeddings, centroids, device)
+    assert tokens.dtype == np.int32
+    np.testing.assert_array_equal(tokens, brute_force(embeddings, centroids))
+
+
+@ON_EACH
+@pytest.mark.parametrize("num", [3, 700])
+def test_ties_go_to_the_lowest_index(device, num):
+    centroids = sample(16, seed=1)
+    centroids[[9, 15]] = centroids[4]
+    tokens = assign_world_tokens(np.repeat(centroids[[15]], num, axis=0), centroids, device)
+    assert (tokens == 4).all()
+
+
+@WITH_EACH_BACKEND
+def test_more_centroids_lower_the_error(backend):
+    embeddings = sample()
+    inertias = [fitted(embeddings, v, backend).inertia for v in (1, 4, 16, 64, 600)]
+    assert all(b < a for a, b in itertools.pairwise(inertias))
+    variance = embeddings.var(axis=0, dtype=np.float64).sum()
+    assert inertias[0] == pytest.approx(variance, rel=1e-4)
+    assert inertias[-1] == pytest.approx(0, abs=1e-3)
+
+
+@WITH_EACH_BACKEND
+def test_more_iterations_do_not_raise_the_error(backend):
+    inertias = [fitted(sample(), 16, backend, iterations=n).inertia for n in (1, 2, 4, 8, 25)]
+    assert all(later <= earlier * (1 + 1e-6) for earlier, later in itertools.pairwise(inertias))
+    assert inertias[-1] < inertias[0]
+
+
+@WITH_EACH_BACKEND
+def test_the_seed_alone_decides(backend):
+    first, again, other = (fitted(sample(), 8, backend, seed=s).centroids for s in (3, 3, 4))
+    np.testing.assert_array_equal(first, again)
+    assert (first != other).any()
+
+
+@pytest.mark.filterwarnings("ignore:Number of distinct clusters")
+@WITH_EACH_BACKEND
+def test_codes_beyond_the_distinct_embeddings_stay_unused(backend):
+    embeddings = np.repeat(sample(3), 40, axis=0)
+    codebook = fitted(embeddings, 10, backend)
+    assert np.isfinite(codebook.centroids).all()
+    assert len(np.unique(codebook.encode(embeddings))) == 3
+
+
+def test_normalised_vectors_have_unit_length_and_zero_stays_zero():
+    vectors = np.array([[3, 4], [0, 0], [-2, 0]], dtype=np.float16)
+    unit = in_codebook_space(vectors, normalize=True)
+    np.testing.assert_allclose(unit, [[0.6, 0.8], [0, 0], [-1, 0]], atol=1e-6)
+
+
+def test_it_is_rebuilt_from_its_record_and_array():
+    embeddings = sample()
+    codebook = fitted(embeddings, 8, l2_normalize=True)
+    again = load_quantiser({"l2_normalize": True}, codebook.arrays)
+    np.testing.assert_array_equal(again.encode(embeddings), codebook.encode(embeddings))
+    assert (again.num_codes, again.embedding_dim) == (8, 12)
+    with pytest.raises(InvalidInputError, match="holds no codebook_centroids"):
+        load_quantiser({"l2_normalize": True}, {})
+    with pytest.raises(InvalidInputError, match="kind 'unheard-of'; this release knows kmeans"):
+        load_quantiser({"kind": "unheard-of"}, codebook.arrays)
+
+
+@ON_EACH
+def test_what_cannot_be_fitted_or_assigned_is_refused(device):
+    embeddings = sample(10)
+    backend = "faiss" if device is None else "torch"
+    with pytest.raises(InvalidInputError, match="11 is more than the 10 training frames"):
+        fitted(embeddings, 11, backend)
+    # Without the run-time check of shapes, which would refuse it first.
+    with pytest.raises(InvalidInputError, match="D=12 but the codebook has D=5"):
+        inspect.unwrap(assign_world_tokens)(embeddings, sample(4, dim=5), device)
+    embeddings[7, 2] = np.nan
+    with pytest.raises(InvalidInputError, match=r"1 embeddings are not finite, .* number 7"):
+        assign_world_tokens(embeddings, sample(4), device)
+    with pytest.raises(InvalidInputError, match="number 7"):
+        fitted(embeddings, 2, backend)
 
 
 def test_the_start_takes_every_distinct_row_once():
@@ -83,12 +195,6 @@ def test_the_start_is_better_than_random_rows():
     assert np.mean(ours) < 0.8 * np.mean(randoms)
 
 
-def test_rounds_never_raise_the_objective():
-    objectives = [fit(sample(700), num_rounds=n)[1] for n in (1, 2, 4, 8, 16)]
-    assert all(later <= earlier for earlier, later in itertools.pairwise(objectives))
-    assert objectives[-1] < objectives[0]
-
-
 def test_the_inertia_is_that_of_the_centroids():
     rows = sample(3000)
     centroids, measured = fit(rows)
@@ -115,8 +221,10 @@ def test_empty_clusters_are_refilled(seed):
 
 def test_it_is_no_worse_than_the_plain_algorithm_from_random_rows():
     rows = sample(4000, 16)
-    plain = [fit_codebook(rows, 32, seed=seed).inertia for seed in range(4)]
-    ours = [fit_codebook(rows, 32, seed=seed, backend="torch").inertia for seed in range(4)]
+    plain, ours = (
+        [fitted(rows, 32, backend, seed=seed).inertia for seed in range(4)]
+        for backend in ("faiss", "torch")
+    )
     assert np.mean(ours) <= np.mean(plain)
 
 
@@ -134,22 +242,6 @@ def test_rows_beyond_memory_are_read_in_blocks(monkeypatch):
     assert (centroids != whole).any()
 
 
-@pytest.mark.parametrize("offset", [0, 300])
-def test_tokens_are_those_of_faiss(offset):
-    rows, centroids = sample(5000, 64) + offset, sample(128, 64, seed=1) + offset
-    tokens = nearest_centroids(rows, centroids, CPU)
-    assert tokens.dtype == np.int32
-    np.testing.assert_array_equal(tokens, assign_world_tokens(rows, centroids))
-
-
-@pytest.mark.parametrize("num", [3, 700])
-def test_ties_go_to_the_lowest_index(num):
-    centroids = sample(16, seed=1)
-    centroids[[9, 15]] = centroids[4]
-    tokens = nearest_centroids(np.repeat(centroids[[15]], num, axis=0), centroids, CPU)
-    assert (tokens == 4).all()
-
-
 def test_lower_precision_elsewhere_in_the_program_changes_nothing():
     rows, centroids = sample(3000, 256), sample(64, 256, seed=1)
     before = torch.get_float32_matmul_precision()
@@ -157,29 +249,21 @@ def test_lower_precision_elsewhere_in_the_program_changes_nothing():
     try:
         with kmeans.full_precision():
             assert torch.get_float32_matmul_precision() == "highest"
-        tokens = nearest_centroids(rows, centroids, CPU)
+        tokens = assign_world_tokens(rows, centroids, CPU)
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
     np.testing.assert_array_equal(tokens, brute_force(rows, centroids))
 
 
-def test_a_row_that_is_not_finite_is_named():
-    rows = sample(500)
-    rows[321, 2] = np.inf
-    with pytest.raises(InvalidInputError, match="number 321"):
-        fit_codebook(rows, 4, backend="torch")
-    with pytest.raises(InvalidInputError, match="number 321"):
-        assign_world_tokens(rows, sample(4), CPU)
-
-
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
 def test_a_gpu_gives_the_tokens_of_the_cpu():
     rows, centroids = sample(20_000, 256), sample(512, 256, seed=1)
-    on_gpu = nearest_centroids(rows, centroids, torch.device("cuda"))
-    np.testing.assert_array_equal(on_gpu, nearest_centroids(rows, centroids, CPU))
+    on_gpu = assign_world_tokens(rows, centroids, torch.device("cuda"))
+    np.testing.assert_array_equal(on_gpu, assign_world_tokens(rows, centroids, CPU))
     first, again = (
-        fit_kmeans(rows, 64, device=torch.device("cuda"), seed=0, num_rounds=5)[0] for _ in range(2)
+        fit_in_torch(rows, 64, device=torch.device("cuda"), seed=0, num_rounds=5)[0]
+        for _ in range(2)
     )
     np.testing.assert_array_equal(first, again)

@@ -8,7 +8,7 @@ import torch
 
 from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
 from tests.fixtures.policy import assert_same_content, tiny_train_config
-from world_modality.encode.vision_encoders import EncoderRequest, build_encoder
+from world_modality.encode.vision_encoders import VisionEncoderFlags, build_encoder
 from world_modality.policy.checkpoint import load_checkpoint, newest_first
 from world_modality.system import recorded_calls
 from world_modality.system.recorded_calls import NUM_DIRECT, RecordedCalls
@@ -109,8 +109,11 @@ def test_seeds_side_by_side_end_as_each_alone(cache, tmp_path, changes):
 
 @pytest.mark.parametrize("precision", ["fp16", "fp32"])
 def test_recorded_embeddings_are_those_kernel_by_kernel(precision):
-    request = EncoderRequest(
-        "random-vit", random_vit_size="tiny", random_vit_image_size=56, precision=precision
+    request = VisionEncoderFlags(
+        vision_model_name="random-vit",
+        random_vit_size="tiny",
+        random_vit_image_size=56,
+        precision=precision,
     )
     encoder = build_encoder(request, GPU)
     rng = np.random.default_rng(0)

@@ -11,6 +11,7 @@ whatever differs from it.
 
 import hashlib
 import json
+import re
 import tokenize
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -25,16 +26,22 @@ from world_modality.system.output_lock import OutputLock
 
 FORMAT = "world-modality-cache/1"
 PRECOMPUTE_COMMAND = "python -m world_modality.precompute_world_tokens"
+INSTRUCTION_COMMAND = "python -m world_modality.precompute_instruction_embeddings"
 CHECKSUM_KEY = "checksum"
 SECTIONS = ("dataset", "encoder", "codebook", "split", "text", "steps")
 # A manifest is written in milliseconds.
 MANIFEST_WAIT_S = 60.0
-INSTRUCTION_COMMAND = "python -m world_modality.precompute_instruction_embeddings"
+# What an array's file says of its numbers.
+DTYPE_SUFFIXES = {
+    **{"float16": "fp16", "float32": "f32", "float64": "f64"},
+    **{"uint8": "u8", "int32": "i32", "int64": "i64"},
+}
+ARRAY_NAME = re.compile("[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What one array of the cache is on disk."""
+    """What one array of the cache is on disk; without `axes` the manifest alone says its shape."""
 
     file_stem: str
     dtype: str
@@ -52,13 +59,24 @@ ARRAYS: dict[str, ArraySpec] = {
     "task_index": ArraySpec("task_index.i32", "int32", ("N",)),
     # Only where the recording has the simulator's own state (object positions, say).
     "environment_states": ArraySpec("environment_states.f32", "float32", ("N", "P")),
-    # Only for `--vision_model_name pixel-pca`: the fitted encoder itself.
-    "pixel_pca_components": ArraySpec("pixel_pca_components.f32", "float32", ("D", "F")),
-    "pixel_pca_mean": ArraySpec("pixel_pca_mean.f32", "float32", ("F",)),
     "instruction_embeddings": ArraySpec(
         "instruction_embeddings.fp16", "float16", ("N", "L"), INSTRUCTION_COMMAND
     ),
 }
+"""Arrays that any cache may have. One encoder's or quantiser's own are declared in the manifest."""
+
+
+def array_spec(name: str, dtype: object) -> ArraySpec | None:
+    """Return what an array is on disk: a row of `ARRAYS`, or an encoder's or quantiser's own.
+
+    None where its name is no lower-case identifier, or `dtype` none that a cache may hold.
+    """
+    if name in ARRAYS:
+        return ARRAYS[name]
+    suffix = DTYPE_SUFFIXES.get(dtype) if isinstance(dtype, str) else None
+    if suffix is None or not ARRAY_NAME.fullmatch(name):
+        return None
+    return ArraySpec(f"{name}.{suffix}", str(dtype), ())
 
 
 def cache_folder(cache_dir: Path, dataset_name: str) -> Path:
@@ -131,11 +149,25 @@ class Cache:
         """Where the manifest is."""
         return self.folder / f"{self.split}_manifest.json"
 
-    def array_path(self, name: str) -> Path:
-        """Where the array called `name` is."""
-        if name not in ARRAYS:
-            raise missing_key("cache array", name, ARRAYS, "the cache contract")
-        return self.folder / f"{self.split}_{ARRAYS[name].file_stem}.npy"
+    def array_spec(self, name: str, dtype: str | None = None) -> ArraySpec:
+        """Return what an array is on disk; `dtype` is that of one that is not declared yet.
+
+        Raises:
+            MissingKeyError: neither the contract nor the manifest knows it.
+        """
+        if dtype is None and name not in ARRAYS:
+            record = self.manifest["arrays"].get(name)
+            if record is None:
+                known = {**ARRAYS, **self.manifest["arrays"]}
+                raise missing_key("cache array", name, known, f"the cache {self.folder}")
+            dtype = record["dtype"]
+        spec = array_spec(name, dtype)
+        assert spec is not None, f"no cache holds {name} of {dtype}"
+        return spec
+
+    def array_path(self, name: str, dtype: str | None = None) -> Path:
+        """Where an array is; arguments and errors as those of `array_spec`."""
+        return self.folder / f"{self.split}_{self.array_spec(name, dtype).file_stem}.npy"
 
     def lock(self, stage: str, *, wait_s: float = 0.0) -> OutputLock:
         """Return a stage's lock on this cache; stages with different names run side by side."""
@@ -144,9 +176,9 @@ class Cache:
 
     def mend(self, name: str = "embeddings") -> str:
         """Return the command that writes the array again."""
+        command = ARRAYS[name].command if name in ARRAYS else PRECOMPUTE_COMMAND
         return (
-            f"run {ARRAYS[name].command} --dataset_name {self.dataset_name} "
-            f"--cache_dir {self.cache_dir} … again"
+            f"run {command} --dataset_name {self.dataset_name} --cache_dir {self.cache_dir} … again"
         )
 
     @property
@@ -157,11 +189,8 @@ class Cache:
             MissingFileError: nothing has been precomputed here.
             InvalidInputError: the file is not a manifest of this format.
         """
-        if self._manifest is None:
-            self._manifest = self._read_manifest()
-        return self._manifest
-
-    def _read_manifest(self) -> dict[str, Any]:
+        if self._manifest is not None:
+            return self._manifest
         path = self.manifest_path
         if not path.exists():
             raise MissingFileError(
@@ -184,20 +213,44 @@ class Cache:
                     f"{path} has {section} {manifest[section]!r}, expected an object; {self.mend()}"
                 )
         for name, record in manifest["arrays"].items():
-            expected = self.array_path(name).name if name in ARRAYS else None
-            if not isinstance(record, dict) or record.get("file", expected) != expected:
+            spec = array_spec(name, record.get("dtype")) if isinstance(record, dict) else None
+            expected = None if spec is None else f"{self.split}_{spec.file_stem}.npy"
+            if expected is None or record.get("file", expected) != expected:
                 raise InvalidInputError(
                     f"{path} describes {name!r} by {record!r}, expected the file {expected}; "
                     f"{self.mend()}"
                 )
         try:
-            return without_checksum(manifest)
+            self._manifest = without_checksum(manifest)
         except ValueError as error:
             raise InvalidInputError(f"{path} was altered ({error}); {self.mend()}") from error
+        return self._manifest
 
     def has(self, name: str) -> bool:
         """Say whether the manifest lists the array."""
         return name in self.manifest["arrays"]
+
+    @property
+    def model_arrays(self) -> tuple[str, ...]:
+        """Names of the encoder's and the quantiser's own arrays: those without a row per frame."""
+        names = self.manifest["arrays"]
+        return tuple(sorted(name for name in names if "N" not in self.array_spec(name).axes))
+
+    @property
+    def num_tokens(self) -> int:
+        """Codebook size V.
+
+        Raises:
+            InvalidInputError: the manifest describes no codebook.
+        """
+        codebook = self.manifest.get("codebook") or {}
+        num_tokens = codebook.get("num_tokens")
+        if type(num_tokens) is not int or num_tokens < 1:
+            raise InvalidInputError(
+                f"{self.manifest_path} has a codebook of {num_tokens!r} tokens, expected a whole "
+                f"number above 0; {self.mend('world_tokens')}"
+            )
+        return num_tokens
 
     @property
     def episode_key(self) -> str:
@@ -244,9 +297,10 @@ class Cache:
             raise InvalidInputError(
                 f"{path} is truncated or no array ({error}); {self.mend(name)}"
             ) from error
-        expected = (ARRAYS[name].dtype, list(record.get("shape", [])))
+        spec = self.array_spec(name)
+        expected = (spec.dtype, list(record.get("shape", [])))
         found = (str(array.dtype), list(array.shape))
-        if found != expected or array.ndim != len(ARRAYS[name].axes):
+        if found != expected or (spec.axes and array.ndim != len(spec.axes)):
             raise InvalidInputError(
                 f"{path} holds {found[0]} {found[1]}, but {self.manifest_path.name} says "
                 f"{expected[0]} {expected[1]}; {self.mend(name)}"
@@ -286,28 +340,26 @@ def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, An
         arrays: per-array record `{file, shape, dtype, sha256}`; None removes the array's entry.
     """
     with cache.lock("manifest", wait_s=MANIFEST_WAIT_S):
-        _update_manifest(cache, sections, arrays)
-
-
-def _update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, Any]) -> None:
-    cache._manifest = None  # another stage may have written meanwhile
-    try:
-        manifest = cache.manifest
-    except (MissingFileError, InvalidInputError):
-        # Nothing in an unreadable manifest can be kept, and this very write is what mends it.
-        manifest = {"format": FORMAT, "arrays": {}}
-    records: dict[str, Any] = {**manifest["arrays"], **arrays}
-    steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
-    manifest = {**manifest, **sections}
-    if steps:
-        manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
-    manifest["arrays"] = {name: record for name, record in records.items() if record is not None}
-    write_json(cache.manifest_path, with_checksum(manifest))
-    cache._manifest = manifest
+        cache._manifest = None  # another stage may have written meanwhile
+        try:
+            manifest = cache.manifest
+        except (MissingFileError, InvalidInputError):
+            # Nothing in an unreadable manifest can be kept, and this very write is what mends it.
+            manifest = {"format": FORMAT, "arrays": {}}
+        records: dict[str, Any] = {**manifest["arrays"], **arrays}
+        steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
+        manifest = {**manifest, **sections}
+        if steps:
+            manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
+        manifest["arrays"] = {name: r for name, r in records.items() if r is not None}
+        write_json(cache.manifest_path, with_checksum(manifest))
+        cache._manifest = manifest
 
 
 def require_arrays(cache: Cache, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Map several arrays and check that they agree with each other.
+
+    World tokens are checked together with the codebook that they are tokens of.
 
     Raises:
         InvalidInputError: the frame counts, embedding dims or codebook sizes differ, or a token
@@ -315,20 +367,23 @@ def require_arrays(cache: Cache, names: Iterable[str]) -> dict[str, np.ndarray]:
     """
     arrays = {name: cache.load(name) for name in names}
     sizes: dict[str, tuple[str, int]] = {}
-    for name, array in arrays.items():
-        for axis, size in zip(ARRAYS[name].axes, array.shape, strict=True):
+    checked = dict(arrays)
+    if "world_tokens" in arrays:
+        sizes["V"] = ("the manifest's codebook", cache.num_tokens)
+        checked |= {name: cache.load(name) for name in cache.model_arrays if name not in arrays}
+    for name, array in checked.items():
+        for axis, size in zip(cache.array_spec(name).axes, array.shape, strict=False):
             first, expected = sizes.setdefault(axis, (name, size))
             if size != expected:
                 raise InvalidInputError(
                     f"{name} has {axis}={size} but {first} has {axis}={expected} in "
                     f"{cache.folder}; {cache.mend(name)}"
                 )
-    if "world_tokens" in arrays and "codebook_centroids" in arrays:
+    if "world_tokens" in arrays:
         tokens = arrays["world_tokens"]
-        if tokens.size and (tokens.min() < 0 or tokens.max() >= len(arrays["codebook_centroids"])):
+        if tokens.size and (tokens.min() < 0 or tokens.max() >= cache.num_tokens):
             raise InvalidInputError(
-                f"world_tokens has values in [{tokens.min()}, {tokens.max()}] but "
-                f"codebook_centroids has V={len(arrays['codebook_centroids'])} in {cache.folder}; "
-                f"{cache.mend('world_tokens')}"
+                f"world_tokens has values in [{tokens.min()}, {tokens.max()}] but the codebook has "
+                f"V={cache.num_tokens} in {cache.folder}; {cache.mend('world_tokens')}"
             )
     return arrays

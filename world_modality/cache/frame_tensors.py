@@ -164,7 +164,7 @@ class FrameTensors:
         Raises:
             InvalidInputError, MissingFileError: the cache is damaged or incomplete.
         """
-        names = ["embeddings", "states", "actions", "world_tokens", "codebook_centroids"]
+        names = ["embeddings", "states", "actions", "world_tokens"]
         if with_language:
             names.append("instruction_embeddings")
         arrays = require_arrays(cache, [*names, "episode_index", "task_index"])

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 
 from world_modality.cache.contract import (
-    ARRAYS,
     Cache,
     sha256_of_file,
     sha256_of_json,
@@ -30,7 +29,7 @@ class CacheWriter:
     The blocks go into `<array>.npy.partial`; a progress file beside them says how many rows are
     safe, and the SHA-256 of the file up to there: what a disk or a hand has changed since is
     written again. A second writer with the same `identity` goes on there; with another identity it
-    starts anew.
+    starts from the beginning.
 
     Args:
         cache: where the arrays belong.
@@ -42,6 +41,7 @@ class CacheWriter:
         self.cache = cache
         self._progress_path = cache.folder / f"{cache.split}_{stage}_progress.json"
         self._identity = sha256_of_json(identity)
+        self._dtypes: dict[str, str] = {}
         self._rows: dict[str, int] = {}
         self._digests: dict[str, hashlib._Hash] = {}
         self._found_digests: dict[str, str] = {}
@@ -68,8 +68,12 @@ class CacheWriter:
         }
         write_json(self._progress_path, with_checksum(content))
 
-    def open(self, name: str, shape: tuple[int, ...]) -> int:
-        """Create the array, or go on with it, and return how many rows are already written."""
+    def open(self, name: str, shape: tuple[int, ...], dtype: str | None = None) -> int:
+        """Create the array, or go on with it, and return how many rows are already written.
+
+        `dtype` is needed for an array that only one encoder or quantiser has.
+        """
+        self._dtypes[name] = self.cache.array_spec(name, dtype).dtype
         if self._is_recorded(name):
             return shape[0]
         if name in self._found_digests and self._is_intact(name, shape):
@@ -81,7 +85,7 @@ class CacheWriter:
         self._save_progress()
         path = self._partial(name)
         path.unlink(missing_ok=True)  # a link left there would be written through
-        np.lib.format.open_memmap(path, mode="w+", dtype=ARRAYS[name].dtype, shape=shape)
+        np.lib.format.open_memmap(path, mode="w+", dtype=self._dtypes[name], shape=shape)
         self._reserve(path)
         self._digests[name] = self._digest_up_to(name, shape, 0)
         return 0
@@ -103,15 +107,13 @@ class CacheWriter:
 
     def put(self, name: str, array: np.ndarray) -> None:
         """Write a whole array at once."""
-        if self.open(name, array.shape) < len(array):
+        if self.open(name, array.shape, str(array.dtype)) < len(array):
             self.write(0, {name: array})
 
     def read_back(self, name: str) -> np.ndarray:
         """Map the array read-only before it is published."""
         path = self._partial(name)
-        array: np.ndarray = np.load(
-            path if path.exists() else self.cache.array_path(name), mmap_mode="r"
-        )
+        array: np.ndarray = np.load(path if path.exists() else self._final(name), mmap_mode="r")
         return array
 
     def publish(self, sections: dict[str, Any], remove: tuple[str, ...] = ()) -> None:
@@ -133,10 +135,11 @@ class CacheWriter:
         self._save_progress()
         for name in self._records:
             if self._partial(name).exists():
-                publish(self._partial(name), self.cache.array_path(name))
+                publish(self._partial(name), self._final(name))
+        stale = [self.cache.array_path(name) for name in remove]
         update_manifest(self.cache, sections, {**self._records, **dict.fromkeys(remove)})
-        for name in remove:
-            self.cache.array_path(name).unlink(missing_ok=True)
+        for path in stale:
+            path.unlink(missing_ok=True)
         self._progress_path.unlink()
 
     def _is_recorded(self, name: str) -> bool:
@@ -144,7 +147,7 @@ class CacheWriter:
         record = self._records.get(name)
         if record is None:
             return False
-        for path in (self._partial(name), self.cache.array_path(name)):
+        for path in (self._partial(name), self._final(name)):
             if path.exists():
                 if sha256_of_file(path) == record["sha256"]:
                     return True
@@ -160,7 +163,7 @@ class CacheWriter:
             return False
         digest = self._digest_up_to(name, shape, self._rows[name])
         if digest.hexdigest() != self._found_digests[name]:
-            print(f"{path} was changed since it was written; starting it anew")
+            print(f"{path} was changed since it was written; it is written again")
             return False
         self._digests[name] = digest
         return True
@@ -168,7 +171,7 @@ class CacheWriter:
     def _digest_up_to(self, name: str, shape: tuple[int, ...], num_rows: int) -> "hashlib._Hash":
         """Hash the file from its first byte to the end of a row."""
         path = self._partial(name)
-        row_bytes = math.prod(shape[1:]) * np.dtype(ARRAYS[name].dtype).itemsize
+        row_bytes = math.prod(shape[1:]) * np.dtype(self._dtypes[name]).itemsize
         left = path.stat().st_size - (shape[0] - num_rows) * row_bytes
         digest = hashlib.sha256()
         with path.open("rb") as file:
@@ -186,21 +189,24 @@ class CacheWriter:
             path.unlink()
             raise OSError(error.errno, error.strerror, str(path)) from error
 
+    def _final(self, name: str) -> Path:
+        return self.cache.array_path(name, self._dtypes[name])
+
     def _partial(self, name: str) -> Path:
-        return partial_path(self.cache.array_path(name))
+        return partial_path(self._final(name))
 
     def _describe(self, name: str) -> dict[str, Any]:
         path = self._partial(name)
         sha256 = sha256_of_file(path)
         if sha256 != self._digests[name].hexdigest():
-            self._progress_path.unlink()  # the next run writes it anew
+            self._progress_path.unlink()  # the next run writes it again
             raise InvalidInputError(
                 f"{path} is not what was written into it: another program changed it, or the disk "
                 "did; give the same command again"
             )
         array = np.load(path, mmap_mode="r", allow_pickle=False)
         return {
-            "file": self.cache.array_path(name).name,
+            "file": self._final(name).name,
             "shape": list(array.shape),
             "dtype": str(array.dtype),
             "sha256": sha256,

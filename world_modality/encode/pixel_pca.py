@@ -4,23 +4,31 @@ A stand-in for a pretrained encoder, and in a fixed-camera simulator an honest b
 a rollout needs two arrays and no scikit-learn.
 """
 
-import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from world_modality.encode.fitted_encoder import FittedEncoder
 from world_modality.system.errors import InvalidInputError
 
-KIND = "pixel-pca"
-COMPUTE = {"device": "cpu", "dtype": "float32"}
-STAND_IN_NOTE = (
-    "pixel-pca is a stand-in: principal components of down-sampled pixels of this very dataset, "
-    "no pretrained encoder and never a DINOv2 result"
-)
+if TYPE_CHECKING:
+    from world_modality.encode.vision_encoders import VisionEncoderFlags
+
+
+@dataclass(frozen=True, kw_only=True)
+class PixelPcaFlags:
+    """Flags of `pixel-pca` alone."""
+
+    pixel_pca_size: int = 32
+    """pixel-pca averages images down to this many pixels a side."""
+    pixel_pca_components: int = 192
+    """pixel-pca's embedding dimension D."""
+    pixel_pca_fit_frames: int = 8192
+    """At most this many training frames are sampled to fit pixel-pca."""
 
 
 @cache
@@ -62,88 +70,89 @@ def area_average(images: UInt8[np.ndarray, "B H W 3"], size: int) -> Float[np.nd
     return features
 
 
-def _sha256(components: np.ndarray, mean: np.ndarray) -> str:
-    digest = hashlib.sha256(np.ascontiguousarray(components, dtype=np.float32).tobytes())
-    digest.update(np.ascontiguousarray(mean, dtype=np.float32).tobytes())
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
-class PixelPCA:
+class PixelPCA(FittedEncoder):
     """The fitted encoder: `(pixels - mean) @ components.T`, not whitened.
 
     Attributes:
         components: float32, orthonormal rows, largest variance first.
         mean: float32 mean of the training pixels.
-        size: side of the down-sampled image.
-        fit: how it was fitted, for the manifest.
+        image_size: of the down-sampled image, twice its side.
+        fit_record: how it was fitted, for the manifest.
     """
+
+    kind: ClassVar[str] = "pixel-pca"
+    array_names: ClassVar[tuple[str, ...]] = ("pixel_pca_components", "pixel_pca_mean")
+    preprocessing: ClassVar[dict[str, Any]] = {"resize": "area average", "scale": 1 / 255}
+    stand_in_note: ClassVar[str | None] = (
+        "pixel-pca is a stand-in: principal components of down-sampled pixels of this very "
+        "dataset, no pretrained encoder and never a DINOv2 result"
+    )
 
     components: Float[np.ndarray, "D F"] = field(repr=False)
     mean: Float[np.ndarray, " F"] = field(repr=False)
-    size: int
-    fit: dict[str, Any]
+    image_size: list[int]
+    fit_record: dict[str, Any]
 
     @classmethod
-    def fit_to(
-        cls, features: Float[np.ndarray, "N F"], num_components: int, seed: int
-    ) -> "PixelPCA":
-        """Fit the components to the averaged pixels of training frames.
+    def settings(cls, flags: "VisionEncoderFlags") -> dict[str, Any]:
+        """Return all that determines the fit."""
+        return {
+            "size": flags.pixel_pca_size,
+            "num_components": flags.pixel_pca_components,
+            "fit_frames": flags.pixel_pca_fit_frames,
+            "seed": flags.seed,
+        }
 
-        Args:
-            features: rows of `area_average`.
-            num_components: D.
-            seed: of the randomised SVD (Halko et al., 2011).
+    @classmethod
+    def fit(
+        cls,
+        flags: "VisionEncoderFlags",
+        blocks: Iterable[UInt8[np.ndarray, "_ H W 3"]],
+        num_frames: int,
+    ) -> "PixelPCA":
+        """Fit the components by a randomised SVD (Halko et al., 2011) of the averaged pixels.
+
+        Memory is that of the averaged sample.
 
         Raises:
-            InvalidInputError: more components than frames or pixels.
+            InvalidInputError: more components than frames or pixels, or images that are too small.
         """
         from sklearn.decomposition import PCA
 
+        size, num_components = flags.pixel_pca_size, flags.pixel_pca_components
+        features = np.empty((num_frames, 3 * size * size), dtype=np.float32)
+        position = 0
+        for images in blocks:
+            features[position : position + len(images)] = area_average(images, size)
+            position += len(images)
         if not 1 <= num_components <= min(features.shape):
             raise InvalidInputError(
                 f"--pixel_pca_components {num_components} must lie between 1 and "
                 f"{min(features.shape)}: {features.shape[0]} training frames of "
                 f"{features.shape[1]} pixel values were sampled"
             )
-        pca = PCA(num_components, svd_solver="randomized", iterated_power=4, random_state=seed)
+        pca = PCA(
+            num_components, svd_solver="randomized", iterated_power=4, random_state=flags.seed
+        )
         pca.fit(features)
+        explained = round(float(pca.explained_variance_ratio_.sum()), 6)
         return cls(
             components=pca.components_.astype(np.float32),
             mean=pca.mean_.astype(np.float32),
-            size=round((features.shape[1] / 3) ** 0.5),
-            fit={
-                "num_frames": len(features),
-                "seed": seed,
-                "explained_variance": round(float(pca.explained_variance_ratio_.sum()), 6),
+            image_size=[size, size],
+            fit_record={
+                "num_frames": num_frames,
+                "seed": flags.seed,
+                "explained_variance": explained,
             },
         )
 
     @classmethod
-    def from_arrays(
-        cls,
-        record: dict[str, Any],
-        components: Float[np.ndarray, "D F"],
-        mean: Float[np.ndarray, " F"],
-    ) -> "PixelPCA":
-        """Rebuild the encoder from a manifest's record and the cache's two arrays.
-
-        Raises:
-            InvalidInputError: the arrays are not those of the record.
-        """
-        found = _sha256(components, mean)
-        if found != record["weights_sha256"]:
-            raise InvalidInputError(
-                f"the pixel-pca arrays have hash {found[:12]}, but the record says "
-                f"{record['weights_sha256'][:12]}; they belong to another cache"
-            )
-        size = int(record["image_size"][0])
-        return cls(np.asarray(components), np.asarray(mean), size, dict(record["fit"]))
-
-    @property
-    def name(self) -> str:
-        """The `--vision_model_name`."""
-        return KIND
+    def from_arrays(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "PixelPCA":
+        """Rebuild it from a manifest's record and its two arrays."""
+        components, mean = (arrays[name] for name in cls.array_names)
+        return cls(components, mean, list(record["image_size"]), dict(record["fit"]))
 
     @property
     def embedding_dim(self) -> int:
@@ -151,43 +160,12 @@ class PixelPCA:
         return len(self.components)
 
     @property
-    def stand_in_note(self) -> str | None:
-        """What to say beside every result."""
-        return STAND_IN_NOTE
-
-    @property
     def arrays(self) -> dict[str, np.ndarray]:
         """What the cache stores of it, by cache array name."""
-        return {"pixel_pca_components": self.components, "pixel_pca_mean": self.mean}
-
-    @property
-    def compute(self) -> dict[str, str]:
-        """Device and number format that it computes with."""
-        return dict(COMPUTE)
+        return dict(zip(self.array_names, (self.components, self.mean), strict=True))
 
     def encode(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B D"]:
         """Project images onto the components; float32."""
-        embeddings: np.ndarray = (area_average(images, self.size) - self.mean) @ self.components.T
+        pixels = area_average(images, self.image_size[0])
+        embeddings: np.ndarray = (pixels - self.mean) @ self.components.T
         return embeddings
-
-    def encode_blocks(
-        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int
-    ) -> Iterator[Float[np.ndarray, "B D"]]:
-        """Embed one block after another: decoding takes longer, and has threads of its own."""
-        return map(self.encode, blocks)
-
-    def record(self) -> dict[str, Any]:
-        """Return what the manifest says about the encoder."""
-        return {
-            "name": KIND,
-            "kind": KIND,
-            "revision": None,
-            "weights_sha256": _sha256(self.components, self.mean),
-            "pooling": None,
-            "image_size": [self.size, self.size],
-            "embedding_dim": self.embedding_dim,
-            "preprocessing": {"resize": "area average", "scale": 1 / 255},
-            "fit": self.fit,
-            "is_stand_in": True,
-            "note": STAND_IN_NOTE,
-        }

@@ -14,7 +14,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-from world_modality.encode.hub_revision import hub_revision
 from world_modality.system.errors import InvalidInputError, MissingFileError
 from world_modality.system.network import through_hub_proxy
 
@@ -91,6 +90,8 @@ def load_text_model(files: TextModelFiles) -> TextModel:
     """
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoTokenizer
+
+    from world_modality.encode.transformers_encoder import hub_revision
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.location, **files.options)
@@ -183,7 +184,7 @@ def used_weights_sha256(model: Any, *, with_pooler: bool) -> str:
     A pooler that is not used is left out: many checkpoints lack it, and transformers then draws it
     at random again at every load.
     """
-    from world_modality.encode.vision_encoders import weights_sha256
+    from world_modality.encode.transformers_encoder import weights_sha256
 
     weights = model.state_dict()
     used = {key: w for key, w in weights.items() if with_pooler or not _is_pooler(key)}

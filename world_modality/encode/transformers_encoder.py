@@ -1,36 +1,37 @@
 """Vision encoders of the transformers library: DINOv2 and its like."""
 
+import hashlib
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
-from world_modality.encode.encoder_workers import encode_side_by_side
-from world_modality.encode.hub_revision import hub_revision
-from world_modality.encode.vision_encoders import (
-    RANDOM_VIT,
-    Pooling,
-    Precision,
-    preprocessing_of,
-    weights_sha256,
-)
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.network import through_hub_proxy
 from world_modality.system.recorded_calls import RecordedCalls, Tensors
 
+if TYPE_CHECKING:
+    from world_modality.encode.vision_encoders import Pooling, Precision, VisionEncoderFlags
+
+# Workers on a CPU; each holds the activations of a block.
+MAX_WORKERS = 4
+# What autocast computes in its number format, weights included.
+_PRODUCTS = (torch.nn.Linear, torch.nn.Conv2d)
+_PREPROCESSING_KEYS = (
+    *("do_resize", "size", "resample", "do_center_crop", "crop_size", "do_rescale"),
+    *("rescale_factor", "do_normalize", "image_mean", "image_std"),
+)
+
 
 def on_device_processor(processor: Any) -> Any | None:
-    """Return the processor's form that runs on any device, None where it has none.
-
-    Args:
-        processor: an image processor of the transformers library.
-    """
+    """Return the processor's form that runs on any device, None where it has none."""
     import transformers
     from transformers.image_processing_utils_fast import BaseImageProcessorFast
 
@@ -43,24 +44,12 @@ def on_device_processor(processor: Any) -> Any | None:
 def preprocess_on_device(
     processor: Any, images: UInt8[torch.Tensor, "B H W 3"]
 ) -> Float[torch.Tensor, "B 3 h w"]:
-    """Resize, crop, rescale and normalise images, on the device where they are.
-
-    Args:
-        processor: from `on_device_processor`.
-        images: RGB; sent as uint8 they are a quarter of the bytes.
-    """
+    """Resize, crop, rescale and normalise images, on the device where they are, in uint8."""
     batch = images.permute(0, 3, 1, 2).contiguous()
     pixels: torch.Tensor = processor(
         list(batch), return_tensors="pt", input_data_format="channels_first", device=batch.device
     )["pixel_values"]
     return pixels
-
-
-# What autocast computes in its number format, weights included.
-_PRODUCTS = (torch.nn.Linear, torch.nn.Conv2d)
-RANDOM_VIT_NOTE = (
-    "random-vit is a control: the DINOv2 architecture with untrained weights, never a DINOv2 result"
-)
 
 
 @dataclass(frozen=True)
@@ -69,11 +58,11 @@ class TransformersEncoder:
 
     Attributes:
         name: hub name, local folder or `random-vit`.
-        kind: `transformers` or `random-vit`.
         revision: the pinned or resolved hub revision, None for a local folder.
         pooling: `cls`, or `mean` over the patch tokens (class and register tokens left out).
         compute_dtype: the precision of the matrix products.
         options: what else rebuilds it, for the manifest.
+        stand_in_note: what to say beside every result, None for a trained encoder.
     """
 
     name: str
@@ -81,14 +70,36 @@ class TransformersEncoder:
     revision: str | None
     model: Any = field(repr=False)
     processor: Any = field(repr=False)
-    pooling: Pooling
+    pooling: "Pooling"
     device: torch.device
     compute_dtype: torch.dtype
     weights_sha256: str
     options: dict[str, Any]
+    stand_in_note: str | None = None
+    uses_threads: ClassVar[bool] = True
+
+    @classmethod
+    def of(
+        cls,
+        model: Any,
+        processor: Any,
+        flags: "VisionEncoderFlags",
+        device: torch.device,
+        **known: Any,
+    ) -> "TransformersEncoder":
+        """Put a model on a device, to run it as the flags ask for; `known` are further fields."""
+        return cls(
+            model=model.eval().to(device),
+            processor=processor,
+            pooling=flags.embedding_pooling,
+            device=device,
+            compute_dtype=compute_dtype_of(flags.precision, device),
+            weights_sha256=weights_sha256(model),
+            **known,
+        )
 
     def __post_init__(self) -> None:
-        """Hold the weights of products as autocast would round them anew for every block."""
+        """Hold the weights of products as autocast would round them again for every block."""
         if self.compute_dtype == torch.float32:
             return  # without autocast a model computes in the format that it was saved in
         for module in self.model.modules():
@@ -101,11 +112,6 @@ class TransformersEncoder:
         config = self.model.config
         width = getattr(config, "hidden_size", None)
         return int(config.hidden_sizes[-1] if width is None else width)
-
-    @property
-    def stand_in_note(self) -> str | None:
-        """What to say beside every result, None for a trained encoder."""
-        return RANDOM_VIT_NOTE if self.kind == RANDOM_VIT else None
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -220,6 +226,45 @@ class TransformersEncoder:
         return hidden[:, 0] if self.pooling == "cls" else hidden[:, num_prefix:].mean(dim=1)
 
 
+def encode_side_by_side(
+    encode: Callable[[np.ndarray], np.ndarray], blocks: Iterable[np.ndarray], block_size: int
+) -> Iterator[np.ndarray]:
+    """Yield what `encode` gives for each block, in order.
+
+    Many threads on one block wait for each other at every layer, and for the slowest of them
+    wherever decoding has taken one of their cores. The workers share the threads that torch was
+    given (OMP_NUM_THREADS, or one a core). A block of another size is computed alone, with all of
+    them: products of few rows can differ in the last bit with the number of threads, and the same
+    command has always given the same bits.
+
+    Args:
+        encode: a torch model's; called from several threads at a time.
+        blocks: pulled at most one further than there are workers.
+        block_size: of all blocks but the last.
+    """
+    num_threads = torch.get_num_threads()
+    num_workers = min(num_threads, MAX_WORKERS)
+    pool = ThreadPoolExecutor(
+        num_workers, initializer=torch.set_num_threads, initargs=(num_threads // num_workers,)
+    )
+    ahead: deque[Future[np.ndarray]] = deque()
+    try:
+        for block in blocks:
+            if len(block) != block_size:
+                while ahead:
+                    yield ahead.popleft().result()
+                yield encode(block)
+                continue
+            ahead.append(pool.submit(encode, block))
+            if len(ahead) > num_workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(num_threads)  # a worker's number is also that of threads to come
+
+
 class _Arriving:
     """Embeddings on their way from the GPU, in memory that it can write to by itself."""
 
@@ -237,13 +282,7 @@ class _Arriving:
 
 
 def load_transformers_encoder(
-    name: str,
-    *,
-    pooling: Pooling,
-    device: torch.device,
-    precision: Precision = "auto",
-    revision: str | None = None,
-    trust_remote_code: bool = False,
+    flags: "VisionEncoderFlags", device: torch.device
 ) -> TransformersEncoder:
     """Load a vision model by hub name or local folder.
 
@@ -252,7 +291,9 @@ def load_transformers_encoder(
     """
     from transformers import AutoImageProcessor, AutoModel
 
-    options: dict[str, Any] = {"revision": revision, "trust_remote_code": trust_remote_code}
+    name, revision = flags.vision_model_name, flags.vision_revision
+    remote_code = {"trust_remote_code": flags.trust_remote_code}
+    options: dict[str, Any] = {"revision": revision, **remote_code}
     try:
         processor = AutoImageProcessor.from_pretrained(name, **options, **_fast_processor())
         model = AutoModel.from_pretrained(name, **options)
@@ -270,19 +311,16 @@ def load_transformers_encoder(
         raise InvalidInputError(
             f"--vision_model_name {name} is a {type(model).__name__}, which takes no images"
         )
-    is_local = Path(name).exists()
-    resolved = None if is_local else hub_revision(name, revision) or revision
-    return TransformersEncoder(
-        name=name,
+    loaded = None if Path(name).exists() else hub_revision(name, revision) or revision
+    return TransformersEncoder.of(
+        vision,
+        processor,
+        flags,
+        device,
         kind="transformers",
-        revision=resolved,
-        model=vision.eval().to(device),
-        processor=processor,
-        pooling=pooling,
-        device=device,
-        compute_dtype=compute_dtype_of(precision, device),
-        weights_sha256=weights_sha256(vision),
-        options={"trust_remote_code": trust_remote_code},
+        name=name,
+        revision=loaded,
+        options=remote_code,
     )
 
 
@@ -293,9 +331,55 @@ def _fast_processor() -> dict[str, Any]:
     return {"use_fast": True} if int(transformers.__version__.split(".")[0]) < 5 else {}
 
 
-def compute_dtype_of(precision: Precision, device: torch.device) -> torch.dtype:
+def compute_dtype_of(precision: "Precision", device: torch.device) -> torch.dtype:
     """Return the number format of the matrix products."""
     # float16 keeps three more bits than bfloat16, and embeddings are stored in it.
     if precision == "auto":
         precision = "fp16" if device.type == "cuda" else "fp32"
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+
+
+def weights_sha256(model: Any) -> str:
+    """Return the SHA-256 of a torch module's parameters and buffers, names and dtypes included."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
+        digest.update(flat.view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def preprocessing_of(processor: Any) -> dict[str, Any]:
+    """Return the processor's settings as plain JSON, the same for every transformers release."""
+    found: dict[str, Any] = {}
+    for key in _PREPROCESSING_KEYS:
+        value = getattr(processor, key, None)
+        if value is None:
+            continue
+        if key in ("size", "crop_size"):
+            value = {k: int(v) for k, v in dict(value).items() if v is not None}
+        elif key in ("image_mean", "image_std"):
+            value = [float(v) for v in value]
+        else:
+            value = int(value) if key == "resample" else value
+        found[key] = value
+    return found
+
+
+def hub_revision(name: str, requested: str | None) -> str | None:
+    """Return the commit of a hub model on this disk, by where the hub's cache keeps its files.
+
+    transformers 4 leaves it in the model's config, transformers 5 no longer does.
+    """
+    from transformers.utils import cached_file
+
+    path = cached_file(
+        name,
+        "config.json",
+        revision=requested,
+        _raise_exceptions_for_gated_repo=False,
+        _raise_exceptions_for_missing_entries=False,
+        _raise_exceptions_for_connection_errors=False,
+    )
+    folder = None if path is None else Path(path).parent
+    return folder.name if folder is not None and folder.parent.name == "snapshots" else None

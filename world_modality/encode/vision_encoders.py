@@ -1,25 +1,27 @@
-"""What turns a frame into an embedding: the interface, and which encoder a name stands for."""
+"""What turns a frame into an embedding: the interface, and the table of all kinds.
 
-import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+A kind is a row of `ENCODERS`: a function that builds it, or a class that is fitted to the dataset
+(`FittedEncoder`), in a module of its own; flags of its own are a dataclass beside it that
+`VisionEncoderFlags` inherits.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 import numpy as np
-import torch
 from jaxtyping import Float, UInt8
 
-from world_modality.encode.pixel_pca import KIND as PIXEL_PCA
-from world_modality.encode.pixel_pca import PixelPCA
+from world_modality.encode.fitted_encoder import FittedEncoder
+from world_modality.encode.pixel_pca import PixelPCA, PixelPcaFlags
+from world_modality.encode.random_vit import RandomVitFlags, build_random_vit, random_vit_flags
 from world_modality.system.errors import InvalidInputError
 
 if TYPE_CHECKING:
     import torch
 
-RANDOM_VIT = "random-vit"
 Pooling = Literal["cls", "mean"]
 Precision = Literal["auto", "fp32", "fp16", "bf16"]
-RandomVitSize = Literal["tiny", "small", "base"]
 
 
 @runtime_checkable
@@ -46,6 +48,10 @@ class VisionEncoder(Protocol):
     def compute(self) -> dict[str, str]:
         """Device and number format that it computes with."""
 
+    @property
+    def uses_threads(self) -> bool:
+        """Whether several threads embed a frame sooner than one."""
+
     def encode(self, images: UInt8[np.ndarray, "B H W 3"]) -> Float[np.ndarray, "B D"]:
         """Embed RGB images, as float32."""
 
@@ -58,58 +64,71 @@ class VisionEncoder(Protocol):
         """Return what the manifest says about it; with `arrays`, enough for `load_encoder`."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class VisionEncoderFlags(RandomVitFlags, PixelPcaFlags):
+    """Flags of the vision encoder."""
+
+    vision_model_name: str = "facebook/dinov2-base"
+    """Hub name or local folder of a transformers vision model; pixel-pca (stand-in, needs no hub)
+    or random-vit (untrained control)."""
+    vision_revision: str | None = None
+    """Hub revision of the vision model."""
+    embedding_pooling: Pooling = "cls"
+    """What becomes the embedding: cls is the class token, mean the mean over patch tokens."""
+    trust_remote_code: bool = False
+    """Run code that the vision model's repository brings along."""
+    precision: Precision = "auto"
+    """Number format of the matrix products; auto is fp16 on a GPU, and fp32 on a CPU."""
+    seed: int = 0
+    """Seed of random weights, or of what is fitted."""
+
+    @property
+    def fitted_kind(self) -> type[FittedEncoder] | None:
+        """The class that is fitted to the dataset; None for an encoder that needs none."""
+        return _kind_called(self.vision_model_name).fitted
+
+
 @dataclass(frozen=True)
-class EncoderRequest:
-    """The encoder that a command line asks for.
+class EncoderKind:
+    """How encoders of one kind come about: built, or fitted to training frames.
 
     Attributes:
-        name: `facebook/dinov2-*` or another hub name, a local folder, `random-vit` or `pixel-pca`.
-        revision: hub revision of the weights.
-        pooling: `cls` or `mean`.
-        precision: of the matrix products; `auto` is float16 on a GPU, float32 on a CPU.
-        trust_remote_code: run code that a model repository brings along.
-        seed: of the random weights or of the components.
-        random_vit_size: width and depth of `random-vit`.
-        random_vit_image_size: side of the image that `random-vit` sees.
+        build: builds one from its flags on a device.
+        own_flags: from a record, the flags of this kind alone that build the encoder again.
+        fitted: the class that is fitted instead.
     """
 
-    name: str
-    revision: str | None = None
-    pooling: Pooling = "cls"
-    precision: Precision = "auto"
-    trust_remote_code: bool = False
-    seed: int = 0
-    random_vit_size: RandomVitSize = "small"
-    random_vit_image_size: int = 224
+    build: "Callable[[VisionEncoderFlags, torch.device], VisionEncoder] | None" = None
+    own_flags: Callable[[Mapping[str, Any]], dict[str, Any]] = lambda record: {}
+    fitted: type[FittedEncoder] | None = None
 
 
-def build_encoder(request: EncoderRequest, device: "torch.device") -> VisionEncoder:
-    """Build any encoder but `pixel-pca`, which `PixelPCA.fit_to` fits to a dataset.
+def _build_transformers(flags: VisionEncoderFlags, device: "torch.device") -> VisionEncoder:
+    from world_modality.encode.transformers_encoder import load_transformers_encoder
+
+    return load_transformers_encoder(flags, device)
+
+
+ENCODERS = {
+    "pixel-pca": EncoderKind(fitted=PixelPCA),
+    "random-vit": EncoderKind(build_random_vit, random_vit_flags),
+    "transformers": EncoderKind(_build_transformers),
+}
+
+
+def _kind_called(model_name: str) -> EncoderKind:
+    return ENCODERS.get(model_name, ENCODERS["transformers"])
+
+
+def build_encoder(flags: VisionEncoderFlags, device: "torch.device") -> VisionEncoder:
+    """Build an encoder that is not fitted to a dataset.
 
     Raises:
         InvalidInputError: no such model, no hub reachable, or a model that takes no images.
     """
-    if request.name == RANDOM_VIT:
-        from world_modality.encode.random_vit import build_random_vit
-
-        return build_random_vit(
-            size=request.random_vit_size,
-            image_size=request.random_vit_image_size,
-            seed=request.seed,
-            pooling=request.pooling,
-            device=device,
-            precision=request.precision,
-        )
-    from world_modality.encode.transformers_encoder import load_transformers_encoder
-
-    return load_transformers_encoder(
-        request.name,
-        pooling=request.pooling,
-        device=device,
-        precision=request.precision,
-        revision=request.revision,
-        trust_remote_code=request.trust_remote_code,
-    )
+    build = _kind_called(flags.vision_model_name).build
+    assert build is not None, f"{flags.vision_model_name} is fitted to a dataset"
+    return build(flags, device)
 
 
 def load_encoder(
@@ -124,84 +143,38 @@ def load_encoder(
 
     Args:
         record: the manifest's `encoder` section.
-        arrays: the encoder's `arrays`; only `pixel-pca` has some.
+        arrays: those of the cache or checkpoint; a fitted encoder's are among them.
         device: where it runs.
         model_name: the model's folder or hub name where it has moved since.
         trust_remote_code: run code that the model's repository brings along; a file cannot ask for
             that, only the user can.
 
     Raises:
-        MissingKeyError: an array of the record's kind is not among `arrays`.
-        InvalidInputError: the weights or the preprocessing found are not those of the record.
+        InvalidInputError: the kind is unknown, an array is missing, or the weights or the
+            preprocessing found are not those of the record.
     """
-    if record["kind"] == PIXEL_PCA:
-        missing = {"pixel_pca_components", "pixel_pca_mean"} - set(arrays)
-        if missing:
-            raise InvalidInputError(
-                f"the pixel-pca encoder needs the arrays {sorted(missing)}; the cache or "
-                "checkpoint is incomplete"
-            )
-        return PixelPCA.from_arrays(
-            dict(record), arrays["pixel_pca_components"], arrays["pixel_pca_mean"]
+    if record["kind"] not in ENCODERS:
+        raise InvalidInputError(
+            f"the vision encoder is of the kind {record['kind']!r}; this release knows "
+            f"{', '.join(ENCODERS)}"
         )
-    is_random = record["kind"] == RANDOM_VIT
-    request = EncoderRequest(
-        name=model_name or record["name"],
-        revision=record["revision"] if model_name is None else None,
-        pooling=record["pooling"],
+    kind = ENCODERS[record["kind"]]
+    if kind.fitted is not None:
+        return kind.fitted.load(record, arrays)
+    flags = VisionEncoderFlags(
+        vision_model_name=model_name or record["name"],
+        vision_revision=record["revision"] if model_name is None else None,
+        embedding_pooling=record["pooling"],
         trust_remote_code=trust_remote_code,
-        seed=record.get("seed", 0),
-        random_vit_size=record.get("size", "small"),
-        random_vit_image_size=record["image_size"][0] if is_random else 224,
+        **kind.own_flags(record),
     )
-    encoder = build_encoder(request, device)
+    encoder = build_encoder(flags, device)
     found = encoder.record()
     for entry in ("weights_sha256", "preprocessing", "image_size"):
         if found[entry] != record[entry]:
             raise InvalidInputError(
-                f"the vision encoder {request.name} has {entry} {found[entry]}, but the record "
-                f"says {record[entry]}; use the model (and for random-vit the releases of torch "
-                "and transformers) that the cache was made with"
+                f"the vision encoder {flags.vision_model_name} has {entry} {found[entry]}, but the "
+                f"record says {record[entry]}; use the model (and for random-vit the releases of "
+                "torch and transformers) that the cache was made with"
             )
     return encoder
-
-
-PREPROCESSING_KEYS = (
-    *(
-        "do_resize",
-        "size",
-        "resample",
-        "do_center_crop",
-        "crop_size",
-        "do_rescale",
-        "rescale_factor",
-    ),
-    *("do_normalize", "image_mean", "image_std"),
-)
-
-
-def weights_sha256(model: Any) -> str:
-    """Return the SHA-256 of a torch module's parameters and buffers, names and dtypes included."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {list(tensor.shape)} {tensor.dtype}".encode())
-        flat = tensor.detach().cpu().contiguous().reshape(-1)
-        digest.update(flat.view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def preprocessing_of(processor: Any) -> dict[str, Any]:
-    """Return the processor's settings as plain JSON, the same for every transformers release."""
-    found: dict[str, Any] = {}
-    for key in PREPROCESSING_KEYS:
-        value = getattr(processor, key, None)
-        if value is None:
-            continue
-        if key in ("size", "crop_size"):
-            value = {k: int(v) for k, v in dict(value).items() if v is not None}
-        elif key in ("image_mean", "image_std"):
-            value = [float(v) for v in value]
-        else:
-            value = int(value) if key == "resample" else value
-        found[key] = value
-    return found

@@ -36,7 +36,7 @@ class Checkpoint:
         training_state: optimiser, random states, losses of an unfinished epoch; for resuming.
         manifest: the cache's manifest at training time (encoder, codebook, split, rendering).
         cache_fingerprint: of the cache that it was trained on.
-        cache_arrays: codebook centroids, the encoder itself where it was fitted on the data, and
+        cache_arrays: of the quantiser, of the encoder where it was fitted to the data, and
             `train_token_counts`, see `train_token_counts()`.
         auxiliary_head: a further head's name, record and weights; None without one.
     """
@@ -81,8 +81,7 @@ class Checkpoint:
 
 def checkpoint_arrays(cache: Cache) -> dict[str, Tensor]:
     """Return the arrays of the cache that a rollout needs besides the weights."""
-    names = ["codebook_centroids", "pixel_pca_components", "pixel_pca_mean"]
-    arrays = {name: np.array(cache.load(name)) for name in names if cache.has(name)}
+    arrays = {name: np.array(cache.load(name)) for name in cache.model_arrays}
     arrays["train_token_counts"] = train_token_counts(cache)
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
@@ -93,14 +92,13 @@ def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
     Rows are in the order of the manifest's `dataset.tasks`. Validation frames are left out, so that
     a rollout that draws tokens from these counts knows no more than the policy does.
     """
-    names = ("world_tokens", "codebook_centroids", "episode_index", "task_index")
-    arrays = require_arrays(cache, names)
+    arrays = require_arrays(cache, ("world_tokens", "episode_index", "task_index"))
     episodes = Episodes.from_frames(
         arrays["episode_index"], arrays["task_index"], cache.episode_ids
     )
     frames = episodes.frames_of(cache.manifest["split"]["train"])
     rows = {int(task): row for row, task in enumerate(cache.manifest["dataset"]["tasks"])}
-    counts = np.zeros((len(rows), len(arrays["codebook_centroids"])), dtype=np.int32)
+    counts = np.zeros((len(rows), cache.num_tokens), dtype=np.int32)
     tasks = [rows[task] for task in arrays["task_index"][frames].tolist()]
     np.add.at(counts, (tasks, arrays["world_tokens"][frames]), 1)
     return counts

@@ -114,11 +114,7 @@ def joined_columns(key: str) -> list[str]:
 def column_array(name: str, key: str, block: dict[str, np.ndarray], where: str) -> np.ndarray:
     """Bring a block's columns into the rank of their cache array; ids stay as they are, in int64.
 
-    Args:
-        name: of the cache array.
-        key: of its column, or several joined.
-        block: the columns.
-        where: whose columns, for errors.
+    `where` says whose columns they are, for errors.
 
     Raises:
         InvalidInputError: an index is no whole number, or one that the cache cannot hold.

@@ -1,19 +1,24 @@
-"""One pass of an encoder over all frames: decoding runs ahead in a thread, rows go to the cache."""
+"""What is embedded with what, and one pass of an encoder over the frames.
+
+Decoding runs ahead in a thread, and rows go to the cache.
+"""
 
 import time
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, UInt8
 from threadpoolctl import threadpool_limits
 from tqdm import tqdm
 
 from world_modality.cache.writer import CacheWriter
-from world_modality.encode.pixel_pca import PixelPCA, area_average
-from world_modality.encode.vision_encoders import VisionEncoder
+from world_modality.encode.vision_encoders import VisionEncoder, VisionEncoderFlags, build_encoder
+from world_modality.precompute.inputs import PrecomputeInputs
 from world_modality.source.frame_decoding import frame_blocks
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.errors import InvalidInputError
@@ -21,6 +26,69 @@ from world_modality.system.errors import InvalidInputError
 QUEUED_BLOCKS = 4
 # Putting rows on the disk costs some 10 ms; a kill loses at most this much work.
 FLUSH_INTERVAL_S = 0.5
+
+
+@dataclass(frozen=True)
+class EmbeddingJob:
+    """The frames of a dataset, the encoder asked for, and how it runs.
+
+    It is known before an encoder is fitted or a frame decoded. `batch_size` and `device` are no
+    part of what the embeddings are.
+    """
+
+    inputs: PrecomputeInputs
+    flags: VisionEncoderFlags
+    batch_size: int
+    device: str
+
+    @cached_property
+    def _built(self) -> VisionEncoder:
+        """The encoder where it needs no dataset."""
+        from world_modality.system.device import resolve_device
+
+        return build_encoder(self.flags, resolve_device(self.device))
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that determines the embeddings."""
+        fitted = self.flags.fitted_kind
+        if fitted is not None:
+            own = fitted.settings(self.flags)
+            settings = {"kind": fitted.kind, **own, "split": self.inputs.split_section}
+        else:
+            # A model is the same under another path, and whatever the device that ran it.
+            record = self._built.record()
+            settings = {k: v for k, v in record.items() if k not in ("name", "revision")}
+        return {"dataset": self.inputs.dataset_section, "encoder": settings}
+
+    @property
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that it makes."""
+        fitted = self.flags.fitted_kind
+        return ("embeddings", *(() if fitted is None else fitted.array_names))
+
+    @property
+    def compute(self) -> dict[str, str]:
+        """Device and number format that the encoder computes with."""
+        return dict((self.flags.fitted_kind or self._built).compute)
+
+    def make_encoder(self) -> VisionEncoder:
+        """Return the encoder; one that is fitted to the dataset is fitted now."""
+        fitted = self.flags.fitted_kind
+        if fitted is None:
+            return self._built
+        settings = fitted.settings(self.flags)
+        frames = self.inputs.training_sample(settings["fit_frames"], settings["seed"])
+
+        def sampled() -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
+            source, camera = self.inputs.source, self.inputs.image_key
+            progress = tqdm(total=len(frames), unit="frame", desc=f"sample for {fitted.kind}")
+            with progress, threadpool_limits(1, user_api="blas"):
+                for images in prefetch(frame_blocks(source, camera, frames, self.batch_size)):
+                    yield images
+                    progress.update(len(images))
+
+        return fitted.fit(self.flags, sampled(), len(frames))
 
 
 def prefetch(blocks: Iterator[np.ndarray], depth: int = QUEUED_BLOCKS) -> Iterator[np.ndarray]:
@@ -109,28 +177,3 @@ def to_float16(embeddings: Float[np.ndarray, "B D"], first_frame: int) -> Float[
             "the encoder's weights, or try --precision fp32"
         )
     return stored
-
-
-def fit_pixel_pca(
-    source: LeRobotSource,
-    image_key: str,
-    frames: Int[np.ndarray, " N"],
-    *,
-    size: int,
-    num_components: int,
-    seed: int,
-    batch_size: int,
-) -> PixelPCA:
-    """Fit `pixel-pca` to a sample of training frames; memory is that of the averaged sample."""
-    features = np.empty((len(frames), 3 * size * size), dtype=np.float32)
-    position = 0
-    blocks: Iterator[UInt8[np.ndarray, "B H W 3"]] = prefetch(
-        frame_blocks(source, image_key, frames, batch_size)
-    )
-    progress = tqdm(total=len(frames), unit="frame", desc="sample for pixel-pca")
-    with progress, threadpool_limits(1, user_api="blas"):
-        for images in blocks:
-            features[position : position + len(images)] = area_average(images, size)
-            position += len(images)
-            progress.update(len(images))
-    return PixelPCA.fit_to(features, num_components, seed)

@@ -19,6 +19,34 @@ from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.lerobot_source import LeRobotSource
 
 
+@dataclass(frozen=True, kw_only=True)
+class DatasetFlags:
+    """Flags of the dataset, its columns, and the split of its episodes."""
+
+    dataset_name: str
+    """Repository id (HuggingFaceVLA/libero), or the name given to a local dataset."""
+    dataset_root: Path | None = None
+    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
+    revision: str | None = None
+    """Hub revision (tag, branch or commit) to pin the dataset to."""
+    image_key: str | None = None
+    """Camera to embed; may be left out where there is only one."""
+    proprio_key: str = "observation.state"
+    """Column of the robot's state; several joined by + are put one behind the other."""
+    action_key: str = "action"
+    """Column of the action."""
+    episode_id_key: str = "episode_index"
+    """Column that numbers the episodes."""
+    task_index_key: str = "task_index"
+    """Column that numbers the tasks."""
+    environment_state_key: str | None = None
+    """Column of the simulator's own state; observation.environment_state where it exists."""
+    val_fraction: float = 0.1
+    """Share of the episodes held out for validation, in every later stage too."""
+    split_seed: int = 0
+    """Seed of the choice of held-out episodes."""
+
+
 @dataclass(frozen=True)
 class PrecomputeInputs:
     """The dataset as the steps see it."""
@@ -31,40 +59,37 @@ class PrecomputeInputs:
     split_section: dict[str, Any]
 
     @classmethod
-    def read(
-        cls,
-        name: str,
-        *,
-        dataset_root: Path | None,
-        revision: str | None,
-        image_key: str | None,
-        keys: dict[str, str | None],
-        split: tuple[float, int],
-    ) -> "PrecomputeInputs":
+    def read(cls, flags: DatasetFlags) -> "PrecomputeInputs":
         """Open the dataset, check its columns, and draw the validation episodes.
 
         Raises:
             UserError: whatever is wrong with the dataset, a key or the split.
         """
         source = open_dataset(
-            name,
-            dataset_root=dataset_root,
-            revision=revision,
-            image_key=image_key,
+            flags.dataset_name,
+            dataset_root=flags.dataset_root,
+            revision=flags.revision,
+            image_key=flags.image_key,
             needs_images=True,
         )
-        camera = source.camera(image_key)
-        column_keys = ColumnKeys.of(source, **keys)
-        scan = scan_columns(source, column_keys)
-        val_fraction, seed = split
-        drawn = split_episodes(scan.episodes, val_fraction, seed)
+        camera = source.camera(flags.image_key)
+        keys = ColumnKeys.of(
+            source,
+            state=flags.proprio_key,
+            action=flags.action_key,
+            episode=flags.episode_id_key,
+            task=flags.task_index_key,
+            environment_state=flags.environment_state_key,
+        )
+        scan = scan_columns(source, keys)
+        drawn = split_episodes(scan.episodes, flags.val_fraction, flags.split_seed)
         section = {
-            "val_fraction": val_fraction,
-            "seed": seed,
+            "val_fraction": flags.val_fraction,
+            "seed": flags.split_seed,
             "train": drawn.train,
             "val": drawn.val,
         }
-        return cls(source, camera, column_keys, scan, drawn, section)
+        return cls(source, camera, keys, scan, drawn, section)
 
     @property
     def episodes(self) -> Episodes:

@@ -1,5 +1,7 @@
-"""All figures about one cache's world tokens, for the report, the plot and the advice."""
+"""All figures about one cache's world tokens, and the advice that a table of rules draws."""
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -7,22 +9,30 @@ import numpy as np
 from world_modality.cache.contract import Cache, require_arrays
 from world_modality.source.episodes import Episodes, Split
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.information import (
-    Dependence,
-    episode_phase,
-    phase_dependence,
-    phase_histogram,
-    task_dependence,
-)
 from world_modality.tokens.linear_probe import ProbeFrames, ProbeResult, run_probes
 from world_modality.tokens.statistics import (
+    Dependence,
     Dwell,
     HorizonScores,
     Usage,
     codebook_usage,
+    episode_phase,
     horizon_scores,
+    phase_dependence,
+    phase_histogram,
+    task_dependence,
     token_dwell,
 )
+
+# This little above "always the commonest token", successive tokens are as good as unrelated.
+_NOISE_MARGIN = 0.05
+# A copy that is right in more than this share of pairs hides whether anything was learned.
+_REPEATS = 0.5
+_USED_SHARE = 0.5
+_PERPLEXITY_SHARE = 0.25
+_LOW_R2 = 0.5
+_QUANTIZATION_LOSS = 0.2
+_TASK_SHARE = 0.5
 
 
 @dataclass(frozen=True)
@@ -32,6 +42,8 @@ class Analysis:
     Attributes:
         fps: frames per second, where the manifest has it.
         encoder_note: what has to be said about the encoder wherever its figures appear, or None.
+        l2_normalize: whether tokens are those of unit-length embeddings; None where the quantiser
+            has no such setting.
         train_usage, val_usage: the codebook's usage by training and by validation frames.
         train_dwell, val_dwell: how long tokens last there.
         horizons: predictability for k = 1…max_k, on validation episodes.
@@ -45,7 +57,7 @@ class Analysis:
     fps: float | None
     encoder_name: str
     encoder_note: str | None
-    l2_normalize: bool
+    l2_normalize: bool | None
     num_tokens: int
     num_train_episodes: int
     num_val_episodes: int
@@ -61,13 +73,7 @@ class Analysis:
 
 
 def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) -> Analysis:
-    """Compute all figures from the cache alone.
-
-    Args:
-        cache: written by `precompute_world_tokens`.
-        max_k: the longest horizon, in frames.
-        max_probe_frames: training frames, and validation frames, that the probe takes at most.
-        seed: of subsamples, shuffles and intervals.
+    """Compute all figures from the cache alone; arguments as the stage's flags.
 
     Raises:
         MissingFileError: an array or the manifest is not there.
@@ -79,7 +85,7 @@ def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) ->
     )
     split = _read_split(cache, episodes)
     tokens = np.asarray(arrays["world_tokens"])
-    num_tokens = len(arrays["codebook_centroids"])
+    num_tokens = cache.num_tokens
     train = episodes.frames_of(split.train)
     dataset, encoder = cache.manifest["dataset"], cache.manifest["encoder"]
     return Analysis(
@@ -87,7 +93,7 @@ def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) ->
         fps=dataset.get("fps"),
         encoder_name=encoder["name"],
         encoder_note=encoder.get("note"),
-        l2_normalize=bool(cache.manifest["codebook"]["l2_normalize"]),
+        l2_normalize=cache.manifest["codebook"].get("l2_normalize"),
         num_tokens=num_tokens,
         num_train_episodes=len(split.train),
         num_val_episodes=len(split.val),
@@ -108,7 +114,7 @@ def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) ->
 
 def _array_names(cache: Cache) -> list[str]:
     optional = ["environment_states"] if cache.has("environment_states") else []
-    required = ["world_tokens", "codebook_centroids", "embeddings", "states"]
+    required = ["world_tokens", "embeddings", "states"]
     return [*required, "episode_index", "task_index", *optional]
 
 
@@ -162,9 +168,7 @@ def _probe_targets(
             ]
             names = _dim_names(cache, target, arrays[target].shape[1])
             try:
-                results[target] = run_probes(
-                    parts[0], parts[1], names, len(arrays["codebook_centroids"]), seed
-                )
+                results[target] = run_probes(parts[0], parts[1], names, cache.num_tokens, seed)
             except InvalidInputError as error:
                 raise InvalidInputError(
                     f"{error} ({target} of {cache.folder}); {cache.mend()}"
@@ -183,3 +187,124 @@ def _dim_names(cache: Cache, target: str, num_dims: int) -> list[str]:
             f"{num_dims} dimensions of {target}; {cache.mend()}"
         )
     return [str(name) for name in names]
+
+
+def advice(analysis: Analysis) -> list[tuple[str, str]]:
+    """Return (rule name, sentence with the numbers) for all rules that apply."""
+    sentences = {name: rule(analysis) for name, rule in RULES.items()}
+    given = [(name, sentence) for name, sentence in sentences.items() if sentence is not None]
+    return given or [("fine", "Nothing in these figures speaks against the tokens.")]
+
+
+def _at_next_frame(analysis: Analysis, predictor: str) -> float:
+    value = analysis.horizons[0].all_pairs[predictor].value
+    return math.nan if value is None else value
+
+
+def _too_noisy(analysis: Analysis) -> str | None:
+    copied, bigram, commonest = (
+        _at_next_frame(analysis, name) for name in ("copy", "bigram_top1", "marginal")
+    )
+    if not all(share < commonest + _NOISE_MARGIN for share in (copied, bigram)):
+        return None
+    normalize = "try --l2_normalize, " if analysis.l2_normalize is False else ""
+    fewer = max(2, min(256, analysis.num_tokens // 2))
+    return (
+        f"P(w[t]=w[t+1]) is {copied:.3f} and the bigram baseline {bigram:.3f}, near the "
+        f"{commonest:.3f} of always guessing the commonest token "
+        f"(chance {analysis.horizons[0].chance:.4f}): the tokenization is too noisy. In "
+        f"precompute_world_tokens {normalize}reduce --vq_num_tokens (now {analysis.num_tokens}; "
+        f"say {fewer}), and start with --future_offset 1 in training (only the next step)."
+    )
+
+
+def _mostly_repeats(analysis: Analysis) -> str | None:
+    copied = _at_next_frame(analysis, "copy")
+    if not copied > _REPEATS:
+        return None
+    start = (
+        f"The token repeats in {copied:.0%} of frames, so that a copy already scores that much: "
+        "judge accuracy on the frames where the token changes"
+    )
+    frames = analysis.val_dwell.frames.value
+    if frames is None:
+        return f"{start}. In validation it never changes: there is nothing to predict."
+    seconds = f" ({frames / analysis.fps:.2f} s)" if analysis.fps else ""
+    horizon = len(analysis.horizons)
+    stride = max(1, math.ceil(frames / horizon))
+    return (
+        f"{start}. A change comes every {frames:.1f} frames{seconds}; with "
+        f"--future_offset {horizon}, --future_stride {stride} makes the horizon cover about one "
+        "change."
+    )
+
+
+def _few_codes(analysis: Analysis) -> str | None:
+    usage, num_tokens = analysis.train_usage, analysis.num_tokens
+    if (
+        usage.num_used >= _USED_SHARE * num_tokens
+        and usage.perplexity >= _PERPLEXITY_SHARE * num_tokens
+    ):
+        return None
+    return (
+        f"Training frames use {usage.num_used} of {num_tokens} codes, with a perplexity of "
+        f"{usage.perplexity:.1f}: either the scenes differ little, and --vq_num_tokens can fall to "
+        f"about {max(2, round(usage.perplexity))}, or the embeddings have collapsed (were the "
+        "images scaled twice?); look at the token grids of inspect_token_images."
+    )
+
+
+def _scene_probe(analysis: Analysis) -> tuple[str, float, float]:
+    """Return what says most about the scene (objects where recorded, else the robot).
+
+    And its R² from the embedding and from the token.
+    """
+    recorded = bool(analysis.probes.get("environment_states"))
+    probe = analysis.probes.get("environment_states" if recorded else "states")
+    label = "object and simulator state" if recorded else "robot state"
+    if probe is None or probe.embedding.mean.value is None or probe.token.mean.value is None:
+        return label, math.nan, math.nan
+    return label, probe.embedding.mean.value, probe.token.mean.value
+
+
+def _encoder_blind(analysis: Analysis) -> str | None:
+    label, embedding, _ = _scene_probe(analysis)
+    if not embedding < _LOW_R2:
+        return None
+    return (
+        f"A linear probe reads the {label} with R² {embedding:.2f} from the embedding: the encoder "
+        "sees little of it. Try another --vision_model_name, --embedding_pooling mean, a larger "
+        "image or another --image_key; more tokens will not help."
+    )
+
+
+def _quantization_coarse(analysis: Analysis) -> str | None:
+    label, embedding, token = _scene_probe(analysis)
+    if not (embedding > 0 and embedding - token > _QUANTIZATION_LOSS):
+        return None
+    return (
+        f"Quantisation loses much of the {label}: R² {embedding:.2f} from the embedding, "
+        f"{token:.2f} from its token. Try more tokens "
+        f"(--vq_num_tokens {2 * analysis.num_tokens}), and weigh that against predictability."
+    )
+
+
+def _tells_task(analysis: Analysis) -> str | None:
+    share = analysis.task.excess_share or 0.0
+    if not share > _TASK_SHARE:
+        return None
+    return (
+        f"The token tells {share:.0%} of which task it is (and "
+        f"{analysis.phase.excess_share or 0.0:.0%} of the phase): a gain from reading it may "
+        "come from knowing the task. Compare with policies that are given the instruction."
+    )
+
+
+RULES: dict[str, Callable[[Analysis], str | None]] = {
+    "too_noisy": _too_noisy,
+    "mostly_repeats": _mostly_repeats,
+    "few_codes": _few_codes,
+    "encoder_blind": _encoder_blind,
+    "quantization_coarse": _quantization_coarse,
+    "tells_task": _tells_task,
+}

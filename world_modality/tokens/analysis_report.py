@@ -1,16 +1,21 @@
-"""The analysis of world tokens as text and as JSON."""
+"""The analysis of world tokens as text, as JSON and as one figure."""
 
 import dataclasses
 import math
-from typing import Any
+import textwrap
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from world_modality.statistics.intervals import Interval
+from world_modality.system.atomic import replacing
 from world_modality.tokens.analysis import Analysis
-from world_modality.tokens.information import Dependence
 from world_modality.tokens.linear_probe import ProbeResult
-from world_modality.tokens.statistics import Dwell, HorizonScores, Usage
+from world_modality.tokens.statistics import Dependence, Dwell, HorizonScores, Usage
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 NUM_FREQUENT = 10
 PREDICTOR_LABELS = {
@@ -26,9 +31,19 @@ CHANGED_NOTE = (
     "copy is 0 here by construction; ch-bigram is counted on changed training pairs alone, so that "
     "it knows where the token goes but not when"
 )
+_COLORS = {
+    "copy": "tab:blue",
+    "bigram_top1": "tab:orange",
+    "bigram_top5": "tab:red",
+    "change_bigram_top1": "tab:green",
+    "change_bigram_top5": "tab:olive",
+    "marginal": "tab:purple",
+}
+_MAX_HEAT_ROWS = 40
+_MAX_PROBE_BARS = 12
 
 
-def report_text(analysis: Analysis, advice: list[tuple[str, str]]) -> str:
+def report_text(analysis: Analysis, sentences: list[tuple[str, str]]) -> str:
     """Return the printed report: tables in plain text, then the advice."""
     fps = f"{analysis.fps:g} fps" if analysis.fps else "fps unknown"
     lines = [
@@ -58,7 +73,7 @@ def report_text(analysis: Analysis, advice: list[tuple[str, str]]) -> str:
     lines += [_dependence_line("task", analysis.task), _dependence_line("phase", analysis.phase)]
     for target, probe in analysis.probes.items():
         lines += ["", *_probe_lines(TARGET_LABELS[target], probe)]
-    lines += ["", "Advice", *(f"  - {sentence}" for _, sentence in advice)]
+    lines += ["", "Advice", *(f"  - {sentence}" for _, sentence in sentences)]
     return "\n".join(lines)
 
 
@@ -128,7 +143,7 @@ def _probe_lines(label: str, probe: ProbeResult | None) -> list[str]:
     return lines
 
 
-def report_json(analysis: Analysis, advice: list[tuple[str, str]]) -> dict[str, Any]:
+def report_json(analysis: Analysis, sentences: list[tuple[str, str]]) -> dict[str, Any]:
     """Return the analysis as JSON holds it; a number that is not finite becomes null."""
     content = dataclasses.asdict(analysis)
     for part in ("train_usage", "val_usage"):
@@ -139,7 +154,7 @@ def report_json(analysis: Analysis, advice: list[tuple[str, str]]) -> dict[str, 
     for part in ("train_dwell", "val_dwell"):
         frames = getattr(analysis, part).frames.value
         content[part]["seconds"] = frames / analysis.fps if frames and analysis.fps else None
-    content["advice"] = [{"rule": rule, "text": sentence} for rule, sentence in advice]
+    content["advice"] = [{"rule": rule, "text": sentence} for rule, sentence in sentences]
     plain: dict[str, Any] = _plain(content)
     return plain
 
@@ -154,3 +169,179 @@ def _plain(content: Any) -> Any:
     if isinstance(content, float) and not math.isfinite(content):
         return None
     return content
+
+
+def save_plot(analysis: Analysis, path: Path) -> None:
+    """Draw the figure and write it atomically as PNG."""
+    # It takes a second, which --help and errors save.
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(2, 3, figsize=(18, 10.5), layout="constrained")
+    title = (
+        f"World tokens of {analysis.dataset_name}: V = {analysis.num_tokens}, "
+        f"encoder {analysis.encoder_name}"
+    )
+    if analysis.encoder_note:
+        title += "\n" + "\n".join(textwrap.wrap(analysis.encoder_note, 150))
+    figure.suptitle(title, fontsize=14)
+    _draw_horizons(axes[0, 0], analysis, changed=False)
+    _draw_horizons(axes[0, 1], analysis, changed=True)
+    _draw_usage(axes[0, 2], analysis)
+    _draw_phases(axes[1, 0], analysis)
+    _draw_information(axes[1, 1], analysis)
+    _draw_probes(axes[1, 2], analysis)
+    try:
+        with replacing(path) as partial:
+            figure.savefig(partial, format="png", dpi=110)
+    finally:
+        plt.close(figure)
+
+
+def _legend_below(axes: "Axes") -> None:
+    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.11))
+
+
+def _draw_horizons(axes: "Axes", analysis: Analysis, *, changed: bool) -> None:
+    first = analysis.horizons[0]
+    names = list(first.changed_pairs if changed else first.all_pairs)
+    for place, name in enumerate(names):
+        points = []
+        for scores in analysis.horizons:
+            interval = (scores.changed_pairs if changed else scores.all_pairs)[name]
+            if interval.value is not None:
+                low = interval.value if interval.low is None else interval.low
+                high = interval.value if interval.high is None else interval.high
+                points.append((scores.steps, interval.value, low, high))
+        if not points:
+            continue
+        steps, values, lows, highs = np.array(points).T
+        # A value can lie outside its bootstrap interval; an error bar has no negative length.
+        spread = np.maximum([values - lows, highs - values], 0)
+        shift = 0.06 * (place - (len(names) - 1) / 2)
+        axes.errorbar(
+            steps + shift, values, spread, label=PREDICTOR_LABELS[name], color=_COLORS[name],
+            marker="o", markersize=4, capsize=2, linewidth=1.4,
+        )  # fmt: skip
+    axes.axhline(first.chance, color="gray", linestyle=":", label=f"chance 1/{analysis.num_tokens}")
+    num = first.num_changed if changed else first.num_pairs
+    what = "changed pairs, w[t] ≠ w[t+k] (copy is 0)" if changed else "all pairs"
+    axes.set_title(
+        f"Predicting w[t+k] without a model: {what}\n"
+        f"{analysis.num_val_episodes} validation episodes, {num} pairs at k = 1, 95 % intervals",
+        fontsize=10,
+    )
+    axes.set_xlabel("k (frames ahead)")
+    axes.set_ylabel("accuracy on validation episodes")
+    axes.set_xticks(
+        [scores.steps for scores in analysis.horizons][:: 1 + len(analysis.horizons) // 16]
+    )
+    axes.set_ylim(-0.03, 1.03)
+    axes.grid(alpha=0.3)
+    _legend_below(axes)
+
+
+def _draw_usage(axes: "Axes", analysis: Analysis) -> None:
+    for usage, label, color in (
+        (analysis.train_usage, "training", "tab:blue"),
+        (analysis.val_usage, "validation", "tab:orange"),
+    ):
+        shares = np.sort(usage.counts)[::-1][: usage.num_used] / usage.num_frames
+        axes.step(
+            np.arange(1, len(shares) + 1), shares, where="mid", color=color,
+            label=f"{label}: {usage.num_used} used, perplexity {usage.perplexity:.0f} "
+            f"(n = {usage.num_frames} frames)",
+        )  # fmt: skip
+    axes.axhline(1 / analysis.num_tokens, color="gray", linestyle=":", label="uniform 1/V")
+    axes.set_yscale("log")
+    axes.set_title("Tokens by frequency", fontsize=10)
+    axes.set_xlabel("rank of the token")
+    axes.set_ylabel("share of frames (log)")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=8)
+
+
+def _draw_phases(axes: "Axes", analysis: Analysis) -> None:
+    counts = analysis.phase_counts
+    rows = np.argsort(-counts.sum(axis=1), kind="stable")[
+        : min(_MAX_HEAT_ROWS, analysis.train_usage.num_used)
+    ]
+    # By mean phase, a token of the beginning above a token of the end.
+    phases = np.arange(counts.shape[1])
+    rows = rows[np.argsort(counts[rows] @ phases / counts[rows].sum(axis=1), kind="stable")]
+    shares = counts[rows] / counts[rows].sum(axis=1, keepdims=True)
+    image = axes.imshow(shares, aspect="auto", cmap="viridis", vmin=0, interpolation="nearest")
+    axes.figure.colorbar(image, ax=axes, label="share of the token's frames")
+    axes.set_xticks(phases, [f"{10 * p}–{10 * p + 10}" for p in phases], fontsize=7)
+    axes.set_yticks(np.arange(len(rows)), [str(row) for row in rows], fontsize=7)
+    axes.set_title(
+        f"When in the episode: the {len(rows)} commonest tokens, ordered by mean phase\n"
+        f"n = {int(counts[rows].sum())} training frames",
+        fontsize=10,
+    )
+    axes.set_xlabel("phase of the episode (%)")
+    axes.set_ylabel("token")
+
+
+def _draw_information(axes: "Axes", analysis: Analysis) -> None:
+    parts = {"task": analysis.task, "phase (10 bins)": analysis.phase}
+    places = np.arange(len(parts))
+    series = {
+        "plug-in": ([d.information_bits for d in parts.values()], "tab:blue"),
+        "shuffled (bias)": ([d.shuffled_bits for d in parts.values()], "tab:gray"),
+        "label entropy (most possible)": ([d.label_bits for d in parts.values()], "lightgray"),
+    }
+    for offset, (label, (values, color)) in enumerate(series.items()):
+        bars = axes.bar(places + 0.27 * (offset - 1), values, 0.25, label=label, color=color)
+        axes.bar_label(bars, fmt="%.2f", fontsize=8)
+    shares = [
+        "n/a" if d.excess_share is None else f"{max(0.0, d.excess_share):.0%} told"
+        for d in parts.values()
+    ]
+    axes.set_xticks(places, [f"{name}\n{share}" for name, share in zip(parts, shares, strict=True)])
+    axes.margins(y=0.2)
+    axes.set_title(
+        "What the token tells: mutual information\n"
+        f"{analysis.num_train_episodes} training episodes, "
+        f"n = {analysis.train_usage.num_frames} frames",
+        fontsize=10,
+    )
+    axes.set_ylabel("bits")
+    _legend_below(axes)
+
+
+def _draw_probes(axes: "Axes", analysis: Analysis) -> None:
+    labels: list[str] = []
+    embedding: list[float] = []
+    token: list[float] = []
+    num_frames = 0
+    for target, probe in analysis.probes.items():
+        if probe is None:
+            continue
+        num_frames = probe.num_val_frames
+        shown = list(probe.embedding.by_dim)[:_MAX_PROBE_BARS]
+        more = len(probe.embedding.by_dim) - len(shown)
+        note = f" ({more} dims more)" if more else ""
+        labels += [f"MEAN {TARGET_LABELS[target]}{note}", *shown]
+        embedding += [
+            _number(probe.embedding.mean.value),
+            *(probe.embedding.by_dim[d] for d in shown),
+        ]
+        token += [_number(probe.token.mean.value), *(probe.token.by_dim[d] for d in shown)]
+    places = np.arange(len(labels))
+    axes.barh(places - 0.2, np.clip(embedding, -1, 1), 0.38, label="from the embedding")
+    axes.barh(places + 0.2, np.clip(token, -1, 1), 0.38, label="from the world token")
+    axes.set_yticks(places, labels, fontsize=8)
+    axes.invert_yaxis()
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlim(min(0.0, *np.clip([*embedding, *token], -1, 1), 0.0) - 0.02, 1.02)
+    axes.set_xlabel("R² on validation episodes (below −1 drawn as −1)")
+    axes.set_title(f"Linear probe, n = {num_frames} validation frames", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    _legend_below(axes)
+
+
+def _number(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,4 +1,4 @@
-"""What a control arm reads in the place of `w_t`, and what it is asked to predict."""
+"""What a control arm reads instead of `w_t`, and what it is asked to predict."""
 
 import copy
 import dataclasses
@@ -20,11 +20,7 @@ _STREAM = 0x70CE
 class OtherEpisodes:
     """Training frames, among which one of the same task and of another episode is drawn.
 
-    Another episode, so that nothing of a frame's own future is read.
-
-    Args:
-        episodes: of the cache.
-        pool: training frames, ascending.
+    Another episode, so that nothing of a frame's own future is read. `pool` ascends.
     """
 
     def __init__(self, episodes: Episodes, pool: Int[np.ndarray, " M"]) -> None:
@@ -57,7 +53,7 @@ class OtherEpisodes:
 
 
 class TokenControl:
-    """What one arm reads in the place of `w_t`, and what it is asked to predict.
+    """What one arm reads instead of `w_t`, and what it is asked to predict.
 
     Args:
         name: the control; `none` changes nothing.
@@ -107,10 +103,7 @@ class TokenControl:
         batch = self._targets.gather(frames[part], shape)
         if self.name in ("none", "placebo"):
             return batch
-        # Only `shuffled` needs the frames on the host.
-        on_host = frames.cpu().numpy() if self._others is not None else None
-        tokens = self._inputs(frames, on_host, shape, np.random.default_rng(self._words(step)))
-        return dataclasses.replace(batch, world_tokens=tokens[part])
+        return dataclasses.replace(batch, world_tokens=self._inputs(frames, shape, step)[part])
 
     def evaluation_tokens(
         self, frames: Int[np.ndarray, " M"], shape: WindowShape
@@ -118,23 +111,15 @@ class TokenControl:
         """Return what the arm reads at these frames; None where it reads their own tokens."""
         if self.name in ("none", "placebo"):
             return None
-        rng = np.random.default_rng(self._words(0))
-        tokens = self._inputs(torch.from_numpy(frames), frames, shape, rng)
-        return tokens.cpu().numpy()
-
-    def _words(self, step: int) -> list[int]:
-        return [self._seed, _STREAM, step]
+        return self._inputs(torch.from_numpy(frames), shape, 0).cpu().numpy()
 
     def _inputs(
-        self,
-        frames: Int[Tensor, " B"],
-        on_host: Int[np.ndarray, " B"] | None,
-        shape: WindowShape,
-        rng: np.random.Generator,
+        self, frames: Int[Tensor, " B"], shape: WindowShape, step: int
     ) -> Int[Tensor, " B"]:
         tokens = self._tensors.world_tokens
-        if self._others is not None and on_host is not None:
-            drawn = torch.from_numpy(self._others.draw(on_host, rng))
+        if self._others is not None:  # the only control that needs the frames on the host
+            rng = np.random.default_rng([self._seed, _STREAM, step])
+            drawn = torch.from_numpy(self._others.draw(frames.cpu().numpy(), rng))
             return tokens[drawn.to(tokens.device)].long()
         if self.name == "oracle":
             ahead = shape.future_offset * shape.future_stride

@@ -1,23 +1,38 @@
-"""k-means in torch, on a CPU or a GPU: rows pass in blocks, and no N x V matrix is ever held.
+"""k-means: the token is the nearest of V centroids, fitted by faiss, scikit-learn or in torch.
 
-Three things make it cheaper than Lloyd's rounds over all rows from random rows: the start is drawn
-by k-means++ (Arthur & Vassilvitskii, 2007); rounds begin on a small random sample that doubles
-until it is everything (nested batches: Newling & Fleuret, 2016); and a sample is left as soon as
-its objective hardly falls any more.
+Everything works in one space: embeddings as the encoder gives them, or scaled to unit length under
+`--l2_normalize` (k-means then runs on the unit vectors; the centroids are their means and stay as
+they are, within the unit ball).
+
+Three things make the fit in torch cheaper than Lloyd's rounds over all rows from random rows: the
+start is drawn by k-means++ (Arthur & Vassilvitskii, 2007); rounds begin on a small random sample
+that doubles until it is everything (nested batches: Newling & Fleuret, 2016); and a sample is left
+as soon as its objective hardly falls any more. Rows pass in blocks, and no N x V matrix is held.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
 
+from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.quantiser import Quantiser, Rows
+
 if TYPE_CHECKING:
     import torch
 
-# The start, and the first rounds, use this many rows a centroid.
+    from world_modality.tokens.codebook import CodebookFlags
+
+VqBackend = Literal["faiss", "sklearn", "torch"]
+ASSIGNED_ROWS = 2_048
+# What faiss and sklearn hold at once: float16 rows, float32 rows, and three copies of them.
+FIT_BYTES_PER_NUMBER = 18
+# In torch the start, and the first rounds, use this many rows a centroid.
 START_ROWS_PER_CENTROID = 32
 # A sample is left when a round lowers its objective by less than this share.
 SAMPLE_TOLERANCE = 1e-2
@@ -31,22 +46,257 @@ GPU_SCORE_BYTES = 256 << 20
 # A squared distance below this share of the squared norms is float32's rounding.
 ROUNDING = 4e-6
 
-
-@runtime_checkable
-class Rows(Protocol):
-    """Rows of float32, wherever they are: an array, or something that reads them from a disk."""
-
-    def __len__(self) -> int:
-        """Return N."""
-
-    def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
-        """Return some rows as float32."""
-
-
 Blocks = Callable[[], Iterable["torch.Tensor"]]
 
 
-def fit_kmeans(
+@dataclass(frozen=True, kw_only=True)
+class KMeansFlags:
+    """Flags of k-means alone."""
+
+    l2_normalize: bool = False
+    """Fit and assign in the space of unit-length embeddings."""
+    vq_backend: VqBackend = "faiss"
+    """Library of the k-means fit. torch runs on --device, starts with k-means++ on growing samples,
+    reads in blocks what memory cannot hold, and assigns the tokens, too; else faiss does."""
+    vq_iterations: int = 25
+    """Lloyd iterations at most; for torch, on each of its samples."""
+
+
+@dataclass(frozen=True)
+class KMeans(Quantiser):
+    """The token of an embedding is its nearest centroid.
+
+    Attributes:
+        centroids: float32, one per token, in the space that assignment uses.
+        l2_normalize: whether that is the space of unit-length embeddings.
+        inertia: mean squared distance of the fitted embeddings to their centroid; after a fit.
+        device: torch computes there; None where faiss does, on the CPU.
+    """
+
+    array_names: ClassVar[tuple[str, ...]] = ("codebook_centroids",)
+
+    centroids: Float[np.ndarray, "V D"] = field(repr=False)
+    l2_normalize: bool
+    inertia: float | None = None
+    device: "torch.device | None" = None
+
+    @classmethod
+    def settings(cls, flags: "CodebookFlags") -> dict[str, Any]:
+        """Return what the manifest's `codebook` says of k-means alone."""
+        return {
+            "l2_normalize": flags.l2_normalize,
+            "backend": flags.vq_backend,
+            "iterations": flags.vq_iterations,
+        }
+
+    @classmethod
+    def check(cls, flags: "CodebookFlags", num_frames: int) -> None:
+        """Refuse settings that cannot be fitted to so many frames."""
+        super().check(flags, num_frames)
+        if flags.vq_iterations < 1:
+            raise InvalidInputError("--vq_iterations must be at least 1")
+        if flags.vq_num_tokens > num_frames:
+            raise InvalidInputError(
+                f"--vq_num_tokens {flags.vq_num_tokens} is more than the {num_frames} training "
+                "frames that the codebook is fitted on; lower it (--vq_fit_frames is "
+                f"{flags.vq_fit_frames})"
+            )
+
+    @classmethod
+    def fit(cls, flags: "CodebookFlags", rows: Rows, device: str = "auto") -> "KMeans":
+        """Fit V centroids (Lloyd, 1982), minimising the mean squared L2 distance.
+
+        The same arguments give the same centroids. A cluster that runs empty takes over part of a
+        large one; where there are fewer distinct embeddings than V some codes stay unused.
+
+        Args:
+            flags: `faiss` and `sklearn` begin with random rows (sklearn: k-means++) and iterate
+                over all embeddings; `torch` see above.
+            rows: stored embeddings of training frames; only `torch` never holds them all.
+            device: where `torch` computes, as `--device` has it.
+
+        Raises:
+            InvalidInputError: more tokens than embeddings, an embedding that is not finite, or a
+                memory that is too small.
+        """
+        cls.check(flags, len(rows))
+        prepared = _PreparedRows(rows, normalize=flags.l2_normalize)
+        num_tokens, seed, num_iterations = flags.vq_num_tokens, flags.seed, flags.vq_iterations
+        if flags.vq_backend == "torch":
+            from world_modality.system.device import resolve_device
+
+            on = resolve_device(device)
+            centroids, inertia = fit_in_torch(
+                prepared, num_tokens, device=on, seed=seed, num_rounds=num_iterations
+            )
+            return cls(centroids, flags.l2_normalize, inertia, on)
+        _require_memory(rows, flags.vq_backend)
+        vectors = np.ascontiguousarray(prepared[np.arange(len(rows))])
+        # Distances do not change under translation, but float32 loses less of them near the origin.
+        center = vectors.mean(axis=0)
+        vectors -= center
+        fit = _fit_faiss if flags.vq_backend == "faiss" else _fit_sklearn
+        centroids = fit(vectors, num_tokens, seed, num_iterations)
+        tokens = assign_world_tokens(vectors, centroids)
+        inertia = float(np.mean(((vectors - centroids[tokens]) ** 2).sum(axis=1), dtype=np.float64))
+        return cls((centroids + center).astype(np.float32), flags.l2_normalize, inertia)
+
+    @classmethod
+    def load(cls, record: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> "KMeans":
+        """Rebuild it from the manifest's `codebook` and the cache's array."""
+        return cls(arrays["codebook_centroids"], bool(record["l2_normalize"]))
+
+    @property
+    def num_codes(self) -> int:
+        """V."""
+        return len(self.centroids)
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        return int(self.centroids.shape[1])
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """What the cache stores of it, by cache array name."""
+        return {"codebook_centroids": self.centroids}
+
+    @property
+    def fit_record(self) -> dict[str, Any]:
+        """What the manifest says of the fit."""
+        return {"inertia": self.inertia}
+
+    def encode(self, embeddings: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
+        """Return the int32 world tokens of stored embeddings."""
+        vectors = in_codebook_space(embeddings, normalize=self.l2_normalize)
+        return assign_world_tokens(vectors, self.centroids, self.device)
+
+
+class _PreparedRows:
+    """Rows in the space of the centroids, checked as they are read."""
+
+    def __init__(self, rows: Rows, *, normalize: bool) -> None:
+        self.rows, self.normalize = rows, normalize
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
+        vectors = in_codebook_space(self.rows[indices], normalize=self.normalize)
+        _require_finite(vectors, "embedding", indices)
+        return vectors
+
+
+def in_codebook_space(
+    embeddings: Float[np.ndarray, "N D"], *, normalize: bool
+) -> Float[np.ndarray, "N D"]:
+    """Bring stored embeddings into the space of the centroids; a zero vector stays zero."""
+    vectors = np.asarray(embeddings, dtype=np.float32)
+    if not normalize:
+        return vectors
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    scaled: np.ndarray = vectors / np.where(norms > 0, norms, 1)
+    return scaled
+
+
+def _require_memory(rows: Rows, backend: str) -> None:
+    num_rows, dim = len(rows), rows[np.arange(1)].shape[1]
+    needed = num_rows * dim * FIT_BYTES_PER_NUMBER
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if needed > memory:
+        raise InvalidInputError(
+            f"--vq_backend {backend} holds all frames it is fitted on: {num_rows} frames of {dim} "
+            f"numbers need {needed / 1e9:.0f} GB, this machine has {memory / 1e9:.0f} GB; lower "
+            "--vq_fit_frames (0 is all), or give --vq_backend torch, which reads them in blocks; "
+            "the embeddings are kept"
+        )
+
+
+def _fit_faiss(vectors: np.ndarray, num_tokens: int, seed: int, num_iterations: int) -> np.ndarray:
+    import faiss
+
+    kmeans = faiss.Kmeans(
+        vectors.shape[1],
+        num_tokens,
+        niter=num_iterations,
+        seed=seed,
+        # The caller's sample is taken whole; faiss would silently draw a smaller one.
+        max_points_per_centroid=len(vectors),
+        min_points_per_centroid=1,
+    )
+    kmeans.train(vectors)
+    return np.asarray(kmeans.centroids, dtype=np.float32).reshape(num_tokens, -1)
+
+
+def _fit_sklearn(
+    vectors: np.ndarray, num_tokens: int, seed: int, num_iterations: int
+) -> np.ndarray:
+    from sklearn.cluster import KMeans as SklearnKMeans
+
+    kmeans = SklearnKMeans(num_tokens, n_init=1, max_iter=num_iterations, random_state=seed)
+    return np.asarray(kmeans.fit(vectors).cluster_centers_, dtype=np.float32)
+
+
+def assign_world_tokens(
+    embeddings: Float[np.ndarray, "N D"],
+    centroids: Float[np.ndarray, "V D"],
+    device: "torch.device | None" = None,
+) -> Int[np.ndarray, " N"]:
+    """Map each frame embedding to its nearest centroid.
+
+    Squared L2 distance, as in VQ-VAE (van den Oord et al., 2017, eq. 1); ties go to the lowest
+    index.
+
+    Args:
+        embeddings: float32, in the space of the centroids.
+        centroids: float32, all finite.
+        device: torch computes there; by default faiss does, on the CPU. They agree but where the
+            two nearest centroids are as near as float32 can tell.
+
+    Raises:
+        InvalidInputError: D differs between the arrays, or a number is not finite.
+    """
+    if embeddings.shape[1] != centroids.shape[1]:
+        raise InvalidInputError(
+            f"embeddings have D={embeddings.shape[1]} but the codebook has D={centroids.shape[1]}"
+        )
+    _require_finite(centroids, "centroid")
+    center = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
+    table = np.ascontiguousarray(centroids - center)
+    if device is not None:
+        import torch
+
+        _require_finite(embeddings, "embedding")
+        rows = torch.from_numpy(embeddings - center).to(device)
+        near = torch.from_numpy(table).to(device)
+        with full_precision():
+            found = [tokens for _, tokens, _ in _nearest(_split(rows, len(near)), near)]
+        return torch.cat(found).to(torch.int32).cpu().numpy()
+    import faiss
+
+    index = faiss.IndexFlatL2(table.shape[1])
+    index.add(table)
+    tokens = np.empty(len(embeddings), dtype=np.int32)
+    for start in range(0, len(embeddings), ASSIGNED_ROWS):
+        block = np.asarray(embeddings[start : start + ASSIGNED_ROWS], dtype=np.float32)
+        _require_finite(block, "embedding", range(start, start + len(block)))
+        _, nearest = index.search(np.ascontiguousarray(block - center), 1)
+        tokens[start : start + len(block)] = nearest[:, 0]
+    return tokens
+
+
+def _require_finite(
+    vectors: np.ndarray, what: str, numbers: np.ndarray | range | None = None
+) -> None:
+    """Check some of the rows, which are numbered from 0 unless `numbers` says otherwise."""
+    bad = ~np.isfinite(vectors).all(axis=1)
+    if bad.any():
+        first = int(np.argmax(bad))
+        number = first if numbers is None else int(numbers[first])
+        raise InvalidInputError(f"{bad.sum()} {what}s are not finite, the first is number {number}")
+
+
+def fit_in_torch(
     rows: Rows, num_centroids: int, *, device: "torch.device", seed: int, num_rounds: int
 ) -> tuple[Float[np.ndarray, "V D"], float]:
     """Fit centroids by k-means++ and by Lloyd rounds on samples that double up to all rows.
@@ -54,13 +304,6 @@ def fit_kmeans(
     The same arguments on the same machine give the same centroids. An empty cluster gets a row
     drawn as k-means++ draws, far from every centroid; where the first sample has fewer distinct
     rows than there are centroids, some stay without rows.
-
-    Args:
-        rows: at least as many as there are centroids, all finite.
-        num_centroids: V.
-        device: computes, and holds `RESIDENT_BYTES` of rows.
-        seed: of the samples and of the start.
-        num_rounds: at most this many Lloyd rounds on each sample.
 
     Returns:
         float32 centroids, and the mean squared distance of all rows to their nearest one.
@@ -144,14 +387,9 @@ def kmeans_plus_plus(
     is accepted with the share of its distance that is left: rejection sampling, which follows the
     distribution of the sequential method with matrix products instead of one pass a row.
 
-    Args:
-        sample: rows to draw from.
-        kept: centroids that are there before, if any.
-        num_rows: how many to draw.
-        rng: draws.
-
     Returns:
-        The rows drawn: fewer where none is left that differs from all before.
+        The rows of `sample` drawn beside those kept before: fewer than asked for where none is left
+        that differs from all of them.
     """
     import torch
 
@@ -201,10 +439,9 @@ def _lloyd(
     rng: np.random.Generator,
     limits: tuple[float, int],
 ) -> tuple["torch.Tensor", float]:
-    """Move centroids to the means of their rows (Lloyd, 1982) until the objective hardly falls.
+    """Move centroids to the means of their rows until the objective hardly falls any more.
 
-    Returns:
-        The centroids, and their own objective: the summed squared distance of the sample's rows.
+    The objective is the summed squared distance of the sample's rows.
     """
     tolerance, num_rounds = limits
     previous = float("inf")
@@ -243,20 +480,6 @@ def _round(
         counts += in_block
         objective += (scores + block.square().sum(dim=1)).clamp(min=0).sum(dtype=torch.float64)
     return (sums / counts.clamp(min=1)[:, None]).float(), counts, float(objective)
-
-
-def nearest_centroids(
-    rows: Float[np.ndarray, "N D"], centroids: Float[np.ndarray, "V D"], device: "torch.device"
-) -> Int[np.ndarray, " N"]:
-    """Return the int32 index of each row's nearest centroid, the lowest where several are."""
-    import torch
-
-    center = centroids.mean(axis=0, dtype=np.float64).astype(np.float32)
-    table = torch.from_numpy(centroids - center).to(device)
-    sample = torch.from_numpy(rows - center).to(device)
-    with full_precision():
-        tokens = [found for _, found, _ in _nearest(_split(sample, len(table)), table)]
-    return torch.cat(tokens).to(torch.int32).cpu().numpy()
 
 
 def _split(rows: "torch.Tensor", num_centroids: int) -> tuple["torch.Tensor", ...]:

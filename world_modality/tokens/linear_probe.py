@@ -4,7 +4,7 @@ After Alain and Bengio (2016): the probe is linear and fitted apart, so that it 
 there to be read, not what a network could learn.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -161,20 +161,14 @@ def probe_score(
         sum_by_episode((deviations / totals).sum(axis=1), frames.positions, num_episodes),
         seed,
     )
+    value, low, high = (
+        None if share is None else 1 - share for share in (lost.value, lost.high, lost.low)
+    )
     explained = 1 - errors.sum(axis=0) / totals
     return ProbeScore(
-        mean=Interval(
-            value=_explained(lost.value),
-            low=_explained(lost.high),
-            high=_explained(lost.low),
-            num_episodes=lost.num_episodes,
-        ),
+        mean=Interval(value, low, high, lost.num_episodes),
         by_dim=dict(zip(names, explained.tolist(), strict=True)),
     )
-
-
-def _explained(lost: float | None) -> float | None:
-    return None if lost is None else 1 - lost
 
 
 def run_probes(
@@ -182,15 +176,7 @@ def run_probes(
 ) -> ProbeResult | None:
     """Fit both probes on training frames and score them on validation frames.
 
-    Args:
-        train: frames of training episodes.
-        val: frames of validation episodes.
-        names: of the target's dimensions.
-        num_tokens: codebook size V.
-        seed: of the penalty's selection and the interval.
-
-    Returns:
-        None where every dimension is constant.
+    `names` are those of the target's dimensions; the result is None where all are constant.
 
     Raises:
         InvalidInputError: an embedding or a target is not finite.
@@ -203,7 +189,7 @@ def run_probes(
     if not varies.any():
         return None
     kept = [name for name, keep in zip(names, varies, strict=True) if keep]
-    train, val = _keep_dims(train, varies), _keep_dims(val, varies)
+    train, val = (replace(part, targets=part.targets[:, varies]) for part in (train, val))
     probe, penalty = select_ridge(train, seed)
     means = token_means(train.tokens, train.targets, num_tokens)
     return ProbeResult(
@@ -219,7 +205,3 @@ def run_probes(
 def _varies(targets: np.ndarray) -> np.ndarray:
     spread: np.ndarray = np.ptp(targets, axis=0) > _CONSTANT_TOLERANCE * np.abs(targets).max(axis=0)
     return spread
-
-
-def _keep_dims(frames: ProbeFrames, keep: np.ndarray) -> ProbeFrames:
-    return ProbeFrames(frames.embeddings, frames.tokens, frames.targets[:, keep], frames.positions)

@@ -1,4 +1,4 @@
-"""What the stream of world tokens is like: usage, dwell and predictability."""
+"""What the stream of world tokens is like: usage, dwell, predictability, and what a token tells."""
 
 from dataclasses import dataclass
 
@@ -11,6 +11,8 @@ from world_modality.statistics.intervals import Interval, ratio_interval, sum_by
 
 # Rows of the V x V score table that are ranked at a time; 256 rows of V = 16,384 are 32 MB.
 _ROWS_AT_A_TIME = 256
+NUM_PHASES = 10
+NUM_SHUFFLES = 20
 
 
 def frames_with_future(episodes: Episodes, ids: list[int], steps: int) -> Int[np.ndarray, " M"]:
@@ -25,11 +27,6 @@ class BigramBaseline:
 
     Equal counts are ordered by: the token itself first (a copy), then the token more frequent in
     training. A token never seen in training therefore predicts itself.
-
-    Args:
-        sources: tokens w[t] of the training pairs.
-        targets: tokens w[t+k] of the same pairs.
-        num_tokens: codebook size V.
     """
 
     def __init__(
@@ -154,8 +151,7 @@ class HorizonScores:
     """What predictors of w[t+k] without a model achieve on validation episodes.
 
     Attributes:
-        steps: k, in frames.
-        num_pairs: validation pairs (t, t + k), none across an episode's end.
+        num_pairs: validation pairs (t, t + k), k = `steps`, none across an episode's end.
         num_changed: those with w[t] != w[t+k].
         chance: accuracy of a uniform guess, 1 / V.
         all_pairs: accuracy by predictor on all pairs.
@@ -233,3 +229,118 @@ def _share_interval(
         sum_by_episode(np.ones(len(frames)), positions, len(episodes)),
         seed,
     )
+
+
+@dataclass(frozen=True)
+class Dependence:
+    """Mutual information of the token with a label of the frame, in bits.
+
+    Attributes:
+        information_bits: plug-in estimate; biased upward, the more so the larger V is.
+        shuffled_bits: mean of the same under shuffles that keep the tokens' own structure.
+        label_bits: entropy of the label, the most that could be told.
+        excess_share: excess over label entropy; None where the label is constant.
+    """
+
+    information_bits: float
+    shuffled_bits: float
+    excess_bits: float
+    label_bits: float
+    excess_share: float | None
+
+
+def mutual_information_bits(
+    tokens: Int[np.ndarray, " M"], labels: Int[np.ndarray, " M"], num_tokens: int
+) -> float:
+    """Return the plug-in estimate of the mutual information, in bits.
+
+    I(token; label) = H(token) + H(label) - H(token, label) (Cover and Thomas, 2006, eq. 2.45).
+    """
+    joint = np.bincount(labels.astype(np.int64) * num_tokens + tokens)
+    separate = entropy_bits(np.bincount(tokens)) + entropy_bits(np.bincount(labels))
+    return max(0.0, separate - entropy_bits(joint))
+
+
+def episode_phase(episodes: Episodes, num_phases: int = NUM_PHASES) -> Int[np.ndarray, " N"]:
+    """Return each frame's position in its episode, in `num_phases` bins of equal length."""
+    position = np.arange(episodes.num_frames) - np.repeat(episodes.starts, episodes.lengths)
+    phase: np.ndarray = position * num_phases // np.repeat(episodes.lengths, episodes.lengths)
+    return phase
+
+
+def task_dependence(
+    tokens: Int[np.ndarray, " N"],
+    episodes: Episodes,
+    ids: list[int],
+    num_tokens: int,
+    seed: int = 0,
+) -> Dependence:
+    """Estimate what the token tells about the task of these episodes.
+
+    The control deals the tasks out to the episodes again: frames of one episode resemble each
+    other, so that shuffling single frames would understate the bias.
+    """
+    positions = episodes.positions_of(ids)
+    frames = episodes.frame_mask(ids)
+    _, tasks = np.unique(episodes.tasks[positions], return_inverse=True)
+    lengths = episodes.lengths[positions]
+    rng = np.random.default_rng(seed)
+    shuffles = [
+        mutual_information_bits(
+            tokens[frames], np.repeat(rng.permutation(tasks), lengths), num_tokens
+        )
+        for _ in range(NUM_SHUFFLES)
+    ]
+    labels = np.repeat(tasks, lengths)
+    return _dependence(tokens[frames], labels, shuffles, num_tokens)
+
+
+def phase_dependence(
+    tokens: Int[np.ndarray, " N"],
+    episodes: Episodes,
+    ids: list[int],
+    num_tokens: int,
+    seed: int = 0,
+) -> Dependence:
+    """Estimate what the token tells about how far these episodes have come.
+
+    The control turns each episode's tokens round by a random number of frames, which keeps its
+    runs.
+    """
+    labels = episode_phase(episodes)
+    frames = episodes.frame_mask(ids)
+    rng = np.random.default_rng(seed)
+    starts, lengths = (
+        np.repeat(of, episodes.lengths) for of in (episodes.starts, episodes.lengths)
+    )
+    position = np.arange(episodes.num_frames) - starts
+    shuffles = []
+    for _ in range(NUM_SHUFFLES):
+        steps = np.repeat(rng.integers(0, episodes.lengths), episodes.lengths)
+        turned = tokens[starts + (position + steps) % lengths]
+        shuffles.append(mutual_information_bits(turned[frames], labels[frames], num_tokens))
+    return _dependence(tokens[frames], labels[frames], shuffles, num_tokens)
+
+
+def _dependence(
+    tokens: np.ndarray, labels: np.ndarray, shuffles: list[float], num_tokens: int
+) -> Dependence:
+    information = mutual_information_bits(tokens, labels, num_tokens)
+    shuffled = float(np.mean(shuffles))
+    label_bits = entropy_bits(np.bincount(labels))
+    excess = information - shuffled
+    return Dependence(
+        information_bits=information,
+        shuffled_bits=shuffled,
+        excess_bits=excess,
+        label_bits=label_bits,
+        excess_share=excess / label_bits if label_bits > 0 else None,
+    )
+
+
+def phase_histogram(
+    tokens: Int[np.ndarray, " M"], phases: Int[np.ndarray, " M"], num_tokens: int
+) -> Int[np.ndarray, "V G"]:
+    """Count frames by token and phase of the episode."""
+    cells = tokens.astype(np.int64) * NUM_PHASES + phases
+    return np.bincount(cells, minlength=num_tokens * NUM_PHASES).reshape(num_tokens, NUM_PHASES)

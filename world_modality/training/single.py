@@ -177,7 +177,7 @@ def _build_trainer(
         embedding_dim=tensors.embeddings.shape[1],
         state_dim=tensors.states.shape[1],
         action_dim=tensors.actions.shape[1],
-        num_world_tokens=cache.manifest["arrays"]["codebook_centroids"]["shape"][0],
+        num_world_tokens=cache.num_tokens,
         instruction_dim=0 if tensors.instructions is None else tensors.instructions.shape[1],
     )
     torch.manual_seed(config.seed)

@@ -4,7 +4,7 @@ import hashlib
 import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,16 @@ from jaxtyping import Float16, Int, Int32
 from threadpoolctl import ThreadpoolController
 
 from benchmarks.rollouts.config import RolloutConfig
-from world_modality.encode.pixel_pca import PixelPCA
 from world_modality.encode.vision_encoders import VisionEncoder, load_encoder
 from world_modality.precompute.embedding_pass import to_float16
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.codebook import assign_world_tokens, in_codebook_space
+from world_modality.tokens.codebook import load_quantiser
+from world_modality.tokens.quantiser import Quantiser
+
+if TYPE_CHECKING:
+    import torch
+
+    from world_modality.policy.checkpoint import Checkpoint
 
 
 def single_thread() -> AbstractContextManager[Any]:
@@ -32,12 +37,6 @@ def _loaded_libraries() -> ThreadpoolController:
     import torch  # noqa: F401
 
     return ThreadpoolController()
-
-
-if TYPE_CHECKING:
-    import torch
-
-    from world_modality.policy.checkpoint import Checkpoint
 
 
 def filled_groups(count: int, size: int) -> Iterator[Int[np.ndarray, " size"]]:
@@ -56,14 +55,12 @@ class FrameEncoder:
 
     Attributes:
         encoder: rebuilt from the checkpoint's manifest.
-        centroids: the checkpoint's codebook.
-        l2_normalize: whether tokens are assigned to embeddings of unit length.
+        quantiser: the checkpoint's codebook.
         group_size: frames that go through the encoder at a time.
     """
 
     encoder: VisionEncoder
-    centroids: np.ndarray = field(repr=False)
-    l2_normalize: bool
+    quantiser: Quantiser
     group_size: int
 
     @classmethod
@@ -84,14 +81,11 @@ class FrameEncoder:
             model_name=config.vision_model_name,
             trust_remote_code=config.trust_remote_code,
         )
-        centroids = arrays.get("codebook_centroids")
-        if centroids is None:
-            raise InvalidInputError("the checkpoint holds no codebook_centroids; train again")
-        _require_own_codebook(checkpoint, encoder, centroids)
+        quantiser = load_quantiser(checkpoint.manifest["codebook"], arrays)
+        _require_own_codebook(checkpoint, encoder, quantiser)
         return cls(
             encoder=encoder,
-            centroids=centroids,
-            l2_normalize=bool(checkpoint.manifest["codebook"]["l2_normalize"]),
+            quantiser=quantiser,
             group_size=config.policy_batch_size or (1 if device.type == "cpu" else 16),
         )
 
@@ -103,7 +97,7 @@ class FrameEncoder:
         """
         rows = np.empty((len(images), self.encoder.embedding_dim), dtype=np.float16)
         # A vision transformer gains from more threads, even beside busy environments.
-        with single_thread() if isinstance(self.encoder, PixelPCA) else nullcontext():
+        with nullcontext() if self.encoder.uses_threads else single_thread():
             for chosen in filled_groups(len(images), self.group_size):
                 block = np.stack([images[i] for i in chosen])
                 rows[chosen] = to_float16(self.encoder.encode(block), int(chosen[0]))
@@ -111,19 +105,18 @@ class FrameEncoder:
 
     def tokens(self, embeddings: Float16[np.ndarray, "n D"]) -> Int32[np.ndarray, " n"]:
         """Assign world tokens to embeddings that `embed` returned."""
-        vectors = in_codebook_space(embeddings, normalize=self.l2_normalize)
-        tokens = np.empty(len(vectors), dtype=np.int32)
+        tokens = np.empty(len(embeddings), dtype=np.int32)
         with single_thread():
-            for chosen in filled_groups(len(vectors), self.group_size):
-                tokens[chosen] = assign_world_tokens(vectors[chosen], self.centroids)
+            for chosen in filled_groups(len(embeddings), self.group_size):
+                tokens[chosen] = self.quantiser.encode(embeddings[chosen])
         return tokens
 
 
 def _require_own_codebook(
-    checkpoint: "Checkpoint", encoder: VisionEncoder, centroids: np.ndarray
+    checkpoint: "Checkpoint", encoder: VisionEncoder, quantiser: Quantiser
 ) -> None:
     policy = checkpoint.policy_config
-    num_tokens, dim = centroids.shape
+    num_tokens, dim = quantiser.num_codes, quantiser.embedding_dim
     found = {"the encoder": encoder.embedding_dim, "the policy": policy.embedding_dim}
     for part, expected in found.items():
         if dim != expected:
@@ -136,12 +129,13 @@ def _require_own_codebook(
             f"the checkpoint's codebook has V={num_tokens} but its policy was built for "
             f"V={policy.num_world_tokens}; train again on one cache"
         )
-    recorded = checkpoint.manifest["arrays"].get("codebook_centroids", {}).get("sha256")
-    if _file_sha256(centroids) != recorded:
-        raise InvalidInputError(
-            "the checkpoint's codebook is not the one that its manifest describes (the SHA-256 "
-            f"differs): it may be of another encoder than {encoder.name}; train again on one cache"
-        )
+    for name, array in quantiser.arrays.items():
+        if _file_sha256(array) != checkpoint.manifest["arrays"].get(name, {}).get("sha256"):
+            raise InvalidInputError(
+                "the checkpoint's codebook is not the one that its manifest describes (the SHA-256 "
+                f"of {name} differs): it may be of another encoder than {encoder.name}; train "
+                "again on one cache"
+            )
 
 
 def _file_sha256(array: np.ndarray) -> str:

@@ -34,7 +34,7 @@ def open_trainer(cache: Cache, config: TrainConfig, group: ProcessGroup | None =
     device = resolve_device(config.device) if group is None else group.device
     tensors = FrameTensors.from_cache(cache, device, place=config.embeddings_on)
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
-    num_tokens = cache.manifest["arrays"]["codebook_centroids"]["shape"][0]
+    num_tokens = cache.num_tokens
     policy_config = config.policy_config(
         embedding_dim=tensors.embeddings.shape[1],
         state_dim=tensors.states.shape[1],

@@ -1,11 +1,16 @@
-"""The shards of one precompute on the disk, which any number of processes and machines write.
+"""The shards of one precompute, which any number of processes and machines write.
 
-`<cache>/<split>_shards/` holds the plan and, for `pixel-pca`, the fitted encoder; in a folder of
-its own beside them each shard has its rows, its progress, its lock and its manifest. No two
-processes write one file, so that a file system shared by machines has nothing to merge.
+`<cache>/<split>_shards/` holds the plan, all that the shards have to agree on, and, for a fitted
+encoder, its arrays; in a folder of its own beside them each shard has its rows, its progress, its
+lock and its manifest. No two processes write one file, so that a file system shared by machines
+has nothing to merge.
 """
 
+import json
+import re
 import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,18 +18,144 @@ import numpy as np
 
 from world_modality.cache.contract import ARRAYS, PRECOMPUTE_COMMAND, Cache, sha256_of_json
 from world_modality.cache.writer import CacheWriter
-from world_modality.encode.pixel_pca import PixelPCA
 from world_modality.encode.vision_encoders import VisionEncoder
 from world_modality.precompute.cache_steps import require_space
-from world_modality.precompute.embedding_job import EmbeddingJob
-from world_modality.precompute.embedding_pass import PassSpeed, write_embeddings
-from world_modality.precompute.shard_plan import FrameShard, ShardPlan
+from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed, write_embeddings
 from world_modality.system.errors import InvalidInputError, UserError
 from world_modality.system.output_lock import OutputLock
 
-# The first shard fits `pixel-pca`; the others wait for it.
+# A model is the same under another path.
+NOT_COMPARED = ("encoder.name", "encoder.revision")
+SHOWN_CHARACTERS = 60
+# The first shard fits a fitted encoder; the others wait for it.
 PLAN_WAIT_S = 3600.0
 MERGE_BYTES = 1 << 26
+
+
+@dataclass(frozen=True)
+class FrameShard:
+    """Number `index` (from 0) of `num_shards` stretches of frames, all about equally long."""
+
+    index: int
+    num_shards: int
+
+    @classmethod
+    def parse(cls, text: str) -> "FrameShard":
+        """Read `i/N`, as `--shard` has it.
+
+        Raises:
+            InvalidInputError: not of that form, or i is not below N.
+        """
+        match = re.fullmatch(r"(\d+)/(\d+)", text)
+        if match is None or int(match[1]) >= int(match[2]):
+            raise InvalidInputError(
+                f"--shard {text!r} is not i/N with i from 0 to N-1, as in --shard 0/4"
+            )
+        return cls(int(match[1]), int(match[2]))
+
+    def __str__(self) -> str:
+        return f"{self.index}/{self.num_shards}"
+
+    def frames(self, num_frames: int, batch_size: int) -> range:
+        """Return its frames: whole batches of a run over all, whose result may depend on them.
+
+        Raises:
+            InvalidInputError: there are fewer batches than shards.
+        """
+        num_batches = -(-num_frames // batch_size)
+        if num_batches < self.num_shards:
+            raise InvalidInputError(
+                f"{num_frames} frames are {num_batches} batches of {batch_size}, too few for "
+                f"{self.num_shards} shards; use at most {num_batches}, or lower --batch_size"
+            )
+        first, end = (num_batches * i // self.num_shards for i in (self.index, self.index + 1))
+        return range(first * batch_size, min(end * batch_size, num_frames))
+
+
+@dataclass(frozen=True)
+class ShardPlan:
+    """The cut into shards, and all that determines the embeddings.
+
+    Attributes:
+        num_shards: how many stretches the frames are cut into.
+        batch_size: at whose multiples they are cut.
+        identity: the job's.
+        encoder: the encoder's record; of a fitted one, with the hash of its weights.
+        compute: device and number format that the encoder computes with.
+    """
+
+    num_shards: int
+    batch_size: int
+    identity: dict[str, Any]
+    encoder: dict[str, Any]
+    compute: dict[str, str]
+
+    @classmethod
+    def of(cls, folder: Cache) -> "ShardPlan":
+        """Read the plan in a folder's manifest.
+
+        Raises:
+            InvalidInputError: there is none.
+        """
+        try:
+            return cls(**folder.manifest["plan"])
+        except (KeyError, TypeError) as error:
+            raise InvalidInputError(
+                f"{folder.manifest_path} has no plan of shards; {folder.mend()}"
+            ) from error
+
+    def content(self) -> dict[str, Any]:
+        """Return it as a manifest holds it."""
+        content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        return content
+
+    @property
+    def num_frames(self) -> int:
+        """Number of frames N of all shards."""
+        return int(self.identity["dataset"]["num_frames"])
+
+    @property
+    def embedding_dim(self) -> int:
+        """D."""
+        return int(self.encoder["embedding_dim"])
+
+    def frames(self, index: int) -> range:
+        """Return the frames of a shard."""
+        return FrameShard(index, self.num_shards).frames(self.num_frames, self.batch_size)
+
+    def require_same(self, other: "ShardPlan", folder: Path) -> None:
+        """Check that another plan is this one.
+
+        Raises:
+            InvalidInputError: names each difference.
+        """
+        found, asked = _entries(self.content()), _entries(other.content())
+        names = [name for name in {**found, **asked} if name not in NOT_COMPARED]
+        differences = [
+            f"{name} is {_shown(found, name)} there, {_shown(asked, name)} here"
+            for name in names
+            if found.get(name) != asked.get(name)
+        ]
+        if differences:
+            raise InvalidInputError(
+                f"{folder} holds shards that were made otherwise: {'; '.join(differences)}; give "
+                f"the same flags (and the same kind of device) for every shard, or remove {folder} "
+                "to begin again"
+            )
+
+
+def _entries(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return all values of nested objects by their dotted name."""
+    entries: dict[str, Any] = {}
+    for key, value in content.items():
+        name = f"{prefix}{key}"
+        entries |= _entries(value, f"{name}.") if isinstance(value, dict) else {name: value}
+    return entries
+
+
+def _shown(entries: Mapping[str, Any], name: str) -> str:
+    text = json.dumps(entries[name]) if name in entries else "absent"
+    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 class ShardFolder(Cache):
@@ -40,12 +171,7 @@ class ShardFolder(Cache):
 
 
 class ShardSet:
-    """The shards beside a cache: a plan, and what is there of each.
-
-    Args:
-        cache: the cache that they become.
-        plan: what they agree on.
-    """
+    """The shards beside a cache: a plan, and what is there of each."""
 
     def __init__(self, cache: Cache, plan: ShardPlan) -> None:
         self.cache = cache
@@ -68,7 +194,7 @@ class ShardSet:
         Raises:
             InvalidInputError: the shards there are others, or those of another job.
         """
-        batch_size = job.execution.batch_size
+        batch_size = job.batch_size
         FrameShard(0, num_shards).frames(job.inputs.source.num_frames, batch_size)
         root = _root(cache)
         with root.lock("plan", wait_s=PLAN_WAIT_S):
@@ -99,18 +225,14 @@ class ShardSet:
     ) -> None:
         """Check that a job is the one of these shards.
 
-        Args:
-            job: what is asked for.
-            num_shards: how many are asked for.
-            compute: device and number format that would compute further ones, None where nothing
-                is to be computed.
+        `compute` is what would compute further ones, None where none is to be computed.
 
         Raises:
             InvalidInputError: names each difference.
         """
         asked = ShardPlan(
             num_shards,
-            job.execution.batch_size,
+            job.batch_size,
             job.identity,
             self.plan.encoder,
             self.plan.compute if compute is None else compute,
@@ -119,11 +241,13 @@ class ShardSet:
 
     def encoder(self, job: EmbeddingJob) -> VisionEncoder:
         """Return the encoder of all shards: the job's own, or the one that was fitted for all."""
-        if not job.is_fitted:
+        fitted = job.flags.fitted_kind
+        if fitted is None:
             return job.make_encoder()
         root = _root(self.cache)
-        components, mean = root.load("pixel_pca_components"), root.load("pixel_pca_mean")
-        return PixelPCA.from_arrays(self.plan.encoder, components, mean)
+        return fitted.load(
+            self.plan.encoder, {name: root.load(name) for name in fitted.array_names}
+        )
 
     def shard(self, index: int) -> ShardFolder:
         """Return the folder of a shard."""
@@ -220,7 +344,7 @@ class ShardSet:
         row_bytes = self.plan.embedding_dim * np.dtype(ARRAYS["embeddings"].dtype).itemsize
         block = max(MERGE_BYTES // row_bytes, 1)
         for start in range(max(done, frames.start), frames.stop, block):
-            # Mapped anew for every block: pages stay resident as long as their map.
+            # Mapped again for every block: pages stay resident as long as their map.
             rows = np.load(shard.array_path("embeddings"), mmap_mode="r", allow_pickle=False)
             first = start - frames.start
             writer.write(start, {"embeddings": rows[first : first + block]})
@@ -242,5 +366,5 @@ class ShardSet:
 
 def _root(cache: Cache) -> ShardFolder:
     name = f"{cache.split}_shards"
-    remedy = f"remove {cache.folder / name}, and write the shards anew"
+    remedy = f"remove {cache.folder / name}, and write the shards again"
     return ShardFolder(cache.folder, name, cache.split, remedy)
