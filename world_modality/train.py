@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from world_modality.policy.config import TrainConfig
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.system.process_group import num_launched
-from world_modality.training.config import TrainConfig
 from world_modality.training.side_by_side import train_seeds
 from world_modality.training.single import TrainResult
 from world_modality.training.single import run as train_one

@@ -115,7 +115,6 @@ def run(config: BenchCheckpointConfig) -> dict[str, float]:
     import torch
 
     from world_modality.policy.checkpoint import Checkpoint, checkpoint_arrays
-    from world_modality.system.cli import config_dict
 
     with tempfile.TemporaryDirectory() as work:
         cache = write_synthetic_cache(Path(work, "cache"), config.num_frames, config.embedding_dim)
@@ -128,7 +127,7 @@ def run(config: BenchCheckpointConfig) -> dict[str, float]:
         trainer = open_trainer(cache, train_config)
         checkpoint = Checkpoint(
             policy_config=trainer.policy.config,
-            train_config=config_dict(trainer.config),
+            train_config=trainer.config,
             epoch=1,
             global_step=0,
             model={},

@@ -59,7 +59,7 @@ class BenchSeedsConfig:
 def measure(config: BenchSeedsConfig) -> dict[str, float]:
     """Return seconds a step of all seeds in both ways, and how many times faster side by side."""
     from world_modality.system.device import resolve_device
-    from world_modality.training.side_by_side import Lane
+    from world_modality.training.side_by_side import SeedContext
 
     train_config = synthetic_train_config(
         d_model=config.d_model,
@@ -78,7 +78,7 @@ def measure(config: BenchSeedsConfig) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         cache = write_synthetic_cache(Path(folder), config.num_frames, config.embedding_dim)
         alone, together = trainers(), trainers()
-    lanes = [Lane(resolve_device(config.device)) for _ in together]
+    contexts = [SeedContext(resolve_device(config.device)) for _ in together]
     steps = [[_steps(trainer) for trainer in half] for half in (alone, together)]
 
     def in_a_row() -> None:
@@ -88,8 +88,8 @@ def measure(config: BenchSeedsConfig) -> dict[str, float]:
 
     def side_by_side() -> None:
         for _ in range(config.steps_per_round):
-            for lane, own in zip(lanes, steps[1], strict=True):
-                with lane.taken():
+            for context, own in zip(contexts, steps[1], strict=True):
+                with context.entered():
                     next(own)
 
     seconds = take_turns({"side_by_side": side_by_side, "in_a_row": in_a_row}, config.num_rounds)

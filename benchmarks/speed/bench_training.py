@@ -34,6 +34,7 @@ from benchmarks.speed.harness.training_step import (
     measure_throughput,
 )
 from world_modality.cache.contract import Cache
+from world_modality.policy.config import TrainConfig, flags_of, from_flags
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli
 from world_modality.system.device import resolve_device
@@ -158,7 +159,7 @@ def _measure(part: Part, config: BenchTrainingConfig, folder: Path) -> dict[str,
         return {
             str(width): measure_flops(
                 frames.tensors(resolve_device(config.device)),
-                replace(train_config, d_model=width),
+                from_flags(TrainConfig, flags_of(train_config) | {"d_model": width}),
                 config.num_rounds,
             )
             for width in (config.d_model, config.wide_d_model)

@@ -1,11 +1,10 @@
-import dataclasses
-
 import pytest
 import torch
 
 from tests.fixtures.policy import tiny_policy_config
 from world_modality.arms import MODEL_TYPES
-from world_modality.policy.network import WorldPolicy, policy_config_from_dict
+from world_modality.policy.config import PolicyConfig, flags_of, stored_config
+from world_modality.policy.network import WorldPolicy
 from world_modality.system.errors import InvalidInputError
 
 BATCH = 5
@@ -175,8 +174,8 @@ def test_impossible_configs_are_refused(changes, message):
 
 
 def test_a_stored_config_with_other_fields_is_refused():
-    values = dataclasses.asdict(tiny_policy_config("C"))
-    assert policy_config_from_dict(values) == tiny_policy_config("C")
+    values = flags_of(tiny_policy_config("C"))
+    assert stored_config(PolicyConfig, values) == tiny_policy_config("C")
     del values["n_heads"]
     with pytest.raises(InvalidInputError, match="n_heads"):
-        policy_config_from_dict(values)
+        stored_config(PolicyConfig, values)

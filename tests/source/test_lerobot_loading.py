@@ -10,7 +10,7 @@ from benchmarks.speed.harness.lerobot_loading import (
     LeRobotBatches,
     require_same_windows,
 )
-from world_modality.cache.frame_tensors import WindowShape
+from world_modality.cache.frame_shapes import WindowShape
 
 SHAPE = WindowShape(context_frames=3, chunk_size=5, future_offset=2, future_stride=3)
 DRAWN = DrawnFrames(num_frames=100, embedding_dim=4, num_world_tokens=16)

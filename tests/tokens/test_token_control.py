@@ -14,17 +14,18 @@ from tests.fixtures.policy import (
     tiny_train_config,
     weights,
 )
-from world_modality.cache.frame_tensors import FrameTensors, WindowShape
+from world_modality.cache.frame_shapes import WindowShape
+from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.eval_offline import EvalOfflineConfig
 from world_modality.eval_offline import run as evaluate
 from world_modality.evaluation.offline_run import OfflineRun
 from world_modality.intervention_corrupt_world import CorruptWorldConfig
 from world_modality.intervention_corrupt_world import run as corrupt
 from world_modality.policy.checkpoint import load_checkpoint
+from world_modality.policy.config import TrainConfig
 from world_modality.policy.network import WorldPolicy
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.control_tokens import OtherEpisodes, TokenControl
-from world_modality.training.config import TrainConfig
 from world_modality.training.single import run
 from world_modality.training.trainer import Trainer
 
@@ -194,8 +195,7 @@ def test_offline_evaluation_applies_the_control_that_the_checkpoint_carries(
     config = tiny_train_config(cache, tmp_path / "logs", model_type, token_control=name)
     trained = run(config)
     assert (
-        load_checkpoint(trained.checkpoint, torch.device("cpu")).train_config["token_control"]
-        == name
+        load_checkpoint(trained.checkpoint, torch.device("cpu")).train_config.token_control == name
     )
     where = {"dataset_name": cache.dataset_name, "cache_dir": cache.cache_dir, "device": "cpu"}
     report = evaluate(EvalOfflineConfig(trained.checkpoint, **where))

@@ -19,6 +19,7 @@ from tests.fixtures.policy import (
     weights,
 )
 from world_modality.policy.checkpoint import load_checkpoint, newest_first
+from world_modality.policy.config import flags_of, from_flags
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.train import SeedsConfig, run
@@ -38,8 +39,8 @@ def cache(tmp_path):
 
 def seeds_config(cache, log_dir, model_type="C", seeds=SEEDS, **changes):
     knobs = {"dropout": 0.1} | changes
-    flags = vars(tiny_train_config(cache, log_dir, model_type))
-    return SeedsConfig(**(flags | knobs), seeds=seeds)
+    flags = flags_of(tiny_train_config(cache, log_dir, model_type))
+    return from_flags(SeedsConfig, flags | knobs | {"seeds": seeds})
 
 
 def alone(config, seed, log_dir):

@@ -19,9 +19,9 @@ from tests.fixtures.policy import (
 )
 from world_modality.arms import MODEL_TYPES
 from world_modality.policy.checkpoint import load_checkpoint
+from world_modality.policy.config import TrainConfig
 from world_modality.policy.network import WorldPolicy
 from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.training.config import TrainConfig
 from world_modality.training.single import run
 from world_modality.training.trainer import Trainer, fit_standardizers
 

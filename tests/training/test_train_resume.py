@@ -89,7 +89,7 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed_by_accident(cache, tmp
     with pytest.raises(InvalidInputError, match="already holds a run"):
         run(other_arm)
     replaced = run(dataclasses.replace(config, overwrite=True, seed=7))
-    assert load_checkpoint(replaced.checkpoint, CPU).train_config["seed"] == 7
+    assert load_checkpoint(replaced.checkpoint, CPU).train_config.seed == 7
 
 
 def test_resuming_on_a_changed_cache_is_refused(cache, tmp_path):

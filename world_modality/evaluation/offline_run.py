@@ -9,12 +9,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from world_modality.arms import stored_control
 from world_modality.cache.contract import Cache, sha256_of_json
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
 from world_modality.policy.network import WorldPolicy
-from world_modality.policy.predictions import FrameErrors, window_shape
+from world_modality.policy.predictions import FrameErrors
 from world_modality.statistics.intervals import Interval, ratio_interval, sum_by_episode
 from world_modality.system.device import resolve_device
 from world_modality.system.output_lock import OutputLock
@@ -122,13 +121,12 @@ class OfflineRun:
             corrupted: given in the place of these tokens; a control arm that does not read its own
                 token does not notice.
         """
-        name = stored_control(self.checkpoint.train_config)
-        seed = self.checkpoint.train_config["seed"]
+        trained = self.checkpoint.train_config
         train_frames = self.tensors.episodes.frames_of(self.train_ids)
-        control = TokenControl(name, self.tensors, train_frames, seed)
+        control = TokenControl(trained.token_control, self.tensors, train_frames, trained.seed)
         if corrupted is not None and control.reads_own_token:
             return corrupted
-        return control.evaluation_tokens(self.val_frames, window_shape(self.policy))
+        return control.evaluation_tokens(self.val_frames, self.policy.config.window)
 
     @cached_property
     def _episode_of_frame(self) -> Int[np.ndarray, " N"]:
@@ -138,7 +136,7 @@ class OfflineRun:
     @property
     def num_world_tokens(self) -> int:
         """Codebook size V."""
-        return self.policy.config.num_world_tokens
+        return self.policy.config.frame.world.num_world_tokens
 
     def describe(self) -> dict[str, object]:
         """Return what every report of this run states about it."""
@@ -146,7 +144,7 @@ class OfflineRun:
         return {
             "checkpoint": str(self.path),
             "model_type": self.policy.config.model_type,
-            "token_control": stored_control(self.checkpoint.train_config),
+            "token_control": self.checkpoint.train_config.token_control,
             "epoch": self.checkpoint.epoch,
             "dataset_name": self.cache.dataset_name,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,
@@ -154,7 +152,7 @@ class OfflineRun:
             "encoder_note": encoder.get("note"),
             "num_val_episodes": len(self.val_ids),
             "num_val_frames": len(self.val_frames),
-            "seed": self.checkpoint.train_config["seed"],
+            "seed": self.checkpoint.train_config.seed,
             "data": self._data_record(),
             "versions": {name: version(name) for name in ("torch", "numpy")}
             | {"python": platform.python_version()},
@@ -198,7 +196,7 @@ class OfflineRun:
 
         The frame with n frames left, itself included, has min(H, n) of them.
         """
-        episodes, chunk = self.tensors.episodes, self.policy.config.chunk_size
+        episodes, chunk = self.tensors.episodes, self.policy.config.window.chunk_size
         lengths = episodes.lengths[episodes.positions_of(self.val_ids)]
         return np.array([np.minimum(chunk, np.arange(1, n + 1)).sum() for n in lengths], float)
 

@@ -1,15 +1,16 @@
 """Pictures of the offline reports."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from world_modality.evaluation.ratio_axis import set_ratio_scale
 from world_modality.system.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Ticks at 1, 2 and 5 alone would be too few below this span, as a factor.
+_FEW_TICKS_SPAN = 3.0
 _COLOURS = {"model": "#1b6ca8", "task_mean": "#8c8c8c", "last_action": "#c97b1a"}
 _LABELS = {
     "model": "policy",
@@ -66,6 +67,24 @@ def plot_corruption(result: dict[str, Any], path: Path) -> None:
     set_ratio_scale(axis, "x")
     axis.set_xlabel("action MSE, corrupted / clean (95 % interval over episodes; pale: one draw)")
     _finish(figure, result["run"], path)
+
+
+def set_ratio_scale(axes: "Axes", which: Literal["x", "y"]) -> None:
+    """Let twice and half be equally far from 1, with plain numbers at the ticks; call it last."""
+    from matplotlib import ticker
+
+    axes.set(**{f"{which}scale": "log"})
+    axes.autoscale_view()
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    is_narrow = max(low, high) / min(low, high) < _FEW_TICKS_SPAN
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(
+        ticker.MaxNLocator(6, steps=[1, 2, 5, 10])
+        if is_narrow
+        else ticker.LogLocator(subs=(1.0, 2.0, 5.0))
+    )
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
 
 
 def _action_panel(axis: "Axes", actions: dict[str, Any]) -> None:

@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,10 +13,11 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from world_modality.policy.checkpoint import Checkpoint, RunPosition
+from world_modality.policy.config import TrainConfig
+from world_modality.policy.heads import loss_names
 from world_modality.policy.predictions import predict
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.stop_signals import StopSignals
-from world_modality.training.config import TrainConfig
 from world_modality.training.log import NoLog, RunLog
 from world_modality.training.saver import CheckpointSaver
 from world_modality.training.trainer import StepRecord, Trainer
@@ -43,19 +43,6 @@ class TrainingStoppedError(KeyboardInterrupt):
     """A run has ended on the wish of a signal, and is saved."""
 
 
-@dataclass(frozen=True)
-class Company:
-    """What runs that are trained side by side share.
-
-    Attributes:
-        seeds: one a run.
-        stop: the wish to stop, which the whole company grants at the same step.
-    """
-
-    seeds: tuple[int, ...]
-    stop: StopSignals
-
-
 class TrainingRun:
     """Trains to the last epoch, or until a signal asks to stop; killed at any moment, it can go on.
 
@@ -68,8 +55,8 @@ class TrainingRun:
         val_frames: where each epoch is validated.
         start: the checkpoint that the run goes on from, or what its checkpoints have in common:
             model and training state are replaced by those of the moment.
-        company: what it shares with runs that are trained beside it; it is then opened and
-            stepped by them together.
+        stop: the signals that the runs of several seeds, trained side by side, obey at the same
+            step; the run is then opened and stepped from outside. None for a run on its own.
     """
 
     def __init__(
@@ -78,15 +65,15 @@ class TrainingRun:
         trainer: Trainer,
         val_frames: Int[np.ndarray, " M"],
         start: Checkpoint,
-        company: Company | None = None,
+        stop: StopSignals | None = None,
     ) -> None:
         self._config = config
         self.trainer = trainer
         self._val_frames = val_frames
         self._start = start
         self._epoch = start.epoch
-        self._stop = StopSignals() if company is None else company.stop
-        self._label = "" if company is None else f"seed {config.seed}, "
+        self._stop = stop or StopSignals()
+        self._label = "" if stop is None else f"seed {config.seed}, "
         self._saver = CheckpointSaver(config.log_dir, config.model_type, config.keep_last)
         self._group = trainer.group
         self._log = (
@@ -95,7 +82,7 @@ class TrainingRun:
             else NoLog()
         )
         self.metrics = self._log.last_epoch_metrics
-        self._names = ["loss", "action_loss", "world_loss"]
+        self._names = loss_names(start.policy_config.frame.world.num_world_slots)
         self._names += [] if trainer.head is None else [f"{trainer.head.name}_loss"]
         empty = torch.zeros(len(self._names))
         # Sums over the steps of the epoch that is under way.
@@ -108,10 +95,30 @@ class TrainingRun:
             InvalidInputError: the loss is not finite, or the last checkpoint could not be written.
             KeyboardInterrupt: SIGTERM or SIGINT came; what was done is saved.
         """
+        self.print_header()
         with self._stop, self.opened():
             self.go_to(self.num_steps)
             self.finish()
         return self.metrics
+
+    def print_header(self) -> None:
+        """Print what is trained, on what and where."""
+        config, trainer, manifest = self._config, self.trainer, self._start.manifest
+        device, encoder = trainer.tensors.device, manifest["encoder"]
+        where = f"{device.type} of {self._group.num_processes} processes"
+        num_parameters = sum(p.numel() for p in trainer.policy.parameters())
+        print(
+            f"model {config.model_type}: {num_parameters / 1e6:.2f} M parameters on "
+            f"{device if self._group.is_alone else where}, {trainer.steps_per_epoch} steps an "
+            f"epoch, {len(self._val_frames)} validation frames; encoder {encoder['name']}"
+        )
+        if config.use_language:
+            print(f"language: {manifest['text']['name']}")
+        if trainer.head is not None:
+            num_own = sum(p.numel() for p in trainer.head.parameters())
+            print(f"{trainer.head.name} head: {num_own / 1e6:.2f} M parameters")
+        if encoder.get("note"):
+            print(f"note: {encoder['note']}")
 
     @contextmanager
     def opened(self) -> Iterator[None]:
@@ -204,7 +211,7 @@ class TrainingRun:
         Returns:
             The loss where it was read, every `log_every` steps.
         """
-        losses = torch.stack(dataclasses.astuple(record.losses)[: len(self._names)])
+        losses = record.losses.stacked()[: len(self._names)]
         self._totals += losses
         if record.global_step % self._config.log_every == 0:
             return self._log_step(record, losses.tolist())

@@ -9,7 +9,6 @@ import json
 import os
 import sys
 import time
-from pathlib import Path
 
 from benchmarks.speed.harness.turns import peak_resident_bytes
 
@@ -22,8 +21,8 @@ def main() -> None:
     # torch imports its compiler, 900 modules, when the first optimiser is made; it is import time.
     import torch._dynamo
 
+    from world_modality.policy.config import TrainConfig, from_flags
     from world_modality.training import single as train
-    from world_modality.training.config import TrainConfig
     from world_modality.training.trainer import StepRecord, Trainer
 
     imported = time.time()
@@ -43,8 +42,7 @@ def main() -> None:
 
     Trainer.step = first_step  # type: ignore[method-assign]
     flags = json.loads(sys.argv[1])
-    paths = {name: Path(flags[name]) for name in ("cache_dir", "log_dir")}
-    train.run(TrainConfig(**{**flags, **paths}))
+    train.run(from_flags(TrainConfig, flags))
 
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@ from jaxtyping import Int
 if TYPE_CHECKING:
     import torch
 
-    from world_modality.cache.frame_tensors import Batch, FrameTensors, WindowShape
+    from world_modality.cache.frame_shapes import WindowShape
+    from world_modality.cache.frame_tensors import Batch, FrameTensors
 
 FPS = 20
 CAMERA = "observation.image"

@@ -19,9 +19,10 @@ from benchmarks.speed.harness.synthetic_training import trainer_on
 if TYPE_CHECKING:
     import torch
 
-    from world_modality.cache.frame_tensors import Batch, WindowShape
+    from world_modality.cache.frame_shapes import WindowShape
+    from world_modality.cache.frame_tensors import Batch
+    from world_modality.policy.config import TrainConfig
     from world_modality.tokens.control_tokens import TokenControl
-    from world_modality.training.config import TrainConfig
     from world_modality.training.trainer import Trainer
 
 NUM_WORKERS = (0, 2)

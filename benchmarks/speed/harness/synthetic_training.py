@@ -12,8 +12,8 @@ from world_modality.source.episodes import Episodes, split_episodes
 
 if TYPE_CHECKING:
     from world_modality.cache.frame_tensors import FrameTensors
+    from world_modality.policy.config import TrainConfig
     from world_modality.system.process_group import ProcessGroup
-    from world_modality.training.config import TrainConfig
     from world_modality.training.trainer import Trainer
 
 DATASET_NAME = "synthetic/libero_sized"
@@ -22,9 +22,9 @@ NUM_TASKS = 40
 
 def synthetic_train_config(**flags: Any) -> "TrainConfig":
     """Return arm C's flags for such a cache; `flags` are those that differ from the trainer's."""
-    from world_modality.training.config import TrainConfig
+    from world_modality.policy.config import TrainConfig, from_flags
 
-    return TrainConfig(DATASET_NAME, model_type="C", **flags)
+    return from_flags(TrainConfig, {"dataset_name": DATASET_NAME, "model_type": "C", **flags})
 
 
 def write_synthetic_cache(cache_dir: Path, num_frames: int, embedding_dim: int) -> Cache:
@@ -94,13 +94,7 @@ def trainer_on(
     from world_modality.policy.network import WorldPolicy
     from world_modality.training.trainer import Trainer
 
-    policy_config = config.policy_config(
-        embedding_dim=tensors.embeddings.shape[1],
-        state_dim=tensors.states.shape[1],
-        action_dim=tensors.actions.shape[1],
-        num_world_tokens=num_world_tokens,
-        instruction_dim=0,
-    )
+    policy_config = config.policy_config(tensors.frame_shape(num_world_tokens))
     torch.manual_seed(config.seed)
     policy = WorldPolicy(policy_config).to(tensors.device)
     return Trainer(policy, tensors, frames, config, group=group)

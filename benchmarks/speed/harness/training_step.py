@@ -11,8 +11,8 @@ from benchmarks.speed.harness.turns import median_ratio, take_turns
 
 if TYPE_CHECKING:
     from world_modality.cache.frame_tensors import FrameTensors
+    from world_modality.policy.config import TrainConfig
     from world_modality.system.recorded_calls import Tensors
-    from world_modality.training.config import TrainConfig
     from world_modality.training.trainer import Trainer
 
 NUM_WORLD_TOKENS = 1024
@@ -58,7 +58,6 @@ def _bare_step(trainer: "Trainer", *, clip: bool) -> Callable[[], object]:
     import torch
 
     from world_modality.cache.frame_tensors import Batch
-    from world_modality.policy.losses import policy_losses
     from world_modality.policy.network import WorldPolicy
     from world_modality.system.recorded_calls import RecordedCalls
     from world_modality.training.trainer import adamw, autocast
@@ -73,7 +72,7 @@ def _bare_step(trainer: "Trainer", *, clip: bool) -> Callable[[], object]:
         with autocast(config.precision, device):
             output = model(own.embeddings, own.states, own.world_tokens)
         optimizer.zero_grad(set_to_none=True)
-        total = policy_losses(model, output, own, config.world_loss_weight).total
+        total = model.losses(output, own, config.world_loss_weight).total
         total.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)

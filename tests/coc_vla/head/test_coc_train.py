@@ -24,9 +24,9 @@ from tests.fixtures.coc import (
 from tests.fixtures.policy import assert_same_weights, weights
 from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun
 from world_modality.policy.checkpoint import load_checkpoint
+from world_modality.policy.config import flags_of, stored_train_config
 from world_modality.policy.predictions import hidden_states
 from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.training.config import TrainConfig
 from world_modality.training.single import run as train_policy
 
 ROOT = Path(__file__).parents[3]
@@ -50,9 +50,7 @@ def trained(cache, labels, tmp_path_factory):
 
 
 def one_head(config):
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    values = dataclasses.asdict(config)
-    return TrainConfig(**{name: values[name] for name in names})
+    return stored_train_config(flags_of(config))[0]
 
 
 def head_weights(path):
