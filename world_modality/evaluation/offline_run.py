@@ -102,7 +102,7 @@ class OfflineRun:
         return self.tensors.episodes.frames_of(self.val_ids)
 
     @cached_property
-    def tokens(self) -> Int[np.ndarray, " N"]:
+    def tokens(self) -> Int[np.ndarray, " N *W"]:
         """The recorded world tokens."""
         return self.tensors.world_tokens.cpu().numpy()
 
@@ -113,12 +113,12 @@ class OfflineRun:
         return RecordedTokens(self.tokens, self.tensors.episodes, self.val_frames, train_frames)
 
     def input_tokens(
-        self, corrupted: Int[np.ndarray, " M"] | None = None
-    ) -> Int[np.ndarray, " M"] | None:
+        self, corrupted: Int[np.ndarray, " M *W"] | None = None
+    ) -> Int[np.ndarray, " M *W"] | None:
         """Return what the policy reads at the validation frames; None where it reads their own.
 
         Args:
-            corrupted: given in the place of these tokens; a control arm that does not read its own
+            corrupted: given instead of these tokens; a control arm that does not read its own
                 token does not notice.
         """
         trained = self.checkpoint.train_config
