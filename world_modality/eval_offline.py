@@ -1,6 +1,5 @@
 """Evaluate a checkpoint on held-out episodes: action error and world-token accuracy."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +10,15 @@ from world_modality.evaluation.metrics import (
     trivial_errors,
     world_metrics,
 )
-from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun, print_header
+from world_modality.evaluation.offline_run import (
+    OfflineConfig,
+    OfflineRun,
+    print_header,
+    write_report,
+)
 from world_modality.evaluation.plots import plot_eval
 from world_modality.policy.predictions import predict
-from world_modality.system.atomic import write_json
-from world_modality.system.cli import run_cli, write_config
+from world_modality.system.cli import run_cli
 
 PREDICTORS = {
     "model": "the policy",
@@ -77,11 +80,7 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
             ),
         )
         _print(result)
-        out_dir = config.report_dir("eval_offline")
-        write_config(config, out_dir / "config.json")
-        write_json(out_dir / "eval_offline.json", dataclasses.asdict(result))
-        plot_eval(dataclasses.asdict(result), out_dir / "eval_offline.png")
-        print(f"report: {out_dir / 'eval_offline.json'}\nplot: {out_dir / 'eval_offline.png'}")
+        write_report(config, "eval_offline", result, plot_eval)
         return result
 
 

@@ -21,9 +21,9 @@ class SeedsConfig(TrainConfig):
     """Train one arm on a precomputed cache, with one seed or with several side by side."""
 
     seeds: tuple[int, ...] | None = None
-    """Train these seeds side by side in the place of --seed, each into `<log_dir>/seed_<n>` and
-    with the result of a run of its own: started and loaded once, and on a GPU with steps that
-    overlap. Takes the memory of that many policies."""
+    """Train these seeds side by side instead of --seed, each into `<log_dir>/seed_<n>` and with
+    the result of a run of its own: started and loaded once, and on a GPU with steps that overlap.
+    Takes the memory of that many policies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

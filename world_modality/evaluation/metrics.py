@@ -1,5 +1,6 @@
 """Errors of a policy on held-out frames, beside predictors that look at little or nothing."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,19 +20,13 @@ def action_metrics(run: OfflineRun, errors: FrameErrors, seed: int) -> dict[str,
     overall training mean, about), `mse_raw` in the action's own units squared; both are means over
     all valid steps of all validation frames and over the action's dimensions.
     """
+    metrics: dict[str, object] = {}
     counts = errors.valid.sum(axis=1)
-
-    def mean(squared: Float[np.ndarray, "M H"]) -> Interval:
-        return run.mean_over_frames(errors.frames, squared.sum(axis=1), counts, seed)
-
-    per_step = errors.squared_error.sum(axis=0, dtype=np.float64) / errors.valid.sum(axis=0)
-    raw_per_step = errors.squared_error_raw.sum(axis=0, dtype=np.float64) / errors.valid.sum(axis=0)
-    return {
-        "mse": mean(errors.squared_error),
-        "mse_raw": mean(errors.squared_error_raw),
-        "mse_per_step": per_step.tolist(),
-        "mse_raw_per_step": raw_per_step.tolist(),
-    }
+    for name, squared in (("mse", errors.squared_error), ("mse_raw", errors.squared_error_raw)):
+        metrics[name] = run.mean_over_frames(errors.frames, squared.sum(axis=1), counts, seed)
+        per_step = squared.sum(axis=0, dtype=np.float64) / errors.valid.sum(axis=0)
+        metrics[f"{name}_per_step"] = per_step.tolist()
+    return metrics
 
 
 def trivial_errors(run: OfflineRun) -> dict[str, FrameErrors]:
@@ -104,14 +99,9 @@ class HorizonAccuracy:
 
 @dataclass(frozen=True)
 class _Horizon:
-    """What is to be predicted at one horizon.
+    """What is to be predicted so many frames ahead, and which tokens count in each subset.
 
-    Attributes:
-        steps: frames ahead.
-        rank: of the true token; -1 past the episode's end.
-        source: the tokens of the frame itself.
-        target: the true tokens, meaningless past the episode's end.
-        counted: the tokens that count, in each subset.
+    Past the episode's end the rank is -1, and the target means nothing.
     """
 
     steps: int
@@ -121,19 +111,21 @@ class _Horizon:
     counted: dict[str, Bool[np.ndarray, "M slots"]]
 
 
-def _horizons(run: OfflineRun, errors: FrameErrors) -> list[_Horizon]:
+def _horizons(run: OfflineRun, errors: FrameErrors) -> Iterator[_Horizon]:
     assert errors.token_rank is not None, "the arm predicts no tokens"
-    tokens = run.tokens.reshape(len(run.tokens), -1)
-    ranks = errors.token_rank.reshape(*errors.token_rank.shape[:2], -1)
-    horizons = []
-    for horizon in range(1, ranks.shape[1] + 1):
-        rank, steps = ranks[:, horizon - 1], horizon * run.policy.config.window.future_stride
+    tokens = _by_slot(run)
+    for number, rank in enumerate(errors.token_rank.swapaxes(0, 1), 1):
+        steps = number * run.policy.config.window.future_stride
+        rank = rank.reshape(len(rank), -1)
         inside = rank >= 0
         source = tokens[errors.frames]
         target = tokens[np.where(inside[:, 0], errors.frames + steps, errors.frames)]
         counted = {"all": inside, "changed": inside & (source != target)}
-        horizons.append(_Horizon(steps, rank, source, target, counted))
-    return horizons
+        yield _Horizon(steps, rank, source, target, counted)
+
+
+def _by_slot(run: OfflineRun) -> Int[np.ndarray, "N slots"]:
+    return run.tokens.reshape(len(run.tokens), -1)
 
 
 def world_metrics(
@@ -170,22 +162,16 @@ def world_metrics(
 
 
 def _bigram_hits(run: OfflineRun, at: _Horizon) -> dict[str, Bool[np.ndarray, "M slots"]]:
-    """Return where the tables hit, which are counted slot by slot."""
-    tokens = run.tokens.reshape(len(run.tokens), -1)
-    by_slot: dict[str, list[np.ndarray]] = {}
-    for slot in range(tokens.shape[1]):
-        source, target = at.source[:, slot], at.target[:, slot]
-        fitted = (tokens[:, slot], run.tensors.episodes, run.train_ids, at.steps)
-        bigram = BigramBaseline.fit(*fitted, run.num_world_tokens).top(source, 5)
-        where_to = BigramBaseline.fit(*fitted, run.num_world_tokens, changed_only=True)
-        hits = {
-            "bigram_top1": bigram[:, 0] == target,
-            "bigram_top5": (bigram == target[:, None]).any(axis=1),
-            "change_bigram_top1": where_to.top(source, 1)[:, 0] == target,
-        }
-        for name, values in hits.items():
-            by_slot.setdefault(name, []).append(values)
-    return {name: np.stack(values, axis=1) for name, values in by_slot.items()}
+    """Return where tables hit that are counted slot by slot."""
+    hits: dict[str, list[np.ndarray]] = {}
+    for tokens, source, target in zip(_by_slot(run).T, at.source.T, at.target.T, strict=True):
+        fitted = tokens, run.tensors.episodes, run.train_ids, at.steps, run.num_world_tokens
+        top5 = BigramBaseline.fit(*fitted).top(source, 5)
+        where_to = BigramBaseline.fit(*fitted, changed_only=True).top(source, 1)
+        hits.setdefault("bigram_top1", []).append(top5[:, 0] == target)
+        hits.setdefault("bigram_top5", []).append((top5 == target[:, None]).any(axis=1))
+        hits.setdefault("change_bigram_top1", []).append(where_to[:, 0] == target)
+    return {name: np.stack(slots, axis=1) for name, slots in hits.items()}
 
 
 def token_sums(run: OfflineRun, errors: FrameErrors) -> dict[str, list[list[float]]]:

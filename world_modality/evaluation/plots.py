@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import numpy as np
+
 from world_modality.system.atomic import replacing
 
 if TYPE_CHECKING:
@@ -105,19 +107,18 @@ def _token_panel(axis: "Axes", rows: list[dict[str, Any]], subset: str) -> None:
     for name in names:
         label, colour, line = _TOKEN_LINES[name]
         intervals = [row["accuracy"][name] for row in rows]
-        values = [_or_nan(i["value"]) for i in intervals]
-        axis.plot(ahead, values, line, marker="o", ms=3, color=colour, label=label)
-        low, high = ([_or_nan(i[bound]) for i in intervals] for bound in ("low", "high"))
+        # What has no value is None, which an array of floats holds as not-a-number.
+        value, low, high = (
+            np.array([interval[bound] for interval in intervals], float)
+            for bound in ("value", "low", "high")
+        )
+        axis.plot(ahead, value, line, marker="o", ms=3, color=colour, label=label)
         axis.fill_between(ahead, low, high, color=colour, alpha=0.15, linewidth=0)
     axis.set_title(f"{title} (n = {rows[0]['num_frames']} at k = 1)", fontsize=10)
     axis.set_xlabel("frames ahead")
     axis.set_ylabel("world-token top-1 accuracy")
     axis.set_ylim(0, 1)
     axis.legend(frameon=False)
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _finish(figure: "Figure", run: dict[str, Any], path: Path) -> None:

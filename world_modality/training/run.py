@@ -40,7 +40,7 @@ def validate(trainer: Trainer, frames: Int[np.ndarray, " M"]) -> dict[str, float
 
 
 class TrainingStoppedError(KeyboardInterrupt):
-    """A run has ended on the wish of a signal, and is saved."""
+    """A run has ended because a signal asked for it, and is saved."""
 
 
 class TrainingRun:
@@ -74,7 +74,7 @@ class TrainingRun:
         self._epoch = start.epoch
         self._stop = stop or StopSignals()
         self._label = "" if stop is None else f"seed {config.seed}, "
-        self._saver = CheckpointSaver(config.log_dir, config.model_type, config.keep_last)
+        self.saver = CheckpointSaver(config.log_dir, config.model_type, config.keep_last)
         self._group = trainer.group
         self._log = (
             RunLog(config.log_dir, self.position, trainer.global_step)
@@ -97,8 +97,8 @@ class TrainingRun:
         """
         self.print_header()
         with self._stop, self.opened():
-            self.go_to(self.num_steps)
-            self.finish()
+            self.go_to(self._config.num_epochs * self.trainer.steps_per_epoch)
+            self.saver.finish()
         return self.metrics
 
     def print_header(self) -> None:
@@ -123,7 +123,7 @@ class TrainingRun:
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Keep the log and the writer of checkpoints open inside the block."""
-        with self._saver, self._log:
+        with self.saver, self._log:
             yield
 
     def go_to(self, global_step: int) -> None:
@@ -155,15 +155,6 @@ class TrainingRun:
         self._epoch += 1
         self._totals.zero_()
         self.save()
-
-    def finish(self) -> None:
-        """Wait for the last checkpoint; InvalidInputError if it could not be written."""
-        self._saver.finish()
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self._config.num_epochs * self.trainer.steps_per_epoch
 
     @property
     def is_finished(self) -> bool:
@@ -206,16 +197,16 @@ class TrainingRun:
                 break
 
     def note(self, record: StepRecord) -> float | None:
-        """Take a step that the trainer made into the epoch's means and, where due, into the log.
-
-        Returns:
-            The loss where it was read, every `log_every` steps.
-        """
+        """Add a step to the epoch's means; every `log_every` steps log it and return its loss."""
         losses = record.losses.stacked()[: len(self._names)]
         self._totals += losses
-        if record.global_step % self._config.log_every == 0:
-            return self._log_step(record, losses.tolist())
-        return None
+        if record.global_step % self._config.log_every != 0:
+            return None
+        total, *parts = losses.tolist()
+        self._require_finite(total)
+        named = dict(zip(self._names[1:], parts, strict=True))
+        self._log.step(record.global_step, named, record.learning_rate)
+        return total
 
     @property
     def is_save_due(self) -> bool:
@@ -225,13 +216,6 @@ class TrainingRun:
 
     def _must_stop(self) -> bool:
         return self._group.any(self._stop.requested is not None)
-
-    def _log_step(self, record: StepRecord, losses: list[float]) -> float:
-        total, *parts = losses
-        self._require_finite(total)
-        named = dict(zip(self._names[1:], parts, strict=True))
-        self._log.step(record.global_step, named, record.learning_rate)
-        return total
 
     def _train_means(self) -> dict[str, float]:
         means = (self._totals / self.trainer.steps_per_epoch).tolist()
@@ -272,9 +256,9 @@ class TrainingRun:
         try:
             self._log.sync()
         except OSError as error:
-            self._saver.report_failure(path, error)
+            self.saver.report_failure(path, error)
             return
-        self._saver.save(path, self._snapshot())
+        self.saver.save(path, self._snapshot())
 
     def _snapshot(self) -> Checkpoint:
         trainer = self.trainer
@@ -292,12 +276,12 @@ class TrainingRun:
         )
 
     def leave(self) -> NoReturn:
-        """End the run, which is saved as it is, on the wish of a signal.
+        """End the run, which is saved as it is, because a signal asked for it.
 
         Raises:
             TrainingStoppedError: always.
         """
-        self._saver.finish()
+        self.saver.finish()
         print(
             f"{self._label}stopped by {self._stop.requested or 'a signal to another process'} "
             f"after step {self.trainer.global_step}, saved as {self.checkpoint}",

@@ -70,7 +70,7 @@ def train_seeds(configs: list[TrainConfig]) -> list[TrainResult]:
 
 
 class SideBySide:
-    """Takes runs to their end together.
+    """Takes the runs of several seeds to their end together.
 
     Args:
         members: one a seed; those that are behind, as after a kill, catch up first, one by one.
@@ -101,7 +101,7 @@ class SideBySide:
                 self._each(TrainingRun.end_epoch)
                 if self._stop.requested and not first.is_finished:
                     self._each(TrainingRun.leave)
-            self._each(TrainingRun.finish)
+            self._each(lambda run: run.saver.finish())
 
     def _steps(self) -> None:
         """Make the steps that the epoch still has; a signal is obeyed after each."""

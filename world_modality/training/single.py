@@ -70,11 +70,7 @@ def run(config: TrainConfig, build_head: HeadBuilder | None = None) -> TrainResu
 
 
 def load_frames(config: TrainConfig, device: torch.device) -> FrameTensors:
-    """Load what is trained on.
-
-    Raises:
-        InvalidInputError, MissingFileError: the cache does not fit, or is missing.
-    """
+    """Load what is trained on; raises as `run`."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     return FrameTensors.from_cache(
         cache, device, with_language=config.use_language, place=config.embeddings_on
@@ -160,22 +156,21 @@ def _require_same_run(stored: Checkpoint, config: TrainConfig) -> None:
 
 
 def _newest_whole(paths: list[Path]) -> Checkpoint:
-    """Load the first checkpoint that is not damaged, and tell of those that are.
+    """Load the first checkpoint that is not damaged, and warn of those that are.
 
     Raises:
         InvalidInputError: all are damaged.
     """
-    for number, path in enumerate(paths):
-        try:
-            stored = load_checkpoint(path, torch.device("cpu"))
-        except InvalidInputError as error:
-            if number == len(paths) - 1:
-                raise
-            print(f"warning: {error}", file=sys.stderr)
-        else:
-            print(f"going on from {path}, step {stored.global_step}")
-            return stored
-    raise AssertionError("there are no paths")
+    newest, *older = paths
+    try:
+        stored = load_checkpoint(newest, torch.device("cpu"))
+    except InvalidInputError as error:
+        if not older:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
+        return _newest_whole(older)
+    print(f"going on from {newest}, step {stored.global_step}")
+    return stored
 
 
 def _build_trainer(
