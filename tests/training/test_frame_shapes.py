@@ -84,15 +84,6 @@ def test_a_training_of_several_vectors_and_slots_learns_each_slot(tensors, model
         assert errors.token_rank is None
 
 
-def test_who_attends_to_whom(tensors):
-    policy = build("C")
-    kinds = ["obs"] * 2 * 4 + ["world"] * SLOTS + ["fut"] * 3 * SLOTS + ["act"] * 4
-    for i, row in enumerate(kinds):
-        for j, column in enumerate(kinds):
-            seen = row == column or column == "obs" or (column == "world" and row != "obs")
-            assert bool(policy._blocked[i, j]) == (not seen), (row, column)
-
-
 def test_every_vector_and_every_slot_is_read_at_its_own_place(tensors):
     policy = build("C")
     batch = tensors.gather(torch.arange(5), policy.config.window)
