@@ -298,8 +298,8 @@ def _taken_from(flags: dict[str, Any], config_type: type[ConfigT]) -> ConfigT:
 
 def with_older_defaults(flags: Mapping[str, Any], names: Collection[str]) -> dict[str, Any]:
     """Add what runs of older versions lack of these flags: what there was before the flag."""
-    added = {name: value for name, value in BEFORE_THE_FLAG.items() if name in names}
-    return {**added, **flags}
+    lacking = {name for name in BEFORE_THE_FLAG if name in names and name not in flags}
+    return {**flags, **{name: BEFORE_THE_FLAG[name] for name in sorted(lacking)}}
 
 
 def stored_config(config_type: type[ConfigT], flags: Mapping[str, Any]) -> ConfigT:
