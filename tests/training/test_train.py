@@ -121,7 +121,7 @@ def test_language_is_trained_on_and_belongs_to_the_checkpoint(tmp_path):
     cache = write_synthetic_cache(tmp_path / "cache", SyntheticSpec(instruction_dim=5))
     config = tiny_train_config(cache, tmp_path / "logs", "C", use_language=True)
     stored = load_checkpoint(run(config).checkpoint, CPU)
-    assert stored.policy_config.instruction_dim == 5
+    assert stored.policy_config.frame.instruction_dim == 5
     stored.require_cache(cache)
     assert stored.manifest["text"]["name"] == "synthetic-text"
     instructions = np.array(cache.load("instruction_embeddings"))
