@@ -21,9 +21,13 @@ from coc_vla.head.report import markdown_report, plot_explanations
 from coc_vla.head.scores import event_groups
 from coc_vla.head.text_head import EVAL_SHARES, EpisodeTraces, Explainer, read_traces
 from world_modality.cache.contract import sha256_of_file
-from world_modality.evaluation.action_metrics import action_metrics, trivial_errors
+from world_modality.evaluation.metrics import (
+    HorizonAccuracy,
+    action_metrics,
+    trivial_errors,
+    world_metrics,
+)
 from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun
-from world_modality.evaluation.world_metrics import HorizonAccuracy, world_metrics
 from world_modality.policy.predictions import predict
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.atomic import replacing, write_json

@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from world_modality.policy.network import PolicyConfig, TrunkHidden
+from world_modality.policy.config import PolicyConfig
+from world_modality.policy.network import TrunkHidden
 from world_modality.system.errors import InvalidInputError
 
 TextContext = Literal["trunk", "lang"]
@@ -52,10 +53,10 @@ class TrunkView:
                 "--use_language"
             )
         return cls(
-            dim=policy.d_model,
+            dim=policy.trunk.d_model,
             reads_lang=policy.reads_language,
             reads_world=sees_world and policy.reads_world,
-            num_future=policy.future_offset if sees_world and policy.predicts_world else 0,
+            num_future=policy.window.future_offset if sees_world and policy.predicts_world else 0,
         )
 
 

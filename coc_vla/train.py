@@ -19,10 +19,10 @@ from coc_vla.labels.record import GENERATION_COMMAND
 from coc_vla.model import DecoderConfig, TextContext, TrunkView
 from world_modality.arms import ModelType
 from world_modality.cache.contract import sha256_of_file
-from world_modality.policy.auxiliary_head import HeadSite
+from world_modality.policy.config import TrainConfig
+from world_modality.policy.network import HeadSite
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
-from world_modality.training.config import TrainConfig
 from world_modality.training.single import TrainResult
 from world_modality.training.single import run as train_policy
 

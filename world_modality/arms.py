@@ -1,19 +1,20 @@
 """The one table of arms and their controls: what each reads and predicts, and what it answers.
 
-A new arm is a row here and its question among the contrasts. What a control reads is made by
-`tokens/control_tokens.py`, in closed loop by `benchmarks/rollouts/acting/world_input.py`; a new
-network is a branch of `policy/network.py`, and a choice or a script of its own.
+A new arm is a row here, its question among the contrasts, and a choice of a training script. What
+a control reads is made by `tokens/control_tokens.py`; in closed loop its row says it.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 ModelType = Literal["A", "B", "C", "C_no_world_input"]
 ControlName = Literal["none", "placebo", "dummy", "shuffled", "oracle"]
 MODEL_TYPES: tuple[ModelType, ...] = get_args(ModelType)
 READING_ARM: ModelType = "C"
 DUMMY_TOKEN = 0
+# What an arm reads in closed loop, besides the names of corruptions (`tokens/corruption.py`).
+OWN_TOKEN, ONE_CODE = "none", "one_code"
 # Flags that only an arm that reads the world token can use, with the values that change nothing.
 WORLD_INPUT_FLAGS: Mapping[str, float | bool] = {
     "world_input_scale": 1.0,
@@ -55,7 +56,11 @@ class Arm:
         control: how its tokens are taken away from their frames.
         tokens: what a control reads or predicts instead, as the help of `--token_control` says it.
         own_token: whether what it reads depends on the present frame's own token.
-        closed_loop: whether what it reads exists in closed loop.
+        closed_loop: what it reads in closed loop: OWN_TOKEN, ONE_CODE for DUMMY_TOKEN always, or
+            the corruption that is the same; None where closed loop has no such token.
+
+    Raises:
+        ValueError: it does not read its own token, and does not say what it reads in closed loop.
     """
 
     model_type: ModelType
@@ -65,7 +70,11 @@ class Arm:
     control: ControlName = "none"
     tokens: str = ""
     own_token: bool = True
-    closed_loop: bool = True
+    closed_loop: str | None = OWN_TOKEN
+
+    def __post_init__(self) -> None:
+        if not self.own_token and self.closed_loop == OWN_TOKEN:
+            raise ValueError(f"control {self.control} has to say what it reads in closed loop")
 
     @property
     def choices(self) -> tuple[ModelType, ...]:
@@ -77,16 +86,18 @@ _B = Arm("B", "train_baseline_b.py", reads_world=False, predicts_world=True)
 _C = Arm("C", "train_model_c.py", reads_world=True, predicts_world=True)
 _SHUFFLED = "the future loss on tokens shuffled in time within the episode"
 _AHEAD = "the token future_offset x future_stride frames ahead; offline only"
-_OTHER, _ONE = "another frame's token of the same task", "one code in the place of every w_t"
+_OTHER, _ONE = "another frame's token of the same task", "one code instead of every w_t"
 ARMS: Mapping[str, Arm] = {
     "A": Arm("A", "train_baseline_a.py", reads_world=False, predicts_world=False),
     "B": _B,
     "C": _C,
     "C_no_world_input": replace(_C, model_type="C_no_world_input", reads_world=False),
     "B_placebo": replace(_B, control="placebo", tokens=_SHUFFLED),
-    "C_dummy": replace(_C, control="dummy", tokens=_ONE, own_token=False),
-    "C_shuffled": replace(_C, control="shuffled", tokens=_OTHER, own_token=False),
-    "C_oracle": replace(_C, control="oracle", tokens=_AHEAD, closed_loop=False),
+    "C_dummy": replace(_C, control="dummy", tokens=_ONE, own_token=False, closed_loop=ONE_CODE),
+    "C_shuffled": replace(
+        _C, control="shuffled", tokens=_OTHER, own_token=False, closed_loop="task_marginal"
+    ),
+    "C_oracle": replace(_C, control="oracle", tokens=_AHEAD, closed_loop=None),
 }
 CONTRASTS = (
     Contrast("B", "A", "does predicting future tokens help the actions?"),
@@ -101,6 +112,7 @@ CONTRASTS = (
 )
 # What arm A is called on the cache of an encoder that knows less.
 CONTROL_ENCODERS = {"pixel-pca": "A_pca", "random-vit": "A_random"}
+CLOSED_LOOP_READS = {arm.control: arm.closed_loop for arm in ARMS.values()}
 CONTROLS = {arm.control: arm for arm in ARMS.values() if arm.control != "none"}
 # As tables list them: the arms of one letter together.
 _ORDER = sorted((*ARMS, *CONTROL_ENCODERS.values()), key=lambda name: name[0])
@@ -121,9 +133,3 @@ def contrasts_between(arms: set[str]) -> list[Contrast]:
         if base in arms:
             chosen.append(Contrast(arm, base, "do the world-input knobs help?"))
     return chosen
-
-
-def stored_control(train_config: Mapping[str, Any]) -> ControlName:
-    """Return the control that a checkpoint was trained with; older checkpoints have none."""
-    name: ControlName = train_config.get("token_control", "none")
-    return name

@@ -1,16 +1,24 @@
 """Evaluate a checkpoint on held-out episodes: action error and world-token accuracy."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from world_modality.evaluation.action_metrics import action_metrics, trivial_errors
-from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun, print_header
+from world_modality.evaluation.metrics import (
+    HorizonAccuracy,
+    action_metrics,
+    token_sums,
+    trivial_errors,
+    world_metrics,
+)
+from world_modality.evaluation.offline_run import (
+    OfflineConfig,
+    OfflineRun,
+    print_header,
+    write_report,
+)
 from world_modality.evaluation.plots import plot_eval
-from world_modality.evaluation.world_metrics import HorizonAccuracy, token_sums, world_metrics
 from world_modality.policy.predictions import predict
-from world_modality.system.atomic import write_json
-from world_modality.system.cli import run_cli, write_config
+from world_modality.system.cli import run_cli
 
 PREDICTORS = {
     "model": "the policy",
@@ -65,18 +73,14 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
                 "episode_index": opened.val_ids,
                 "squared_error_sum": opened.episode_sums(errors).tolist(),
                 "num_steps": opened.episode_counts.tolist(),
-                **token_sums(opened, errors),
+                **({} if errors.token_rank is None else token_sums(opened, errors)),
             },
             world=(
                 None if errors.token_rank is None else world_metrics(opened, errors, config.seed)
             ),
         )
         _print(result)
-        out_dir = config.report_dir("eval_offline")
-        write_config(config, out_dir / "config.json")
-        write_json(out_dir / "eval_offline.json", dataclasses.asdict(result))
-        plot_eval(dataclasses.asdict(result), out_dir / "eval_offline.png")
-        print(f"report: {out_dir / 'eval_offline.json'}\nplot: {out_dir / 'eval_offline.png'}")
+        write_report(config, "eval_offline", result, plot_eval)
         return result
 
 
@@ -90,7 +94,7 @@ def _print(result: EvalOfflineResult) -> None:
     steps = ", ".join(f"{value:.4g}" for value in result.actions["model"]["mse_per_step"])
     print(f"  the policy, per step of the chunk: {steps}")
     if result.world is None:
-        print("\nworld tokens: arm A predicts none")
+        print(f"\nworld tokens: arm {result.run['model_type']} predicts none")
         return
     titles = {
         "all": "all frames",

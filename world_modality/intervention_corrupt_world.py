@@ -1,18 +1,21 @@
 """Corrupt the world token that a policy reads, and see whether its actions get worse."""
 
-import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun, print_header
+from world_modality.evaluation.offline_run import (
+    OfflineConfig,
+    OfflineRun,
+    print_header,
+    write_report,
+)
 from world_modality.evaluation.plots import plot_corruption
 from world_modality.policy.predictions import predict
 from world_modality.statistics.intervals import Interval, defined_ratio, ratio_interval
-from world_modality.system.atomic import write_json
-from world_modality.system.cli import run_cli, write_config
+from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.corruption import OFFLINE
 
@@ -107,11 +110,7 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
             episodes=episodes,
         )
         _print(result)
-        out_dir = config.report_dir("corrupt_world")
-        write_config(config, out_dir / "config.json")
-        write_json(out_dir / "corrupt_world.json", dataclasses.asdict(result))
-        plot_corruption(dataclasses.asdict(result), out_dir / "corrupt_world.png")
-        print(f"report: {out_dir / 'corrupt_world.json'}\nplot: {out_dir / 'corrupt_world.png'}")
+        write_report(config, "corrupt_world", result, plot_corruption)
         return result
 
 

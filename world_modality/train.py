@@ -6,11 +6,11 @@ from dataclasses import dataclass
 
 import torch
 
+from world_modality.policy.config import TrainConfig
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.system.process_group import num_launched
-from world_modality.training.config import TrainConfig
 from world_modality.training.side_by_side import train_seeds
 from world_modality.training.single import TrainResult
 from world_modality.training.single import run as train_one
@@ -21,9 +21,9 @@ class SeedsConfig(TrainConfig):
     """Train one arm on a precomputed cache, with one seed or with several side by side."""
 
     seeds: tuple[int, ...] | None = None
-    """Train these seeds side by side in the place of --seed, each into `<log_dir>/seed_<n>` and
-    with the result of a run of its own: started and loaded once, and on a GPU with steps that
-    overlap. Takes the memory of that many policies."""
+    """Train these seeds side by side instead of --seed, each into `<log_dir>/seed_<n>` and with
+    the result of a run of its own: started and loaded once, and on a GPU with steps that overlap.
+    Takes the memory of that many policies."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -54,13 +54,13 @@ from benchmarks.speed.harness.trainers import (
 )
 from world_modality.cache.contract import Cache
 from world_modality.policy.checkpoint import Checkpoint, checkpoint_arrays
-from world_modality.system.cli import config_dict, run_cli
+from world_modality.policy.config import TrainConfig
+from world_modality.system.cli import run_cli
 from world_modality.system.device import resolve_device
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.process_group import ProcessGroup
-from world_modality.training.config import TrainConfig
 from world_modality.training.saver import CheckpointSaver
-from world_modality.training.side_by_side import Lane
+from world_modality.training.side_by_side import SeedContext
 from world_modality.training.trainer import StepRecord, Trainer
 
 Part = Literal[
@@ -336,7 +336,7 @@ def measure_seeds(setting: Setting) -> Iterator[Figure]:
         ]
         for _ in range(2)
     )
-    lanes = [Lane(resolve_device(config.device)) for _ in together]
+    contexts = [SeedContext(resolve_device(config.device)) for _ in together]
 
     def in_a_row() -> None:
         for own in alone:
@@ -345,8 +345,8 @@ def measure_seeds(setting: Setting) -> Iterator[Figure]:
 
     def side_by_side() -> None:
         for _ in range(config.steps_per_round):
-            for lane, own in zip(lanes, together, strict=True):
-                with lane.taken():
+            for context, own in zip(contexts, together, strict=True):
+                with context.entered():
                     next(own)
 
     names = [f"a step of {config.num_seeds} seeds {how}" for how in ("side by side", "in a row")]
@@ -370,7 +370,7 @@ def measure_checkpoints(setting: Setting) -> Iterator[Figure]:
     steps = endless_steps(trainer)
     start = Checkpoint(
         policy_config=trainer.policy.config,
-        train_config=config_dict(trainer.config),
+        train_config=trainer.config,
         epoch=1,
         global_step=0,
         model={},

@@ -20,9 +20,8 @@ from coc_vla.labels.trace import TraceStep
 from coc_vla.model import DecoderConfig, TextContext, TextDecoder, decoder_config_from_dict
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
-from world_modality.policy.auxiliary_head import AuxiliaryHead
 from world_modality.policy.checkpoint import Checkpoint
-from world_modality.policy.network import TrunkHidden, WorldPolicy
+from world_modality.policy.network import AuxiliaryHead, TrunkHidden, WorldPolicy
 from world_modality.policy.predictions import hidden_states
 from world_modality.source.episodes import Episodes
 from world_modality.system.errors import InvalidInputError
@@ -253,7 +252,7 @@ class Explainer:
             raise InvalidInputError(
                 "the checkpoint has no explaining head; train one with python -m coc_vla.train"
             )
-        if checkpoint.train_config.get("coc_loss_weight") == 0:
+        if checkpoint.further_flags.get("coc_loss_weight") == 0:
             raise InvalidInputError(
                 "the checkpoint's explaining head is untrained (--coc_loss_weight 0); train one "
                 "with a positive weight"

@@ -1,4 +1,3 @@
-import dataclasses
 import shutil
 import subprocess
 import sys
@@ -25,10 +24,10 @@ from tests.fixtures.coc import (
 from tests.fixtures.policy import assert_same_weights, weights
 from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun
 from world_modality.policy.checkpoint import load_checkpoint
+from world_modality.policy.config import flags_of, from_flags, stored_train_config
 from world_modality.policy.predictions import hidden_states
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.training.config import TrainConfig
 from world_modality.training.single import run as train_policy
 
 ROOT = Path(__file__).parents[2]
@@ -58,9 +57,11 @@ def trained(cache, labels, tmp_path_factory):
 
 
 def one_head(config):
-    names = {field.name for field in dataclasses.fields(TrainConfig)}
-    values = dataclasses.asdict(config)
-    return TrainConfig(**{name: values[name] for name in names})
+    return stored_train_config(flags_of(config))[0]
+
+
+def changed(config, **flags):
+    return from_flags(type(config), flags_of(config) | flags)
 
 
 def alone(config, tmp_path):
@@ -75,7 +76,7 @@ def assert_same_run(first, second):
 
 
 def test_a_weight_of_zero_trains_the_policy_alone_to_the_bit(config, tmp_path):
-    config = replace(
+    config = changed(
         config, num_epochs=2, coc_loss_weight=0.0, dropout=0.1, world_input_dropout=0.3
     )
     zero, policy = run(config), alone(config, tmp_path)
@@ -89,7 +90,7 @@ def test_a_weight_of_zero_trains_the_policy_alone_to_the_bit(config, tmp_path):
 
 def test_the_text_loss_reaches_the_trunk_and_draws_no_random_number(config, trained, tmp_path):
     # With a vanishing weight the text changes nothing but through random numbers, if it drew any.
-    config = replace(config, num_epochs=3, dropout=0.1, coc_loss_weight=1e-30)
+    config = changed(config, num_epochs=3, dropout=0.1, coc_loss_weight=1e-30)
     vanishing = weights(run(config).checkpoint)
     assert_same_weights(vanishing, weights(alone(config, tmp_path).checkpoint))
     assert not torch.equal(vanishing["fut_queries"], weights(trained.checkpoint)["fut_queries"])
@@ -100,7 +101,7 @@ def test_a_resumed_run_ends_bit_identical(config, trained, tmp_path):
     shutil.copytree(trained.checkpoint.parent, folder)
     (folder / "model_C_epoch2.pt").unlink()
     torch.manual_seed(999)
-    config = replace(config, log_dir=folder, dropout=0.1, num_epochs=3, resume=True)
+    config = changed(config, log_dir=folder, dropout=0.1, num_epochs=3, resume=True)
     assert_same_run(trained, run(config))
     logs = [(f / "metrics.jsonl").read_text() for f in (trained.checkpoint.parent, folder)]
     assert logs[0] == logs[1]
@@ -111,11 +112,11 @@ def test_resuming_with_other_labels_or_another_weight_is_refused(config, trained
     folder = tmp_path / "run"
     shutil.copytree(trained.checkpoint.parent, folder)
     other = write_labels(tmp_path / "other.jsonl", [label(e, UP) for e in range(30)])
-    config = replace(config, log_dir=folder, dropout=0.1, num_epochs=3, resume=True)
+    config = changed(config, log_dir=folder, dropout=0.1, num_epochs=3, resume=True)
     with pytest.raises(InvalidInputError, match=r"other\.jsonl is not the label file"):
-        run(replace(config, labels_jsonl=other))
+        run(changed(config, labels_jsonl=other))
     with pytest.raises(InvalidInputError, match=r"--coc_loss_weight 0\.2 then, 0\.7 now"):
-        run(replace(config, coc_loss_weight=0.7))
+        run(changed(config, coc_loss_weight=0.7))
 
 
 def test_a_checkpoint_explains_without_the_tokenizers_folder(config, cache, tmp_path):
@@ -125,7 +126,7 @@ def test_a_checkpoint_explains_without_the_tokenizers_folder(config, cache, tmp_
 
     folder = tmp_path / "tokenizer"
     AutoTokenizer.from_pretrained(PACKAGED_FOLDER).save_pretrained(folder)
-    path = run(replace(config, text_tokenizer=str(folder))).checkpoint
+    path = run(changed(config, text_tokenizer=str(folder))).checkpoint
     shutil.rmtree(folder)
     explainer = Explainer.of(load_checkpoint(path, CPU), CPU)
     opened = OfflineRun.open(OfflineConfig(path, cache.dataset_name, cache.cache_dir, device="cpu"))
@@ -141,7 +142,7 @@ def test_held_out_labels_teach_neither_tokenizer_nor_weights(config, cache, tmp_
         [label(e, DOWN if (e in val) == is_up(e) else UP) for e in range(SPEC.num_episodes)],
     )
     first = run(config)
-    second = run(replace(config, labels_jsonl=changed, log_dir=tmp_path / "other"))
+    second = run(changed(config, labels_jsonl=changed, log_dir=tmp_path / "other"))
     assert_same_run(first, second)
     assert first.metrics["val_coc_loss"] != second.metrics["val_coc_loss"]
 
@@ -150,7 +151,7 @@ def test_episodes_without_a_label_give_no_loss_and_are_counted(config, cache, tm
     train = cache.manifest["split"]["train"]
     records = [label(e, UP if e == train[0] else None) for e in train[:3]]
     path = write_labels(tmp_path / "few.jsonl", records)
-    metrics = run(replace(config, labels_jsonl=path)).metrics
+    metrics = run(changed(config, labels_jsonl=path)).metrics
     printed = capsys.readouterr().out
     assert f"1 of {len(train)} training episodes" in printed
     assert "2 errors" in printed
@@ -175,7 +176,7 @@ def test_labels_that_do_not_fit_are_refused(config, tmp_path, records, told):
     if records is not None:
         write_labels(path, records)
     with pytest.raises((InvalidInputError, MissingFileError), match=told):
-        run(replace(config, labels_jsonl=path))
+        run(changed(config, labels_jsonl=path))
     assert [path.name for path in config.log_dir.iterdir()] == [".lock"]
 
 
@@ -190,7 +191,7 @@ def test_labels_that_do_not_fit_are_refused(config, tmp_path, records, told):
 )
 def test_flags_that_do_not_fit_are_refused(config, changes, told):
     with pytest.raises(InvalidInputError, match=told):
-        run(replace(config, **changes))
+        run(changed(config, **changes))
 
 
 def test_through_the_command_line(config):

@@ -46,19 +46,14 @@ def episodes():
     )
 
 
-def test_uniform_draws_every_used_code_equally_often_and_no_unused_one():
+@pytest.mark.parametrize(
+    ("name", "shares"), [("uniform", [1 / 3, 1 / 3, 1 / 3]), ("marginal", [0.9, 0.09, 0.01])]
+)
+def test_codes_of_training_are_drawn_equally_often_or_as_often_as_it_has_them(name, shares):
     train = np.array([2] * 90 + [5] * 9 + [7])
-    draw = drawn_from("uniform", train, 30_000)
-    values, counts = np.unique(draw, return_counts=True)
+    values, counts = np.unique(drawn_from(name, train, 30_000), return_counts=True)
     assert values.tolist() == [2, 5, 7]
-    assert stats.chisquare(counts).pvalue > 1e-3
-
-
-def test_marginal_draws_codes_as_often_as_training_has_them():
-    train = np.array([2] * 90 + [5] * 9 + [7])
-    values, counts = np.unique(drawn_from("marginal", train, 30_000), return_counts=True)
-    assert values.tolist() == [2, 5, 7]
-    assert stats.chisquare(counts, 30_000 * np.array([0.9, 0.09, 0.01])).pvalue > 1e-3
+    assert stats.chisquare(counts, 30_000 * np.array(shares)).pvalue > 1e-3
 
 
 def test_task_shuffle_permutes_within_the_task_and_among_the_given_frames_only(episodes):
@@ -97,14 +92,8 @@ def trained(tmp_path_factory):
 
 def config(trained, arm, out_dir, **changes):
     cache, paths = trained
-    return CorruptWorldConfig(
-        checkpoint=paths[arm],
-        dataset_name=cache.dataset_name,
-        cache_dir=cache.cache_dir,
-        out_dir=out_dir,
-        device="cpu",
-        **changes,
-    )
+    where = {"dataset_name": cache.dataset_name, "cache_dir": cache.cache_dir, "out_dir": out_dir}
+    return CorruptWorldConfig(checkpoint=paths[arm], device="cpu", **where, **changes)
 
 
 def test_the_ablation_is_run_and_its_ratio_is_exactly_one(trained, tmp_path, monkeypatch):

@@ -26,6 +26,7 @@ from benchmarks.libero.suites import (
 )
 from tests.fixtures.policy import tiny_policy_config
 from world_modality.policy.checkpoint import Checkpoint, save_checkpoint
+from world_modality.policy.config import TrainConfig
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 
 LIBERO = ("libero_spatial", "libero_object", "libero_goal", "libero_10", "libero_90")
@@ -165,7 +166,7 @@ def write_checkpoint(path: Path, image_key: str, recording: dict | None) -> Path
     dataset = {"name": "local/libero", "image_key": image_key, "recording": recording}
     checkpoint = Checkpoint(
         policy_config=tiny_policy_config("A"),
-        train_config={},
+        train_config=TrainConfig("local/libero"),
         epoch=0,
         global_step=0,
         model={},

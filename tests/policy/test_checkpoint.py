@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pickle
 
@@ -6,7 +7,7 @@ import pytest
 import torch
 
 from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
-from tests.fixtures.policy import save_sealed, tiny_train_config
+from tests.fixtures.policy import assert_same_content, save_sealed, tiny_train_config
 from world_modality.cache.contract import update_manifest
 from world_modality.policy.checkpoint import (
     RunPosition,
@@ -29,12 +30,13 @@ def trained(tmp_path_factory):
 
 def test_round_trip(trained, tmp_path):
     stored = load_checkpoint(trained.checkpoint, CPU)
+    stored = dataclasses.replace(stored, further_flags={"coc_loss_weight": 0.5})
     save_checkpoint(tmp_path / "copy.pt", stored)
     again = load_checkpoint(tmp_path / "copy.pt", CPU)
-    assert again.policy_config == stored.policy_config
-    assert again.manifest == stored.manifest
-    assert again.epoch == stored.epoch == 2
-    assert all(torch.equal(stored.model[name], again.model[name]) for name in stored.model)
+    assert stored.epoch == 2
+    assert stored.train_config.window.future_stride == stored.policy_config.window.future_stride
+    for field in dataclasses.fields(stored):
+        assert_same_content(getattr(stored, field.name), getattr(again, field.name))
 
 
 def test_it_counts_the_tokens_of_each_tasks_training_episodes(tmp_path):
@@ -112,11 +114,6 @@ def test_each_flipped_bit_of_a_checkpoint_is_noticed(trained, tmp_path):
         (tmp_path / "flipped.pt").write_bytes(damaged)
         with pytest.raises(InvalidInputError, match=r"flipped\.pt is damaged"):
             load_checkpoint(tmp_path / "flipped.pt", CPU)
-
-
-def test_other_programs_read_a_sealed_checkpoint(trained):
-    content = torch.load(trained.checkpoint, weights_only=True)
-    assert content["model"].keys() == load_checkpoint(trained.checkpoint, CPU).model.keys()
 
 
 def test_a_missing_checkpoint_lists_its_neighbours(trained):

@@ -20,7 +20,6 @@ from world_modality.cache.contract import Cache, sha256_of_file
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.encode.text_encoder import TextEncoder
 from world_modality.policy.checkpoint import load_checkpoint, save_checkpoint
-from world_modality.policy.predictions import window_shape
 from world_modality.precompute_instruction_embeddings import InstructionConfig
 from world_modality.precompute_instruction_embeddings import run as embed_instructions
 from world_modality.source.frame_decoding import frames_at
@@ -162,7 +161,7 @@ def test_it_acts_as_offline_evaluation_predicts(home, arm, n_action_steps):
     for episode in (1, 4):
         steps = np.arange(0, 9, n_action_steps)
         batch = tensors.gather(
-            torch.from_numpy(home.first_frame(episode) + steps), window_shape(reference)
+            torch.from_numpy(home.first_frame(episode) + steps), reference.config.window
         )
         with torch.inference_mode():
             output = reference(

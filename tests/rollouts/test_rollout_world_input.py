@@ -1,5 +1,6 @@
 import dataclasses
 from collections import Counter
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,6 +11,8 @@ from scipy.stats import chisquare
 
 from benchmarks.rollouts.acting.world_input import WorldInput
 from benchmarks.suite import EpisodeSpec
+from tests.fixtures.policy import tiny_policy_config
+from world_modality.policy.config import TrainConfig
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
 
@@ -26,7 +29,7 @@ def checkpoint(counts: np.ndarray | None = COUNTS, recorded: bool = True) -> Any
     recording = {"tasks": {name: {"instruction": text} for name, text in names.items()}}
     return SimpleNamespace(
         cache_arrays={} if counts is None else {"train_token_counts": torch.from_numpy(counts)},
-        train_config={"dataset_name": "local/x", "cache_dir": "cache", "log_dir": "logs_c"},
+        train_config=TrainConfig("local/x", log_dir=Path("logs_c"), model_type="C"),
         manifest={"dataset": {"tasks": tasks, "recording": recording if recorded else None}},
     )
 
@@ -139,8 +142,8 @@ def test_a_task_without_training_frames_lists_those_that_have_some():
 
 def controlled(name: str) -> Any:
     plain = checkpoint()
-    plain.train_config["token_control"] = name
-    plain.policy_config = SimpleNamespace(num_world_tokens=COUNTS.shape[1])
+    plain.train_config = dataclasses.replace(plain.train_config, token_control=name)
+    plain.policy_config = tiny_policy_config("C", num_world_tokens=COUNTS.shape[1])
     return plain
 
 

@@ -7,12 +7,13 @@ from world_modality.policy.network import WorldPolicy
 
 
 def drawn_context(policy, group_size, generator):
-    config = policy.config
-    frames = (group_size, config.context_frames)
-    embeddings = torch.randn(*frames, config.embedding_dim, generator=generator).half()
-    states = torch.randn(*frames, config.state_dim, generator=generator)
-    world_tokens = torch.randint(config.num_world_tokens, (group_size,), generator=generator)
-    instructions = torch.randn(group_size, config.instruction_dim, generator=generator).half()
+    config, frame = policy.config, policy.config.frame
+    frames = (group_size, config.window.context_frames)
+    embeddings = torch.randn(*frames, frame.observation.embedding_dim, generator=generator).half()
+    states = torch.randn(*frames, frame.state_dim, generator=generator)
+    num_tokens = frame.world.num_world_tokens
+    world_tokens = torch.randint(num_tokens, (group_size,), generator=generator)
+    instructions = torch.randn(group_size, frame.instruction_dim, generator=generator).half()
     return [embeddings, states, world_tokens, *([instructions] if config.reads_language else [])]
 
 

@@ -7,7 +7,8 @@ import torch
 
 from benchmarks.speed.harness.drawn import draw_cache
 from benchmarks.speed.harness.lerobot_peer import LeRobotBatches, record, require_same_windows
-from world_modality.cache.frame_tensors import FrameTensors, WindowShape
+from world_modality.cache.frame_shapes import WindowShape
+from world_modality.cache.frame_tensors import FrameTensors
 
 SHAPE = WindowShape(context_frames=3, chunk_size=5, future_offset=2, future_stride=3)
 

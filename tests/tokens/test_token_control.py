@@ -16,7 +16,8 @@ from tests.fixtures.policy import (
     tiny_train_config,
     weights,
 )
-from world_modality.cache.frame_tensors import FrameTensors, WindowShape
+from world_modality.cache.frame_shapes import WindowShape
+from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.eval_offline import EvalOfflineConfig
 from world_modality.eval_offline import run as evaluate
 from world_modality.evaluation.offline_run import OfflineRun
@@ -25,7 +26,6 @@ from world_modality.intervention_corrupt_world import run as corrupt
 from world_modality.policy.network import WorldPolicy
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.control_tokens import OtherEpisodes, TokenControl
-from world_modality.training.config import TrainConfig
 from world_modality.training.single import run
 from world_modality.training.trainer import Trainer
 

@@ -9,7 +9,6 @@ import time
 import pytest
 import torch
 
-from tests.fixtures.cache import write_synthetic_cache
 from tests.fixtures.policy import tiny_train_config, weights
 from tests.fixtures.process import accelerate_launch, start_group, train_arguments
 from world_modality.policy.checkpoint import newest_first
@@ -21,19 +20,10 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def config(tmp_path):
-    cache = write_synthetic_cache(tmp_path / "cache")
+def config(cache, tmp_path):
     # 295 training frames: the last batch is one frame, and a process gets none of it.
-    return tiny_train_config(
-        cache,
-        tmp_path / "together",
-        "C",
-        num_epochs=3,
-        batch_size=49,
-        log_every=1,
-        dropout=0.0,
-        token_control="shuffled",
-    )
+    knobs = {"num_epochs": 3, "batch_size": 49, "log_every": 1, "dropout": 0.0}
+    return tiny_train_config(cache, tmp_path / "together", "C", token_control="shuffled", **knobs)
 
 
 @pytest.fixture

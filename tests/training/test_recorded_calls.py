@@ -10,6 +10,7 @@ from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
 from tests.fixtures.policy import assert_same_content, tiny_train_config
 from world_modality.encode.vision_encoders import VisionEncoderFlags, build_encoder
 from world_modality.policy.checkpoint import load_checkpoint, newest_first
+from world_modality.policy.config import flags_of, from_flags
 from world_modality.system import recorded_calls
 from world_modality.system.recorded_calls import NUM_DIRECT, RecordedCalls
 from world_modality.train import SeedsConfig
@@ -30,9 +31,8 @@ def cache(tmp_path):
 
 
 def gpu_config(cache, log_dir, model_type="C", **changes):
-    config = tiny_train_config(cache, log_dir, model_type)
     knobs = {"device": "cuda", "dropout": 0.1, "precision": "auto", "cuda_graph": True}
-    return dataclasses.replace(config, **(knobs | changes))
+    return tiny_train_config(cache, log_dir, model_type, **(knobs | changes))
 
 
 def content(result):
@@ -89,8 +89,8 @@ def test_a_recorded_training_resumes_bit_identically(cache, tmp_path):
 
 def test_a_training_goes_on_on_the_other_device(cache, tmp_path):
     for first, second in (("cuda", "cpu"), ("cpu", "cuda")):
-        config = gpu_config(cache, tmp_path / first, device=first, save_every_steps=3)
-        config = dataclasses.replace(config, precision="fp32", dropout=0.0)
+        knobs = {"precision": "fp32", "dropout": 0.0, "save_every_steps": 3}
+        config = gpu_config(cache, tmp_path / first, device=first, **knobs)
         whole = train(config)
         newest_first(config.log_dir, "C")[0].unlink()
         moved = train(dataclasses.replace(config, device=second, resume=True))
@@ -99,8 +99,8 @@ def test_a_training_goes_on_on_the_other_device(cache, tmp_path):
 
 @pytest.mark.parametrize("changes", [{}, {"cuda_graph": False}, {"embeddings_on": "disk"}])
 def test_seeds_side_by_side_end_as_each_alone(cache, tmp_path, changes):
-    flags = vars(gpu_config(cache, tmp_path / "together", **changes))
-    config = SeedsConfig(**flags, seeds=(3, 1, 2))
+    flags = flags_of(gpu_config(cache, tmp_path / "together", **changes))
+    config = from_flags(SeedsConfig, flags | {"seeds": (3, 1, 2)})
     for own, result in zip(config.runs(), train_side_by_side(config), strict=True):
         alone = train(dataclasses.replace(own, log_dir=tmp_path / f"alone_{own.seed}"))
         assert result.metrics == alone.metrics

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.cache import replace_arrays, write_synthetic_cache
+from tests.fixtures.cache import replace_arrays
 from tests.fixtures.policy import assert_same_weights, tiny_train_config, weights
 from world_modality.policy.checkpoint import load_checkpoint
 from world_modality.system.errors import InvalidInputError
@@ -18,11 +18,6 @@ from world_modality.training.single import run
 
 ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return write_synthetic_cache(tmp_path / "cache")
 
 
 @pytest.mark.parametrize("model_type", ["A", "C"])
@@ -89,7 +84,7 @@ def test_an_existing_run_is_neither_overwritten_nor_mixed_by_accident(cache, tmp
     with pytest.raises(InvalidInputError, match="already holds a run"):
         run(other_arm)
     replaced = run(dataclasses.replace(config, overwrite=True, seed=7))
-    assert load_checkpoint(replaced.checkpoint, CPU).train_config["seed"] == 7
+    assert load_checkpoint(replaced.checkpoint, CPU).train_config.seed == 7
 
 
 def test_resuming_on_a_changed_cache_is_refused(cache, tmp_path):

@@ -7,7 +7,6 @@ import threading
 
 import pytest
 
-from tests.fixtures.cache import write_synthetic_cache
 from tests.fixtures.policy import assert_same_weights, tiny_train_config, weights
 from world_modality.policy.checkpoint import newest_first
 from world_modality.system import stop_signals
@@ -28,8 +27,7 @@ def interruptible():
 
 
 @pytest.fixture
-def config(tmp_path):
-    cache = write_synthetic_cache(tmp_path / "cache")
+def config(cache, tmp_path):
     return tiny_train_config(cache, tmp_path / "logs", "C", dropout=0.1, num_epochs=3)
 
 
@@ -38,24 +36,11 @@ def whole(config, tmp_path):
     return run(dataclasses.replace(config, log_dir=tmp_path / "whole"))
 
 
-def signal_at(monkeypatch, owner, name, number, call):
-    """Send this process a signal at that call of a function, before it does its work."""
-    function = getattr(owner, name)
-    calls = iter(range(1000))
-
-    def wrapped(*arguments, **keywords):
-        if next(calls) == call:
-            os.kill(os.getpid(), number)
-        return function(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, name, wrapped)
-
-
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_signal_lets_the_step_end_and_the_resumed_run_is_bit_identical(
-    config, whole, number, monkeypatch, capsys
+    config, whole, number, signal_at, monkeypatch, capsys
 ):
-    signal_at(monkeypatch, Trainer, "step", number, call=13)
+    signal_at(Trainer, "step", 13, number)
     with pytest.raises(KeyboardInterrupt):
         run(config)
     monkeypatch.undo()
@@ -68,8 +53,8 @@ def test_a_signal_lets_the_step_end_and_the_resumed_run_is_bit_identical(
     assert resumed.metrics == whole.metrics
 
 
-def test_a_signal_during_validation_keeps_the_epochs_steps(config, whole, monkeypatch):
-    signal_at(monkeypatch, training_run, "validate", signal.SIGTERM, call=1)
+def test_a_signal_during_validation_keeps_the_epochs_steps(config, whole, signal_at, monkeypatch):
+    signal_at(training_run, "validate", 1)
     with pytest.raises(KeyboardInterrupt):
         run(config)
     monkeypatch.undo()
@@ -84,8 +69,8 @@ def test_a_signal_during_validation_keeps_the_epochs_steps(config, whole, monkey
     assert log == other
 
 
-def test_a_signal_at_the_very_end_changes_nothing(config, whole, monkeypatch):
-    signal_at(monkeypatch, training_run.TrainingRun, "save", signal.SIGTERM, call=2)
+def test_a_signal_at_the_very_end_changes_nothing(config, whole, signal_at):
+    signal_at(training_run.TrainingRun, "save", 2)
     result = run(config)
     assert_same_weights(weights(whole.checkpoint), weights(result.checkpoint))
 

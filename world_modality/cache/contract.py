@@ -2,7 +2,8 @@
 
 Axis legend, used in every signature of the project:
     B batch, N frames, E episodes, T context, H action chunk, K future tokens, A action dim,
-    S state dim, D embedding dim, V codebook size, L instruction embedding dim.
+    S state dim, D embedding dim, V codebook size, L instruction embedding dim,
+    P embeddings a frame, W world tokens a frame (no axis where there is one).
 
 `<cache_dir>/<dataset_name>/` holds one file per array, indexed by the dataset's global frame index,
 and `<split>_manifest.json`, written last, which says what each array is made of. Readers refuse

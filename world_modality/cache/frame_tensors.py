@@ -11,6 +11,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from world_modality.cache.contract import Cache, require_arrays
+from world_modality.cache.frame_shapes import (
+    FrameShape,
+    ObservationShape,
+    WindowShape,
+    WorldShape,
+)
 from world_modality.cache.mapped_rows import MappedRows, Place, stays_on_disk
 from world_modality.source.episodes import Episodes
 from world_modality.system.errors import InvalidInputError
@@ -64,7 +70,7 @@ IGNORED_TOKEN = -100  # what torch's cross_entropy leaves out by default
 
 # Embeddings of frames and of instructions: all but a few dozen bytes of each frame.
 _LARGE_ARRAYS = ("embeddings", "instruction_embeddings")
-_LargeRows = tuple[Float[Tensor, "B T D"], Float[Tensor, "B L"] | None]
+_LargeRows = tuple[Float[Tensor, "B T *P D"], Float[Tensor, "B L"] | None]
 
 # Frames that a statistic converts to float32 at a time: 2,048 x 768 are 6 MB, about a core's cache.
 _BLOCK = 2048
@@ -74,20 +80,22 @@ _BLOCK = 2048
 class Batch:
     """B windows, each around one frame t.
 
+    The axes P and W are there only where a frame has several vectors or world tokens.
+
     Attributes:
         embeddings: frames t-T+1…t; before the episode's start its first frame is repeated.
         states: robot states of the same frames, raw units.
-        world_tokens: token of frame t.
+        world_tokens: tokens of frame t.
         future_tokens: tokens of t + stride·1…K, IGNORED_TOKEN past the episode's end.
         actions: actions of frames t…t+H-1, raw units; past the end the last action is repeated.
         action_is_pad: marks the repeated ones.
         instructions: embedding of frame t's instruction; None without language.
     """
 
-    embeddings: Float[Tensor, "B T D"]
+    embeddings: Float[Tensor, "B T *P D"]
     states: Float[Tensor, "B T S"]
-    world_tokens: Int[Tensor, " B"]
-    future_tokens: Int[Tensor, "B K"]
+    world_tokens: Int[Tensor, " B *W"]
+    future_tokens: Int[Tensor, "B K *W"]
     actions: Float[Tensor, "B H A"]
     action_is_pad: Bool[Tensor, "B H"]
     instructions: Float[Tensor, "B L"] | None = None
@@ -98,26 +106,21 @@ class Batch:
         return {name: value for name, value in values.items() if value is not None}
 
 
-@dataclass(frozen=True)
-class WindowShape:
-    """How far a window reaches around its frame, in frames."""
-
-    context_frames: int
-    chunk_size: int
-    future_offset: int
-    future_stride: int
-
-
 class FrameTensors:
     """All N frames of a cache as tensors on one device.
 
     Args:
         arrays: `embeddings`, `states`, `actions`, `world_tokens` of the cache, and
-            `instruction_embeddings` for language.
+            `instruction_embeddings` for language. Embeddings are [N, D], or [N, P, D] with
+            `observation`; world tokens [N], or [N, W].
         episodes: of the same cache.
         device: where the tensors live.
         mapped: leave the embeddings on the disk and copy rows of them batch by batch; they must
             then be mapped from a file.
+        observation: of a frame; one vector if left out.
+
+    Raises:
+        ValueError: the embeddings are not of the observation's shape.
     """
 
     def __init__(
@@ -127,8 +130,13 @@ class FrameTensors:
         device: torch.device,
         *,
         mapped: bool = False,
+        observation: ObservationShape | None = None,
     ) -> None:
         hold = MappedRows if mapped else _to_device
+        self.observation = observation or ObservationShape(arrays["embeddings"].shape[-1])
+        expected = (*self.observation.axis, self.observation.embedding_dim)
+        if (found := arrays["embeddings"].shape[1:]) != expected:
+            raise ValueError(f"a frame's embeddings are of shape {found}, expected {expected}")
         self.episodes = episodes
         self.device = device
         self.mapped = mapped
@@ -180,6 +188,17 @@ class FrameTensors:
             _require_finite(tensors.instructions, "instruction_embeddings", cache)
         return tensors
 
+    def frame_shape(self, num_world_tokens: int) -> FrameShape:
+        """Return what a frame holds, given the codebook's size V."""
+        num_slots = 1 if self.world_tokens.dim() == 1 else self.world_tokens.shape[1]
+        return FrameShape(
+            observation=self.observation,
+            world=WorldShape(num_world_tokens, num_slots),
+            state_dim=self.states.shape[1],
+            action_dim=self.actions.shape[1],
+            instruction_dim=0 if self.instructions is None else self.instructions.shape[1],
+        )
+
     def ahead(
         self, batches: Sequence[Int[Tensor, " _"]], shape: WindowShape
     ) -> Iterator[Int[Tensor, " _"]]:
@@ -207,19 +226,20 @@ class FrameTensors:
         stride = shape.future_stride
         future = _reach(frames, stride, stride, shape.future_offset)
         tokens = self.world_tokens[torch.minimum(future, last)].long()
+        is_past = (future > last).reshape(*future.shape, *[1] * (tokens.dim() - 2))
         embeddings, instructions = large or self._large_rows(frames, context)
         return Batch(
             embeddings=embeddings,
             states=self.states[context],
             world_tokens=self.world_tokens[frames].long(),
-            future_tokens=tokens.masked_fill(future > last, IGNORED_TOKEN),
+            future_tokens=tokens.masked_fill(is_past, IGNORED_TOKEN),
             actions=self.actions[torch.minimum(chunk, last)],
             action_is_pad=chunk > last,
             instructions=instructions,
         )
 
-    def tokens_ahead(self, frames: Int[Tensor, " B"], num_steps: int) -> Int[Tensor, " B"]:
-        """Return w[t + num_steps]; past the episode's end its last token."""
+    def tokens_ahead(self, frames: Int[Tensor, " B"], num_steps: int) -> Int[Tensor, " B *W"]:
+        """Return w[t + num_steps]; past the episode's end its last tokens."""
         return self.world_tokens[torch.minimum(frames + num_steps, self._last[frames])].long()
 
     def _large_rows(self, frames: Int[Tensor, " B"], context: Int[Tensor, "B T"]) -> _LargeRows:
@@ -240,19 +260,19 @@ def _reach(frames: Int[Tensor, " B"], start: int, step: int, count: int) -> Int[
 
 
 def mean_and_std(
-    values: Float[Tensor, "N C"] | MappedRows, frames: Int[np.ndarray, " M"]
+    values: Float[Tensor, "N *P C"] | MappedRows, frames: Int[np.ndarray, " M"]
 ) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Return mean and standard deviation over these frames, in one pass.
+    """Return mean and standard deviation over all vectors of these frames, in one pass.
 
     Blocks are merged in float64 (Chan, Golub and LeVeque, 1979, eq. 2.1). A dimension that does not
     vary gets std 1, so that standardising leaves it at 0.
     """
     index = torch.from_numpy(frames).to(values.device)
     count = 0
-    mean = torch.zeros(values.shape[1], dtype=torch.float64, device=values.device)
+    mean = torch.zeros(values.shape[-1], dtype=torch.float64, device=values.device)
     squares = torch.zeros_like(mean)
     for chosen in index.split(_BLOCK):
-        block = values[chosen].float()
+        block = values[chosen].float().flatten(0, -2)
         block_mean = block.mean(dim=0)
         squares += block.sub_(block_mean).square_().sum(dim=0)
         shift = block_mean - mean
@@ -280,7 +300,7 @@ def _require_finite(values: Tensor | MappedRows, name: str, cache: Cache) -> Non
         wide = torch.float32 if block.dtype == torch.float16 else torch.float64
         if torch.isfinite(block.sum(dtype=wide)):
             continue
-        frame = start + int((~torch.isfinite(block)).any(dim=1).nonzero()[0])
+        frame = start + int((~torch.isfinite(block)).flatten(1).any(dim=1).nonzero()[0])
         raise InvalidInputError(
             f"{name} holds NaN or infinity, first at frame {frame} in {cache.array_path(name)}; "
             f"{cache.mend(name)}"

@@ -1,21 +1,25 @@
 """A checkpoint opened on the cache it was trained on, at its validation frames."""
 
+import dataclasses
 import platform
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from world_modality.arms import stored_control
 from world_modality.cache.contract import Cache, sha256_of_json
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
 from world_modality.policy.network import WorldPolicy
-from world_modality.policy.predictions import FrameErrors, window_shape
+from world_modality.policy.predictions import FrameErrors
 from world_modality.statistics.intervals import Interval, ratio_interval, sum_by_episode
+from world_modality.system.atomic import write_json
+from world_modality.system.cli import write_config
 from world_modality.system.device import resolve_device
 from world_modality.system.output_lock import OutputLock
 from world_modality.tokens.control_tokens import TokenControl
@@ -39,7 +43,7 @@ class OfflineConfig:
     device: str = "auto"
     """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     seed: int = 0
-    """Of everything drawn at random here, the bootstrap included."""
+    """Seed of everything that is drawn at random here, the bootstrap included."""
 
     def report_dir(self, report: str) -> Path:
         """Return the folder for this report."""
@@ -60,8 +64,7 @@ class OfflineRun:
         cache: the cache it was trained on, checked by fingerprint.
         tensors: the cache's arrays on the device.
         policy: in evaluation mode on the same device.
-        train_ids: `episode_index` values of the training episodes.
-        val_ids: `episode_index` values of the validation episodes.
+        train_ids, val_ids: `episode_index` values of the training and the validation episodes.
     """
 
     path: Path
@@ -103,32 +106,37 @@ class OfflineRun:
         return self.tensors.episodes.frames_of(self.val_ids)
 
     @cached_property
-    def tokens(self) -> Int[np.ndarray, " N"]:
+    def _train_frames(self) -> Int[np.ndarray, " M2"]:
+        return self.tensors.episodes.frames_of(self.train_ids)
+
+    @cached_property
+    def tokens(self) -> Int[np.ndarray, " N *W"]:
         """The recorded world tokens."""
         return self.tensors.world_tokens.cpu().numpy()
 
     @cached_property
     def recorded_tokens(self) -> RecordedTokens:
         """What the validation frames' tokens are corrupted with."""
-        train_frames = self.tensors.episodes.frames_of(self.train_ids)
-        return RecordedTokens(self.tokens, self.tensors.episodes, self.val_frames, train_frames)
+        return RecordedTokens(
+            self.tokens, self.tensors.episodes, self.val_frames, self._train_frames
+        )
 
     def input_tokens(
-        self, corrupted: Int[np.ndarray, " M"] | None = None
-    ) -> Int[np.ndarray, " M"] | None:
+        self, corrupted: Int[np.ndarray, " M *W"] | None = None
+    ) -> Int[np.ndarray, " M *W"] | None:
         """Return what the policy reads at the validation frames; None where it reads their own.
 
         Args:
-            corrupted: given in the place of these tokens; a control arm that does not read its own
+            corrupted: given instead of these tokens; a control arm that does not read its own
                 token does not notice.
         """
-        name = stored_control(self.checkpoint.train_config)
-        seed = self.checkpoint.train_config["seed"]
-        train_frames = self.tensors.episodes.frames_of(self.train_ids)
-        control = TokenControl(name, self.tensors, train_frames, seed)
+        trained = self.checkpoint.train_config
+        control = TokenControl(
+            trained.token_control, self.tensors, self._train_frames, trained.seed
+        )
         if corrupted is not None and control.reads_own_token:
             return corrupted
-        return control.evaluation_tokens(self.val_frames, window_shape(self.policy))
+        return control.evaluation_tokens(self.val_frames, self.policy.config.window)
 
     @cached_property
     def _episode_of_frame(self) -> Int[np.ndarray, " N"]:
@@ -138,7 +146,7 @@ class OfflineRun:
     @property
     def num_world_tokens(self) -> int:
         """Codebook size V."""
-        return self.policy.config.num_world_tokens
+        return self.policy.config.frame.world.num_world_tokens
 
     def describe(self) -> dict[str, object]:
         """Return what every report of this run states about it."""
@@ -146,7 +154,7 @@ class OfflineRun:
         return {
             "checkpoint": str(self.path),
             "model_type": self.policy.config.model_type,
-            "token_control": stored_control(self.checkpoint.train_config),
+            "token_control": self.checkpoint.train_config.token_control,
             "epoch": self.checkpoint.epoch,
             "dataset_name": self.cache.dataset_name,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,
@@ -154,7 +162,7 @@ class OfflineRun:
             "encoder_note": encoder.get("note"),
             "num_val_episodes": len(self.val_ids),
             "num_val_frames": len(self.val_frames),
-            "seed": self.checkpoint.train_config["seed"],
+            "seed": self.checkpoint.train_config.seed,
             "data": self._data_record(),
             "versions": {name: version(name) for name in ("torch", "numpy")}
             | {"python": platform.python_version()},
@@ -198,7 +206,7 @@ class OfflineRun:
 
         The frame with n frames left, itself included, has min(H, n) of them.
         """
-        episodes, chunk = self.tensors.episodes, self.policy.config.chunk_size
+        episodes, chunk = self.tensors.episodes, self.policy.config.window.chunk_size
         lengths = episodes.lengths[episodes.positions_of(self.val_ids)]
         return np.array([np.minimum(chunk, np.arange(1, n + 1)).sum() for n in lengths], float)
 
@@ -212,6 +220,17 @@ class OfflineRun:
         """Add up per-frame values within each validation episode."""
         sums = sum_by_episode(values, self._episode_of_frame[frames], len(self.tensors.episodes))
         return sums[self.tensors.episodes.positions_of(self.val_ids)]
+
+
+def write_report(
+    config: OfflineConfig, report: str, result: Any, plot: Callable[[dict[str, Any], Path], None]
+) -> None:
+    """Write flags, result and plot into the folder of this report, and print where they are."""
+    out_dir, content = config.report_dir(report), dataclasses.asdict(result)
+    write_config(config, out_dir / "config.json")
+    write_json(out_dir / f"{report}.json", content)
+    plot(content, out_dir / f"{report}.png")
+    print(f"report: {out_dir / f'{report}.json'}\nplot: {out_dir / f'{report}.png'}")
 
 
 def print_header(described: dict[str, object]) -> None:

@@ -1,15 +1,18 @@
 """Pictures of the offline reports."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from world_modality.evaluation.ratio_axis import set_ratio_scale
+import numpy as np
+
 from world_modality.system.atomic import replacing
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+# Ticks at 1, 2 and 5 alone would be too few below this span, as a factor.
+_FEW_TICKS_SPAN = 3.0
 _COLOURS = {"model": "#1b6ca8", "task_mean": "#8c8c8c", "last_action": "#c97b1a"}
 _LABELS = {
     "model": "policy",
@@ -68,6 +71,24 @@ def plot_corruption(result: dict[str, Any], path: Path) -> None:
     _finish(figure, result["run"], path)
 
 
+def set_ratio_scale(axes: "Axes", which: Literal["x", "y"]) -> None:
+    """Let twice and half be equally far from 1, with plain numbers at the ticks; call it last."""
+    from matplotlib import ticker
+
+    axes.set(**{f"{which}scale": "log"})
+    axes.autoscale_view()
+    low, high = axes.get_xlim() if which == "x" else axes.get_ylim()
+    is_narrow = max(low, high) / min(low, high) < _FEW_TICKS_SPAN
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(
+        ticker.MaxNLocator(6, steps=[1, 2, 5, 10])
+        if is_narrow
+        else ticker.LogLocator(subs=(1.0, 2.0, 5.0))
+    )
+    axis.set_major_formatter(ticker.FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(ticker.NullLocator())
+
+
 def _action_panel(axis: "Axes", actions: dict[str, Any]) -> None:
     for name, metrics in actions.items():
         steps = range(1, len(metrics["mse_per_step"]) + 1)
@@ -86,19 +107,18 @@ def _token_panel(axis: "Axes", rows: list[dict[str, Any]], subset: str) -> None:
     for name in names:
         label, colour, line = _TOKEN_LINES[name]
         intervals = [row["accuracy"][name] for row in rows]
-        values = [_or_nan(i["value"]) for i in intervals]
-        axis.plot(ahead, values, line, marker="o", ms=3, color=colour, label=label)
-        low, high = ([_or_nan(i[bound]) for i in intervals] for bound in ("low", "high"))
+        # What has no value is None, which an array of floats holds as not-a-number.
+        value, low, high = (
+            np.array([interval[bound] for interval in intervals], float)
+            for bound in ("value", "low", "high")
+        )
+        axis.plot(ahead, value, line, marker="o", ms=3, color=colour, label=label)
         axis.fill_between(ahead, low, high, color=colour, alpha=0.15, linewidth=0)
     axis.set_title(f"{title} (n = {rows[0]['num_frames']} at k = 1)", fontsize=10)
     axis.set_xlabel("frames ahead")
     axis.set_ylabel("world-token top-1 accuracy")
     axis.set_ylim(0, 1)
     axis.legend(frameon=False)
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
 
 
 def _finish(figure: "Figure", run: dict[str, Any], path: Path) -> None:

@@ -176,11 +176,11 @@ class _Reader:
         return {str(name): self.mapping(flags, f"{where}.{name}") for name, flags in named.items()}
 
     def train_flags(self, content: object, where: str) -> Flags:
-        from world_modality.training.config import TrainConfig
+        from world_modality.policy.config import TrainConfig, flag_names
 
         flags = self.mapping(content, where)
         own = {"dataset_name", "cache_dir", "log_dir", "model_type", "token_control", "seed"}
-        known = [one.name for one in fields(TrainConfig) if one.name not in own]
+        known = [name for name in flag_names(TrainConfig) if name not in own]
         for name in flags:
             if name not in known:
                 raise missing_key(

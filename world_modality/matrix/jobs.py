@@ -7,9 +7,9 @@ from pathlib import Path
 
 from world_modality.arms import ARMS
 from world_modality.matrix.experiment_file import CellGroup, Flags, Matrix, Rollouts
+from world_modality.policy.config import TrainConfig
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
-from world_modality.training.config import TrainConfig
 
 
 @dataclass(frozen=True)

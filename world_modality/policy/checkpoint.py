@@ -1,11 +1,19 @@
-"""Checkpoints: one file that resumes a training run, or rolls out its policy without the cache."""
+"""Checkpoints: one file that resumes a training run, or rolls out its policy without the cache.
 
+The file is a torch archive that carries its own SHA-256. What `torch.save` writes is a ZIP file of
+which torch checks no checksum: a flipped bit in a weight loads as another weight. Here the digest
+of the file becomes the archive's comment, so that it cannot be parted from what it vouches for;
+other programs' `torch.load` reads the file as before.
+"""
+
+import hashlib
 import json
+import os
 import pickle
 import re
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -13,14 +21,25 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from world_modality.cache.contract import Cache, require_arrays
-from world_modality.policy.archive_seal import require_intact, save_sealed
-from world_modality.policy.network import PolicyConfig, WorldPolicy, policy_config_from_dict
+from world_modality.policy.config import (
+    PolicyConfig,
+    TrainConfig,
+    flags_of,
+    stored_config,
+    stored_train_config,
+)
+from world_modality.policy.network import WorldPolicy
 from world_modality.source.episodes import Episodes
 from world_modality.system.atomic import replacing
 from world_modality.system.errors import InvalidInputError, MissingFileError
 
 # 2: the file ends with its SHA-256, and may have been made within an epoch.
 FORMAT = "world-modality-checkpoint/2"
+# A ZIP file ends with the length of its comment (two bytes, little-endian), then the comment.
+_LENGTH_BYTES = 2
+_COMMENT = re.compile(rb"sha256:[0-9a-f]{64}")
+_COMMENT_BYTES = len("sha256:") + 64
+_BLOCK_BYTES = 2**20
 
 
 @dataclass(frozen=True)
@@ -29,7 +48,7 @@ class Checkpoint:
 
     Attributes:
         policy_config: the policy's whole configuration.
-        train_config: the resolved flags of the training run.
+        train_config: the training run's whole configuration.
         epoch: how many epochs are done.
         global_step: how many optimiser steps are done, those of an unfinished epoch included.
         model: the policy's weights and statistics.
@@ -39,10 +58,11 @@ class Checkpoint:
         cache_arrays: of the quantiser, of the encoder where it was fitted to the data, and
             `train_token_counts`, see `train_token_counts()`.
         auxiliary_head: a further head's name, record and weights; None without one.
+        further_flags: what the stage that trains a further head adds to `train_config`, by flag.
     """
 
     policy_config: PolicyConfig
-    train_config: dict[str, Any]
+    train_config: TrainConfig
     epoch: int
     global_step: int
     model: dict[str, Tensor]
@@ -51,6 +71,12 @@ class Checkpoint:
     cache_fingerprint: str
     cache_arrays: dict[str, Tensor]
     auxiliary_head: dict[str, Any] | None = None
+    further_flags: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def train_flags(self) -> dict[str, Any]:
+        """All flags that the training was started with."""
+        return {**flags_of(self.train_config), **self.further_flags}
 
     def build_policy(self, device: torch.device) -> WorldPolicy:
         """Rebuild the trained policy in evaluation mode."""
@@ -108,8 +134,8 @@ def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:
     """Write a checkpoint atomically, with its SHA-256; it holds tensors, numbers and text only."""
     content = {
         "format": FORMAT,
-        "policy_config": asdict(checkpoint.policy_config),
-        "train_config": checkpoint.train_config,
+        "policy_config": flags_of(checkpoint.policy_config),
+        "train_config": checkpoint.train_flags,
         "epoch": checkpoint.epoch,
         "global_step": checkpoint.global_step,
         "model": checkpoint.model,
@@ -149,12 +175,13 @@ def load_checkpoint(path: Path, device: torch.device) -> Checkpoint:
         found = content.get("format") if isinstance(content, dict) else type(content).__name__
         raise InvalidInputError(f"{path} has format {found!r}, expected {FORMAT!r}")
     del content["format"]
-    lacking = [field.name for field in fields(Checkpoint) if field.name not in content]
+    lacking = {one.name for one in fields(Checkpoint)} - content.keys() - {"further_flags"}
     if lacking:
-        raise InvalidInputError(f"{path} lacks {', '.join(lacking)}; train again")
-    content["policy_config"] = policy_config_from_dict(content["policy_config"])
+        raise InvalidInputError(f"{path} lacks {', '.join(sorted(lacking))}; train again")
+    content["policy_config"] = stored_config(PolicyConfig, content["policy_config"])
+    content["train_config"], further_flags = stored_train_config(content["train_config"])
     content["manifest"] = json.loads(content["manifest"])
-    return Checkpoint(**content)
+    return Checkpoint(**content, further_flags=further_flags)
 
 
 @dataclass(frozen=True, order=True)
@@ -195,3 +222,101 @@ def _position(match: re.Match[str]) -> RunPosition:
     if match[2] is None:
         return RunPosition(int(match[1]) + 1)
     return RunPosition(int(match[1]), int(match[2]))
+
+
+class _SealedWriter:
+    """A file that `torch.save` writes to; `seal` then adds the digest of what was written.
+
+    Args:
+        file: open for writing, at its beginning.
+    """
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self._digest = hashlib.sha256()
+        # The archive's last bytes are replaced by `seal`, so they are not part of the digest.
+        self._held_back = b""
+
+    def write(self, content: bytes | memoryview) -> int:
+        """Append to the archive."""
+        if len(content) >= _LENGTH_BYTES:
+            self._digest.update(self._held_back)
+            self._digest.update(content[:-_LENGTH_BYTES])
+            self._held_back = bytes(content[-_LENGTH_BYTES:])
+        else:
+            seen = self._held_back + bytes(content)
+            self._digest.update(seen[:-_LENGTH_BYTES])
+            self._held_back = seen[-_LENGTH_BYTES:]
+        return self._file.write(content)
+
+    def flush(self) -> None:
+        """Hand what is buffered to the system."""
+        self._file.flush()
+
+    def seal(self) -> None:
+        """Write the digest as the archive's comment.
+
+        Raises:
+            ValueError: what was written is no ZIP file without a comment.
+        """
+        if self._held_back != bytes(_LENGTH_BYTES):
+            raise ValueError(f"expected an archive without a comment, got {self._held_back!r}")
+        self._file.seek(-_LENGTH_BYTES, os.SEEK_END)
+        comment = f"sha256:{self._digest.hexdigest()}".encode()
+        self._file.write(len(comment).to_bytes(_LENGTH_BYTES, "little") + comment)
+
+
+def save_sealed(content: Any, file: IO[bytes]) -> None:
+    """Do what `torch.save` does, and add the digest.
+
+    Args:
+        content: tensors and plain values.
+        file: open for writing, at its beginning.
+
+    Raises:
+        OSError: the disk is full or gone.
+    """
+    writer = _SealedWriter(file)
+    try:
+        torch.save(content, cast("IO[bytes]", writer))  # of which torch uses two methods
+        writer.seal()
+    except RuntimeError as error:
+        # torch covers a failed write ("no space left") with its own "unexpected pos 64 vs 0".
+        if isinstance(error.__context__, OSError):
+            raise error.__context__ from None
+        raise
+
+
+def require_intact(file: IO[bytes], path: Path) -> None:
+    """Check an archive against the digest that it carries; the file is at its beginning afterwards.
+
+    Args:
+        file: open for reading.
+        path: its name, for messages.
+
+    Raises:
+        InvalidInputError: it has no digest, or another one.
+    """
+    size = file.seek(0, os.SEEK_END)
+    covered = size - _COMMENT_BYTES - _LENGTH_BYTES
+    file.seek(max(covered, 0))
+    tail = file.read()
+    length, comment = tail[:_LENGTH_BYTES], tail[_LENGTH_BYTES:]
+    expected_length = _COMMENT_BYTES.to_bytes(_LENGTH_BYTES, "little")
+    if covered < 0 or length != expected_length or not _COMMENT.fullmatch(comment):
+        raise InvalidInputError(
+            f"{path} is damaged or not a checkpoint of this project: it does not end with its "
+            "SHA-256; use an earlier checkpoint, or train again"
+        )
+    file.seek(0)
+    digest = hashlib.sha256()
+    while covered > 0:
+        block = file.read(min(_BLOCK_BYTES, covered))
+        digest.update(block)
+        covered -= len(block)
+    if f"sha256:{digest.hexdigest()}".encode() != comment:
+        raise InvalidInputError(
+            f"{path} is damaged: its content does not have the SHA-256 that it ends with; use an "
+            "earlier checkpoint, or train again"
+        )
+    file.seek(0)

@@ -1,15 +1,18 @@
-"""The policy of all four arms: one transformer trunk over observation, world and query tokens."""
+"""The policy of all arms: one transformer trunk over observation, world and query tokens."""
 
-import dataclasses
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from world_modality.arms import ARMS, MODEL_TYPES, ModelType
-from world_modality.system.errors import InvalidInputError, missing_key
+from world_modality.cache.contract import Cache
+from world_modality.cache.frame_tensors import Batch, FrameTensors
+from world_modality.policy.config import PolicyConfig
+from world_modality.policy.heads import Losses, ValidCounts, build_action_head, world_loss
 
 
 @dataclass(frozen=True)
@@ -21,35 +24,27 @@ class TrunkHidden:
 
     Attributes:
         lang: at LANG, which attends to itself alone: a function of the instruction.
-        world: at WORLD_CUR.
-        future: at FUT×K, which see LANG, OBS, WORLD_CUR and each other.
+        world: at WORLD_CUR×W.
+        future: at FUT×K×W, which see LANG, OBS, WORLD_CUR and each other.
     """
 
     lang: Float[Tensor, "B 1 d"] | None
-    world: Float[Tensor, "B 1 d"] | None
-    future: Float[Tensor, "B K d"] | None
+    world: Float[Tensor, "B W d"] | None
+    future: Float[Tensor, "B KW d"] | None
 
     def select(self, samples: Int[Tensor, " B2"]) -> "TrunkHidden":
         """Return the states of these samples of the batch."""
-        return TrunkHidden(
-            lang=None if self.lang is None else self.lang[samples],
-            world=None if self.world is None else self.world[samples],
-            future=None if self.future is None else self.future[samples],
-        )
+        return TrunkHidden(*(None if one is None else one[samples] for one in self._states()))
 
     @classmethod
     def concatenate(cls, parts: Sequence["TrunkHidden"]) -> "TrunkHidden":
         """Join the states of several batches of one policy; at least one batch."""
+        kinds = zip(*(part._states() for part in parts), strict=True)
+        given = [[one for one in states if one is not None] for states in kinds]
+        return cls(*(torch.cat(states) if states else None for states in given))
 
-        def joined(states: list[Tensor | None]) -> Tensor | None:
-            given = [state for state in states if state is not None]
-            return torch.cat(given) if given else None
-
-        return cls(
-            lang=joined([part.lang for part in parts]),
-            world=joined([part.world for part in parts]),
-            future=joined([part.future for part in parts]),
-        )
+    def _states(self) -> tuple[Tensor | None, ...]:
+        return self.lang, self.world, self.future
 
 
 @dataclass(frozen=True)
@@ -58,64 +53,15 @@ class PolicyOutput:
 
     Attributes:
         actions: standardised action chunk.
-        world_logits: of the future tokens; None for arm A.
+        action_states: what the action head made them of.
+        world_logits: of the future tokens; None for an arm that predicts none.
         hidden: what further heads read.
     """
 
     actions: Float[Tensor, "B H A"]
-    world_logits: Float[Tensor, "B K V"] | None
+    action_states: Float[Tensor, "B H d"]
+    world_logits: Float[Tensor, "B K *W V"] | None
     hidden: TrunkHidden
-
-
-@dataclass(frozen=True)
-class PolicyConfig:
-    """All that determines the policy's shape; a checkpoint stores it whole."""
-
-    model_type: ModelType
-    embedding_dim: int
-    state_dim: int
-    action_dim: int
-    num_world_tokens: int
-    instruction_dim: int
-    context_frames: int
-    chunk_size: int
-    future_offset: int
-    future_stride: int
-    d_model: int
-    n_layers: int
-    n_heads: int
-    dropout: float
-    world_input_scale: float
-    world_input_dropout: float
-    world_input_layernorm: bool
-    block_world_to_action: bool
-
-    def __post_init__(self) -> None:
-        for name in ("context_frames", "chunk_size", "future_offset", "future_stride", "n_layers"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"--{name} must be at least 1, not {getattr(self, name)}")
-        if self.n_heads < 1 or self.d_model % self.n_heads:
-            raise InvalidInputError(
-                f"--d_model {self.d_model} must be a multiple of --n_heads {self.n_heads}"
-            )
-        for name in ("dropout", "world_input_dropout"):
-            if not 0 <= getattr(self, name) < 1:
-                raise InvalidInputError(f"--{name} must lie in [0, 1), not {getattr(self, name)}")
-
-    @property
-    def reads_language(self) -> bool:
-        """Whether the instruction's embedding is an input."""
-        return self.instruction_dim > 0
-
-    @property
-    def reads_world(self) -> bool:
-        """Whether the current world token is an input."""
-        return ARMS[self.model_type].reads_world
-
-    @property
-    def predicts_world(self) -> bool:
-        """Whether future world tokens are predicted."""
-        return ARMS[self.model_type].predicts_world
 
 
 class Standardizer(nn.Module):
@@ -139,9 +85,9 @@ class Standardizer(nn.Module):
 
 
 class WorldPolicy(nn.Module):
-    """`[LANG] OBS×T [WORLD_CUR] [FUT×K] ACT×H` through a pre-norm transformer encoder.
+    """`[LANG] OBS×T×P [WORLD_CUR×W] [FUT×K×W] ACT×H` through a pre-norm transformer encoder.
 
-    Who attends to whom: LANG to itself; OBS to LANG and OBS; WORLD_CUR to these and itself;
+    Who attends to whom: LANG to itself; OBS to LANG and OBS; WORLD_CUR to these and its own kind;
     FUT and ACT, two groups of learned queries, to all three and their own group. FUT and ACT do not
     see each other, so the future loss reaches the actions only through the shared weights, and
     `w_t` only through WORLD_CUR: B minus A is the auxiliary loss alone, C minus B the input alone.
@@ -155,42 +101,49 @@ class WorldPolicy(nn.Module):
     def __init__(self, config: PolicyConfig) -> None:
         super().__init__()
         self.config = config
-        dim = config.d_model
-        self.embedding_norm = Standardizer(config.embedding_dim)
-        self.state_norm = Standardizer(config.state_dim)
-        self.action_norm = Standardizer(config.action_dim)
+        frame, window, dim = config.frame, config.window, config.trunk.d_model
+        observation, world = frame.observation, frame.world
+        self.embedding_norm = Standardizer(observation.embedding_dim)
+        self.state_norm = Standardizer(frame.state_dim)
+        self.action_norm = Standardizer(frame.action_dim)
         self.trunk = nn.TransformerEncoder(
             nn.TransformerEncoderLayer(
                 d_model=dim,
-                nhead=config.n_heads,
+                nhead=config.trunk.n_heads,
                 dim_feedforward=4 * dim,
-                dropout=config.dropout,
+                dropout=config.trunk.dropout,
                 activation="gelu",
                 batch_first=True,
                 norm_first=True,
             ),
-            num_layers=config.n_layers,
+            num_layers=config.trunk.n_layers,
             norm=nn.LayerNorm(dim),
             enable_nested_tensor=False,
         )
         self._redraw_layers()
-        self.embedding_in = nn.Linear(config.embedding_dim, dim)
-        self.state_in = nn.Linear(config.state_dim, dim)
-        self.obs_position = _queries(config.context_frames, dim)
-        self.act_queries = _queries(config.chunk_size, dim)
-        self.action_head = nn.Linear(dim, config.action_dim)
+        self.embedding_in = nn.Linear(observation.embedding_dim, dim)
+        self.state_in = nn.Linear(frame.state_dim, dim)
+        self.obs_position = _learned(window.context_frames, dim)
+        self.act_queries = _learned(window.chunk_size, dim)
+        self.action_head = build_action_head(config.action_head, dim, frame.action_dim)
+        if observation.num_vectors > 1:
+            self.view_position = _learned(observation.num_views, dim)
+            self.cell_position = _learned(observation.grid_size**2, dim)
         if config.reads_language:
-            self.instruction_norm = Standardizer(config.instruction_dim)
-            self.instruction_in = nn.Linear(config.instruction_dim, dim)
-            self.instruction_position = _queries(1, dim)
+            self.instruction_norm = Standardizer(frame.instruction_dim)
+            self.instruction_in = nn.Linear(frame.instruction_dim, dim)
+            self.instruction_position = _learned(1, dim)
         if config.predicts_world:
-            self.fut_queries = _queries(config.future_offset, dim)
-            self.world_head = nn.Linear(dim, config.num_world_tokens)
+            self.fut_queries = _learned(window.future_offset * world.num_world_slots, dim)
+            self.world_head = nn.Linear(dim, world.num_world_tokens)
         if config.reads_world:
-            self.world_embedding = nn.Embedding(config.num_world_tokens, dim)
+            # A slot's tokens are of its own codebook: each slot has V rows.
+            num_rows = world.num_world_slots * world.num_world_tokens
+            self.world_embedding = nn.Embedding(num_rows, dim)
             nn.init.normal_(self.world_embedding.weight, std=0.02)
-            self.world_position = _queries(1, dim)
-            self.world_norm = nn.LayerNorm(dim) if config.world_input_layernorm else nn.Identity()
+            self.world_position = _learned(world.num_world_slots, dim)
+            has_norm = config.world_input.world_input_layernorm
+            self.world_norm = nn.LayerNorm(dim) if has_norm else nn.Identity()
         self.register_buffer("_blocked", self._attention_mask(), persistent=False)
 
     def _redraw_layers(self) -> None:
@@ -199,37 +152,46 @@ class WorldPolicy(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
+    def _kinds(self) -> dict[str, int]:
+        """Return how many tokens of each kind there are, in their order."""
+        config = self.config
+        frame, window = config.frame, config.window
+        num_slots = frame.world.num_world_slots
+        return {
+            "lang": int(config.reads_language),
+            "obs": window.context_frames * frame.observation.num_vectors,
+            "world": num_slots * config.reads_world,
+            "fut": num_slots * window.future_offset * config.predicts_world,
+            "act": window.chunk_size,
+        }
+
     def _attention_mask(self) -> Bool[Tensor, "L L"]:
         """Return True where the row's token must not attend to the column's."""
-        config = self.config
-        kinds = ["lang"] if config.reads_language else []
-        kinds += ["obs"] * config.context_frames
-        kinds += ["world"] if config.reads_world else []
-        kinds += ["fut"] * config.future_offset if config.predicts_world else []
-        kinds += ["act"] * config.chunk_size
+        kinds = [kind for kind, count in self._kinds().items() for _ in range(count)]
         seen = {"lang", "obs"}
+        blocked = self.config.block_world_to_action
         visible = {
             "lang": {"lang"},
             "obs": seen,
             "world": seen | {"world"},
             "fut": seen | {"world", "fut"},
-            "act": seen | ({"act"} if config.block_world_to_action else {"world", "act"}),
+            "act": seen | ({"act"} if blocked else {"world", "act"}),
         }
         return torch.tensor([[column not in visible[row] for column in kinds] for row in kinds])
 
     def forward(
         self,
-        embeddings: Float[Tensor, "B T D"],
+        embeddings: Float[Tensor, "B T *P D"],
         states: Float[Tensor, "B T S"],
-        world_tokens: Int[Tensor, " B"],
+        world_tokens: Int[Tensor, " B *W"],
         instructions: Float[Tensor, "B L"] | None = None,
     ) -> PolicyOutput:
         """Predict an action chunk and the future world tokens.
 
         Args:
             embeddings: frame embeddings as cached (not standardised), oldest first.
-            states: robot states in raw units, oldest first.
-            world_tokens: `w_t`, the token of the newest frame; only arm C reads it.
+            states: robot states as cached, oldest first.
+            world_tokens: `w_t`, the tokens of the newest frame; only an arm that reads them does.
             instructions: embedding of each sample's instruction, as cached; only for a policy that
                 reads language, and then required.
 
@@ -238,8 +200,7 @@ class WorldPolicy(nn.Module):
         """
         config = self.config
         batch = len(embeddings)
-        obs = self.embedding_in(self.embedding_norm(embeddings))
-        tokens = [obs + self.state_in(self.state_norm(states)) + self.obs_position]
+        tokens = [self._observation(embeddings, states)]
         if config.reads_language:
             if instructions is None:
                 raise ValueError("this policy reads language; give it instruction embeddings")
@@ -250,54 +211,134 @@ class WorldPolicy(nn.Module):
         if config.predicts_world:
             tokens.append(self.fut_queries.expand(batch, -1, -1))
         tokens.append(self.act_queries.expand(batch, -1, -1))
-        hidden = self.trunk(torch.cat(tokens, dim=1), mask=self._blocked, is_causal=False)
-        by_kind = self._by_kind(hidden)
+        states_out = self.trunk(torch.cat(tokens, dim=1), mask=self._blocked, is_causal=False)
+        lang, _, world, future, action = states_out.split(list(self._kinds().values()), dim=1)
+        hidden = TrunkHidden(
+            lang=lang if config.reads_language else None,
+            world=world if config.reads_world else None,
+            future=future if config.predicts_world else None,
+        )
         return PolicyOutput(
-            actions=self.action_head(hidden[:, -config.chunk_size :]),
-            world_logits=None if by_kind.future is None else self.world_head(by_kind.future),
-            hidden=by_kind,
+            actions=self.action_head(action),
+            action_states=action,
+            world_logits=None if hidden.future is None else self._world_logits(hidden.future),
+            hidden=hidden,
         )
 
-    def _by_kind(self, hidden: Float[Tensor, "B tokens d"]) -> TrunkHidden:
-        config = self.config
-        obs_end = config.reads_language + config.context_frames
-        fut_start = obs_end + config.reads_world
-        fut_end = fut_start + config.future_offset
-        return TrunkHidden(
-            lang=hidden[:, :1] if config.reads_language else None,
-            world=hidden[:, obs_end:fut_start] if config.reads_world else None,
-            future=hidden[:, fut_start:fut_end] if config.predicts_world else None,
-        )
+    def _observation(
+        self, embeddings: Float[Tensor, "B T *P D"], states: Float[Tensor, "B T S"]
+    ) -> Float[Tensor, "B TP d"]:
+        """Return OBS×T×P: each vector of a frame with the frame's state."""
+        num_vectors = self.config.frame.observation.num_vectors
+        flat = embeddings.flatten(1, -2)
+        obs = self.embedding_in(self.embedding_norm(flat)).unflatten(1, (-1, num_vectors))
+        obs = obs + self.state_in(self.state_norm(states))[:, :, None] + self.obs_position[:, None]
+        if num_vectors > 1:
+            obs = obs + (self.view_position[:, None] + self.cell_position).flatten(0, 1)
+        return obs.flatten(1, 2)
 
-    def _world_input(self, world_tokens: Int[Tensor, " B"]) -> Float[Tensor, "B 1 d"]:
-        config = self.config
-        content = config.world_input_scale * self.world_norm(self.world_embedding(world_tokens))
-        if self.training and config.world_input_dropout > 0:
+    def _world_input(self, world_tokens: Int[Tensor, " B *W"]) -> Float[Tensor, "B slots d"]:
+        world, knobs = self.config.frame.world, self.config.world_input
+        first_rows = torch.arange(world.num_world_slots, device=world_tokens.device)
+        rows = world_tokens[:, None].flatten(1) + world.num_world_tokens * first_rows
+        content = knobs.world_input_scale * self.world_norm(self.world_embedding(rows))
+        if self.training and knobs.world_input_dropout > 0:
             # The token is dropped whole, as a modality, and not rescaled: the policy has to act
             # without it, not on a louder copy of it.
             shape = (len(content), 1)
-            kept = torch.rand(shape, device=content.device) >= config.world_input_dropout
-            content = content * kept
-        return content[:, None] + self.world_position
+            kept = torch.rand(shape, device=content.device) >= knobs.world_input_dropout
+            content = content * kept[..., None]
+        return content + self.world_position
+
+    def _world_logits(self, future: Float[Tensor, "B KW d"]) -> Float[Tensor, "B K *W V"]:
+        logits: Tensor = self.world_head(future)
+        num_steps, world = self.config.window.future_offset, self.config.frame.world
+        return logits.unflatten(1, (num_steps, *world.axis))
+
+    def losses(
+        self,
+        output: PolicyOutput,
+        batch: Batch,
+        world_loss_weight: float,
+        counts: ValidCounts | None = None,
+    ) -> Losses:
+        """Compare a prediction with its batch.
+
+        Args:
+            output: what was predicted.
+            batch: what it was predicted from, and what is right.
+            world_loss_weight: λ.
+            counts: of the whole batch where this one is a part of it.
+        """
+        counts = counts or ValidCounts.of(batch)
+        target = self.action_norm(batch.actions)
+        action = self.action_head.loss(
+            output.action_states, output.actions, target, batch.action_is_pad, counts.actions
+        )
+        zero = torch.zeros_like(action)
+        if output.world_logits is None:
+            none = zero.expand(self.config.frame.world.num_world_slots)
+            return Losses(total=action, action=action, world=none, auxiliary=zero)
+        world = world_loss(output.world_logits, batch.future_tokens, counts.tokens)
+        total = action + world_loss_weight * world.mean()
+        return Losses(total=total, action=action, world=world, auxiliary=zero)
 
 
-def _queries(count: int, dim: int) -> nn.Parameter:
+def _learned(count: int, dim: int) -> nn.Parameter:
     return nn.Parameter(torch.randn(count, dim) * 0.02)
 
 
-def policy_config_from_dict(values: dict[str, object]) -> PolicyConfig:
-    """Rebuild the config that a checkpoint stores.
+class AuxiliaryHead(nn.Module, ABC):
+    """What the trainer asks of a further head.
 
-    Raises:
-        InvalidInputError: a field is missing or unknown.
-        MissingKeyError: this version has no such arm.
+    `L = L_action + λ·L_world + loss_weight·L_head`. A weight of 0 leaves the head out of the
+    training altogether, and the policy ends bit-identical to one trained without it. To keep that
+    so for every other weight as far as the random numbers go, a head draws nothing from torch's
+    global generator when it computes its loss: what it needs depends on `global_step` alone, which
+    also makes a resumed run repeat it.
+
+    Attributes:
+        name: what its loss is called in metrics.jsonl.
+        loss_weight: factor on its loss.
     """
-    expected = {field.name for field in dataclasses.fields(PolicyConfig)}
-    if set(values) != expected:
-        raise InvalidInputError(
-            f"the checkpoint's policy config has fields {sorted(set(values) ^ expected)} that this "
-            "version lacks or adds; use the version that wrote it, or train again"
-        )
-    if (arm := values["model_type"]) not in MODEL_TYPES:
-        raise missing_key("arm", str(arm), MODEL_TYPES, "this version")
-    return PolicyConfig(**values)  # type: ignore[arg-type]
+
+    name: str
+    loss_weight: float
+
+    @abstractmethod
+    def loss(
+        self, frames: Int[Tensor, " B"], hidden: TrunkHidden, global_step: int
+    ) -> Float[Tensor, ""]:
+        """Return the loss at these frames, from the trunk's states there."""
+
+    @abstractmethod
+    def validate(self, policy: WorldPolicy, tensors: FrameTensors) -> dict[str, float]:
+        """Return metrics on held-out episodes, named `val_…`."""
+
+    @abstractmethod
+    def record(self) -> dict[str, Any]:
+        """Return what rebuilds the head beside its weights: plain values only."""
+
+    def content(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps."""
+        return {"name": self.name, "record": self.record(), "weights": self.state_dict()}
+
+
+@dataclass(frozen=True)
+class HeadSite:
+    """Where a head is built.
+
+    Attributes:
+        cache: that is trained on.
+        tensors: its frames on the device.
+        policy_config: of the trunk.
+        stored: the record of the checkpoint that the run goes on from, or None.
+    """
+
+    cache: Cache
+    tensors: FrameTensors
+    policy_config: PolicyConfig
+    stored: dict[str, Any] | None
+
+
+HeadBuilder = Callable[[HeadSite], AuxiliaryHead]

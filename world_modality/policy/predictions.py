@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch, FrameTensors, WindowShape
+from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch, FrameTensors
 from world_modality.policy.network import PolicyOutput, TrunkHidden, WorldPolicy
 
 EVAL_BATCH_SIZE = 1024
@@ -33,18 +33,7 @@ class FrameErrors:
     squared_error: Float[np.ndarray, "M H"]
     squared_error_raw: Float[np.ndarray, "M H"]
     valid: Bool[np.ndarray, "M H"]
-    token_rank: Int[np.ndarray, "M K"] | None
-
-
-def window_shape(policy: WorldPolicy) -> WindowShape:
-    """Return the windows that a policy was built for."""
-    config = policy.config
-    return WindowShape(
-        context_frames=config.context_frames,
-        chunk_size=config.chunk_size,
-        future_offset=config.future_offset,
-        future_stride=config.future_stride,
-    )
+    token_rank: Int[np.ndarray, "M K *W"] | None
 
 
 @torch.inference_mode()
@@ -52,7 +41,7 @@ def predict(
     policy: WorldPolicy,
     tensors: FrameTensors,
     frames: Int[np.ndarray, " M"],
-    world_tokens: Int[np.ndarray, " M"] | None = None,
+    world_tokens: Int[np.ndarray, " M *W"] | None = None,
     progress: str | None = None,
 ) -> FrameErrors:
     """Run the policy at every one of these frames.
@@ -61,7 +50,7 @@ def predict(
         policy: in any mode; it is evaluated without dropout and left in the mode it was in.
         tensors: the recorded frames.
         frames: where to predict.
-        world_tokens: given to the policy in the place of the recorded `w_t`; the targets stay.
+        world_tokens: given to the policy instead of the recorded `w_t`; the targets stay.
         progress: label of a progress bar, or None for no bar.
     """
     parts: list[list[Tensor]] = []
@@ -85,7 +74,7 @@ def hidden_states(
     policy: WorldPolicy,
     tensors: FrameTensors,
     frames: Int[np.ndarray, " M"],
-    world_tokens: Int[np.ndarray, " M"] | None = None,
+    world_tokens: Int[np.ndarray, " M *W"] | None = None,
 ) -> TrunkHidden:
     """Return the trunk's states that further heads read, at every one of these frames.
 
@@ -99,13 +88,13 @@ def _outputs(
     policy: WorldPolicy,
     tensors: FrameTensors,
     frames: Int[np.ndarray, " M"],
-    world_tokens: Int[np.ndarray, " M"] | None,
+    world_tokens: Int[np.ndarray, " M *W"] | None,
     progress: str | None,
 ) -> Iterator[tuple[Batch, PolicyOutput]]:
     """Yield batches and what the policy makes of them; its mode is restored at the end."""
     was_training = policy.training
     policy.eval()
-    shape = window_shape(policy)
+    shape = policy.config.window
     replaced = None if world_tokens is None else torch.from_numpy(world_tokens).to(tensors.device)
     starts = range(0, len(frames), EVAL_BATCH_SIZE)
     index = [torch.from_numpy(frames[start : start + EVAL_BATCH_SIZE]) for start in starts]
@@ -138,8 +127,8 @@ def action_errors(
 
 
 def token_rank(
-    logits: Float[Tensor, "B K V"], future_tokens: Int[Tensor, "B K"]
-) -> Int[Tensor, "B K"]:
+    logits: Float[Tensor, "B K *W V"], future_tokens: Int[Tensor, "B K *W"]
+) -> Int[Tensor, "B K *W"]:
     """Return the rank of the true token, 0 for the best; -1 where it lies past the episode.
 
     Of equal logits the one with the lower token counts as rated higher, so that a head that rates

@@ -9,7 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from world_modality.arms import CONTROLS, DUMMY_TOKEN, ControlName
-from world_modality.cache.frame_tensors import Batch, FrameTensors, WindowShape
+from world_modality.cache.frame_shapes import WindowShape
+from world_modality.cache.frame_tensors import Batch, FrameTensors
 from world_modality.source.episodes import Episodes
 from world_modality.system.errors import InvalidInputError
 
@@ -107,7 +108,7 @@ class TokenControl:
 
     def evaluation_tokens(
         self, frames: Int[np.ndarray, " M"], shape: WindowShape
-    ) -> Int[np.ndarray, " M"] | None:
+    ) -> Int[np.ndarray, " M *W"] | None:
         """Return what the arm reads at these frames; None where it reads their own tokens."""
         if self.name in ("none", "placebo"):
             return None
@@ -124,7 +125,7 @@ class TokenControl:
         if self.name == "oracle":
             ahead = shape.future_offset * shape.future_stride
             return self._tensors.tokens_ahead(frames.to(tokens.device), ahead)
-        return torch.full_like(frames, DUMMY_TOKEN, dtype=torch.long, device=tokens.device)
+        return torch.full_like(tokens[frames.to(tokens.device)], DUMMY_TOKEN, dtype=torch.long)
 
 
 def _shuffled_in_time(tensors: FrameTensors, seed: int) -> FrameTensors:

@@ -3,7 +3,6 @@
 import json
 import sys
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from world_modality.policy.checkpoint import RunPosition
@@ -12,15 +11,15 @@ from world_modality.system.errors import InvalidInputError
 
 
 class RunLog:
-    """Appends to a run's log; a resumed run first drops what was logged past its checkpoint.
+    """Appends to a run's log; a resumed run first drops what was logged after its checkpoint.
 
     Lines are `{"kind": "step", …}` every few steps and `{"kind": "epoch", …}` after validation.
-    They reach the disk at `sync`, before the checkpoint that presumes them; TensorBoard's events
+    They reach the disk at `sync`, before the checkpoint that needs them; TensorBoard's events
     are for looking at only, and a disk that refuses them is reported once.
 
     Args:
         log_dir: folder of the run.
-        start: where the run goes on from; its beginning starts the log anew.
+        start: where the run goes on from; at its beginning the log starts empty.
         num_steps: how many optimiser steps were made until there.
 
     Raises:
@@ -42,14 +41,11 @@ class RunLog:
     def step(self, global_step: int, losses: dict[str, float], learning_rate: float) -> None:
         """Log the losses of one training step, by name."""
         values = {**losses, "learning_rate": learning_rate}
-        self._pending.append(json.dumps({"kind": "step", "global_step": global_step, **values}))
-        self._scalars("train", values, global_step)
+        self._add("train", {"kind": "step", "global_step": global_step}, values)
 
     def epoch(self, epoch: int, global_step: int, metrics: dict[str, float]) -> None:
         """Log the metrics of a finished epoch (counted from 0)."""
-        line = {"kind": "epoch", "epoch": epoch, "global_step": global_step, **metrics}
-        self._pending.append(json.dumps(line))
-        self._scalars("epoch", metrics, global_step)
+        self._add("epoch", {"kind": "epoch", "epoch": epoch, "global_step": global_step}, metrics)
 
     def sync(self) -> None:
         """Bring all lines to the disk.
@@ -63,17 +59,13 @@ class RunLog:
     def __enter__(self) -> "RunLog":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
 
-    def _scalars(self, group: str, values: dict[str, float], global_step: int) -> None:
+    def _add(self, group: str, line: dict[str, Any], values: dict[str, float]) -> None:
+        self._pending.append(json.dumps({**line, **values}))
         if self._tensorboard is False:
             return
         try:
@@ -85,7 +77,7 @@ class RunLog:
                     str(self._tensorboard_dir), purge_step=self._num_steps + 1
                 )
             for name, value in values.items():
-                self._tensorboard.add_scalar(f"{group}/{name}", value, global_step)
+                self._tensorboard.add_scalar(f"{group}/{name}", value, line["global_step"])
         except OSError as error:
             self._tensorboard = False
             print(f"warning: no more TensorBoard events of this run: {error}", file=sys.stderr)
@@ -97,21 +89,13 @@ class NoLog(RunLog):
     def __init__(self) -> None:
         self.last_epoch_metrics = {}
 
-    def step(self, global_step: int, losses: dict[str, float], learning_rate: float) -> None:
-        """Write nothing."""
-
-    def epoch(self, epoch: int, global_step: int, metrics: dict[str, float]) -> None:
-        """Write nothing."""
-
     def sync(self) -> None:
         """Write nothing."""
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
+        pass
+
+    def _add(self, group: str, line: dict[str, Any], values: dict[str, float]) -> None:
         pass
 
 

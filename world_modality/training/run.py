@@ -4,7 +4,6 @@ import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,10 +13,11 @@ from jaxtyping import Int
 from tqdm import tqdm
 
 from world_modality.policy.checkpoint import Checkpoint, RunPosition
+from world_modality.policy.config import TrainConfig
+from world_modality.policy.heads import loss_names
 from world_modality.policy.predictions import predict
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.stop_signals import StopSignals
-from world_modality.training.config import TrainConfig
 from world_modality.training.log import NoLog, RunLog
 from world_modality.training.saver import CheckpointSaver
 from world_modality.training.trainer import StepRecord, Trainer
@@ -40,20 +40,7 @@ def validate(trainer: Trainer, frames: Int[np.ndarray, " M"]) -> dict[str, float
 
 
 class TrainingStoppedError(KeyboardInterrupt):
-    """A run has ended on the wish of a signal, and is saved."""
-
-
-@dataclass(frozen=True)
-class Company:
-    """What runs that are trained side by side share.
-
-    Attributes:
-        seeds: one a run.
-        stop: the wish to stop, which the whole company grants at the same step.
-    """
-
-    seeds: tuple[int, ...]
-    stop: StopSignals
+    """A run has ended because a signal asked for it, and is saved."""
 
 
 class TrainingRun:
@@ -68,8 +55,8 @@ class TrainingRun:
         val_frames: where each epoch is validated.
         start: the checkpoint that the run goes on from, or what its checkpoints have in common:
             model and training state are replaced by those of the moment.
-        company: what it shares with runs that are trained beside it; it is then opened and
-            stepped by them together.
+        stop: the signals that the runs of several seeds, trained side by side, obey at the same
+            step; the run is then opened and stepped from outside. None for a run on its own.
     """
 
     def __init__(
@@ -78,16 +65,16 @@ class TrainingRun:
         trainer: Trainer,
         val_frames: Int[np.ndarray, " M"],
         start: Checkpoint,
-        company: Company | None = None,
+        stop: StopSignals | None = None,
     ) -> None:
         self._config = config
         self.trainer = trainer
         self._val_frames = val_frames
         self._start = start
         self._epoch = start.epoch
-        self._stop = StopSignals() if company is None else company.stop
-        self._label = "" if company is None else f"seed {config.seed}, "
-        self._saver = CheckpointSaver(config.log_dir, config.model_type, config.keep_last)
+        self._stop = stop or StopSignals()
+        self._label = "" if stop is None else f"seed {config.seed}, "
+        self.saver = CheckpointSaver(config.log_dir, config.model_type, config.keep_last)
         self._group = trainer.group
         self._log = (
             RunLog(config.log_dir, self.position, trainer.global_step)
@@ -95,7 +82,7 @@ class TrainingRun:
             else NoLog()
         )
         self.metrics = self._log.last_epoch_metrics
-        self._names = ["loss", "action_loss", "world_loss"]
+        self._names = loss_names(start.policy_config.frame.world.num_world_slots)
         self._names += [] if trainer.head is None else [f"{trainer.head.name}_loss"]
         empty = torch.zeros(len(self._names))
         # Sums over the steps of the epoch that is under way.
@@ -108,15 +95,35 @@ class TrainingRun:
             InvalidInputError: the loss is not finite, or the last checkpoint could not be written.
             KeyboardInterrupt: SIGTERM or SIGINT came; what was done is saved.
         """
+        self.print_header()
         with self._stop, self.opened():
-            self.go_to(self.num_steps)
-            self.finish()
+            self.go_to(self._config.num_epochs * self.trainer.steps_per_epoch)
+            self.saver.finish()
         return self.metrics
+
+    def print_header(self) -> None:
+        """Print what is trained, on what and where."""
+        config, trainer, manifest = self._config, self.trainer, self._start.manifest
+        device, encoder = trainer.tensors.device, manifest["encoder"]
+        where = f"{device.type} of {self._group.num_processes} processes"
+        num_parameters = sum(p.numel() for p in trainer.policy.parameters())
+        print(
+            f"model {config.model_type}: {num_parameters / 1e6:.2f} M parameters on "
+            f"{device if self._group.is_alone else where}, {trainer.steps_per_epoch} steps an "
+            f"epoch, {len(self._val_frames)} validation frames; encoder {encoder['name']}"
+        )
+        if config.use_language:
+            print(f"language: {manifest['text']['name']}")
+        if trainer.head is not None:
+            num_own = sum(p.numel() for p in trainer.head.parameters())
+            print(f"{trainer.head.name} head: {num_own / 1e6:.2f} M parameters")
+        if encoder.get("note"):
+            print(f"note: {encoder['note']}")
 
     @contextmanager
     def opened(self) -> Iterator[None]:
         """Keep the log and the writer of checkpoints open inside the block."""
-        with self._saver, self._log:
+        with self.saver, self._log:
             yield
 
     def go_to(self, global_step: int) -> None:
@@ -148,15 +155,6 @@ class TrainingRun:
         self._epoch += 1
         self._totals.zero_()
         self.save()
-
-    def finish(self) -> None:
-        """Wait for the last checkpoint; InvalidInputError if it could not be written."""
-        self._saver.finish()
-
-    @property
-    def num_steps(self) -> int:
-        """Optimiser steps of the whole run."""
-        return self._config.num_epochs * self.trainer.steps_per_epoch
 
     @property
     def is_finished(self) -> bool:
@@ -199,16 +197,16 @@ class TrainingRun:
                 break
 
     def note(self, record: StepRecord) -> float | None:
-        """Take a step that the trainer made into the epoch's means and, where due, into the log.
-
-        Returns:
-            The loss where it was read, every `log_every` steps.
-        """
-        losses = torch.stack(dataclasses.astuple(record.losses)[: len(self._names)])
+        """Add a step to the epoch's means; every `log_every` steps log it and return its loss."""
+        losses = record.losses.stacked()[: len(self._names)]
         self._totals += losses
-        if record.global_step % self._config.log_every == 0:
-            return self._log_step(record, losses.tolist())
-        return None
+        if record.global_step % self._config.log_every != 0:
+            return None
+        total, *parts = losses.tolist()
+        self._require_finite(total)
+        named = dict(zip(self._names[1:], parts, strict=True))
+        self._log.step(record.global_step, named, record.learning_rate)
+        return total
 
     @property
     def is_save_due(self) -> bool:
@@ -218,13 +216,6 @@ class TrainingRun:
 
     def _must_stop(self) -> bool:
         return self._group.any(self._stop.requested is not None)
-
-    def _log_step(self, record: StepRecord, losses: list[float]) -> float:
-        total, *parts = losses
-        self._require_finite(total)
-        named = dict(zip(self._names[1:], parts, strict=True))
-        self._log.step(record.global_step, named, record.learning_rate)
-        return total
 
     def _train_means(self) -> dict[str, float]:
         means = (self._totals / self.trainer.steps_per_epoch).tolist()
@@ -265,9 +256,9 @@ class TrainingRun:
         try:
             self._log.sync()
         except OSError as error:
-            self._saver.report_failure(path, error)
+            self.saver.report_failure(path, error)
             return
-        self._saver.save(path, self._snapshot())
+        self.saver.save(path, self._snapshot())
 
     def _snapshot(self) -> Checkpoint:
         trainer = self.trainer
@@ -285,12 +276,12 @@ class TrainingRun:
         )
 
     def leave(self) -> NoReturn:
-        """End the run, which is saved as it is, on the wish of a signal.
+        """End the run, which is saved as it is, because a signal asked for it.
 
         Raises:
             TrainingStoppedError: always.
         """
-        self._saver.finish()
+        self.saver.finish()
         print(
             f"{self._label}stopped by {self._stop.requested or 'a signal to another process'} "
             f"after step {self.trainer.global_step}, saved as {self.checkpoint}",

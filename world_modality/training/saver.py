@@ -4,7 +4,6 @@ import dataclasses
 import sys
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from torch import Tensor
@@ -16,8 +15,8 @@ from world_modality.system.errors import InvalidInputError
 class CheckpointSaver:
     """Writes one checkpoint at a time, and removes old ones if that is wanted.
 
-    A disk that takes no checkpoint does not end the training: it is reported, and the next
-    checkpoint is tried.
+    A checkpoint that cannot be written does not end the training: it is reported, and the next
+    one is tried.
 
     Args:
         log_dir: the run's folder.
@@ -36,19 +35,14 @@ class CheckpointSaver:
     def __enter__(self) -> "CheckpointSaver":
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         self._wait()
         self._pool.shutdown()
 
     def save(self, path: Path, checkpoint: Checkpoint) -> None:
         """Copy a checkpoint's tensors and write them in the background.
 
-        Waits first for the checkpoint before, so that a slow disk slows the training instead of
+        Waits first for the previous checkpoint, so that a slow disk slows the training instead of
         filling the memory.
         """
         self._wait()
@@ -59,7 +53,7 @@ class CheckpointSaver:
         self._writing = path, self._pool.submit(self._write, path, copied)
 
     def report_failure(self, path: Path, error: OSError) -> None:
-        """Tell that a checkpoint was not written; the run goes on."""
+        """Warn that a checkpoint was not written; the run goes on."""
         self._failed = error
         print(
             f"warning: {path.name} could not be written ({error.strerror or error}: "

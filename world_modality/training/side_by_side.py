@@ -12,32 +12,15 @@ from dataclasses import dataclass
 import torch
 from tqdm import tqdm
 
+from world_modality.policy.config import TrainConfig
 from world_modality.system.device import resolve_device
 from world_modality.system.recorded_calls import RandomState
 from world_modality.system.stop_signals import StopSignals
-from world_modality.training.config import TrainConfig
-from world_modality.training.run import Company, TrainingRun, TrainingStoppedError
+from world_modality.training.run import TrainingRun, TrainingStoppedError
 from world_modality.training.single import TrainResult, existing_checkpoint, load_frames, open_run
 
 
-def train_seeds(configs: list[TrainConfig]) -> list[TrainResult]:
-    """Train runs that differ in their seed, each with the result that it would have on its own."""
-    seeds = tuple(own.seed for own in configs)
-    tensors = load_frames(configs[0], resolve_device(configs[0].device))
-    company = Company(seeds, StopSignals())
-    members = []
-    for own in configs:
-        training = open_run(own, tensors, existing_checkpoint(own), company=company)
-        members.append(Member(training, Lane(tensors.device)))
-    print(f"seeds {', '.join(map(str, seeds))} side by side: each makes one step in its turn")
-    SideBySide(members, company.stop).to_the_end()
-    results = [TrainResult(m.run.checkpoint, m.run.metrics) for m in members]
-    for result in results:
-        print(f"checkpoint: {result.checkpoint}")
-    return results
-
-
-class Lane:
+class SeedContext:
     """Where one of several trainings in a process computes: with its own random numbers.
 
     On a GPU it has its own stream, too. Made when all that it reads is on the device.
@@ -54,8 +37,8 @@ class Lane:
             self._stream = torch.cuda.Stream(device)
 
     @contextmanager
-    def taken(self) -> Iterator[None]:
-        """Compute in this lane inside the block."""
+    def entered(self) -> Iterator[None]:
+        """Compute in this context inside the block."""
         with self._random.active(), torch.cuda.stream(self._stream):
             yield
 
@@ -65,11 +48,29 @@ class Member:
     """One seed's run, and where it computes."""
 
     run: TrainingRun
-    lane: Lane
+    context: SeedContext
+
+
+def train_seeds(configs: list[TrainConfig]) -> list[TrainResult]:
+    """Train runs that differ in their seed, each with the result that it would have on its own."""
+    tensors = load_frames(configs[0], resolve_device(configs[0].device))
+    stop = StopSignals()
+    members = []
+    for own in configs:
+        training = open_run(own, tensors, existing_checkpoint(own), stop=stop)
+        members.append(Member(training, SeedContext(tensors.device)))
+    members[0].run.print_header()
+    seeds = ", ".join(str(own.seed) for own in configs)
+    print(f"seeds {seeds} side by side: each makes one step in its turn")
+    SideBySide(members, stop).to_the_end()
+    results = [TrainResult(m.run.checkpoint, m.run.metrics) for m in members]
+    for result in results:
+        print(f"checkpoint: {result.checkpoint}")
+    return results
 
 
 class SideBySide:
-    """Takes runs to their end together.
+    """Takes the runs of several seeds to their end together.
 
     Args:
         members: one a seed; those that are behind, as after a kill, catch up first, one by one.
@@ -100,7 +101,7 @@ class SideBySide:
                 self._each(TrainingRun.end_epoch)
                 if self._stop.requested and not first.is_finished:
                     self._each(TrainingRun.leave)
-            self._each(TrainingRun.finish)
+            self._each(lambda run: run.saver.finish())
 
     def _steps(self) -> None:
         """Make the steps that the epoch still has; a signal is obeyed after each."""
@@ -122,7 +123,7 @@ class SideBySide:
             for _ in bar:
                 losses = []
                 for member, epoch in zip(self._members, epochs, strict=True):
-                    with member.lane.taken():
+                    with member.context.entered():
                         losses.append(member.run.note(next(epoch)))
                 if losses[0] is not None:
                     bar.set_postfix(loss=" ".join(f"{loss:.4f}" for loss in losses))
@@ -135,11 +136,11 @@ class SideBySide:
                     self._each(TrainingRun.leave)
 
     def _each(self, act: Callable[[TrainingRun], object]) -> None:
-        """Let each run act in its lane; one that stops lets the others act, too."""
+        """Let each run act in its context; one that stops lets the others act, too."""
         stopped: TrainingStoppedError | None = None
         for member in self._members:
             try:
-                with member.lane.taken():
+                with member.context.entered():
                     act(member.run)
             except TrainingStoppedError as error:
                 stopped = error

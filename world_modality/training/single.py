@@ -7,26 +7,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from jaxtyping import Int
 
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
-from world_modality.policy.auxiliary_head import HeadBuilder, HeadSite
 from world_modality.policy.checkpoint import (
     Checkpoint,
     checkpoint_arrays,
     load_checkpoint,
     newest_first,
 )
-from world_modality.policy.network import WorldPolicy
-from world_modality.system.cli import config_dict, write_config
+from world_modality.policy.config import TrainConfig, flags_of, stored_train_config
+from world_modality.policy.network import HeadBuilder, HeadSite, WorldPolicy
+from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.system.process_group import ProcessGroup
-from world_modality.training.config import TrainConfig, require_same_run
-from world_modality.training.run import Company, TrainingRun
+from world_modality.system.stop_signals import StopSignals
+from world_modality.training.run import TrainingRun
 from world_modality.training.trainer import Trainer, fit_standardizers
 
 
@@ -72,11 +70,7 @@ def run(config: TrainConfig, build_head: HeadBuilder | None = None) -> TrainResu
 
 
 def load_frames(config: TrainConfig, device: torch.device) -> FrameTensors:
-    """Load what is trained on.
-
-    Raises:
-        InvalidInputError, MissingFileError: the cache does not fit, or is missing.
-    """
+    """Load what is trained on; raises as `run`."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     return FrameTensors.from_cache(
         cache, device, with_language=config.use_language, place=config.embeddings_on
@@ -89,7 +83,7 @@ def open_run(
     stored: Checkpoint | None,
     group: ProcessGroup | None = None,
     build_head: HeadBuilder | None = None,
-    company: Company | None = None,
+    stop: StopSignals | None = None,
 ) -> TrainingRun:
     """Bring a run to where it goes on from, torch's generators included; trains nothing yet.
 
@@ -99,27 +93,25 @@ def open_run(
         stored: the checkpoint that the run goes on from, if any.
         group: the processes that train it; None for this one alone.
         build_head: see `run`.
-        company: of the runs that are trained beside it.
+        stop: see `TrainingRun`.
 
     Raises:
         InvalidInputError, MissingFileError: see `run`.
     """
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    tensors.episodes.require_context(config.context_frames)
+    tensors.episodes.require_context(config.window.context_frames)
     val_frames = tensors.episodes.frames_of(cache.manifest["split"]["val"])
     if stored is not None:
         stored.require_cache(cache)
     group = group or ProcessGroup(tensors.device)
     trainer = _build_trainer(config, cache, tensors, group, build_head, stored)
     if group.is_first:
-        write_config(config, config.log_dir / "config.json")
-    if company is None or company.seeds[0] == config.seed:
-        _print_header(config, cache, trainer, val_frames)
+        write_json(config.log_dir / "config.json", flags_of(config))
     start = _blank_checkpoint(config, cache, trainer)
     if stored is not None:
         state = stored.training_state
         start = dataclasses.replace(start, epoch=stored.epoch, training_state=state)
-    return TrainingRun(config, trainer, val_frames, start, company)
+    return TrainingRun(config, trainer, val_frames, start, stop)
 
 
 def existing_checkpoint(config: TrainConfig) -> Checkpoint | None:
@@ -142,27 +134,43 @@ def existing_checkpoint(config: TrainConfig) -> Checkpoint | None:
     if not found:
         return None
     stored = _newest_whole(found)
-    require_same_run(stored.train_config, config)
+    _require_same_run(stored, config)
     return stored
 
 
+def _require_same_run(stored: Checkpoint, config: TrainConfig) -> None:
+    """Check that a resumption asks for the run that the checkpoint belongs to.
+
+    Raises:
+        InvalidInputError: names the flags that differ, with both values.
+    """
+    then, now = stored.train_flags, flags_of(config)
+    names = (then.keys() | now.keys()) - config.may_change
+    differing = sorted(name for name in names if then.get(name) != now.get(name))
+    if differing:
+        shown = ", ".join(f"--{n} {then.get(n)} then, {now.get(n)} now" for n in differing)
+        raise InvalidInputError(
+            f"cannot resume {config.log_dir}: {shown}; give the same flags, another --log_dir, "
+            "or --overwrite"
+        )
+
+
 def _newest_whole(paths: list[Path]) -> Checkpoint:
-    """Load the first checkpoint that is not damaged, and tell of those that are.
+    """Load the first checkpoint that is not damaged, and warn of those that are.
 
     Raises:
         InvalidInputError: all are damaged.
     """
-    for number, path in enumerate(paths):
-        try:
-            stored = load_checkpoint(path, torch.device("cpu"))
-        except InvalidInputError as error:
-            if number == len(paths) - 1:
-                raise
-            print(f"warning: {error}", file=sys.stderr)
-        else:
-            print(f"going on from {path}, step {stored.global_step}")
-            return stored
-    raise AssertionError("there are no paths")
+    newest, *older = paths
+    try:
+        stored = load_checkpoint(newest, torch.device("cpu"))
+    except InvalidInputError as error:
+        if not older:
+            raise
+        print(f"warning: {error}", file=sys.stderr)
+        return _newest_whole(older)
+    print(f"going on from {newest}, step {stored.global_step}")
+    return stored
 
 
 def _build_trainer(
@@ -173,13 +181,7 @@ def _build_trainer(
     build_head: HeadBuilder | None,
     stored: Checkpoint | None,
 ) -> Trainer:
-    policy_config = config.policy_config(
-        embedding_dim=tensors.embeddings.shape[1],
-        state_dim=tensors.states.shape[1],
-        action_dim=tensors.actions.shape[1],
-        num_world_tokens=cache.num_tokens,
-        instruction_dim=0 if tensors.instructions is None else tensors.instructions.shape[1],
-    )
+    policy_config = config.policy_config(tensors.frame_shape(cache.num_tokens))
     torch.manual_seed(config.seed)
     policy = WorldPolicy(policy_config).to(tensors.device)
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
@@ -203,9 +205,11 @@ def _build_trainer(
 
 def _blank_checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer) -> Checkpoint:
     """Return what all checkpoints of the run have in common."""
+    train_config, further_flags = stored_train_config(flags_of(config))
     return Checkpoint(
         policy_config=trainer.policy.config,
-        train_config=config_dict(config),
+        train_config=train_config,
+        further_flags=further_flags,
         epoch=0,
         global_step=0,
         model={},
@@ -214,27 +218,3 @@ def _blank_checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer) -> Ch
         cache_fingerprint=cache.fingerprint(with_language=config.use_language),
         cache_arrays=checkpoint_arrays(cache),
     )
-
-
-def _print_header(
-    config: TrainConfig, cache: Cache, trainer: Trainer, val_frames: Int[np.ndarray, " M"]
-) -> None:
-    num_parameters = sum(p.numel() for p in trainer.policy.parameters())
-    encoder = cache.manifest["encoder"]
-    print(
-        f"model {config.model_type}: {num_parameters / 1e6:.2f} M parameters on "
-        f"{_devices(trainer)}, {trainer.steps_per_epoch} steps an epoch, "
-        f"{len(val_frames)} validation frames; encoder {encoder['name']}"
-    )
-    if config.use_language:
-        print(f"language: {cache.manifest['text']['name']}")
-    if trainer.head is not None:
-        num_own = sum(p.numel() for p in trainer.head.parameters())
-        print(f"{trainer.head.name} head: {num_own / 1e6:.2f} M parameters")
-    if encoder.get("note"):
-        print(f"note: {encoder['note']}")
-
-
-def _devices(trainer: Trainer) -> str:
-    device, group = trainer.tensors.device, trainer.group
-    return str(device) if group.is_alone else f"{device.type} of {group.num_processes} processes"

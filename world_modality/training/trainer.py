@@ -1,27 +1,28 @@
 """The optimisation loop: the same for every arm, and without any file in it."""
 
-import dataclasses
 import math
+import os
+import shutil
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from world_modality.cache.frame_tensors import Batch, FrameTensors, mean_and_std
-from world_modality.policy.auxiliary_head import AuxiliaryHead
-from world_modality.policy.losses import Losses, ValidCounts, compiled, policy_losses
-from world_modality.policy.network import Standardizer, WorldPolicy
-from world_modality.policy.predictions import window_shape
+from world_modality.policy.config import TrainConfig
+from world_modality.policy.heads import Losses, ValidCounts
+from world_modality.policy.network import AuxiliaryHead, WorldPolicy
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.process_group import ProcessGroup
 from world_modality.system.recorded_calls import RecordedCalls, Tensors
 from world_modality.tokens.control_tokens import TokenControl
-from world_modality.training.config import TrainConfig
+
+_CXX_COMPILERS = ("g++", "clang++")
 
 
 @dataclass(frozen=True)
@@ -64,13 +65,13 @@ class Trainer:
         self.config = config
         self.global_step = 0
         self._frames = torch.from_numpy(frames).to(tensors.device)
-        self.window_shape = window_shape(policy)
+        self.window_shape = policy.config.window
         self.control = TokenControl(config.token_control, tensors, frames, config.seed)
         modules = [policy] if head is None else [policy, head]
         groups = [group for m in modules for group in _parameter_groups(m, config.weight_decay)]
         self.optimizer = adamw(groups, config)
         # The policy itself stays as it is: validation runs it in another mode and other shapes.
-        self._forward = compiled(policy, tensors.device) if config.compile else policy
+        self._forward = _compiled(policy, tensors.device) if config.compile else policy
         self._recorded = self._recorder()
 
     @property
@@ -109,11 +110,11 @@ class Trainer:
             else:
                 group["lr"] = learning_rate
         if self._recorded is None:
-            losses = self._update(frames, batch)
+            terms = self._update(frames, batch)
         else:
-            losses = Losses(*self._recorded(batch.tensors()))
+            terms = self._recorded(batch.tensors())
         self.global_step += 1
-        return StepRecord(self.global_step, losses, learning_rate)
+        return StepRecord(self.global_step, Losses.of_stacked(terms), learning_rate)
 
     def _recorder(self) -> RecordedCalls | None:
         """Return the step as recorded calls where it can be recorded.
@@ -127,38 +128,39 @@ class Trainer:
             return None
 
         def update(batch: Tensors) -> Tensor:
-            return torch.stack(dataclasses.astuple(self._update(None, Batch(**batch))))
+            return self._update(None, Batch(**batch))
 
         return RecordedCalls(update, device)
 
-    def _update(self, frames: Int[Tensor, " B"] | None, batch: Batch) -> Losses:
-        """Make one optimiser step on a batch; a head needs its frames."""
+    def _update(self, frames: Int[Tensor, " B"] | None, batch: Batch) -> Float[Tensor, " terms"]:
+        """Make one optimiser step on a batch; return its stacked losses. A head needs `frames`."""
         self.optimizer.zero_grad(set_to_none=True)
-        losses = self._backward(frames, batch)
+        terms = self._backward(frames, batch)
         # Each module by its own norm, so that a head's gradient does not scale the policy's.
         nn.utils.clip_grad_norm_(self.policy.parameters(), self.config.max_grad_norm)
         if self.head is not None:
             nn.utils.clip_grad_norm_(self.head.parameters(), self.config.max_grad_norm)
         self.optimizer.step()
-        return losses
+        return terms
 
-    def _backward(self, frames: Int[Tensor, " B"] | None, batch: Batch) -> Losses:
+    def _backward(self, frames: Int[Tensor, " B"] | None, batch: Batch) -> Float[Tensor, " terms"]:
         """Set the gradients of the whole batch, of which `batch` is this process's part."""
         counts = self._whole_counts(batch)
         if len(batch.actions) == 0:
-            return self._summed(Losses.none(self.tensors.device))
+            num_slots = self.policy.config.frame.world.num_world_slots
+            return self._summed(torch.zeros(3 + num_slots, device=self.tensors.device))
         with autocast(self.config.precision, self.tensors.device):
             output = self._forward(
                 batch.embeddings, batch.states, batch.world_tokens, batch.instructions
             )
-        losses = policy_losses(self.policy, output, batch, self.config.world_loss_weight, counts)
+        losses = self.policy.losses(output, batch, self.config.world_loss_weight, counts)
         if self.head is not None and self.head.loss_weight > 0:
             assert frames is not None
             with autocast(self.config.precision, self.tensors.device):
                 auxiliary = self.head.loss(frames, output.hidden, self.global_step)
             losses = losses.with_auxiliary(auxiliary, self.head.loss_weight)
         losses.total.backward()
-        return self._summed(losses.detach())
+        return self._summed(losses.stacked())
 
     def _whole_counts(self, batch: Batch) -> ValidCounts:
         own = ValidCounts.of(batch)
@@ -166,21 +168,20 @@ class Trainer:
             return own
         return ValidCounts(*self.group.sum(torch.stack([own.actions, own.tokens])))
 
-    def _summed(self, losses: Losses) -> Losses:
-        """Sum gradients and losses over the processes.
+    def _summed(self, terms: Float[Tensor, " terms"]) -> Float[Tensor, " terms"]:
+        """Sum gradients and stacked losses over the processes.
 
         Not through DistributedDataParallel: the losses travel in the same message, and a process
         without rows needs no pass of its own.
         """
         if self.group.is_alone:
-            return losses
+            return terms
         parameters = list(self.policy.parameters())
         gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in parameters]
-        parts = torch.stack(dataclasses.astuple(losses))
-        self.group.sum_in_place([*gradients, parts])
+        self.group.sum_in_place([*gradients, terms])
         for parameter, gradient in zip(parameters, gradients, strict=True):
             parameter.grad = gradient
-        return Losses(*parts)
+        return terms
 
     def learning_rate(self, step: int) -> float:
         """Linear warm-up, then cosine to zero (Loshchilov and Hutter, 2017) or constant."""
@@ -232,7 +233,9 @@ def fit_standardizers(
     if tensors.instructions is not None:
         fitted.append((policy.instruction_norm, tensors.instructions))
     for standardizer, values in fitted:
-        _set_statistics(standardizer, *mean_and_std(values, frames))
+        mean, std = mean_and_std(values, frames)
+        standardizer.mean.copy_(mean)
+        standardizer.std.copy_(std)
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:
@@ -251,9 +254,21 @@ def adamw(groups: list[dict[str, Any]], config: TrainConfig) -> torch.optim.Adam
     return torch.optim.AdamW(groups, lr=rate, fused=True, capturable=True)
 
 
-def _set_statistics(standardizer: Standardizer, mean: Tensor, std: Tensor) -> None:
-    standardizer.mean.copy_(mean)
-    standardizer.std.copy_(std)
+def _compiled(policy: nn.Module, device: torch.device) -> nn.Module:
+    """Return a module that computes as the policy does, with its weights, from compiled kernels.
+
+    Each shape of batch is compiled at its first step; the policy itself stays as it is.
+
+    Raises:
+        InvalidInputError: the kernels would be C++, and there is no compiler.
+    """
+    compilers = [os.environ["CXX"]] if "CXX" in os.environ else list(_CXX_COMPILERS)
+    if device.type == "cpu" and not any(shutil.which(name) for name in compilers):
+        raise InvalidInputError(
+            f"--compile on a CPU needs a C++ compiler, and there is no {' or '.join(compilers)}; "
+            "apt-get install g++, or leave out --compile"
+        )
+    return cast(nn.Module, torch.compile(policy))
 
 
 def _parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from world_modality.arms import ARMS, MODEL_TYPES, WORLD_INPUT_FLAGS, stored_control
+from world_modality.arms import ARMS, MODEL_TYPES, WORLD_INPUT_FLAGS
 from world_modality.cache.contract import sha256_of_json
+from world_modality.policy.config import TrainConfig, flag_names, with_older_defaults
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
 
@@ -54,7 +55,7 @@ class FinishedRun:
     @property
     def arm(self) -> str:
         """What the run is called in comparisons: the arm, its control, its world-input knobs."""
-        control = stored_control(self.config)
+        control = self.config["token_control"]
         name = self.model_type if control == "none" else f"{self.model_type}_{control}"
         knobs = [
             f"{knob.removeprefix('world_input_')} {self.config[knob]}"
@@ -88,7 +89,7 @@ class FinishedRun:
         unused = (*WORLD_INPUT_FLAGS, *(() if predicts_world else FUTURE_KNOBS))
         return {
             name: None if name in unused else value
-            for name, value in sorted({"compile": False, **self.config}.items())
+            for name, value in sorted(self.config.items())
             if name not in _NOT_SETTINGS
         }
 
@@ -144,7 +145,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
     corruption_path = folder / f"corrupt_world_{stem}" / "corrupt_world.json"
     return FinishedRun(
         folder=folder,
-        config=config,
+        config=with_older_defaults(config, flag_names(TrainConfig)),
         curve=curve,
         evaluation=_with_keys(evaluation_path, ("run", "actions", "episodes", "world")),
         corruption=(

@@ -15,7 +15,7 @@ from benchmarks.rollouts.acting.world_input import EncodedFrame, EpisodeMemory, 
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.loop import Query
 from benchmarks.suite import EpisodeSpec, Observation, Suite
-from world_modality.arms import CONTROLS, stored_control
+from world_modality.arms import CONTROLS
 from world_modality.cache.contract import sha256_of_file
 from world_modality.system.errors import InvalidInputError
 
@@ -87,7 +87,7 @@ class CheckpointPolicy:
                 f"--corrupt_world {config.corruption} changes nothing for arm "
                 f"{checkpoint.policy_config.model_type}, which reads no world token"
             )
-        control = stored_control(checkpoint.train_config)
+        control = checkpoint.train_config.token_control
         if is_corrupted and control != "none" and not CONTROLS[control].own_token:
             notes.append(
                 f"--corrupt_world {config.corruption} changes nothing for the control arm "
@@ -99,7 +99,7 @@ class CheckpointPolicy:
             sha256=sha256_of_file(path),
             checkpoint=checkpoint,
             inputs=inputs,
-            execution=ChunkExecution.of(config, checkpoint.policy_config.chunk_size),
+            execution=ChunkExecution.of(config, checkpoint.policy_config.window.chunk_size),
             world=WorldInput.of(config.corruption, checkpoint) if reads_world else None,
             notes=tuple(notes),
             _encoder=encoder,
@@ -129,7 +129,7 @@ class CheckpointPolicy:
     @property
     def observed_lags(self) -> tuple[int, ...]:
         """The context's frames, and the one whose world token is read where that is a stale one."""
-        context = range(self.checkpoint.policy_config.context_frames)
+        context = range(self.checkpoint.policy_config.window.context_frames)
         stale = () if self.world is None else (self.world.corruption.lag,)
         return tuple(sorted({*context, *stale}))
 
@@ -166,7 +166,7 @@ class CheckpointPolicy:
         """Return what decides its actions, as JSON."""
         manifest = self.checkpoint.manifest
         world, text = self.world, self._text_encoder
-        control = stored_control(self.checkpoint.train_config)
+        control = self.checkpoint.train_config.token_control
         return {
             **({} if control == "none" else {"token_control": control}),
             "model_type": self.model_type,
@@ -213,7 +213,7 @@ class CheckpointPolicy:
         import torch
 
         config = self.checkpoint.policy_config
-        contexts = [q.memory.context(q.step, config.context_frames) for q in queries]
+        contexts = [q.memory.context(q.step, config.window.context_frames) for q in queries]
         inputs = [
             np.stack([[frame.embedding for frame in context] for context in contexts]),
             np.stack([[frame.state for frame in context] for context in contexts]),
@@ -221,7 +221,9 @@ class CheckpointPolicy:
         ]
         if config.reads_language:
             inputs.append(np.stack([q.memory.instruction for q in queries]))
-        chunks = np.empty((len(queries), config.chunk_size, config.action_dim), dtype=np.float32)
+        chunks = np.empty(
+            (len(queries), config.window.chunk_size, config.frame.action_dim), dtype=np.float32
+        )
         with single_thread():
             for chosen in filled_groups(len(queries), self._encoder.group_size):
                 tensors = [torch.from_numpy(array[chosen]).to(self._device) for array in inputs]

@@ -115,19 +115,19 @@ class FrameEncoder:
 def _require_own_codebook(
     checkpoint: "Checkpoint", encoder: VisionEncoder, quantiser: Quantiser
 ) -> None:
-    policy = checkpoint.policy_config
+    policy = checkpoint.policy_config.frame
     num_tokens, dim = quantiser.num_codes, quantiser.embedding_dim
-    found = {"the encoder": encoder.embedding_dim, "the policy": policy.embedding_dim}
+    found = {"the encoder": encoder.embedding_dim, "the policy": policy.observation.embedding_dim}
     for part, expected in found.items():
         if dim != expected:
             raise InvalidInputError(
                 f"the checkpoint's codebook has D={dim} but {part} has D={expected}: the codebook "
                 f"is not that of the encoder {encoder.name}; train again on one cache"
             )
-    if num_tokens != policy.num_world_tokens:
+    if num_tokens != policy.world.num_world_tokens:
         raise InvalidInputError(
             f"the checkpoint's codebook has V={num_tokens} but its policy was built for "
-            f"V={policy.num_world_tokens}; train again on one cache"
+            f"V={policy.world.num_world_tokens}; train again on one cache"
         )
     for name, array in quantiser.arrays.items():
         if _file_sha256(array) != checkpoint.manifest["arrays"].get(name, {}).get("sha256"):

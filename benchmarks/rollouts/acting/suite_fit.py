@@ -50,7 +50,7 @@ class PolicyInputs:
         _require_key("camera", image_key, suite.image_keys, "--camera_key", suite)
         for key in joined_columns(state_key):
             _require_key("robot state", key, suite.state_keys, "--state_key", suite)
-        return cls(image_key, state_key, checkpoint.policy_config.state_dim)
+        return cls(image_key, state_key, checkpoint.policy_config.frame.state_dim)
 
     def state(self, observation: Observation) -> Float32[np.ndarray, " S"]:
         """Return a copy of an observation's state.
@@ -80,7 +80,7 @@ def require_actions(checkpoint: "Checkpoint", suite: Suite) -> None:
     Raises:
         InvalidInputError: the policy's actions are not the suite's.
     """
-    dim = checkpoint.policy_config.action_dim
+    dim = checkpoint.policy_config.frame.action_dim
     if dim != suite.action_dim:
         raise InvalidInputError(
             f"the policy predicts actions of {dim} dimensions, but {suite.name} takes "

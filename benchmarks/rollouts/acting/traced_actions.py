@@ -72,13 +72,14 @@ class TracedActions:
 def _context_shapes(
     policy: WorldPolicy, group_size: int
 ) -> list[tuple[tuple[int, ...], torch.dtype]]:
-    config = policy.config
-    frames = (group_size, config.context_frames)
+    config, frame = policy.config, policy.config.frame
+    observation = frame.observation
+    frames = (group_size, config.window.context_frames)
     shapes = [
-        ((*frames, config.embedding_dim), torch.float16),
-        ((*frames, config.state_dim), torch.float32),
-        ((group_size,), torch.int64),
+        ((*frames, *observation.axis, observation.embedding_dim), torch.float16),
+        ((*frames, frame.state_dim), torch.float32),
+        ((group_size, *frame.world.axis), torch.int64),
     ]
     if config.reads_language:
-        shapes.append(((group_size, config.instruction_dim), torch.float16))
+        shapes.append(((group_size, frame.instruction_dim), torch.float16))
     return shapes

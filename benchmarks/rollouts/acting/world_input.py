@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.suite import EpisodeSpec
-from world_modality.arms import DUMMY_TOKEN, stored_control
+from world_modality.arms import CLOSED_LOOP_READS, DUMMY_TOKEN, ONE_CODE, OWN_TOKEN
 from world_modality.system.errors import InvalidInputError, missing_key
-from world_modality.tokens.corruption import Corruption, read_corruption
+from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption
 
 if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
@@ -48,18 +48,19 @@ class WorldInput:
             InvalidInputError: the checkpoint is an oracle's, or lacks the token counts that random
                 tokens are drawn from.
         """
-        control = stored_control(checkpoint.train_config)
-        if control == "oracle":
+        control = checkpoint.train_config.token_control
+        reads = CLOSED_LOOP_READS[control]
+        if reads is None:
             raise InvalidInputError(
-                "--token_control oracle reads a token of the future, which closed loop does not "
-                "have: this arm is for offline evaluation only"
+                f"--token_control {control} reads a token that closed loop does not have: this arm "
+                "is for offline evaluation only"
             )
-        if control == "dummy":
-            shares = np.zeros((1, checkpoint.policy_config.num_world_tokens))
+        if reads == ONE_CODE:
+            shares = np.zeros((1, checkpoint.policy_config.frame.world.num_world_tokens))
             shares[0, DUMMY_TOKEN] = 1
-            return cls(read_corruption("none", control), shares)
-        if control == "shuffled":
-            corruption = read_corruption("task_marginal", control)
+            return cls(read_corruption(OWN_TOKEN, control), shares)
+        if reads != OWN_TOKEN:
+            corruption = read_corruption(reads, f"what {control} reads,", CLOSED_LOOP)
         if corruption.pool is None:
             return cls(corruption)
         counts = checkpoint.cache_arrays.get("train_token_counts")
@@ -68,8 +69,8 @@ class WorldInput:
             raise InvalidInputError(
                 f"--corrupt_world {corruption} draws from the training episodes' token counts, "
                 "which this checkpoint of an older version lacks; train again: "
-                f"python train_model_c.py --dataset_name {train['dataset_name']} "
-                f"--cache_dir {train['cache_dir']} --log_dir {train['log_dir']} … --overwrite"
+                f"python train_model_c.py --dataset_name {train.dataset_name} "
+                f"--cache_dir {train.cache_dir} --log_dir {train.log_dir} … --overwrite"
             )
         trained = counts.cpu().numpy()
         rows = _task_rows(checkpoint, np.flatnonzero(trained.sum(axis=1)).tolist())

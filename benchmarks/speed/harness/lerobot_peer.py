@@ -13,7 +13,8 @@ from benchmarks.demos.dataset import image_feature, new_dataset, vector_feature
 from benchmarks.demos.episode import DemoEpisode
 from benchmarks.speed.harness.drawn import CAMERA, FPS, LIBERO_EPISODE_LENGTH, blocks
 from world_modality.cache.contract import Cache
-from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch, FrameTensors, WindowShape
+from world_modality.cache.frame_shapes import WindowShape
+from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch, FrameTensors
 
 VIDEO_BACKEND = "pyav"  # torchcodec, the default, needs FFmpeg's shared libraries
 

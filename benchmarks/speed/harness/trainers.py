@@ -10,20 +10,20 @@ import torch
 
 from benchmarks.speed.harness.drawn import CACHE_NAME
 from world_modality.cache.contract import Cache
-from world_modality.cache.frame_tensors import Batch, FrameTensors, WindowShape
-from world_modality.policy.losses import policy_losses
+from world_modality.cache.frame_shapes import WindowShape
+from world_modality.cache.frame_tensors import Batch, FrameTensors
+from world_modality.policy.config import TrainConfig, from_flags
 from world_modality.policy.network import WorldPolicy
 from world_modality.system.device import resolve_device
 from world_modality.system.process_group import ProcessGroup
 from world_modality.system.recorded_calls import RecordedCalls, Tensors
 from world_modality.tokens.control_tokens import TokenControl
-from world_modality.training.config import TrainConfig
 from world_modality.training.trainer import StepRecord, Trainer, adamw, autocast
 
 
 def drawn_train_config(**flags: Any) -> TrainConfig:
     """Return arm C's flags for a drawn cache; `flags` are those that differ from the trainer's."""
-    return TrainConfig(CACHE_NAME, model_type="C", **flags)
+    return from_flags(TrainConfig, {"dataset_name": CACHE_NAME, "model_type": "C", **flags})
 
 
 def open_trainer(cache: Cache, config: TrainConfig, group: ProcessGroup | None = None) -> Trainer:
@@ -34,14 +34,7 @@ def open_trainer(cache: Cache, config: TrainConfig, group: ProcessGroup | None =
     device = resolve_device(config.device) if group is None else group.device
     tensors = FrameTensors.from_cache(cache, device, place=config.embeddings_on)
     frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
-    num_tokens = cache.num_tokens
-    policy_config = config.policy_config(
-        embedding_dim=tensors.embeddings.shape[1],
-        state_dim=tensors.states.shape[1],
-        action_dim=tensors.actions.shape[1],
-        num_world_tokens=num_tokens,
-        instruction_dim=0,
-    )
+    policy_config = config.policy_config(tensors.frame_shape(cache.num_tokens))
     torch.manual_seed(config.seed)
     policy = WorldPolicy(policy_config).to(tensors.device)
     return Trainer(policy, tensors, frames, config, group=group)
@@ -64,7 +57,7 @@ def bare_step(trainer: Trainer, *, clip: bool) -> Callable[[], object]:
         with autocast(config.precision, device):
             output = model(own.embeddings, own.states, own.world_tokens)
         optimizer.zero_grad(set_to_none=True)
-        total = policy_losses(model, output, own, config.world_loss_weight).total
+        total = model.losses(output, own, config.world_loss_weight).total
         total.backward()
         if clip:
             torch.nn.utils.clip_grad_norm_(model.parameters(), config.max_grad_norm)

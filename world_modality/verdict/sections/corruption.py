@@ -4,7 +4,7 @@ import math
 from typing import TYPE_CHECKING
 
 from world_modality.arms import arm_order
-from world_modality.evaluation.ratio_axis import set_ratio_scale
+from world_modality.evaluation.plots import set_ratio_scale
 from world_modality.tokens.corruption import Corruption, read_corruption
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
 from world_modality.verdict.drawing import GREY, colours, markers, new_figure, svg_bytes

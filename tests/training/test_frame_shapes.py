@@ -1,0 +1,138 @@
+"""Frames of several vectors (views, cells) and of several world tokens (slots), trained on."""
+
+import numpy as np
+import pytest
+import torch
+
+from tests.fixtures.policy import tiny_policy_config
+from world_modality.arms import MODEL_TYPES
+from world_modality.cache.frame_shapes import ObservationShape
+from world_modality.cache.frame_tensors import IGNORED_TOKEN, FrameTensors
+from world_modality.evaluation.metrics import token_sums, world_metrics
+from world_modality.evaluation.offline_run import OfflineRun
+from world_modality.policy.config import TrainConfig
+from world_modality.policy.network import WorldPolicy
+from world_modality.policy.predictions import predict
+from world_modality.source.episodes import Episodes
+from world_modality.tokens.control_tokens import TokenControl
+from world_modality.training.trainer import Trainer, fit_standardizers
+
+CPU = torch.device("cpu")
+VIEWS, GRID, SLOTS = 1, 2, 2
+SEVERAL = {"num_views": VIEWS, "grid_size": GRID, "num_world_slots": SLOTS}
+NUM_FRAMES = 60
+
+
+@pytest.fixture
+def tensors():
+    """Return frames of P = 4 vectors and W = 2 tokens, in three episodes of two tasks."""
+    rng = np.random.default_rng(0)
+    arrays = {
+        "embeddings": rng.normal(size=(NUM_FRAMES, 4, 6)).astype(np.float16),
+        "states": rng.normal(size=(NUM_FRAMES, 4)).astype(np.float32),
+        "actions": rng.normal(size=(NUM_FRAMES, 3)).astype(np.float32),
+        "world_tokens": rng.integers(0, 8, (NUM_FRAMES, SLOTS), dtype=np.int32),
+    }
+    index = np.arange(NUM_FRAMES) // 20
+    observation = ObservationShape(6, VIEWS, GRID)
+    return FrameTensors(
+        arrays, Episodes.from_frames(index, 0 * index), CPU, observation=observation
+    )
+
+
+def build(model_type, **changes):
+    torch.manual_seed(0)
+    return WorldPolicy(tiny_policy_config(model_type, **SEVERAL, **changes)).eval()
+
+
+def test_windows_hold_all_vectors_and_all_slots(tensors):
+    policy = build("C")
+    assert tensors.frame_shape(8) == policy.config.frame
+    batch = tensors.gather(torch.tensor([1, 18]), policy.config.window)
+    assert torch.equal(batch.embeddings[0, :, :], tensors.embeddings[[0, 1]])
+    assert torch.equal(batch.world_tokens, tensors.world_tokens[[1, 18]].long())
+    assert torch.equal(batch.future_tokens[0], tensors.world_tokens[[3, 5, 7]].long())
+    assert (batch.future_tokens[1] == IGNORED_TOKEN).all()
+
+
+def test_embeddings_of_another_shape_than_the_observation_are_refused(tensors):
+    arrays = {"embeddings": tensors.embeddings.numpy()}
+    with pytest.raises(ValueError, match=r"shape \(4, 6\), expected \(6,\)"):
+        FrameTensors(arrays, tensors.episodes, CPU)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_training_of_several_vectors_and_slots_learns_each_slot(tensors, model_type):
+    policy = build(model_type)
+    frames = np.arange(16)
+    fit_standardizers(policy, tensors, frames)
+    flags = {"num_epochs": 150, "batch_size": 16, "learning_rate": 3e-3, "warmup_steps": 0}
+    config = TrainConfig("x", model_type=model_type, **flags)
+    trainer = Trainer(policy, tensors, frames, config)
+    losses = [next(trainer.epoch(epoch)).losses for epoch in range(150)]
+    assert losses[-1].action < 0.1 * losses[0].action
+    assert losses[0].world.shape == (SLOTS,)
+    if policy.config.predicts_world:
+        assert (losses[-1].world < 0.2 * losses[0].world).all()
+        total = losses[0].action + config.world_loss_weight * losses[0].world.mean()
+        torch.testing.assert_close(losses[0].total, total)
+    errors = predict(policy, tensors, frames)
+    if policy.config.predicts_world:
+        assert errors.token_rank.shape == (16, 3, SLOTS)
+        assert (errors.token_rank == 0).mean() > 0.9
+    else:
+        assert errors.token_rank is None
+
+
+def test_every_vector_and_every_slot_is_read_at_its_own_place(tensors):
+    policy = build("C")
+    batch = tensors.gather(torch.arange(5), policy.config.window)
+
+    def actions(embeddings=batch.embeddings, tokens=batch.world_tokens):
+        return policy(embeddings, batch.states, tokens).actions
+
+    before = actions()
+    for vector in range(4):
+        changed = batch.embeddings.clone()
+        changed[:, -1, vector] += 1
+        assert not torch.equal(actions(embeddings=changed), before)
+    for slot in range(SLOTS):
+        changed = batch.world_tokens.clone()
+        changed[:, slot] = (changed[:, slot] + 1) % 8
+        assert not torch.equal(actions(tokens=changed), before)
+    assert not torch.equal(actions(embeddings=batch.embeddings.flip(2)), before)
+    assert not torch.equal(actions(tokens=batch.world_tokens.flip(1)), before)
+
+
+def test_one_vector_and_one_token_have_no_weights_of_their_own_place():
+    one = WorldPolicy(tiny_policy_config("C")).state_dict()
+    several = build("C").state_dict()
+    assert several.keys() - one.keys() == {"view_position", "cell_position"}
+    assert one["world_embedding.weight"].shape == (8, 32)
+    assert several["world_embedding.weight"].shape == (SLOTS * 8, 32)
+
+
+@pytest.mark.parametrize("name", ["placebo", "dummy", "oracle"])
+def test_controls_change_all_slots(tensors, name):
+    window = build("C").config.window
+    frames = np.arange(16)
+    batch = TokenControl(name, tensors, frames, 0).gather(torch.arange(16), window, 0)
+    assert batch.world_tokens.shape == (16, SLOTS)
+    assert batch.future_tokens.shape == (16, 3, SLOTS)
+
+
+def test_token_accuracies_count_every_slot(tensors):
+    run = object.__new__(OfflineRun)
+    parts = {"tensors": tensors, "policy": build("B"), "train_ids": [0, 1], "val_ids": [2]}
+    for name, part in parts.items():
+        object.__setattr__(run, name, part)
+    errors = predict(run.policy, tensors, run.val_frames)
+    first = world_metrics(run, errors, seed=0)["all"][0]
+    tokens = tensors.world_tokens.numpy()
+    inside = run.val_frames[:-2]  # two frames ahead are still of the episode
+    hits = errors.token_rank[:-2, 0] == 0
+    assert first.num_frames == len(inside) * SLOTS
+    assert first.accuracy["model_top1"].value == pytest.approx(hits.mean())
+    copied = tokens[inside] == tokens[inside + 2]
+    assert first.accuracy["copy_top1"].value == pytest.approx(copied.mean())
+    assert token_sums(run, errors)["top1_hits_all"][0] == [hits.sum()]

@@ -1,0 +1,154 @@
+"""The heads on the trunk's states, and their losses: `L = L_action + λ·L_world`.
+
+An action head is a row of `ACTION_HEADS`, with its prediction and its loss.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from torch.nn import functional
+
+from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch
+from world_modality.system.errors import missing_key
+
+
+class ActionHead(nn.Module, ABC):
+    """Predicts action chunks from the trunk's states at ACT×H."""
+
+    @abstractmethod
+    def forward(self, states: Float[Tensor, "B H d"]) -> Float[Tensor, "B H A"]:
+        """Predict standardised actions."""
+
+    @abstractmethod
+    def loss(
+        self,
+        states: Float[Tensor, "B H d"],
+        predicted: Float[Tensor, "B H A"],
+        target: Float[Tensor, "B H A"],
+        action_is_pad: Bool[Tensor, "B H"],
+        count: Int[Tensor, ""],
+    ) -> Float[Tensor, ""]:
+        """Return the mean loss over the valid part of the chunks.
+
+        Args:
+            states: as for `forward`.
+            predicted: what `forward` made of them.
+            target: standardised actions.
+            action_is_pad: marks what is not valid.
+            count: number of valid steps that the sum is divided by. The losses of a batch's parts,
+                each divided by the count of the whole batch, add up to its loss.
+        """
+
+
+class ChunkRegression(nn.Linear, ActionHead):
+    """The chunk at once, by its mean squared error (as in LeRobot's ACT)."""
+
+    def loss(
+        self,
+        states: Float[Tensor, "B H d"],
+        predicted: Float[Tensor, "B H A"],
+        target: Float[Tensor, "B H A"],
+        action_is_pad: Bool[Tensor, "B H"],
+        count: Int[Tensor, ""],
+    ) -> Float[Tensor, ""]:
+        """Return the mean squared error."""
+        squared = (predicted.float() - target).square().mean(dim=-1)
+        return (squared * ~action_is_pad).sum() / count
+
+
+# By the name that a checkpoint stores; each is built of d_model and the action's dimension.
+ACTION_HEADS: Mapping[str, Callable[[int, int], ActionHead]] = {"mse": ChunkRegression}
+
+
+def build_action_head(name: str, d_model: int, action_dim: int) -> ActionHead:
+    """Return a new action head.
+
+    Raises:
+        MissingKeyError: this version has no such head.
+    """
+    if name not in ACTION_HEADS:
+        raise missing_key("action head", name, ACTION_HEADS, "this version")
+    return ACTION_HEADS[name](d_model, action_dim)
+
+
+def world_loss(
+    logits: Float[Tensor, "B K *W V"], future_tokens: Int[Tensor, "B K *W"], count: Int[Tensor, ""]
+) -> Float[Tensor, " slots"]:
+    """Return each slot's mean cross-entropy in nats over the `count` tokens inside the episode.
+
+    0 where there is none; `count` as for an action head.
+    """
+    sums = [
+        functional.cross_entropy(
+            scores.flatten(0, 1).float(),
+            tokens.flatten(),
+            ignore_index=IGNORED_TOKEN,
+            reduction="sum",
+        )
+        for scores, tokens in zip(_by_slot(logits, 3), _by_slot(future_tokens, 2), strict=True)
+    ]
+    return torch.stack(sums) / count.clamp(min=1)
+
+
+def _by_slot(values: Tensor, num_axes: int) -> Sequence[Tensor]:
+    """Split along the axis W, which is the third one where there is one."""
+    return [values] if values.dim() == num_axes else values.unbind(2)
+
+
+@dataclass(frozen=True)
+class Losses:
+    """The total that is minimised, and its parts.
+
+    Attributes:
+        total: `action + λ·mean(world)`, and the weighted loss of a further head.
+        action: of the action head.
+        world: of each slot.
+        auxiliary: of a further head; 0 without one.
+    """
+
+    total: Float[Tensor, ""]
+    action: Float[Tensor, ""]
+    world: Float[Tensor, " slots"]
+    auxiliary: Float[Tensor, ""]
+
+    def with_auxiliary(self, loss: Float[Tensor, ""], weight: float) -> "Losses":
+        """Add the weighted loss of a further head."""
+        return replace(self, total=self.total + weight * loss, auxiliary=loss)
+
+    def stacked(self) -> Float[Tensor, " terms"]:
+        """Return total, action, each slot and auxiliary as one tensor without a graph."""
+        return torch.stack([self.total, self.action, *self.world, self.auxiliary]).detach()
+
+    @classmethod
+    def of_stacked(cls, terms: Float[Tensor, " terms"]) -> "Losses":
+        """Take apart what `stacked` made."""
+        return cls(terms[0], terms[1], terms[2:-1], terms[-1])
+
+
+def loss_names(num_world_slots: int) -> list[str]:
+    """Return the names of the terms of `Losses.stacked` without the auxiliary one."""
+    slots = [f"_slot{slot}" for slot in range(num_world_slots)] if num_world_slots > 1 else [""]
+    return ["loss", "action_loss", *(f"world_loss{slot}" for slot in slots)]
+
+
+@dataclass(frozen=True)
+class ValidCounts:
+    """What the losses are means over.
+
+    Attributes:
+        actions: chunk steps inside the episode.
+        tokens: future tokens of one slot inside the episode, the same number for every slot.
+    """
+
+    actions: Int[Tensor, ""]
+    tokens: Int[Tensor, ""]
+
+    @classmethod
+    def of(cls, batch: Batch) -> "ValidCounts":
+        """Count in one batch."""
+        one_slot = _by_slot(batch.future_tokens, 2)[0]
+        return cls((~batch.action_is_pad).sum(), (one_slot != IGNORED_TOKEN).sum())
