@@ -18,8 +18,15 @@ import tyro
 from world_modality.system.atomic import replacing
 from world_modality.system.cli import TOP, run_cli
 from world_modality.system.errors import InvalidInputError
-from world_modality.verdict.document import Document, Figure, Section, Table
-from world_modality.verdict.text_forms import csv_text, latex, markdown
+from world_modality.verdict.document import (
+    Document,
+    Figure,
+    Section,
+    Table,
+    csv_text,
+    latex,
+    markdown,
+)
 
 TITLE = "Is the world a modality?"
 
@@ -47,7 +54,7 @@ def run(config: ReportConfig) -> Document:
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
-    from world_modality.verdict.text_forms import html_page
+    from world_modality.verdict.document import html_page
 
     document = build_document(config.runs)
     _write(config.out_dir / "report.html", html_page(document).encode())
@@ -74,20 +81,21 @@ def build_document(runs: tuple[Path, ...]) -> Document:
     """
     from world_modality.verdict.evidence import collect_evidence
     from world_modality.verdict.findings import Findings
-    from world_modality.verdict.sections.codebook import codebook_section
-    from world_modality.verdict.sections.contrast import contrast_section, main_section
+    from world_modality.verdict.sections.codebook import codebook_section, offline_online_section
+    from world_modality.verdict.sections.contrast import (
+        contrast_section,
+        main_section,
+        settings_section,
+    )
     from world_modality.verdict.sections.corruption import corruption_section
-    from world_modality.verdict.sections.curves import curves_section
+    from world_modality.verdict.sections.learning import curves_section, token_section
     from world_modality.verdict.sections.media import media_section
-    from world_modality.verdict.sections.offline_online import offline_online_section
     from world_modality.verdict.sections.reproduction import (
         left_out_section,
         method_section,
         reproduction_section,
     )
-    from world_modality.verdict.sections.settings import settings_section
     from world_modality.verdict.sections.success import success_section
-    from world_modality.verdict.sections.token import token_section
     from world_modality.verdict.sections.verdict import scope_section, verdict_section
 
     findings = Findings.of(collect_evidence(runs))

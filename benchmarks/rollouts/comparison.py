@@ -7,6 +7,7 @@ from typing import Any
 from benchmarks.rollouts.results import RolloutResult
 from world_modality.statistics.intervals import Interval
 from world_modality.statistics.proportions import mcnemar_p, paired_difference
+from world_modality.statistics.resolution import not_resolved, reading
 
 
 @dataclass(frozen=True)
@@ -53,12 +54,9 @@ class Comparison:
         """What the interval says."""
         difference = self.difference
         if difference.low is None or difference.high is None:
-            return "not resolved: no episode in common"
-        return {
-            -1: f"{self.second} is better",
-            0: "not resolved: the interval spans 0",
-            1: f"{self.first} is better",
-        }[difference.side()]
+            return not_resolved("no episode in common")
+        second, first = f"{self.second} is better", f"{self.first} is better"
+        return reading(difference, second, first, with_reason=True)
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON."""

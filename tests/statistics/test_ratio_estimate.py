@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from world_modality.statistics.crossed_estimate import crossed_estimate
+from world_modality.statistics.crossed_estimate import (
+    crossed_estimate,
+    geometric_mean,
+    ratio_estimate,
+)
 from world_modality.statistics.intervals import defined_ratio
-from world_modality.statistics.power import resolution
-from world_modality.statistics.ratio_estimate import geometric_mean, ratio_estimate
+from world_modality.statistics.resolution import resolution
 
 
 def errors(rng, shape, ratio, by_seed, by_episode, residual):

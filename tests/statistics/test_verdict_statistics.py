@@ -5,9 +5,8 @@ import pytest
 from scipy import stats
 
 from world_modality.statistics.crossed_estimate import crossed_estimate
-from world_modality.statistics.holm import holm_adjusted
-from world_modality.statistics.power import resolution
-from world_modality.verdict.sections.offline_online import rank_correlation
+from world_modality.statistics.resolution import holm_adjusted, resolution
+from world_modality.verdict.sections.codebook import rank_correlation
 
 
 def matrix(rng, num_seeds, num_episodes, by_seed, by_episode, residual):

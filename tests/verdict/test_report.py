@@ -18,12 +18,12 @@ from world_modality.report import ReportConfig, build_document, run
 from world_modality.system.cli import write_config
 from world_modality.system.errors import InvalidInputError
 from world_modality.verdict import drawing
-from world_modality.verdict.contrast_results import compare_arms
-from world_modality.verdict.document import Commands, Figure, Table
+from world_modality.verdict.document import Commands, Figure, Table, csv_text, latex
 from world_modality.verdict.evidence import Evidence, collect_evidence
+from world_modality.verdict.findings import compare_arms
 from world_modality.verdict.measures import ACTION_ERROR, SUCCESS
 from world_modality.verdict.rollout_file import read_rollouts
-from world_modality.verdict.text_forms import csv_text, latex
+from world_modality.verdict.wording import contrast_reading
 
 ROOT = Path(__file__).parents[2]
 ARMS = {"A": 0.03, "B": 0.0, "C": 0.0, "C_no_world_input": 0.0}
@@ -38,7 +38,7 @@ def matrix(tmp_path):
 
 def verdicts(evidence, measure):
     results = compare_arms(measure, evidence, evidence.main)
-    return {result.contrast.name: result.verdict for result in results}
+    return {result.contrast.name: contrast_reading(result) for result in results}
 
 
 def left_out(evidence: Evidence) -> dict[str, str]:
@@ -268,7 +268,7 @@ def test_every_figure_has_axes_units_and_n(matrix, monkeypatch):
         drawn.append(figure)
         return to_svg(figure)
 
-    for name in ("contrast", "success", "corruption", "token", "curves", "offline_online"):
+    for name in ("contrast", "success", "corruption", "learning", "codebook"):
         monkeypatch.setattr(f"world_modality.verdict.sections.{name}.svg_bytes", keep)
     document = build_document((matrix,))
     figures = [block for block in document.blocks() if isinstance(block, Figure)]

@@ -10,11 +10,11 @@ import pytest
 
 from tests.fixtures.verdict import World, write_json, write_matrix, write_rollouts
 from world_modality.report import ReportConfig, build_document, run
-from world_modality.verdict.contrast_results import compare_arms
 from world_modality.verdict.document import Figure, Table
 from world_modality.verdict.evidence import collect_evidence
+from world_modality.verdict.findings import compare_arms, offline_effects
 from world_modality.verdict.measures import ACTION_ERROR
-from world_modality.verdict.token_use import offline_effects
+from world_modality.verdict.wording import offline_reading
 
 ARMS = {"B": 0.0, "C": 0.0}
 FACTORS = (4.34, 3.14, 1.91)
@@ -66,7 +66,7 @@ def test_seeds_that_differ_give_the_geometric_mean_and_a_bound_above_0(matrix):
     assert effect.ratio.high == pytest.approx(math.exp(mean + reach), rel=0.05)
     # The linear interval of these seeds is 3.1 ± 3.0.
     assert effect.ratio.low > 1
-    assert effect.reading == "raises the error"
+    assert offline_reading(effect) == "raises the error"
 
 
 def test_the_page_says_how_its_ratios_are_made(matrix):

@@ -30,7 +30,6 @@ class PolicyRollouts:
         checkpoint_sha256: of its file.
         corruption: `none`, or what was done to the token.
         conditions: all that has to be the same for two checkpoints to be compared.
-        versions: of the packages that simulated.
         outcomes: by episode; None where it ended in an error.
         command: what rolls out again; None where no flags lie beside the file.
     """
@@ -40,7 +39,6 @@ class PolicyRollouts:
     checkpoint_sha256: str
     corruption: str
     conditions: Mapping[str, Any]
-    versions: Mapping[str, str]
     outcomes: Mapping[EpisodeKey, bool | None]
     command: str | None
 
@@ -112,11 +110,10 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
             "suite": last["suite"],
             "gl_backend": last["gl_backend"],
             "rendering": last["rendering"],
-            "simulator": {name: last["versions"].get(name) for name in ("metaworld", "mujoco")},
+            "simulator": last["versions"],
             "wrong_instruction": bool(config.get("wrong_instruction", False)),
             **policy,
         },
-        versions=last["versions"],
         outcomes={_episode_key(line): line["success"] for line in lines},
         command=_command(last["suite"], config),
     )

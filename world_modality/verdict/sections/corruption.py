@@ -8,9 +8,15 @@ from world_modality.evaluation.ratio_axis import set_ratio_scale
 from world_modality.tokens.corruption import Corruption, read_corruption
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
 from world_modality.verdict.drawing import GREY, colours, markers, new_figure, svg_bytes
-from world_modality.verdict.findings import Findings
-from world_modality.verdict.token_use import ClosedLoopEffect, OfflineEffect
-from world_modality.verdict.wording import counted, interval_text, one_ratio_text, ratio_text
+from world_modality.verdict.findings import ClosedLoopEffect, Findings, OfflineEffect
+from world_modality.verdict.wording import (
+    closed_loop_reading,
+    counted,
+    interval_text,
+    offline_reading,
+    one_ratio_text,
+    ratio_text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -152,7 +158,7 @@ def _offline_table(effects: list[OfflineEffect]) -> Table:
             ratio_text(effect.ratio),
             ", ".join(one_ratio_text(ratio) for ratio in effect.per_seed),
             f"{100 * effect.changed_tokens:.1f}",
-            effect.reading,
+            offline_reading(effect),
         ]
         for effect in effects
         if effect.arm not in inert
@@ -196,7 +202,7 @@ def _closed_loop_table(effects: list[ClosedLoopEffect]) -> Table:
                 f"{100 * effect.corrupted.value:.1f}",
                 interval_text(interval, percent=True, signed=True),
                 size,
-                effect.reading,
+                closed_loop_reading(effect),
             ]
         )
     return table(

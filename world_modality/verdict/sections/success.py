@@ -1,11 +1,10 @@
 """Success in closed loop: checkpoint by checkpoint, task by task, and exact tests on pairs."""
 
-from world_modality.statistics.holm import holm_adjusted
 from world_modality.statistics.proportions import wilson_interval
-from world_modality.verdict.contrast_results import PairedEpisodes
+from world_modality.statistics.resolution import holm_adjusted
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
 from world_modality.verdict.drawing import colours, markers, new_figure, svg_bytes
-from world_modality.verdict.findings import Findings
+from world_modality.verdict.findings import Findings, PairedEpisodes
 from world_modality.verdict.rollout_file import PolicyRollouts
 from world_modality.verdict.wording import interval_text, p_text
 

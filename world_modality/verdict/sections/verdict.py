@@ -1,11 +1,18 @@
 """The question, the verdict in three sentences, and what was compared."""
 
 from world_modality.arms import READING_ARM
-from world_modality.verdict.contrast_results import ContrastResult
+from world_modality.statistics.resolution import NOT_RESOLVED_MEANS
 from world_modality.verdict.document import Bullets, Section, Text
-from world_modality.verdict.findings import Findings
+from world_modality.verdict.findings import ContrastResult, Findings
 from world_modality.verdict.finished_run import FinishedRun
-from world_modality.verdict.wording import counted, finding, interval_text, ratio_text
+from world_modality.verdict.wording import (
+    closed_loop_reading,
+    counted,
+    finding,
+    interval_text,
+    offline_reading,
+    ratio_text,
+)
 
 QUESTION = (
     "Does a world token that the policy reads help, beyond the auxiliary loss of predicting it, "
@@ -43,7 +50,7 @@ def _use_sentence(findings: Findings) -> str:
     for effect in findings.offline:
         if effect.arm == READING_ARM and effect.corruption.of_task:
             parts.append(
-                f"action MSE: {effect.reading} (corrupted over clean "
+                f"action MSE: {offline_reading(effect)} (corrupted over clean "
                 f"{ratio_text(effect.ratio)}, {counted(len(effect.per_seed), 'seed')} × "
                 f"{counted(effect.num_episodes, 'episode')})"
             )
@@ -51,7 +58,7 @@ def _use_sentence(findings: Findings) -> str:
         if loop.arm == READING_ARM and loop.corruption.of_task:
             interval = interval_text(loop.difference.interval, percent=True, signed=True)
             parts.append(
-                f"success rate: {loop.reading} ({interval} points, "
+                f"success rate: {closed_loop_reading(loop)} ({interval} points, "
                 f"{counted(loop.difference.num_seeds, 'seed')} × "
                 f"{counted(loop.difference.num_episodes, 'episode')})"
             )
@@ -70,11 +77,7 @@ def _caution(findings: Findings) -> str:
     note = main.all_runs()[0][2].evaluation["run"].get("encoder_note")
     if note:
         sentences.append(f"Encoder: {note}.")
-    sentences.append(
-        "“Not resolved” means that the interval spans no effect, or does so once it is corrected "
-        "for the number of comparisons: it is no evidence that there is none."
-    )
-    return " ".join(sentences)
+    return " ".join([*sentences, NOT_RESOLVED_MEANS])
 
 
 def scope_section(findings: Findings) -> Section:
