@@ -7,6 +7,7 @@ import itertools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import jinja2
 
@@ -149,6 +150,30 @@ def _markdown_block(block: Block) -> str:
             return f"{block.caption}: `{block.path}`"
         case Commands(lines):
             return "```bash\n" + "\n".join(lines) + "\n```"
+
+
+def as_data(document: Document) -> dict[str, Any]:
+    """Return texts and tables as JSON holds them; figures and media stay in their files."""
+    return {
+        "title": document.title,
+        "made": document.made,
+        "sections": {
+            section.title: [one for block in section.blocks if (one := _block_data(block))]
+            for section in document.sections
+        },
+    }
+
+
+def _block_data(block: Block) -> dict[str, Any] | str | list[str] | None:
+    match block:
+        case Text(text):
+            return text
+        case Bullets(items):
+            return list(items)
+        case Table(name, caption, header, rows):
+            cells = [dict(zip(header, row, strict=True)) for row in rows]
+            return {"name": name, "caption": caption, "rows": cells}
+    return None
 
 
 def latex(table: Table) -> str:

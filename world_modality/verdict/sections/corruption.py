@@ -198,8 +198,8 @@ def _closed_loop_table(effects: list[ClosedLoopEffect]) -> Table:
             [
                 effect.arm,
                 str(effect.corruption),
-                f"{100 * effect.clean.value:.1f}",
-                f"{100 * effect.corrupted.value:.1f}",
+                interval_text(effect.clean.interval, percent=True),
+                interval_text(effect.corrupted.interval, percent=True),
                 interval_text(interval, percent=True, signed=True),
                 size,
                 closed_loop_reading(effect),

@@ -73,7 +73,7 @@ def left_out_section(findings: Findings) -> Section:
     return Section("Left out, and why", (table("left_out", caption, ["what", "why"], rows),))
 
 
-def method_section() -> Section:
+def method_section(findings: Findings) -> Section:
     """Say how intervals, corrections and sample sizes were computed."""
     return Section(
         "How the numbers were made",
