@@ -13,7 +13,7 @@ from tests.project.test_readme import parsed_config
 from world_modality.arms import ARMS, CONTRASTS
 from world_modality.experiment import ExperimentConfig, run
 from world_modality.matrix.experiment_file import read_matrix
-from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs
+from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs, report_step
 from world_modality.matrix.runner import Runner, is_done, remaining
 from world_modality.system.errors import (
     InvalidInputError,
@@ -109,14 +109,31 @@ def test_a_cell_may_name_the_corruptions_that_it_is_rolled_out_with(matrix_file)
     }
 
 
-def test_every_command_is_one_that_its_stage_understands(monkeypatch):
-    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "verdict.yaml")
+def test_a_model_that_explains_itself_has_a_control_of_the_same_labels_and_flags(matrix_file):
+    explanations = {"labels": {"backend": "rules"}, "train": {"num_epochs": 3}, "cache": "small"}
+    matrix = read_matrix(matrix_file(explanations=explanations))
+    (labels,) = preparation_jobs(matrix)[-1].steps
+    jobs = cell_jobs(matrix)[-2:]
+    assert [job.name for job in jobs] == ["explanations/seed0", "explanations/seed1"]
+    train, control, evaluate = jobs[1].steps
+    for words in ("caches/small", str(labels.produces), "--seed 1", "--num_epochs 3", "--resume"):
+        assert words in train.shell
+    as_control = train.shell.replace("two_heads", "instruction_only").replace("trunk", "lang")
+    assert as_control == control.shell
+    assert f"--checkpoint {train.produces} --control {control.produces}" in evaluate.shell
+    assert train.produces.name == "model_C_epoch2.pt"
+    assert " ".join(report_step(matrix).arguments).count("out/explanations") == 1
+
+
+@pytest.mark.parametrize(("name", "num_stages"), [("verdict", 11), ("demo", 14)])
+def test_every_command_is_one_that_its_stage_understands(monkeypatch, name, num_stages):
+    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / f"{name}.yaml")
     seen = set()
     for job in [*preparation_jobs(matrix), *cell_jobs(matrix)]:
         for step in job.steps:
             parsed_config(step.shell, monkeypatch)
             seen.add(step.arguments[1] if step.arguments[0] == "-m" else step.arguments[0])
-    assert len(seen) == 11
+    assert len(seen) == num_stages
 
 
 def test_the_verdicts_matrix_has_what_the_report_compares():
@@ -133,10 +150,10 @@ def test_the_verdicts_matrix_has_what_the_report_compares():
     ("changes", "error", "message"),
     [
         ({"cels": []}, MissingKeyError, r"no key 'cels' in the matrix of .*; there are: cells,"),
-        ({"seeds": [0, "1"]}, InvalidInputError, "seeds of .* list of integers"),
+        ({"seeds": [0, "1"]}, InvalidInputError, r"seeds\[1\] of .* an integer, not '1'"),
         ({"seeds": [1, 1]}, InvalidInputError, "names a seed twice"),
         ({"seeds": None}, InvalidInputError, "the matrix of .* lacks seeds"),
-        ({"caches": {}}, InvalidInputError, "caches of .* names none"),
+        ({"caches": {}}, InvalidInputError, "caches of .* at least one"),
         ({"train": {"num_epoch": 1}}, MissingKeyError, "'num_epoch' .* there are: num_epochs,"),
         ({"train": {"seed": 1}}, MissingKeyError, "no flag of the trainer 'seed'"),
         ({"cells": {"arms": ["A"]}}, InvalidInputError, "cells of .* has to be a list"),
@@ -146,7 +163,7 @@ def test_the_verdicts_matrix_has_what_the_report_compares():
         (
             {"cells": [{"arms": ["C"], "corruptions": ["noise"]}]},
             InvalidInputError,
-            r"cells\[0\].corruptions of .*: noise is none of uniform",
+            r"cells\[0\].corruptions\[0\] of .* noise is none of uniform",
         ),
         (
             {"cells": [{"arms": ["C"], "corruptions": "task"}]},
@@ -155,7 +172,11 @@ def test_the_verdicts_matrix_has_what_the_report_compares():
         ),
         ({"rollouts": {"flags": {}}}, InvalidInputError, "rollouts of .* lacks stage"),
         ({"rollouts": {"stage": "x", "film": 1}}, MissingKeyError, "are: films,"),
-        ({"rollouts": {"stage": "x", "films": True}}, InvalidInputError, "a task, not True"),
+        (
+            {"rollouts": {"stage": "x", "films": True}},
+            InvalidInputError,
+            "films of .* an integer, not True",
+        ),
     ],
 )
 def test_a_matrix_that_is_not_right_says_where_and_what_there_is(

@@ -10,9 +10,15 @@ import pytest
 
 from tests.fixtures.verdict import World, write_json, write_matrix, write_rollouts
 from world_modality.report import ReportConfig, build_document, run
+from world_modality.statistics.proportions import wilson_interval
 from world_modality.verdict.document import Figure, Table
 from world_modality.verdict.evidence import collect_evidence
-from world_modality.verdict.findings import compare_arms, offline_effects
+from world_modality.verdict.findings import (
+    PairedEpisodes,
+    closed_loop_effects,
+    compare_arms,
+    offline_effects,
+)
 from world_modality.verdict.measures import ACTION_ERROR
 from world_modality.verdict.wording import offline_reading
 
@@ -146,6 +152,22 @@ def test_rollouts_under_an_older_name_of_a_corruption_count_with_those_of_today(
     rows = block(build_document((matrix,)), Table, "corruption_closed_loop").rows
     assert [tuple(row[:2]) for row in rows] == [("C", "task_marginal")]
     assert rows[0][5].startswith("3 seeds")
+
+
+def test_one_seed_has_wilsons_and_newcombes_intervals_in_closed_loop(matrix):
+    (checkpoint,) = matrix.glob("c_0/*.pt")
+    for name, rate in (("none", 0.6), ("task", 0.3)):
+        write_rollouts(matrix / name, World(), [checkpoint], [rate], corruption=name)
+    evidence = collect_evidence([matrix])
+    (effect,) = closed_loop_effects(evidence, evidence.main)
+    own, wrong = (
+        evidence.rollouts_of(evidence.main.runs["C"][0], name) for name in ("none", "task_marginal")
+    )
+    assert effect.clean == wilson_interval(own.num_solved, 30)
+    assert effect.corrupted == wilson_interval(wrong.num_solved, 30)
+    pair = PairedEpisodes.of(0, wrong.outcomes, own.outcomes)
+    assert (effect.difference, effect.num_seeds) == (pair.difference, 1)
+    assert effect.difference.value == pytest.approx(effect.corrupted.value - effect.clean.value)
 
 
 def test_the_panel_of_ratios_is_logarithmic_and_that_of_success_is_not(matrix, monkeypatch):

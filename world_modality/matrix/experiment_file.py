@@ -45,11 +45,12 @@ _EXAMPLE = "benchmarks/metaworld/verdict.yaml"
 _SET_BY_THE_CELL = ["dataset_name", "cache_dir", "log_dir", "model_type", "token_control", "seed"]
 _TRAIN_FLAGS = [one.name for one in fields(TrainConfig) if one.name not in _SET_BY_THE_CELL]
 _EXPECTED = {
-    "list_type": "a list",
-    "dict_type": "a mapping of names to values",
-    "model_type": "a mapping of names to values",
-    "int_type": "an integer",
-    "string_type": "a text",
+    "list_type": "has to be a list",
+    "dict_type": "has to be a mapping of names to values",
+    "model_type": "has to be a mapping of names to values",
+    "int_type": "has to be an integer",
+    "string_type": "has to be a text",
+    "too_short": "has to name at least one",
 }
 
 
@@ -204,10 +205,8 @@ def _explained(error: ErrorDetails, path: Path) -> UserError:
         return missing_key(cause.kind, cause.name, cause.known, where)
     if cause is not None:
         return InvalidInputError(f"{where}: {cause}")
-    message = error["msg"][0].lower() + error["msg"][1:]
-    if error["type"] in _EXPECTED:
-        message = f"has to be {_EXPECTED[error['type']]}"
-    return InvalidInputError(f"{where}: {message}, not {error['input']!r}")
+    message = _EXPECTED.get(error["type"], error["msg"])
+    return InvalidInputError(f"{where} {message}, not {error['input']!r}")
 
 
 def _where(place: list[int | str]) -> str:

@@ -51,6 +51,10 @@ class ComparisonGroup:
             for seed in sorted(self.runs[arm])
         ]
 
+    def runs_of(self, arm: str) -> list[FinishedRun]:
+        """Return an arm's runs, by seed."""
+        return [run for _, run in sorted(self.runs.get(arm, {}).items())]
+
     def put(self, arm: str, run: FinishedRun) -> LeftOut | None:
         """Add a run, unless its place is taken."""
         kept = self.runs.setdefault(arm, {}).setdefault(run.seed, run)

@@ -1,6 +1,7 @@
 """All comparisons of a report, made once and read by its sections."""
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -13,14 +14,16 @@ from world_modality.statistics.crossed_estimate import (
     ratio_estimate,
 )
 from world_modality.statistics.intervals import Interval, defined_ratio
-from world_modality.statistics.proportions import mcnemar_p, paired_difference
+from world_modality.statistics.proportions import mcnemar_p, paired_difference, wilson_interval
 from world_modality.statistics.resolution import Resolution, holm_adjusted, resolution
 from world_modality.tokens.corruption import Corruption, read_corruption
 from world_modality.verdict.evidence import ComparisonGroup, Evidence
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.measures import ACTION_ERROR, SUCCESS, Measure, paired_mean_difference
+from world_modality.verdict.rollout_file import EpisodeKey
 
 LEVEL = 0.05
+Outcomes = Mapping[EpisodeKey, bool | None]
 
 
 @dataclass(frozen=True)
@@ -33,10 +36,28 @@ class PairedEpisodes:
     num_only_second: int
     num_neither: int
 
+    @classmethod
+    def of(cls, seed: int, first: Outcomes, second: Outcomes) -> "PairedEpisodes":
+        """Count the episodes that both have; one that ended in an error counts as none of these."""
+        both = Counter(
+            (first[episode], second[episode]) for episode in first.keys() & second.keys()
+        )
+        counts = (both[True, True], both[True, False], both[False, True], both[False, False])
+        return cls(seed, *counts)
+
     @property
     def p_value(self) -> float:
         """Exact."""
         return mcnemar_p(self.num_only_first, self.num_only_second)
+
+    @property
+    def rates(self) -> tuple[Interval, Interval]:
+        """Success rates of the first and of the second (Wilson)."""
+        n = self.num_both + self.num_only_first + self.num_only_second + self.num_neither
+        return (
+            wilson_interval(self.num_both + self.num_only_first, n),
+            wilson_interval(self.num_both + self.num_only_second, n),
+        )
 
     @property
     def difference(self) -> Interval:
@@ -120,33 +141,25 @@ def compare_arms(
         runs = [first[seed] for seed in seeds], [second[seed] for seed in seeds]
         estimate = paired_mean_difference(measure, evidence, *runs)
         if estimate is not None:
-            pairs = _pairs(evidence, *runs) if measure is SUCCESS else ()
+            pairs = tuple(
+                PairedEpisodes.of(one.seed, _outcomes(evidence, one), _outcomes(evidence, other))
+                for one, other in zip(*runs, strict=True)
+                if measure is SUCCESS
+            )
             results.append(ContrastResult(contrast, measure, estimate, seeds, pairs))
     return _corrected(results)
 
 
 def _corrected(results: list[ContrastResult]) -> list[ContrastResult]:
-    tested = [(i, p) for i, one in enumerate(results) if (p := one.p_value) is not None]
-    adjusted = dict(zip((i for i, _ in tested), holm_adjusted([p for _, p in tested]), strict=True))
-    return [
-        replace(result, holm_p=adjusted.get(i), family_size=max(len(tested), 1))
-        for i, result in enumerate(results)
-    ]
+    tested = {one.contrast: p for one in results if (p := one.p_value) is not None}
+    adjusted = dict(zip(tested, holm_adjusted(list(tested.values())), strict=True))
+    size = max(len(tested), 1)
+    return [replace(one, holm_p=adjusted.get(one.contrast), family_size=size) for one in results]
 
 
-def _pairs(
-    evidence: Evidence, first: Sequence[FinishedRun], second: Sequence[FinishedRun]
-) -> tuple[PairedEpisodes, ...]:
-    pairs = []
-    for one, other in zip(first, second, strict=True):
-        ours, theirs = SUCCESS.scores(evidence, one) or {}, SUCCESS.scores(evidence, other) or {}
-        counts = {(a, b): 0 for a in (0.0, 1.0) for b in (0.0, 1.0)}
-        for episode in ours.keys() & theirs.keys():
-            counts[ours[episode][0], theirs[episode][0]] += 1
-        pairs.append(
-            PairedEpisodes(one.seed, counts[1, 1], counts[1, 0], counts[0, 1], counts[0, 0])
-        )
-    return tuple(pairs)
+def _outcomes(evidence: Evidence, run: FinishedRun) -> Outcomes:
+    rollouts = evidence.rollouts_of(run)
+    return {} if rollouts is None else rollouts.outcomes
 
 
 @dataclass(frozen=True)
@@ -160,7 +173,6 @@ class OfflineEffect:
             logarithmic scale (`ratio_estimate` says why); no value where a seed's is not defined.
         per_seed: the ratio of each seed alone; None where an error is 0 or not finite.
         changed_tokens: share of frames whose token the corruption really changed.
-        num_episodes: held-out episodes.
     """
 
     arm: str
@@ -168,7 +180,6 @@ class OfflineEffect:
     ratio: Interval
     per_seed: tuple[float | None, ...]
     changed_tokens: float
-    num_episodes: int
 
 
 @dataclass(frozen=True)
@@ -178,23 +189,26 @@ class ClosedLoopEffect:
     Attributes:
         arm: whose token is corrupted.
         corruption: which.
-        clean: success rate with its own token, over the shared seeds and episodes.
+        clean: success rate with its own token, over the shared seeds and episodes; of one seed,
+            with Wilson's interval.
         corrupted: success rate without.
-        difference: corrupted minus clean, in the same episodes.
+        difference: corrupted minus clean, in the same episodes; of one seed, with Newcombe's.
+        num_seeds: that were rolled out both ways.
     """
 
     arm: str
     corruption: Corruption
-    clean: CrossedEstimate
-    corrupted: CrossedEstimate
-    difference: CrossedEstimate
+    clean: Interval
+    corrupted: Interval
+    difference: Interval
+    num_seeds: int
 
 
 def offline_effects(group: ComparisonGroup) -> list[OfflineEffect]:
     """Return each arm's response to each corruption, over the seeds that have the report."""
     effects = []
     for arm in group.arms:
-        runs = [run for run in _of_arm(group, arm) if run.corruption is not None]
+        runs = [run for run in group.runs_of(arm) if run.corruption is not None]
         names = [list((run.corruption or {})["corruptions"]) for run in runs]
         for name in names[0] if names else []:
             having = [run for run, own in zip(runs, names, strict=True) if name in own]
@@ -219,7 +233,6 @@ def _offline_effect(arm: str, name: str, runs: Sequence[FinishedRun]) -> Offline
         ratio=ratio,
         per_seed=per_seed,
         changed_tokens=float(np.mean([one["changed_tokens"] for one in stored])),
-        num_episodes=ratio.num_episodes,
     )
 
 
@@ -235,7 +248,7 @@ def closed_loop_effects(evidence: Evidence, group: ComparisonGroup) -> list[Clos
     """Return each arm's success under each corruption that its seeds were rolled out with."""
     effects = []
     for arm in group.arms:
-        runs = _of_arm(group, arm)
+        runs = group.runs_of(arm)
         names = {name for run in runs for name in evidence.rollouts.get(run.folder, {})}
         corruptions = [read_corruption(name, "rollouts with") for name in names - {"none"}]
         for corruption in sorted(corruptions, key=lambda one: one.severity):
@@ -248,37 +261,28 @@ def closed_loop_effects(evidence: Evidence, group: ComparisonGroup) -> list[Clos
 def _closed_loop_effect(
     evidence: Evidence, arm: str, corruption: Corruption, runs: Sequence[FinishedRun]
 ) -> ClosedLoopEffect | None:
-    rows = []
+    rows, pairs = [], []
     for run in runs:
-        clean = evidence.rollouts_of(run)
-        corrupted = evidence.rollouts_of(run, str(corruption))
-        if clean is None or corrupted is None:
-            continue
-        own, wrong = clean.outcomes, corrupted.outcomes
-        rows.append({k: (own[k], wrong[k]) for k in own if k in wrong})
+        clean, corrupted = evidence.rollouts_of(run), evidence.rollouts_of(run, str(corruption))
+        if clean is not None and corrupted is not None:
+            own, wrong = clean.outcomes, corrupted.outcomes
+            rows.append({k: (own[k], wrong[k]) for k in own if k in wrong})
+            pairs.append(PairedEpisodes.of(run.seed, wrong, own))
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    if not keys:
+    counted = np.array([[None not in row.get(key, (None,)) for key in keys] for row in rows])
+    if not counted.any():
         return None
-    counted = np.array([[_is_counted(row.get(key)) for key in keys] for row in rows], float)
-    pairs = np.array([[row.get(key) or (0, 0) for key in keys] for row in rows])
-    pairs = np.where(counted[..., None] > 0, pairs, 0).astype(float)
-    if counted.sum() == 0:
-        return None
-    return ClosedLoopEffect(
-        arm=arm,
-        corruption=corruption,
-        clean=crossed_estimate(pairs[..., 0], counted),
-        corrupted=crossed_estimate(pairs[..., 1], counted),
-        difference=crossed_estimate(pairs[..., 1] - pairs[..., 0], counted),
+    if len(pairs) == 1:
+        (pair,) = pairs
+        wrong_rate, own_rate = pair.rates
+        return ClosedLoopEffect(arm, corruption, own_rate, wrong_rate, pair.difference, 1)
+    solved = np.array([[row.get(key, (0, 0)) for key in keys] for row in rows], dtype=float)
+    solved = np.where(counted[..., None], solved, 0.0)
+    own_rate, wrong_rate, difference = (
+        crossed_estimate(one, counted.astype(float)).interval
+        for one in (solved[..., 0], solved[..., 1], solved[..., 1] - solved[..., 0])
     )
-
-
-def _is_counted(pair: tuple[bool | None, bool | None] | None) -> bool:
-    return pair is not None and None not in pair
-
-
-def _of_arm(group: ComparisonGroup, arm: str) -> list[FinishedRun]:
-    return [run for _, run in sorted(group.runs[arm].items())]
+    return ClosedLoopEffect(arm, corruption, own_rate, wrong_rate, difference, len(rows))
 
 
 @dataclass(frozen=True)
@@ -311,6 +315,11 @@ class Findings:
         )
 
     @property
+    def main(self) -> ComparisonGroup:
+        """The runs that the verdict is about."""
+        return self.evidence.main
+
+    @property
     def families(self) -> list[tuple[Measure, list[ContrastResult]]]:
         """The measures that were compared, each a family of its own for Holm's correction."""
         both = [(ACTION_ERROR, self.action_error), (SUCCESS, self.success)]
@@ -324,7 +333,3 @@ class Findings:
             for result in results
             if (result.contrast.first, result.contrast.second) == (first, second)
         ]
-
-    def runs_of(self, arm: str) -> list[FinishedRun]:
-        """Return an arm's runs in the main group, by seed."""
-        return [run for _, run in sorted(self.evidence.main.runs.get(arm, {}).items())]

@@ -104,7 +104,7 @@ def offline_reading(effect: OfflineEffect) -> str:
 
 def closed_loop_reading(effect: ClosedLoopEffect) -> str:
     """Say what a wrong token does to an arm's success."""
-    return reading(effect.difference.interval, "lowers success", "raises success")
+    return reading(effect.difference, "lowers success", "raises success")
 
 
 def finding(result: ContrastResult) -> str:

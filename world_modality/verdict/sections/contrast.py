@@ -4,7 +4,7 @@ from world_modality.arms import READING_ARM
 from world_modality.statistics.intervals import Interval
 from world_modality.statistics.resolution import NOT_RESOLVED
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
-from world_modality.verdict.drawing import GREY, colours, error_bar, new_figure, svg_bytes
+from world_modality.verdict.drawing import GREY, colours, error_bar, new_figure, scaled, svg_bytes
 from world_modality.verdict.evidence import ComparisonGroup, Evidence
 from world_modality.verdict.findings import ContrastResult, Findings, compare_arms
 from world_modality.verdict.finished_run import FinishedRun
@@ -36,7 +36,7 @@ def main_section(findings: Findings) -> Section:
     header = ["arm", "seeds", *(f"{one.name} ({one.unit})" for one in _MEASURES)]
     rows = []
     for arm in evidence.main.arms:
-        runs = findings.runs_of(arm)
+        runs = findings.main.runs_of(arm)
         means = [estimate_text(arm_mean(one, evidence, runs), one) for one in _MEASURES]
         rows.append([arm, str(len(runs)), *means])
     actions = evidence.main.all_runs()[0][2].evaluation["actions"]
@@ -112,16 +112,10 @@ def _figure(measure: Measure, results: list[ContrastResult]) -> Figure:
     factor = 100 if measure.is_share else 1
     numbers = []
     for row, result in enumerate(results):
-        interval = result.interval
-        value = factor * (interval.value or 0.0)
-        low, high = (
-            None if bound is None else factor * bound for bound in (interval.low, interval.high)
-        )
+        drawn = scaled(result.interval, factor)
         colour = GREY if result.direction == 0 else "#1b6ca8" if result.direction > 0 else "#b5423c"
-        error_bar(axis, value, row, low, high, colour)
-        numbers.append(
-            (result.contrast.name, value, low, high, contrast_reading(result), len(result.seeds))
-        )
+        error_bar(axis, drawn, row, colour)
+        numbers.append((result.contrast.name, *drawn, contrast_reading(result), len(result.seeds)))
     labels = [f"{r.contrast.name}  (n = {sample_text(r)})" for r in results]
     axis.axvline(0, color="black", linewidth=0.8)
     axis.set_yticks(range(len(results)), labels)
@@ -166,7 +160,7 @@ def _groups_table(evidence: Evidence) -> Table:
     rows = []
     for group in evidence.groups:
         for arm in group.arms:
-            runs = [run for _, run in sorted(group.runs[arm].items())]
+            runs = group.runs_of(arm)
             means = [
                 estimate_text(arm_mean(measure, evidence, runs), measure)
                 for measure in (ACTION_ERROR, SUCCESS)
@@ -213,7 +207,7 @@ def _codebook_figure(evidence: Evidence) -> Figure | None:
     """Draw the reading arm against the codebook's size, where that is all that differs."""
     sized: dict[int, list[FinishedRun]] = {}
     for group in evidence.groups:
-        runs = [run for _, run in sorted(group.runs.get(READING_ARM, {}).items())]
+        runs = group.runs_of(READING_ARM)
         size = runs[0].data.get("codebook_tokens") if runs else None
         if size is not None and dict(group.settings) == dict(evidence.main.settings):
             sized.setdefault(int(size), runs)
@@ -230,11 +224,9 @@ def _codebook_figure(evidence: Evidence) -> Figure | None:
     for position, (size, estimate) in enumerate(sorted(estimates.items())):
         if estimate is None:
             continue
-        interval = estimate.interval
-        low, high = (None if b is None else factor * b for b in (interval.low, interval.high))
-        value = factor * estimate.value
-        error_bar(axis, value, position, low, high, colours([READING_ARM])[READING_ARM])
-        rows.append((size, value, low, high, estimate.num_seeds, estimate.num_episodes))
+        drawn = scaled(estimate.interval, factor)
+        error_bar(axis, drawn, position, colours([READING_ARM])[READING_ARM])
+        rows.append((size, *drawn, estimate.num_seeds, estimate.num_episodes))
     labels = [f"{size} codes (n = {s} × {e})" for size, _, _, _, s, e in rows]
     axis.set_yticks(range(len(rows)), labels)
     axis.set_ylim(len(rows) - 0.5, -0.5)

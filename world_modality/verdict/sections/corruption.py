@@ -7,7 +7,15 @@ from world_modality.arms import arm_order
 from world_modality.evaluation.ratio_axis import set_ratio_scale
 from world_modality.tokens.corruption import Corruption, read_corruption
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
-from world_modality.verdict.drawing import GREY, colours, markers, new_figure, svg_bytes
+from world_modality.verdict.drawing import (
+    GREY,
+    colours,
+    figure_legend,
+    markers,
+    new_figure,
+    scaled,
+    svg_bytes,
+)
 from world_modality.verdict.findings import ClosedLoopEffect, Findings, OfflineEffect
 from world_modality.verdict.wording import (
     closed_loop_reading,
@@ -55,14 +63,7 @@ def _figure(findings: Findings) -> Figure:
         rows += _offline_panel(axes[0], findings.offline, arms)
     if findings.closed_loop:
         rows += _closed_loop_panel(axes[-1], findings.closed_loop, arms)
-    handles = {
-        label: handle
-        for axis in axes
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", frameon=False, ncols=4
-    )
+    figure_legend(figure, ncols=4)
     undefined = _num_undefined(findings.offline)
     return Figure(
         "corruption",
@@ -81,7 +82,7 @@ def _offline_panel(axis: "Axes", effects: list[OfflineEffect], arms: list[str]) 
         rows += [
             (
                 *("offline", arm, e.corruption, e.ratio.value),
-                *(e.ratio.low, e.ratio.high, len(e.per_seed), e.num_episodes),
+                *(e.ratio.low, e.ratio.high, len(e.per_seed), e.ratio.num_episodes),
             )
             for e in effects
             if e.arm == arm
@@ -100,14 +101,11 @@ def _closed_loop_panel(axis: "Axes", effects: list[ClosedLoopEffect], arms: list
         own = [e for e in effects if e.arm == arm]
         steps = [(read_corruption("none", "clean"), own[0].clean)] if own else []
         steps += [(e.corruption, e.corrupted) for e in own]
-        for step, estimate in steps:
-            i = estimate.interval
-            low, high = (
-                None if b is None else 100 * min(max(b, 0.0), 1.0) for b in (i.low, i.high)
-            )
-            num_seeds, num_episodes = estimate.num_seeds, estimate.num_episodes
-            value = 100 * estimate.value
-            rows.append(("closed loop", arm, step, value, low, high, num_seeds, num_episodes))
+        for step, rate in steps:
+            value, *bounds = scaled(rate, 100)
+            low, high = (None if one is None else min(max(one, 0.0), 100.0) for one in bounds)
+            sizes = own[0].num_seeds, rate.num_episodes
+            rows.append(("closed loop", arm, step, value, low, high, *sizes))
     _draw(axis, rows, arms)
     axis.set_ylim(0, 100)
     axis.set_ylabel("success rate (%)")
@@ -189,17 +187,17 @@ def _num_undefined(effects: list[OfflineEffect]) -> int:
 def _closed_loop_table(effects: list[ClosedLoopEffect]) -> Table:
     rows = []
     for effect in effects:
-        interval = effect.difference.interval
+        interval = effect.difference
         size = (
-            f"{counted(effect.difference.num_seeds, 'seed')} × "
+            f"{counted(effect.num_seeds, 'seed')} × "
             f"{counted(effect.difference.num_episodes, 'episode')}"
         )
         rows.append(
             [
                 effect.arm,
                 str(effect.corruption),
-                interval_text(effect.clean.interval, percent=True),
-                interval_text(effect.corrupted.interval, percent=True),
+                interval_text(effect.clean, percent=True),
+                interval_text(effect.corrupted, percent=True),
                 interval_text(interval, percent=True, signed=True),
                 size,
                 closed_loop_reading(effect),

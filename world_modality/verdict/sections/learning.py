@@ -9,9 +9,11 @@ from world_modality.verdict.document import Figure, Section, Table, Text, table
 from world_modality.verdict.drawing import (
     GREY,
     colours,
+    figure_legend,
     marker_sizes,
     markers,
     new_figure,
+    scaled,
     svg_bytes,
 )
 from world_modality.verdict.evidence import Evidence
@@ -38,8 +40,8 @@ def token_section(findings: Findings) -> Section | None:
     """Return None where no arm predicts tokens."""
     predicting = {
         arm: runs
-        for arm in findings.evidence.main.arms
-        if (runs := [r for r in findings.runs_of(arm) if r.evaluation["world"] is not None])
+        for arm in findings.main.arms
+        if (runs := [r for r in findings.main.runs_of(arm) if r.evaluation["world"] is not None])
     }
     if not predicting:
         return None
@@ -70,19 +72,7 @@ def _figure(evidence: Evidence, predicting: dict[str, list[FinishedRun]]) -> Fig
         axis.set_xlabel("frames ahead")
         axis.set_ylabel("world-token top-1 accuracy (%)")
         axis.set_ylim(0, 100)
-    handles = {
-        label: handle
-        for axis in axes
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        frameon=False,
-        ncols=4,
-        fontsize=9,
-    )
+    figure_legend(figure, ncols=4, fontsize=9)
     seeds = ", ".join(f"{arm} {len(runs)}" for arm, runs in predicting.items())
     return Figure(
         "token_accuracy",
@@ -102,7 +92,7 @@ def _arm_rows(
         for stored in runs[0].evaluation["world"][subset]:
             estimate = arm_mean(token_top1(subset, stored["horizon"]), evidence, runs)
             found = None if estimate is None else estimate.interval
-            rows.append((subset, arm, stored["frames_ahead"], *_percents(found), len(runs)))
+            rows.append((subset, arm, stored["frames_ahead"], *scaled(found, 100), len(runs)))
     return rows
 
 
@@ -110,7 +100,7 @@ def _baseline_rows(
     horizons: list[dict[str, Any]], subset: str, baselines: dict[str, str]
 ) -> list[Row]:
     return [
-        (subset, label, row["frames_ahead"], *_percents(Interval(**row["accuracy"][name])), 0)
+        (subset, label, row["frames_ahead"], *scaled(Interval(**row["accuracy"][name]), 100), 0)
         for name, label in baselines.items()
         for row in horizons
     ]
@@ -131,15 +121,6 @@ def _draw_panel(axis: "Axes", arms: list[Row], baselines: list[Row]) -> None:
 def _columns(rows: list[Row], predictor: str) -> np.ndarray:
     """Return frames ahead, value, low and high as rows; NaN where no frame counts."""
     return np.array([row[2:6] for row in rows if row[1] == predictor], dtype=float).T
-
-
-def _percents(found: Interval | None) -> tuple[float | None, float | None, float | None]:
-    if found is None:
-        return None, None, None
-    value, low, high = (
-        None if bound is None else 100 * bound for bound in (found.value, found.low, found.high)
-    )
-    return value, low, high
 
 
 def _table(predicting: dict[str, list[FinishedRun]]) -> Table:
@@ -194,7 +175,7 @@ _CURVES = (
 
 def curves_section(findings: Findings) -> Section:
     """Held-out action error and token accuracy after each epoch."""
-    main = findings.evidence.main
+    main = findings.main
     arms = main.arms
     colour, marker, sizes = colours(arms), markers(arms), marker_sizes(arms)
     figure, axes = new_figure(10, 4, columns=len(_CURVES))
@@ -202,7 +183,7 @@ def curves_section(findings: Findings) -> Section:
     for axis, (name, label, factor) in zip(axes, _CURVES, strict=True):
         for arm in arms:
             curves = []
-            for run in findings.runs_of(arm):
+            for run in findings.main.runs_of(arm):
                 points = [(line["epoch"], line[name]) for line in run.curve if name in line]
                 values = [factor * value for _, value in points]
                 epochs = [epoch + 1 for epoch, _ in points]

@@ -3,7 +3,7 @@
 from world_modality.statistics.proportions import wilson_interval
 from world_modality.statistics.resolution import holm_adjusted
 from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
-from world_modality.verdict.drawing import colours, markers, new_figure, svg_bytes
+from world_modality.verdict.drawing import colours, markers, new_figure, scaled, svg_bytes
 from world_modality.verdict.findings import Findings, PairedEpisodes
 from world_modality.verdict.rollout_file import PolicyRollouts
 from world_modality.verdict.wording import interval_text, p_text
@@ -67,13 +67,12 @@ def _task_figure(columns: list[Column]) -> Figure:
             solved, counted = _tally([r for name, _, r in columns if name == arm], task)
             rate = wilson_interval(solved, counted)
             numbers.append((arm, task, solved, counted, rate.value, rate.low, rate.high))
-            if rate.value is None or rate.low is None or rate.high is None:
+            if rate.value is None:
                 continue
-            axis.hlines(row + offset, 100 * rate.low, 100 * rate.high, color=colour[arm], lw=1.6)
+            value, low, high = scaled(rate, 100)
+            axis.hlines(row + offset, low, high, color=colour[arm], lw=1.6)
             label = arm if row == 0 else None
-            axis.plot(
-                [100 * rate.value], [row + offset], marker[arm], ms=5, c=colour[arm], label=label
-            )
+            axis.plot([value], [row + offset], marker[arm], ms=5, c=colour[arm], label=label)
     counts = [n for *_, n, _, _, _ in numbers]
     axis.set_yticks(range(len(tasks)), tasks)
     axis.set_ylim(len(tasks) - 0.45, -0.55)

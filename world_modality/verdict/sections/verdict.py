@@ -52,21 +52,21 @@ def _use_sentence(findings: Findings) -> str:
             parts.append(
                 f"action MSE: {offline_reading(effect)} (corrupted over clean "
                 f"{ratio_text(effect.ratio)}, {counted(len(effect.per_seed), 'seed')} × "
-                f"{counted(effect.num_episodes, 'episode')})"
+                f"{counted(effect.ratio.num_episodes, 'episode')})"
             )
     for loop in findings.closed_loop:
         if loop.arm == READING_ARM and loop.corruption.of_task:
-            interval = interval_text(loop.difference.interval, percent=True, signed=True)
+            interval = interval_text(loop.difference, percent=True, signed=True)
             parts.append(
                 f"success rate: {closed_loop_reading(loop)} ({interval} points, "
-                f"{counted(loop.difference.num_seeds, 'seed')} × "
+                f"{counted(loop.num_seeds, 'seed')} × "
                 f"{counted(loop.difference.num_episodes, 'episode')})"
             )
     return f"{subject}: {'; '.join(parts)}." if parts else f"{subject}: not tested here."
 
 
 def _caution(findings: Findings) -> str:
-    main = findings.evidence.main
+    main = findings.main
     seeds = {seed for _, seed, _ in main.all_runs()}
     sentences = []
     if len(seeds) == 1:
