@@ -4,13 +4,14 @@ import base64
 import csv
 import io
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jinja2
 
+ItemT = TypeVar("ItemT")
 Cell = str | float | int | None
 
 
@@ -107,6 +108,14 @@ class Document:
 def table(name: str, caption: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> Table:
     """Build a table from any sequences."""
     return Table(name, caption, tuple(header), tuple(tuple(row) for row in rows))
+
+
+def table_of(
+    name: str, caption: str, items: Iterable[ItemT], columns: Mapping[str, Callable[[ItemT], str]]
+) -> Table:
+    """Build a table of a row an item; a column is its heading and what its cells say."""
+    rows = [[cell(item) for cell in columns.values()] for item in items]
+    return table(name, caption, list(columns), rows)
 
 
 _LATEX = {

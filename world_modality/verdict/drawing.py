@@ -53,14 +53,21 @@ def colours(arms: Iterable[str]) -> dict[str, str]:
     return {**_COLOURS, **extra}
 
 
-def markers(arms: Sequence[str]) -> dict[str, str]:
-    """Return one marker an arm, for print without colour."""
-    return {arm: _MARKERS[i % len(_MARKERS)] for i, arm in enumerate(arms)}
+def line_styles(arms: Sequence[str], marker_size: float | None = None) -> dict[str, dict[str, Any]]:
+    """Return what `plot` draws each arm's points and line with.
 
-
-def marker_sizes(arms: Sequence[str]) -> dict[str, float]:
-    """Return one size an arm, in points: of two equal curves the lower one's markers show."""
-    return {arm: max(7.0 - 0.9 * i, 3.0) for i, arm in enumerate(arms)}
+    A marker an arm, for print without colour; where no size is given, in points, each is smaller
+    than the one before: of two equal curves the lower one's markers show.
+    """
+    colour = colours(arms)
+    return {
+        arm: {
+            "color": colour[arm],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "markersize": marker_size or max(7.0 - 0.9 * i, 3.0),
+        }
+        for i, arm in enumerate(arms)
+    }
 
 
 def scaled(interval: Interval | None, factor: float) -> tuple[Any, Any, Any]:

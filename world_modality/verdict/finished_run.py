@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.arms import ARMS, MODEL_TYPES, WORLD_INPUT_FLAGS, stored_control
-from world_modality.cache.contract import sha256_of_json
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
 
@@ -171,11 +170,6 @@ def read_json(path: Path, keys: Collection[str] = ()) -> Any:
     if lacking:
         raise InvalidInputError(f"{path.parent.name}/{path.name} lacks {', '.join(lacking)}")
     return content
-
-
-def short_hash(content: Any) -> str:
-    """Return a few letters that stand for a JSON value."""
-    return sha256_of_json(content)[:10]
 
 
 def _read_evaluation(path: Path) -> Mapping[str, Any]:

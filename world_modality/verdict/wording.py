@@ -75,10 +75,14 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def sizes_text(num_seeds: int, num_episodes: int) -> str:
+    """Return how many seeds and episodes something rests on."""
+    return f"{counted(num_seeds, 'seed')} × {counted(num_episodes, 'episode')}"
+
+
 def sample_text(result: ContrastResult) -> str:
     """Return how many seeds and episodes a comparison rests on."""
-    estimate = result.estimate
-    return f"{counted(estimate.num_seeds, 'seed')} × {counted(estimate.num_episodes, 'episode')}"
+    return sizes_text(result.estimate.num_seeds, result.estimate.num_episodes)
 
 
 def contrast_reading(result: ContrastResult) -> str:

@@ -1,9 +1,9 @@
-"""The main table over seeds and the paired differences between arms."""
+"""Means over seeds and paired differences between arms: of the main group, then of the others."""
 
 from world_modality.arms import READING_ARM
 from world_modality.statistics.intervals import Interval
 from world_modality.statistics.resolution import NOT_RESOLVED
-from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
+from world_modality.verdict.document import Block, Figure, Section, Table, Text, table, table_of
 from world_modality.verdict.drawing import GREY, colours, error_bar, new_figure, scaled, svg_bytes
 from world_modality.verdict.evidence import ComparisonGroup, Evidence
 from world_modality.verdict.findings import ContrastResult, Findings, compare_arms
@@ -39,7 +39,7 @@ def main_section(findings: Findings) -> Section:
         runs = findings.main.runs_of(arm)
         means = [estimate_text(arm_mean(one, evidence, runs), one) for one in _MEASURES]
         rows.append([arm, str(len(runs)), *means])
-    actions = evidence.main.all_runs()[0][2].evaluation["actions"]
+    actions = evidence.main.first_run.evaluation["actions"]
     for name, label in (
         ("task_mean", "training mean of the task"),
         ("last_action", "last action held"),
@@ -65,26 +65,22 @@ def contrast_section(findings: Findings) -> Section:
 
 
 def _table(measure: Measure, results: list[ContrastResult]) -> Table:
-    rows = [
-        [
-            result.contrast.name,
-            difference_text(result),
-            sample_text(result),
-            p_text(result.p_value),
-            p_text(result.holm_p),
-            contrast_reading(result),
-        ]
-        for result in results
-    ]
     better = "negative" if measure.lower_is_better else "positive"
     unit = "points" if measure.is_share else measure.unit
-    return table(
+    return table_of(
         f"differences_{_slug(measure)}",
         f"{measure.title}, first minus second in the same seeds and episodes ({unit}; {better}: "
         f"the first is better), with 95 % intervals. p before and after Holm's correction for the "
         f"{results[0].family_size} comparisons of this table that vary.",
-        ["pair", "difference", "n", "p", "Holm p", "verdict"],
-        rows,
+        results,
+        {
+            "pair": lambda result: result.contrast.name,
+            "difference": difference_text,
+            "n": sample_text,
+            "p": lambda result: p_text(result.p_value),
+            "Holm p": lambda result: p_text(result.holm_p),
+            "verdict": contrast_reading,
+        },
     )
 
 
@@ -137,19 +133,13 @@ def settings_section(findings: Findings) -> Section | None:
     evidence = findings.evidence
     if not evidence.others:
         return None
-    blocks: list[Block] = [
-        Text(
-            "Runs whose cache or flags differ from those of the main comparison. Arms are compared "
-            "within a group only; between groups, the held-out tokens, and with them the targets, "
-            "may differ."
-        ),
-        _groups_table(evidence),
-        *_contrasts(evidence),
-    ]
-    figure = _codebook_figure(evidence)
-    if figure is not None:
-        blocks.append(figure)
-    return Section("Other settings", tuple(blocks))
+    text = (
+        "Runs whose cache or flags differ from those of the main comparison. Arms are compared "
+        "within a group only; between groups, the held-out tokens, and with them the targets, "
+        "may differ."
+    )
+    blocks: list[Block | None] = [Text(text), _groups_table(evidence), _contrasts(evidence), _codebook_figure(evidence)]
+    return Section("Other settings", tuple(block for block in blocks if block is not None))
 
 
 def _label(evidence: Evidence, group: ComparisonGroup) -> str:
@@ -174,33 +164,29 @@ def _groups_table(evidence: Evidence) -> Table:
     )
 
 
-def _contrasts(evidence: Evidence) -> list[Block]:
-    rows = []
-    for group in evidence.others:
-        for measure in (ACTION_ERROR, SUCCESS):
-            rows += [
-                [
-                    _label(evidence, group),
-                    result.contrast.name,
-                    measure.name,
-                    difference_text(result),
-                    sample_text(result),
-                    p_text(result.holm_p),
-                    contrast_reading(result),
-                ]
-                for result in compare_arms(measure, evidence, group)
-            ]
-    if not rows:
-        return []
-    return [
-        table(
-            "settings_differences",
-            "Paired differences within each group; Holm's correction is within a group and "
-            "measure.",
-            ["settings", "pair", "measure", "difference", "n", "Holm p", "verdict"],
-            rows,
-        )
+def _contrasts(evidence: Evidence) -> Table | None:
+    results = [
+        (_label(evidence, group), result)
+        for group in evidence.others
+        for measure in (ACTION_ERROR, SUCCESS)
+        for result in compare_arms(measure, evidence, group)
     ]
+    if not results:
+        return None
+    return table_of(
+        "settings_differences",
+        "Paired differences within each group; Holm's correction is within a group and measure.",
+        results,
+        {
+            "settings": lambda row: row[0],
+            "pair": lambda row: row[1].contrast.name,
+            "measure": lambda row: row[1].measure.name,
+            "difference": lambda row: difference_text(row[1]),
+            "n": lambda row: sample_text(row[1]),
+            "Holm p": lambda row: p_text(row[1].holm_p),
+            "verdict": lambda row: contrast_reading(row[1]),
+        },
+    )
 
 
 def _codebook_figure(evidence: Evidence) -> Figure | None:
@@ -213,17 +199,15 @@ def _codebook_figure(evidence: Evidence) -> Figure | None:
             sized.setdefault(int(size), runs)
     if len(sized) < 2:
         return None
-    measure: Measure = SUCCESS
-    estimates = {size: arm_mean(measure, evidence, runs) for size, runs in sized.items()}
-    if any(estimate is None for estimate in estimates.values()):
-        measure = ACTION_ERROR
-        estimates = {size: arm_mean(measure, evidence, runs) for size, runs in sized.items()}
+    for measure in (SUCCESS, ACTION_ERROR):
+        found = {size: arm_mean(measure, evidence, runs) for size, runs in sized.items()}
+        estimates = {size: one for size, one in found.items() if one is not None}
+        if len(estimates) == len(sized):
+            break
     figure, (axis,) = new_figure(7, 1.2 + 0.4 * len(sized))
     factor = 100 if measure.is_share else 1
     rows = []
     for position, (size, estimate) in enumerate(sorted(estimates.items())):
-        if estimate is None:
-            continue
         drawn = scaled(estimate.interval, factor)
         error_bar(axis, drawn, position, colours([READING_ARM])[READING_ARM])
         rows.append((size, *drawn, estimate.num_seeds, estimate.num_episodes))

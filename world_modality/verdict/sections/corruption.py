@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 from world_modality.arms import arm_order
 from world_modality.evaluation.ratio_axis import set_ratio_scale
 from world_modality.tokens.corruption import Corruption, read_corruption
-from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
+from world_modality.verdict.document import Block, Figure, Section, Table, Text, table, table_of
 from world_modality.verdict.drawing import (
     GREY,
-    colours,
     figure_legend,
-    markers,
+    line_styles,
     new_figure,
     scaled,
     svg_bytes,
@@ -24,6 +23,7 @@ from world_modality.verdict.wording import (
     offline_reading,
     one_ratio_text,
     ratio_text,
+    sizes_text,
 )
 
 if TYPE_CHECKING:
@@ -79,14 +79,9 @@ def _figure(findings: Findings) -> Figure:
 def _offline_panel(axis: "Axes", effects: list[OfflineEffect], arms: list[str]) -> list[Row]:
     rows: list[Row] = []
     for arm in arms:
-        rows += [
-            (
-                *("offline", arm, e.corruption, e.ratio.value),
-                *(e.ratio.low, e.ratio.high, len(e.per_seed), e.ratio.num_episodes),
-            )
-            for e in effects
-            if e.arm == arm
-        ]
+        for effect in (one for one in effects if one.arm == arm):
+            sizes = len(effect.per_seed), effect.ratio.num_episodes
+            rows.append(("offline", arm, effect.corruption, *scaled(effect.ratio, 1), *sizes))
     axis.axhline(1, color="black", linewidth=0.8)
     _draw(axis, rows, arms)
     set_ratio_scale(axis, "y")
@@ -115,20 +110,18 @@ def _closed_loop_panel(axis: "Axes", effects: list[ClosedLoopEffect], arms: list
 
 def _draw(axis: "Axes", rows: list[Row], arms: list[str]) -> None:
     steps = sorted({row[2] for row in rows}, key=lambda one: one.severity)
-    colour, marker = colours(arms), markers(arms)
-    for index, arm in enumerate(arms):
+    for index, (arm, style) in enumerate(line_styles(arms, 4).items()):
         own = sorted((row for row in rows if row[1] == arm), key=lambda row: row[2].severity)
-        offset = (index - (len(arms) - 1) / 2) * 0.5 / len(arms)
-        x = [steps.index(row[2]) + offset for row in own]
         if not own:
             continue
+        offset = (index - (len(arms) - 1) / 2) * 0.5 / len(arms)
+        x = [steps.index(row[2]) + offset for row in own]
         # NaN breaks the line where a ratio is not defined.
         y = [math.nan if row[3] is None else row[3] for row in own]
-        axis.plot(x, y, marker[arm], ls="-", lw=1, ms=4, c=colour[arm])
-        axis.plot([], [], marker[arm], ls="-", color=colour[arm], label=arm)
+        axis.plot(x, y, linewidth=1, label=arm, **style)
         for position, row in zip(x, own, strict=True):
             if row[4] is not None and row[5] is not None:
-                axis.vlines(position, row[4], row[5], color=colour[arm], linewidth=1.6)
+                axis.vlines(position, row[4], row[5], color=style["color"], linewidth=1.6)
     axis.set_xlim(-0.5, len(steps) - 0.5)
     axis.set_xticks(
         range(len(steps)), [s.label for s in steps], rotation=30, ha="right", fontsize=9
@@ -185,28 +178,20 @@ def _num_undefined(effects: list[OfflineEffect]) -> int:
 
 
 def _closed_loop_table(effects: list[ClosedLoopEffect]) -> Table:
-    rows = []
-    for effect in effects:
-        interval = effect.difference
-        size = (
-            f"{counted(effect.num_seeds, 'seed')} × "
-            f"{counted(effect.difference.num_episodes, 'episode')}"
-        )
-        rows.append(
-            [
-                effect.arm,
-                str(effect.corruption),
-                interval_text(effect.clean, percent=True),
-                interval_text(effect.corrupted, percent=True),
-                interval_text(interval, percent=True, signed=True),
-                size,
-                closed_loop_reading(effect),
-            ]
-        )
-    return table(
+    return table_of(
         "corruption_closed_loop",
         "Success with its own token and with a wrong one, in the same episodes (percent; the "
         "difference in points). Not corrected for the number of rows.",
-        ["arm", "corruption", "own token", "wrong token", "difference", "n", "reading"],
-        rows,
+        effects,
+        {
+            "arm": lambda effect: effect.arm,
+            "corruption": lambda effect: str(effect.corruption),
+            "own token": lambda effect: interval_text(effect.clean, percent=True),
+            "wrong token": lambda effect: interval_text(effect.corrupted, percent=True),
+            "difference": lambda effect: interval_text(
+                effect.difference, percent=True, signed=True
+            ),
+            "n": lambda effect: sizes_text(effect.num_seeds, effect.difference.num_episodes),
+            "reading": closed_loop_reading,
+        },
     )
