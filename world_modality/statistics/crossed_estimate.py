@@ -1,4 +1,4 @@
-"""Means over seeds and episodes, with intervals that know that both are samples.
+"""Means and ratios over seeds and episodes, with intervals that know that both are samples.
 
 Every seed's policy is scored on the same episodes: seeds and episodes are crossed. A claim about an
 arm is a claim about seeds that were not trained and episodes that were not recorded, so both are
@@ -17,6 +17,8 @@ from scipy import optimize, stats
 from world_modality.statistics.intervals import CONFIDENCE, NUM_RESAMPLES, Interval, defined_ratio
 
 _SMALLEST_P = 1e-12
+_MAX_LOG = 700.0
+"""Ratios stop at e^±700: near there float64 ends, and a bound is neither 0 nor infinite."""
 
 
 @dataclass(frozen=True)
@@ -232,10 +234,6 @@ def _unbias(size: int) -> float:
     return size / (size - 1) if size > 1 else 1.0
 
 
-_MAX_LOG = 700.0
-"""Ratios stop at e^±700: near there float64 ends, and a bound is neither 0 nor infinite."""
-
-
 @dataclass(frozen=True)
 class RatioEstimate:
     """A ratio over S seeds and E episodes.
@@ -264,7 +262,13 @@ class RatioEstimate:
 def ratio_estimate(
     numerators: Float[np.ndarray, "S E"], denominators: Float[np.ndarray, "S E"], *, seed: int = 0
 ) -> RatioEstimate:
-    """Estimate the ratio of two errors that every seed has in every episode.
+    """Estimate the ratio of two errors that every seed has in every episode, as a logarithm.
+
+    A ratio of two positive figures is positive, and twice is as far from 1 as half: both hold on
+    the logarithmic scale alone; on the linear one the interval of three seeds may reach below 0.
+    The mean of the logarithms, exponentiated, is the geometric mean, the one mean of ratios that
+    does not depend on which figure is the reference (Fleming and Wallace, 1986, How not to lie with
+    statistics, Communications of the ACM 29:218-221).
 
     Within a seed the sums over episodes are divided, since the error is a mean over frames and an
     episode with next to none would rule a mean of episodes' logarithms; over seeds the logarithms

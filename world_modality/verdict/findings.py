@@ -9,7 +9,6 @@ import numpy as np
 from world_modality.arms import Contrast, contrasts_between
 from world_modality.statistics.crossed_estimate import (
     CrossedEstimate,
-    crossed_estimate,
     geometric_mean,
     ratio_estimate,
 )
@@ -19,7 +18,14 @@ from world_modality.statistics.resolution import Resolution, holm_adjusted, reso
 from world_modality.tokens.corruption import Corruption, read_corruption
 from world_modality.verdict.evidence import ComparisonGroup, Evidence
 from world_modality.verdict.finished_run import FinishedRun
-from world_modality.verdict.measures import ACTION_ERROR, SUCCESS, Measure, paired_mean_difference
+from world_modality.verdict.measures import (
+    ACTION_ERROR,
+    SUCCESS,
+    Measure,
+    Scores,
+    mean_of,
+    paired_mean_difference,
+)
 from world_modality.verdict.rollout_file import EpisodeKey
 
 LEVEL = 0.05
@@ -264,25 +270,31 @@ def _closed_loop_effect(
     rows, pairs = [], []
     for run in runs:
         clean, corrupted = evidence.rollouts_of(run), evidence.rollouts_of(run, str(corruption))
-        if clean is not None and corrupted is not None:
-            own, wrong = clean.outcomes, corrupted.outcomes
-            rows.append({k: (own[k], wrong[k]) for k in own if k in wrong})
-            pairs.append(PairedEpisodes.of(run.seed, wrong, own))
-    keys = list(dict.fromkeys(key for row in rows for key in row))
-    counted = np.array([[None not in row.get(key, (None,)) for key in keys] for row in rows])
-    if not counted.any():
+        if clean is None or corrupted is None:
+            continue
+        pairs.append(PairedEpisodes.of(run.seed, corrupted.outcomes, clean.outcomes))
+        rows.append(
+            {
+                episode: (before, after)
+                for episode, before in clean.outcomes.items()
+                if before is not None and (after := corrupted.outcomes.get(episode)) is not None
+            }
+        )
+    if not any(rows):
         return None
     if len(pairs) == 1:
-        (pair,) = pairs
-        wrong_rate, own_rate = pair.rates
-        return ClosedLoopEffect(arm, corruption, own_rate, wrong_rate, pair.difference, 1)
-    solved = np.array([[row.get(key, (0, 0)) for key in keys] for row in rows], dtype=float)
-    solved = np.where(counted[..., None], solved, 0.0)
-    own_rate, wrong_rate, difference = (
-        crossed_estimate(one, counted.astype(float)).interval
-        for one in (solved[..., 0], solved[..., 1], solved[..., 1] - solved[..., 0])
-    )
-    return ClosedLoopEffect(arm, corruption, own_rate, wrong_rate, difference, len(rows))
+        wrong_rate, own_rate = pairs[0].rates
+        return ClosedLoopEffect(arm, corruption, own_rate, wrong_rate, pairs[0].difference, 1)
+
+    def combined(own: float, wrong: float) -> Interval:
+        scores: list[Scores] = [
+            {key: (own * before + wrong * after, 1.0) for key, (before, after) in row.items()}
+            for row in rows
+        ]
+        return mean_of(scores).interval
+
+    rates = combined(1, 0), combined(0, 1), combined(-1, 1)
+    return ClosedLoopEffect(arm, corruption, *rates, num_seeds=len(rows))
 
 
 @dataclass(frozen=True)

@@ -126,7 +126,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
     if not is_training_config(config) or config["model_type"] not in MODEL_TYPES:
         raise InvalidInputError("config.json is not the trainer's")
     if _OTHER_STAGE in config:
-        raise InvalidInputError("trained with an explaining head; coc_vla.eval_coc reports on it")
+        raise InvalidInputError("it explains itself: its eval_coc.json is reported on instead")
     curve = _epoch_lines(folder / "metrics.jsonl")
     if len(curve) < config["num_epochs"]:
         raise InvalidInputError(

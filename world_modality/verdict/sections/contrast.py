@@ -138,7 +138,12 @@ def settings_section(findings: Findings) -> Section | None:
         "within a group only; between groups, the held-out tokens, and with them the targets, "
         "may differ."
     )
-    blocks: list[Block | None] = [Text(text), _groups_table(evidence), _contrasts(evidence), _codebook_figure(evidence)]
+    blocks: list[Block | None] = [
+        Text(text),
+        _groups_table(evidence),
+        _contrasts(evidence),
+        _codebook_figure(evidence),
+    ]
     return Section("Other settings", tuple(block for block in blocks if block is not None))
 
 

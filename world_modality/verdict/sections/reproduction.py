@@ -15,21 +15,15 @@ def reproduction_section(findings: Findings) -> Section:
     for index, group in enumerate(evidence.groups):
         for arm, seed, run in group.all_runs():
             rollouts = evidence.rollouts_of(run)
+            checkpoint = NONE if rollouts is None else rollouts.checkpoint_sha256[:10]
             rows.append(
                 [
-                    "main" if index == 0 else f"other {index}",
-                    arm,
-                    str(seed),
-                    str(run.folder),
-                    run.fingerprint[:10],
-                    NONE if rollouts is None else rollouts.checkpoint_sha256[:10],
-                    _versions(run),
+                    *("main" if index == 0 else f"other {index}", arm, str(seed)),
+                    *(str(run.folder), run.fingerprint[:10], checkpoint, _versions(run)),
                 ]
             )
-            commands += _commands(run)
-            commands += [
-                one.command for one in evidence.rollouts.get(run.folder, {}).values() if one.command
-            ]
+            rolled_out = evidence.rollouts.get(run.folder, {}).values()
+            commands += [*_commands(run), *(one.command for one in rolled_out if one.command)]
     blocks: list[Block] = [
         table(
             "cells",
