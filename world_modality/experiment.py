@@ -64,9 +64,9 @@ def run(config: ExperimentConfig) -> list[Failure]:
         runner = Runner(config.max_parallel)
         if config.cell is not None:
             return _run_cell(config, runner, preparation, cells)
-        # One after another: the caches are made from the dataset.
+        # One after another, on all cores: the caches are made from the dataset.
         for job in preparation:
-            if runner.run([job]):
+            if Runner(1).run([job]):
                 raise UserError(f"{job.name} failed, which every cell needs; see above")
         if config.prepare_only:
             return []
