@@ -2,20 +2,22 @@
 
     <out_dir>/caches/NAME/                         a cache a set of tokenizer flags
     <out_dir>/cells/CACHE[-FLAG]/ARM_seedN/        log.txt, done.json, train/, rollouts*/
+    <out_dir>/explanations/seedN/                  two_heads/, instruction_only/, report/
     <out_dir>/report/                              the report over all of it
 
 Give the same command again after an interruption, a failure or a change of the matrix: what is done
 is not run again.
 """
 
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
 import tyro
 
-from world_modality.matrix.experiment_file import Matrix, read_matrix
-from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs
+from world_modality.matrix.experiment_file import read_matrix
+from world_modality.matrix.jobs import Job, cell_jobs, preparation_jobs, report_step
 from world_modality.matrix.runner import Failure, Runner, is_done
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, UserError
@@ -45,33 +47,39 @@ class ExperimentConfig:
 
 
 def run(config: ExperimentConfig) -> list[Failure]:
-    """Run what is not done, and write the report; return what failed.
+    """Run what is not done, write the report and print its summary; return what failed.
 
     Raises:
         MissingFileError, InvalidInputError, MissingKeyError: the matrix is not there or not right.
         UserError: something failed; its last lines have been printed.
     """
+    started = time.monotonic()
     matrix = read_matrix(config.matrix)
     preparation, cells = preparation_jobs(matrix), cell_jobs(matrix)
+    report = Job("report", matrix.out_dir / "jobs" / "report", (report_step(matrix),))
     if config.dry_run:
-        _print_commands(preparation, cells, _report_step(matrix))
+        _print_commands(preparation, cells, report)
         return []
     with termination_as_interrupt():
         runner = Runner(config.max_parallel)
         if config.cell is not None:
             return _run_cell(config, runner, preparation, cells)
-        # One after another: the caches are made from the dataset.
+        # One after another, on all cores: the caches are made from the dataset.
         for job in preparation:
-            if runner.run([job]):
+            if Runner(1).run([job]):
                 raise UserError(f"{job.name} failed, which every cell needs; see above")
         if config.prepare_only:
             return []
         failures = runner.run(cells)
         if len(failures) < len(cells):
-            report = Job("report", matrix.out_dir / "jobs" / "report", (_report_step(matrix),))
             # What it reports on may be new, whether or not its command is.
             (report.folder / "done.json").unlink(missing_ok=True)
-            failures += runner.run([report])
+            failed = runner.run([report])
+            failures += failed
+            if not failed:
+                print(f"\n{(matrix.out_dir / 'report' / 'summary.md').read_text('utf-8')}")
+                print(f"report: {report.steps[0].produces}")
+    print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     _conclude(failures, cells)
     return failures
 
@@ -103,23 +111,12 @@ def _conclude(failures: list[Failure], cells: list[Job]) -> None:
         raise UserError(f"failed: {names}; their last lines are above; run the same again to retry")
 
 
-def _report_step(matrix: Matrix) -> Step:
-    out_dir = matrix.out_dir / "report"
-    folders = [str(matrix.out_dir / name) for name in ("cells", "analyses", "tokens")]
-    return Step(
-        ("-m", "world_modality.report", *folders, "--out_dir", str(out_dir)),
-        out_dir / "report.html",
-    )
-
-
-def _print_commands(preparation: list[Job], cells: list[Job], report: Step) -> None:
-    for job in preparation:
-        print(f"# {job.name}")
+def _print_commands(preparation: list[Job], cells: list[Job], report: Job) -> None:
+    titles = [job.name for job in preparation]
+    titles += [f"cell {number}: {job.name}" for number, job in enumerate(cells)]
+    for title, job in zip([*titles, "report"], [*preparation, *cells, report], strict=True):
+        print(f"# {title}")
         print("\n".join(step.shell for step in job.steps))
-    for number, job in enumerate(cells):
-        print(f"# cell {number}: {job.name}")
-        print("\n".join(step.shell for step in job.steps))
-    print(f"# report\n{report.shell}")
 
 
 def main() -> None:

@@ -15,6 +15,7 @@ from world_modality.evaluation.offline_run import (
 from world_modality.evaluation.plots import plot_corruption
 from world_modality.policy.predictions import predict
 from world_modality.statistics.intervals import Interval, defined_ratio, ratio_interval
+from world_modality.statistics.resolution import NOT_RESOLVED, not_resolved
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.corruption import OFFLINE
@@ -173,17 +174,16 @@ def _reading(result: CorruptWorldResult) -> str:
     if ratio.value is None:
         return "An action error is exactly 0: the ratio of corrupted to clean is not defined."
     if ratio.low is None or ratio.high is None:
-        return "One held-out episode: whether the actions use the world token is not resolved."
+        return f"One held-out episode: whether the actions use the world token is {NOT_RESOLVED}."
     if ratio.low == ratio.high == 1:
         return "No corruption changes the actions: they do not depend on the world token."
-    if ratio.side(1.0) > 0:
-        return (
-            f"Another frame's token of the same task raises the action error by "
-            f"{100 * ((ratio.value or 1) - 1):.1f} %: the actions use what the token says."
-        )
-    if ratio.side(1.0) < 0:
-        return "Another frame's token of the same task lowers the action error: the token misleads."
-    return "Whether the actions use what the token says is not resolved: the interval spans 1."
+    token, use = "Another frame's token of the same task", "the actions use what the token says"
+    more = f"{100 * (ratio.value - 1):.1f} %"
+    return {
+        -1: f"{token} lowers the action error: the token misleads.",
+        0: f"Whether {use} is {not_resolved('the interval spans 1')}.",
+        1: f"{token} raises the action error by {more}: {use}.",
+    }[ratio.side(1.0)]
 
 
 def main() -> None:

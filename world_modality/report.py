@@ -2,6 +2,8 @@
 
 <out_dir>/report.html          one page, figures and films inside it
 <out_dir>/report.md            the same as Markdown
+<out_dir>/summary.md           the verdict and the tables that matter most, which are printed, too
+<out_dir>/summary.json         the same as data
 <out_dir>/figures/             each figure as SVG, with the numbers it draws as CSV
 <out_dir>/tables/              each table as LaTeX and CSV
 """
@@ -15,13 +17,24 @@ from typing import Annotated
 
 import tyro
 
-from world_modality.system.atomic import replacing
+from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import TOP, run_cli
 from world_modality.system.errors import InvalidInputError
-from world_modality.verdict.document import Document, Figure, Section, Table
-from world_modality.verdict.text_forms import csv_text, latex, markdown
+from world_modality.verdict.document import (
+    Block,
+    Document,
+    Figure,
+    Section,
+    Table,
+    as_data,
+    csv_text,
+    html_page,
+    latex,
+    markdown,
+)
 
 TITLE = "Is the world a modality?"
+SUMMARY_TABLES = ("main", "corruption_offline", "corruption_closed_loop", "explanations")
 
 
 @dataclass(frozen=True)
@@ -47,21 +60,22 @@ def run(config: ReportConfig) -> Document:
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
-    from world_modality.verdict.text_forms import html_page
-
     document = build_document(config.runs)
-    _write(config.out_dir / "report.html", html_page(document).encode())
-    _write(config.out_dir / "report.md", markdown(document).encode())
+    short = summary(document)
+    _write(config.out_dir / "report.html", html_page(document))
+    _write(config.out_dir / "report.md", markdown(document))
+    _write(config.out_dir / "summary.md", markdown(short))
+    write_json(config.out_dir / "summary.json", as_data(short))
     for block in document.blocks():
         if isinstance(block, Table):
             folder = config.out_dir / "tables"
-            _write(folder / f"{block.name}.tex", latex(block).encode())
-            _write(folder / f"{block.name}.csv", csv_text(block.header, block.rows).encode())
+            _write(folder / f"{block.name}.tex", latex(block))
+            _write(folder / f"{block.name}.csv", csv_text(block.header, block.rows))
         elif isinstance(block, Figure):
             folder = config.out_dir / "figures"
             _write(folder / f"{block.name}.svg", block.svg)
-            _write(folder / f"{block.name}.csv", csv_text(block.header, block.rows).encode())
-    print(markdown(Document(document.title, document.made, document.sections[:1])))
+            _write(folder / f"{block.name}.csv", csv_text(block.header, block.rows))
+    print(markdown(short))
     print(f"report: {config.out_dir / 'report.html'}")
     return document
 
@@ -74,41 +88,62 @@ def build_document(runs: tuple[Path, ...]) -> Document:
     """
     from world_modality.verdict.evidence import collect_evidence
     from world_modality.verdict.findings import Findings
-    from world_modality.verdict.sections.codebook import codebook_section
-    from world_modality.verdict.sections.contrast import contrast_section, main_section
+    from world_modality.verdict.sections.codebook import codebook_section, offline_online_section
+    from world_modality.verdict.sections.contrast import (
+        contrast_section,
+        main_section,
+        settings_section,
+    )
     from world_modality.verdict.sections.corruption import corruption_section
-    from world_modality.verdict.sections.curves import curves_section
+    from world_modality.verdict.sections.explanations import explanations_section
+    from world_modality.verdict.sections.learning import curves_section, token_section
     from world_modality.verdict.sections.media import media_section
-    from world_modality.verdict.sections.offline_online import offline_online_section
     from world_modality.verdict.sections.reproduction import (
         left_out_section,
         method_section,
         reproduction_section,
     )
-    from world_modality.verdict.sections.settings import settings_section
     from world_modality.verdict.sections.success import success_section
-    from world_modality.verdict.sections.token import token_section
     from world_modality.verdict.sections.verdict import scope_section, verdict_section
 
     findings = Findings.of(collect_evidence(runs))
-    sections: list[Section | None] = [
-        verdict_section(findings),
-        scope_section(findings),
-        main_section(findings),
-        contrast_section(findings),
-        success_section(findings),
-        corruption_section(findings),
-        token_section(findings),
-        curves_section(findings),
-        codebook_section(findings),
-        offline_online_section(findings),
-        settings_section(findings),
-        media_section(findings),
-        left_out_section(findings),
-        reproduction_section(findings),
-        method_section(),
+    sections = [
+        section(findings)
+        for section in (
+            verdict_section,
+            scope_section,
+            main_section,
+            contrast_section,
+            success_section,
+            corruption_section,
+            token_section,
+            curves_section,
+            codebook_section,
+            offline_online_section,
+            explanations_section,
+            settings_section,
+            media_section,
+            left_out_section,
+            reproduction_section,
+            method_section,
+        )
     ]
     return Document(TITLE, _made(), tuple(section for section in sections if section is not None))
+
+
+def summary(document: Document) -> Document:
+    """Return what is read first: the verdict, and the tables that README shows rows of."""
+    verdict, *others = document.sections
+    tables = [
+        Section(section.title, tuple(b for b in section.blocks if _is_in_summary(b)))
+        for section in others
+    ]
+    kept = tuple(section for section in tables if section.blocks)
+    return Document(document.title, document.made, (verdict, *kept))
+
+
+def _is_in_summary(block: Block) -> bool:
+    return isinstance(block, Table) and block.name in SUMMARY_TABLES
 
 
 def _made() -> str:
@@ -124,9 +159,9 @@ def _made() -> str:
     return f"Made {now} on {machine}" + (f", commit {commit}." if commit else ".")
 
 
-def _write(path: Path, content: bytes) -> None:
+def _write(path: Path, content: str | bytes) -> None:
     with replacing(path) as partial:
-        partial.write_bytes(content)
+        partial.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
 def main() -> None:

@@ -13,6 +13,7 @@ from typing import Any
 from benchmarks.rollouts.results import RolloutOrigin, RolloutResult
 from world_modality.statistics.intervals import Interval
 from world_modality.statistics.proportions import mcnemar_p, paired_difference, wilson_interval
+from world_modality.statistics.resolution import not_resolved, reading
 from world_modality.system.atomic import replacing, write_json
 
 _COLOURS = ("#1b6ca8", "#c97b1a", "#5b8c3a", "#8e5ba6", "#b5423c", "#6b6b6b")
@@ -117,12 +118,9 @@ class Comparison:
     def verdict(self) -> str:
         """What the interval says."""
         if not any(self.counts):
-            return "not resolved: no episode in common"
-        return {
-            -1: f"{self.second} is better",
-            0: "not resolved: the interval spans 0",
-            1: f"{self.first} is better",
-        }[self.difference.side()]
+            return not_resolved("no episode in common")
+        second, first = f"{self.second} is better", f"{self.first} is better"
+        return reading(self.difference, second, first, with_reason=True)
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON."""

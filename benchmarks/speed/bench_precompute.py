@@ -42,7 +42,7 @@ from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
 from world_modality.encode.pixel_pca import PixelPCA
 from world_modality.encode.random_vit import RandomVitSize
-from world_modality.encode.vision_encoders import VisionEncoder, build_encoder
+from world_modality.encode.vision_encoders import VisionEncoder, VisionEncoderFlags, build_encoder
 from world_modality.precompute.embedding_pass import write_embeddings
 from world_modality.precompute.shards import FrameShard, ShardPlan, ShardSet
 from world_modality.precompute_world_tokens import PrecomputeConfig, open_job

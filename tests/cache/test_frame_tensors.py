@@ -4,12 +4,8 @@ import torch
 
 from tests.fixtures.cache import SyntheticSpec, replace_arrays, write_synthetic_cache
 from tests.fixtures.policy import synthetic_tensors
-from world_modality.cache.frame_tensors import (
-    IGNORED_TOKEN,
-    FrameTensors,
-    WindowShape,
-    mean_and_std,
-)
+from world_modality.cache.frame_shapes import WindowShape
+from world_modality.cache.frame_tensors import IGNORED_TOKEN, FrameTensors, mean_and_std
 from world_modality.system.errors import InvalidInputError
 
 SHAPES = [WindowShape(1, 1, 1, 1), WindowShape(3, 4, 2, 3), WindowShape(2, 20, 5, 4)]

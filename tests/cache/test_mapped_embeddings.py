@@ -15,13 +15,8 @@ from tests.fixtures.policy import (
     weights,
 )
 from world_modality.cache import mapped_rows
-from world_modality.cache.frame_tensors import (
-    NUM_AHEAD,
-    FrameTensors,
-    ReadAhead,
-    WindowShape,
-    mean_and_std,
-)
+from world_modality.cache.frame_shapes import WindowShape
+from world_modality.cache.frame_tensors import NUM_AHEAD, FrameTensors, ReadAhead, mean_and_std
 from world_modality.cache.mapped_rows import MappedRows
 from world_modality.policy.network import WorldPolicy
 from world_modality.policy.predictions import predict

@@ -3,103 +3,79 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+import yaml
 
-from world_modality.demo import _command
-from world_modality.matrix.demo_table import explanation_table, paired_difference
-from world_modality.system.errors import UserError
+from world_modality import demo
+from world_modality.demo import MATRIX_PATH, DemoConfig, matrix_content, run
+from world_modality.matrix.experiment_file import read_matrix
+from world_modality.system.errors import InvalidInputError
 
 ROOT = Path(__file__).parents[2]
 
 
-def test_paired_difference_is_the_difference_of_the_exact_means():
-    rng = np.random.default_rng(0)
-    counts = rng.integers(5, 50, 12).astype(float).tolist()
-    first = {"squared_error_sum": rng.random(12).tolist(), "num_steps": counts}
-    second = {"squared_error_sum": rng.random(12).tolist(), "num_steps": counts}
-    expected = (sum(first["squared_error_sum"]) - sum(second["squared_error_sum"])) / sum(counts)
-    difference = paired_difference(first, second)
-    assert difference.value == pytest.approx(expected)
-    assert difference.num_episodes == 12
-    same = paired_difference(first, first)
-    assert (same.value, same.low, same.high) == (0, 0, 0)
+def test_without_flags_the_demo_is_its_file():
+    assert matrix_content(DemoConfig()) == yaml.safe_load(MATRIX_PATH.read_text())
 
 
-def explained(nats, recall):
-    """A report of held-out explanations; pairs of bounds, or None where there is one episode."""
-
-    def interval(bounds):
-        low, high = bounds or (None, None)
-        return {"value": 0.0, "low": low, "high": high, "num_episodes": 2 if bounds else 1}
-
-    condition = {
-        "perplexity": interval((1.0, 1.1)),
-        "nats_minus_model": interval(nats),
-        "scores": {"all": {"recall": interval((0.8, 0.9))}},
-        "recall_minus_model": {"all": interval(recall)},
-    }
-    example = {"episode_index": 3, "instruction": "push", "model": [{"what": "go", "why": "so"}]}
-    return {
-        "labels": {"num_explained": 2},
-        "conditions": {"model": condition, "instruction only": condition},
-        "examples": [example],
-    }
+def test_the_flags_of_the_demo_reach_the_matrix_that_is_run(tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr(demo.os, "execv", lambda program, command: started.append(command))
+    run(DemoConfig(tmp_path / "demo", ("reach-v3",), 6, 2, 3, 1, seed=5, max_parallel=4))
+    ((*_, path, flag, number),) = started
+    assert (flag, number) == ("--max_parallel", "4")
+    matrix = read_matrix(Path(path))
+    assert matrix.out_dir == tmp_path / "demo"
+    assert matrix.dataset_root == tmp_path / "demo" / "dataset"
+    recording = matrix.prepare[0].flags
+    assert (recording["tasks"], recording["episodes_per_task"]) == (["reach-v3"], 6)
+    assert {recording["seed"], matrix.caches["main"]["seed"], *matrix.seeds} == {5}
+    assert (matrix.train["num_epochs"], matrix.explanations.train["num_epochs"]) == (2, 1)
+    assert (matrix.rollouts.flags["n_trials"], matrix.rollouts.flags["seed"]) == (3, 5)
 
 
-@pytest.mark.parametrize(
-    ("nats", "recall", "verdicts"),
-    [
-        ((0.01, 0.02), (-0.2, -0.1), ["better", "better"]),
-        ((-0.02, -0.01), (0.1, 0.2), ["worse", "worse"]),
-        ((-0.01, 0.02), (-0.1, 0.0), ["not resolved: the interval spans 0"] * 2),
-        (None, None, ["not resolved: there is no interval"] * 2),
-    ],
-)
-def test_the_table_says_whether_the_model_explains_better(nats, recall, verdicts):
-    lines = explanation_table(explained(nats, recall)).splitlines()
-    said = [line for line in lines if line.startswith("- ")]
-    assert [line.split(":")[0] for line in said] == ["- nats a token", "- event recall"]
-    for line, verdict in zip(said, verdicts, strict=True):
-        assert verdict in line
-
-
-def test_a_failing_stage_stops_the_demo():
-    with pytest.raises(UserError, match="exit code 3"):
-        _command("-c", "raise SystemExit(3)")
+@pytest.mark.parametrize("name", ["cache", "coc", "logs_c_no_world_input"])
+def test_the_folder_of_an_older_demo_is_refused(tmp_path, name):
+    (tmp_path / name).mkdir()
+    with pytest.raises(InvalidInputError, match=rf"older version \({name}\).*--out_dir"):
+        run(DemoConfig(tmp_path))
 
 
 @pytest.mark.slow
 def test_the_demo_runs_every_stage_and_reuses_all_of_it(tmp_path):
-    command = [sys.executable, "-m", "world_modality.demo", "--out_dir", str(tmp_path / "demo")]
+    out_dir = tmp_path / "demo"
+    command = [sys.executable, "-m", "world_modality.demo", "--out_dir", str(out_dir)]
     command += ["--tasks", "reach-v3", "button-press-topdown-v3"]
     command += ["--episodes_per_task", "6", "--num_epochs", "1", "--n_trials", "2"]
     command += ["--num_coc_epochs", "1"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    for arm in ("A", "B", "C", "C_no_world_input"):
-        assert f"| {arm} |" in done.stdout
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 of 5 cells are done" in done.stdout
     assert "never a DINOv2 result" in done.stdout
-    assert "| success in closed loop | A | B | C | C_no_world_input |" in done.stdout
-    assert "- B minus C:" in done.stdout.split("success rate, paired")[1]
-    summary = json.loads((tmp_path / "demo" / "summary.json").read_text())
-    ablation = summary["C_no_world_input"]["corrupt_world"]["corruptions"]
-    assert all(effect["ratio"]["value"] == 1 for effect in ablation.values())
-    assert "| instruction only |" in done.stdout
-    page = (tmp_path / "demo" / "report" / "report.html").read_text()
-    assert "for this one seed" in page or "not resolved" in page
-    assert "Success in closed loop" in page
-    assert "the model says:" in done.stdout
-    assert [arm["overall"]["num_episodes"] for arm in summary["rollouts"]["checkpoints"]] == [4] * 4
-    for line in (tmp_path / "demo" / "summary.md").read_text().split("pictures:")[1].split():
-        assert Path(line).stat().st_size > 1000
+    summary = (out_dir / "report" / "summary.md").read_text()
+    assert summary in done.stdout
+    # The rows that README shows, with the explaining pair.
+    for start in (
+        *("A | 1", "B | 1", "C | 1", "C_no_world_input | 1", "last action held"),
+        *("C | task_shuffle", "C_no_world_input | each of them | 1 exactly"),
+        *("C | task_marginal", "0 | model", "0 | instruction only"),
+    ):
+        assert f"\n| {start} |" in summary
+    sections = json.loads((out_dir / "report" / "summary.json").read_text())["sections"]
+    assert [row["arm"] for row in sections["Main table"][0]["rows"][:2]] == ["A", "B"]
+    page = (out_dir / "report" / "report.html").read_text()
+    for text in ("not resolved", "Success in closed loop", "the model says"):
+        assert text in page
     kept = {
         path: path.stat().st_mtime_ns
         for pattern in (
-            *("logs_*/*.pt", "cache/**/*.npy", "dataset/**/*.parquet", "logs_*/*/*.json"),
-            *("rollouts*/*.jsonl", "coc/**/*.pt", "coc/*.jsonl"),
+            "**/*.pt",
+            "**/*.npy",
+            "dataset/**/*.parquet",
+            "**/*.jsonl",
+            "**/eval*.json",
         )
-        for path in (tmp_path / "demo").glob(pattern)
+        for path in out_dir.glob(pattern)
     }
     assert len(kept) > 20
     again = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

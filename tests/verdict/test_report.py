@@ -14,39 +14,27 @@ from benchmarks.metaworld.eval_metaworld_success import EvalMetaworldConfig
 from benchmarks.rollouts.config import RolloutConfig
 from tests.fixtures.verdict import World, write_json, write_matrix, write_rollouts, write_run
 from tests.project.test_readme import parsed_config
+from tests.verdict.conftest import ARMS, RATES, block
 from world_modality.report import ReportConfig, build_document, run
 from world_modality.system.cli import write_config
-from world_modality.system.errors import InvalidInputError
 from world_modality.verdict import drawing
-from world_modality.verdict.contrast_results import compare_arms
-from world_modality.verdict.document import Commands, Figure, Table
+from world_modality.verdict.document import Commands, Figure, Table, csv_text, latex
 from world_modality.verdict.evidence import Evidence, collect_evidence
+from world_modality.verdict.findings import compare_arms
 from world_modality.verdict.measures import ACTION_ERROR, SUCCESS
 from world_modality.verdict.rollout_file import read_rollouts
-from world_modality.verdict.text_forms import csv_text, latex
+from world_modality.verdict.wording import contrast_reading
 
 ROOT = Path(__file__).parents[2]
-ARMS = {"A": 0.03, "B": 0.0, "C": 0.0, "C_no_world_input": 0.0}
-RATES = {"A": 0.2, "B": 0.6, "C": 0.6, "C_no_world_input": 0.6}
-
-
-@pytest.fixture
-def matrix(tmp_path):
-    write_matrix(tmp_path / "runs", World(), ARMS, success=RATES)
-    return tmp_path / "runs"
 
 
 def verdicts(evidence, measure):
     results = compare_arms(measure, evidence, evidence.main)
-    return {result.contrast.name: result.verdict for result in results}
+    return {result.contrast.name: contrast_reading(result) for result in results}
 
 
 def left_out(evidence: Evidence) -> dict[str, str]:
     return {Path(one.path.split(" (")[0]).name: one.reason for one in evidence.left_out}
-
-
-def table(document, name: str) -> Table:
-    return next(b for b in document.blocks() if isinstance(b, Table) and b.name == name)
 
 
 def test_a_planted_effect_is_found_and_the_arms_without_one_are_not_resolved(matrix):
@@ -104,35 +92,27 @@ def test_runs_of_another_cache_are_compared_apart(matrix):
     assert evidence.main.fingerprint == "f" * 64
     assert len(evidence.main.runs["B"]) == 3
     assert "cache eeeeeeeeee instead of ffffffffff" in left_out(evidence)["other_b_0"]
-    rows = table(build_document((matrix,)), "settings").rows
+    rows = block(build_document((matrix,)), Table, "settings").rows
     assert {row[0].split()[0] for row in rows} == {"main", "cache"}
 
 
-def test_other_flags_are_named_and_not_mixed(matrix):
-    world = World(seed=6)
-    write_run(matrix / "wide", world, "C", 0, world.error_sums(0, 0), world_loss_weight=0.5)
-    reason = left_out(collect_evidence([matrix]))["wide"]
-    assert "world_loss_weight 0.5 instead of 0.2" in reason
-
-
-def test_arm_a_is_compared_whatever_its_unused_flags_say(tmp_path):
-    world = World()
-    write_run(tmp_path / "a", world, "A", 0, world.error_sums(0, 0), world_loss_weight=0.9)
-    write_run(tmp_path / "b", world, "B", 0, world.error_sums(0, 0))
-    assert collect_evidence([tmp_path]).main.arms == ["A", "B"]
-
-
-def test_arm_a_that_joins_two_groups_is_not_left_out_of_the_main_one(tmp_path):
+def test_arm_a_is_compared_with_every_group_whose_flags_it_can_use(tmp_path):
     world = World()
     for seed in range(3):
-        for arm, changes in (("A", {}), ("B", {}), ("B", {"future_stride": 4})):
-            folder = tmp_path / f"{arm}_{seed}_{len(changes)}"
-            write_run(folder, world, arm, seed, world.error_sums(0, 0), **changes)
+        for arm, changes in (
+            *(("A", {"world_loss_weight": 0.9}), ("B", {})),
+            *(("B", {"future_stride": 4}), ("C", {"world_loss_weight": 0.5})),
+        ):
+            if (arm, seed) != ("C", 0):
+                folder = tmp_path / f"{arm}_{seed}_{'_'.join(changes)}"
+                write_run(folder, world, arm, seed, world.error_sums(0, 0), **changes)
     evidence = collect_evidence([tmp_path])
-    (other,) = evidence.others
-    assert evidence.main.arms == other.arms == ["A", "B"]
-    assert set(left_out(evidence)) == {f"B_{seed}_1" for seed in range(3)}
-    assert evidence.num_other_runs == 3
+    groups = [group.arms for group in evidence.groups]
+    assert groups == [["A", "B"], ["A", "B"], ["A", "C"]]
+    reasons = left_out(evidence)
+    assert {name[0] for name in reasons} == {"B", "C"}
+    assert "world_loss_weight 0.5 instead of 0.2" in reasons["C_1_world_loss_weight"]
+    assert evidence.num_other_runs == len(reasons) == 5
 
 
 def test_world_input_knobs_make_an_arm_of_its_own(tmp_path):
@@ -178,45 +158,43 @@ def test_rollouts_are_matched_by_the_checkpoint_itself(matrix):
 
 
 def test_missing_empty_and_damaged_runs_are_listed(matrix, tmp_path):
+    def copied(run: str, name: str) -> Path:
+        return Path(shutil.copytree(matrix / run, matrix / name))
+
     (matrix / "empty").mkdir()
-    shutil.copytree(matrix / "a_0", matrix / "unevaluated")
-    shutil.rmtree(matrix / "unevaluated" / "eval_offline_model_A_epoch1")
-    shutil.copytree(matrix / "a_0", matrix / "damaged")
-    report = matrix / "damaged" / "eval_offline_model_A_epoch1" / "eval_offline.json"
+    shutil.rmtree(copied("a_0", "unevaluated") / "eval_offline_model_A_epoch1")
+    report = copied("a_0", "damaged") / "eval_offline_model_A_epoch1" / "eval_offline.json"
     report.write_text(report.read_text()[:50])
-    shutil.copytree(matrix / "a_0", matrix / "unfinished")
-    log = matrix / "unfinished" / "metrics.jsonl"
+    log = copied("a_0", "unfinished") / "metrics.jsonl"
     log.write_text(log.read_text().splitlines(keepends=True)[0])
-    shutil.copytree(matrix / "c_0", matrix / "earlier")
-    earlier = matrix / "earlier" / "eval_offline_model_C_epoch1" / "eval_offline.json"
+    earlier = copied("c_0", "earlier") / "eval_offline_model_C_epoch1" / "eval_offline.json"
     content = json.loads(earlier.read_text())
     content["episodes"]["top1_hits_all"] = content["episodes"]["top1_hits_all"][0]
     write_json(earlier, content)
-    shutil.copytree(matrix / "a_0", matrix / "twin")
-    write_json(
-        matrix / "begun" / "config.json", json.loads((matrix / "a_0/config.json").read_text())
-    )
+    copied("a_0", "twin")
+    config = json.loads((matrix / "a_0/config.json").read_text())
+    write_json(matrix / "begun" / "config.json", config)
+    write_json(matrix / "explaining" / "config.json", {**config, "coc_loss_weight": 1.0})
     (matrix / "no_episodes").mkdir()
     (matrix / "no_episodes" / "results.jsonl").write_text("")
-    evidence = collect_evidence([matrix, tmp_path / "nowhere"])
-    reasons = left_out(evidence)
-    assert reasons["empty"] == "empty folder"
-    assert "run python -m world_modality.eval_offline --checkpoint" in reasons["unevaluated"]
-    assert "eval_offline.json is damaged" in reasons["damaged"]
-    assert "stopped after epoch 1 of 2" in reasons["unfinished"]
-    assert "token hits at k = 1 alone" in reasons["earlier"]
-    assert "same arm, seed and settings as" in reasons["twin"]
-    assert "no readable metrics.jsonl" in reasons["begun"]
-    assert reasons["results.jsonl"] == "holds no finished episode"
-    assert reasons["nowhere"] == "no such folder"
-    listed = {row[0] for row in table(build_document((matrix,)), "left_out").rows}
+    expected = {
+        "empty": "empty folder",
+        "unevaluated": "run python -m world_modality.eval_offline --checkpoint",
+        "damaged": "eval_offline.json is damaged",
+        "unfinished": "stopped after epoch 1 of 2",
+        "earlier": "token hits at k = 1 alone",
+        "twin": "same arm, seed and settings as",
+        "begun": "no readable metrics.jsonl",
+        "explaining": "eval_coc.json",
+        "results.jsonl": "holds no finished episode",
+        "nowhere": "no such folder",
+    }
+    reasons = left_out(collect_evidence([matrix, tmp_path / "nowhere"]))
+    assert reasons.keys() == expected.keys()
+    for name, reason in expected.items():
+        assert reason in reasons[name]
+    listed = {row[0] for row in block(build_document((matrix,)), Table, "left_out").rows}
     assert str(matrix / "damaged") in listed
-
-
-def test_without_any_run_the_error_says_what_is_wrong_with_each(tmp_path):
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InvalidInputError, match="empty: empty folder"):
-        collect_evidence([tmp_path])
 
 
 def test_the_command_of_each_run_is_one_that_its_script_understands(matrix, monkeypatch):
@@ -256,7 +234,7 @@ def test_one_seed_is_called_one_seed(tmp_path):
     document = build_document((tmp_path,))
     assert "One seed" in document.sections[0].blocks[2].text
     assert "B is better, for this one seed" in document.sections[0].blocks[1].items[0]
-    rows = {row[0]: row for row in table(document, "resolution_action_mse").rows}
+    rows = {row[0]: row for row in block(document, Table, "resolution_action_mse").rows}
     assert rows["C − B"][3] == "unknown from one seed"
 
 
@@ -268,21 +246,21 @@ def test_every_figure_has_axes_units_and_n(matrix, monkeypatch):
         drawn.append(figure)
         return to_svg(figure)
 
-    for name in ("contrast", "success", "corruption", "token", "curves", "offline_online"):
+    for name in ("contrast", "success", "corruption", "learning", "codebook"):
         monkeypatch.setattr(f"world_modality.verdict.sections.{name}.svg_bytes", keep)
     document = build_document((matrix,))
-    figures = [block for block in document.blocks() if isinstance(block, Figure)]
+    figures = [one for one in document.blocks() if isinstance(one, Figure)]
     assert len(figures) == len(drawn) >= 6
-    for block, figure in zip(figures, drawn, strict=True):
-        words = block.caption + "".join(axis.get_title() for axis in figure.axes)
+    for one, figure in zip(figures, drawn, strict=True):
+        words = one.caption + "".join(axis.get_title() for axis in figure.axes)
         for axis in figure.axes:
             assert axis.get_xlabel()
             categories = any(re.search("[a-z]", t.get_text()) for t in axis.get_yticklabels())
             assert axis.get_ylabel() or categories
             words += "".join(label.get_text() for label in axis.get_yticklabels())
-        assert re.search(r"n = |seeds", words), block.name
-        assert block.rows
-        assert len(block.rows[0]) == len(block.header)
+        assert re.search(r"n = |seeds", words), one.name
+        assert one.rows
+        assert len(one.rows[0]) == len(one.header)
 
 
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path):
@@ -295,26 +273,9 @@ def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path):
     assert "http" not in re.sub(r'src="data:[^"]*"', "", page)
 
 
-def test_tables_are_latex_and_csv_too(matrix, tmp_path):
-    out_dir = tmp_path / "report"
-    document = run(ReportConfig((matrix,), out_dir))
-    main = table(document, "main")
-    text = (out_dir / "tables" / "main.tex").read_text()
-    assert r"C\_no\_world\_input" in text
-    assert text.count(r"\\") == len(main.rows) + 1
-    assert latex(main) == text
-    assert csv_text(["a"], [["x,y"], [None]]) == 'a\n"x,y"\n""\n'
-    for block in document.blocks():
-        if isinstance(block, Figure):
-            assert (out_dir / "figures" / f"{block.name}.csv").read_text().count("\n") > 1
-            assert f"figures/{block.name}.svg" in (out_dir / "report.md").read_text()
-
-
 def test_token_accuracy_has_an_interval_at_each_horizon(matrix):
     document = build_document((matrix,))
-    figure = next(
-        b for b in document.blocks() if isinstance(b, Figure) and b.name == "token_accuracy"
-    )
+    figure = block(document, Figure, "token_accuracy")
     rows = [dict(zip(figure.header, row, strict=True)) for row in figure.rows]
     of_c = [row for row in rows if row["predictor"] == "C"]
     assert [(r["subset"], r["frames_ahead"]) for r in of_c] == [
@@ -339,21 +300,28 @@ def test_films_and_token_grids_are_shown(matrix):
 
 
 def test_the_command_line_writes_the_report_or_says_what_is_wrong(matrix, tmp_path):
-    command = [sys.executable, "-m", "world_modality.report"]
-    done = subprocess.run(
-        [*command, str(matrix), "--out_dir", str(tmp_path / "out")],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    out_dir = tmp_path / "out"
+    command = [sys.executable, "-m", "world_modality.report", "--out_dir", str(out_dir)]
+    done = subprocess.run([*command, str(matrix)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert (out_dir / "summary.md").read_text() in done.stdout
     assert "B is better" in done.stdout
-    assert (tmp_path / "out" / "report.html").stat().st_size > 50_000
-    wrong = subprocess.run(
-        [*command, str(tmp_path / "none")], cwd=ROOT, capture_output=True, text=True
-    )
-    assert wrong.returncode == 1
-    assert "no such folder" in wrong.stderr
+    sections = json.loads((out_dir / "summary.json").read_text())["sections"]
+    assert [row["arm"] for row in sections["Main table"][0]["rows"]][:4] == list(ARMS)
+    document = build_document((matrix,))
+    main = block(document, Table, "main")
+    text = (out_dir / "tables" / "main.tex").read_text()
+    assert r"C\_no\_world\_input" in text
+    assert latex(main) == text
+    assert text.count(r"\\") == len(main.rows) + 1
+    assert csv_text(["a"], [["x,y"], [None]]) == 'a\n"x,y"\n""\n'
+    for figure in (one for one in document.blocks() if isinstance(one, Figure)):
+        assert (out_dir / "figures" / f"{figure.name}.csv").read_text().count("\n") > 1
+        assert f"figures/{figure.name}.svg" in (out_dir / "report.md").read_text()
+    wrong = [*command, str(tmp_path / "none")]
+    failed = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True)
+    assert failed.returncode == 1
+    assert "no such folder" in failed.stderr
 
 
 def test_success_of_one_seed_has_newcombes_interval_and_mcnemars_test(tmp_path):

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 
 from tests.fixtures.verdict import World, write_json, write_matrix, write_rollouts
+from tests.verdict.conftest import block
 from world_modality.report import ReportConfig, build_document, run
-from world_modality.verdict.contrast_results import compare_arms
+from world_modality.statistics.proportions import wilson_interval
 from world_modality.verdict.document import Figure, Table
 from world_modality.verdict.evidence import collect_evidence
-from world_modality.verdict.measures import ACTION_ERROR
-from world_modality.verdict.token_use import offline_effects
+from world_modality.verdict.findings import (
+    PairedEpisodes,
+    closed_loop_effects,
+)
 
 ARMS = {"B": 0.0, "C": 0.0}
 FACTORS = (4.34, 3.14, 1.91)
@@ -45,38 +48,19 @@ def corrupt(runs, name, factors, *, with_episodes=True):
         write_json(path, report)
 
 
-def block(document, kind, name):
-    return next(b for b in document.blocks() if isinstance(b, kind) and b.name == name)
-
-
 def row_of(document, corruption):
     rows = block(document, Table, "corruption_offline").rows
     return next(row for row in rows if row[:2] == ("C", corruption))
 
 
 def test_seeds_that_differ_give_the_geometric_mean_and_a_bound_above_0(matrix):
-    effects = offline_effects(collect_evidence([matrix]).main)
-    (effect,) = (e for e in effects if (e.arm, str(e.corruption)) == ("C", "stale:8"))
-    assert effect.ratio.value == pytest.approx(math.prod(FACTORS) ** (1 / 3))
-    # By hand: standard deviation of the three logarithms, t of 2 degrees of freedom.
-    logs = [math.log(factor) for factor in FACTORS]
-    mean = sum(logs) / 3
-    reach = 4.3027 * math.sqrt(sum((log - mean) ** 2 for log in logs) / 2 / 3)
-    assert effect.ratio.low == pytest.approx(math.exp(mean - reach), rel=0.05)
-    assert effect.ratio.high == pytest.approx(math.exp(mean + reach), rel=0.05)
-    # The linear interval of these seeds is 3.1 ± 3.0.
-    assert effect.ratio.low > 1
-    assert effect.reading == "raises the error"
-
-
-def test_the_page_says_how_its_ratios_are_made(matrix):
     document = build_document((matrix,))
     caption = block(document, Table, "corruption_offline").caption
     assert "Geometric mean over seeds" in caption
-    assert "logarithmic scale" in caption
     assert "Not defined" not in caption
     assert "logarithmic axis" in block(document, Figure, "corruption").caption
     ratio, per_seed = row_of(document, "stale:8")[2:4]
+    # The linear interval of these seeds is 3.1 ± 3.0.
     assert re.fullmatch(r"2\.96 \[1\.0\d, 8\.\d\d\]", ratio)
     assert per_seed == "4.34, 3.14, 1.91"
 
@@ -90,13 +74,12 @@ def test_a_bound_far_below_the_value_is_not_rounded_to_0(matrix):
     assert float(high) > 100
 
 
-def test_an_arm_that_raises_its_error_in_every_seed_alike_is_resolved(matrix):
-    corrupt(matrix, "stale:8", (1.5, 1.6, 1.45))
+@pytest.mark.parametrize(("power", "reading"), [(1, "raises the error"), (-1, "lowers the error")])
+def test_what_every_seed_says_alike_is_resolved(matrix, power, reading):
+    corrupt(matrix, "stale:8", [factor**power for factor in (1.5, 1.6, 1.45)])
     row = row_of(build_document((matrix,)), "stale:8")
-    assert row[2].startswith("1.52 [1.3")
-    assert row[-1] == "raises the error"
-    corrupt(matrix, "stale:8", (1 / 1.5, 1 / 1.6, 1 / 1.45))
-    assert row_of(build_document((matrix,)), "stale:8")[-1] == "lowers the error"
+    assert row[2].startswith("1.52 [1.3" if power > 0 else "0.660 [0.5")
+    assert row[-1] == reading
 
 
 @pytest.mark.parametrize("wrong", [0.0, math.nan, math.inf])
@@ -130,14 +113,6 @@ def test_reports_without_sums_by_episode_keep_their_geometric_mean_without_inter
     assert row[-1] == "not resolved"
 
 
-def test_differences_stay_linear(matrix):
-    evidence = collect_evidence([matrix])
-    (result,) = compare_arms(ACTION_ERROR, evidence, evidence.main)
-    interval = result.interval
-    assert interval.low < 0 < interval.high
-    assert interval.value - interval.low == pytest.approx(interval.high - interval.value)
-
-
 def test_rollouts_under_an_older_name_of_a_corruption_count_with_those_of_today(matrix):
     checkpoints = sorted(matrix.glob("c_*/*.pt"))
     write_rollouts(matrix / "none", World(), checkpoints, [0.5] * 3)
@@ -146,6 +121,22 @@ def test_rollouts_under_an_older_name_of_a_corruption_count_with_those_of_today(
     rows = block(build_document((matrix,)), Table, "corruption_closed_loop").rows
     assert [tuple(row[:2]) for row in rows] == [("C", "task_marginal")]
     assert rows[0][5].startswith("3 seeds")
+
+
+def test_one_seed_has_wilsons_and_newcombes_intervals_in_closed_loop(matrix):
+    (checkpoint,) = matrix.glob("c_0/*.pt")
+    for name, rate in (("none", 0.6), ("task", 0.3)):
+        write_rollouts(matrix / name, World(), [checkpoint], [rate], corruption=name)
+    evidence = collect_evidence([matrix])
+    (effect,) = closed_loop_effects(evidence, evidence.main)
+    own, wrong = (
+        evidence.rollouts_of(evidence.main.runs["C"][0], name) for name in ("none", "task_marginal")
+    )
+    assert effect.clean == wilson_interval(own.num_solved, 30)
+    assert effect.corrupted == wilson_interval(wrong.num_solved, 30)
+    pair = PairedEpisodes.of(0, wrong.outcomes, own.outcomes)
+    assert (effect.difference, effect.num_seeds) == (pair.difference, 1)
+    assert effect.difference.value == pytest.approx(effect.corrupted.value - effect.clean.value)
 
 
 def test_the_panel_of_ratios_is_logarithmic_and_that_of_success_is_not(matrix, monkeypatch):

@@ -19,63 +19,156 @@ rollouts:                             # optional
   flags: {n_trials: 20}
   corruptions: [task_marginal, uniform]  # of the token that arm C reads, where a cell names none
   films: 2                            # episodes a task that are filmed, of the first seed
+explanations:                         # optional: a model that explains itself and its control
+  labels: {backend: rules}            # flags of coc_vla.coc_generation
+  train: {num_epochs: 4}              # flags of coc_vla.train, for both
+  evaluate: {num_episodes: 50}        # optional: flags of coc_vla.eval_coc
+  cache: main                         # optional: the first one else
+  seeds: [0]                          # optional: those of the matrix else
 """
 
-from collections.abc import Iterable, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import yaml
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import ErrorDetails
 
 from world_modality.arms import ARMS
-from world_modality.system.errors import InvalidInputError, MissingFileError, missing_key
+from world_modality.policy.config import TrainConfig, flag_names
+from world_modality.system.errors import InvalidInputError, MissingFileError, UserError, missing_key
 from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
 
-Flags = Mapping[str, Any]
+_EXAMPLE = "benchmarks/metaworld/verdict.yaml"
+_SET_BY_THE_CELL = ["dataset_name", "cache_dir", "log_dir", "model_type", "token_control", "seed"]
+_TRAIN_FLAGS = [name for name in flag_names(TrainConfig) if name not in _SET_BY_THE_CELL]
+_EXPECTED = {
+    "list_type": "has to be a list",
+    "dict_type": "has to be a mapping of names to values",
+    "model_type": "has to be a mapping of names to values",
+    "int_type": "has to be an integer",
+    "string_type": "has to be a text",
+    "too_short": "has to name at least one",
+}
 
 
-@dataclass(frozen=True)
-class Preparation:
+class _UnknownNameError(ValueError):
+    """A name that is not among those there are; the message is made where its place is known."""
+
+    def __init__(self, kind: str, name: str, known: Iterable[str]) -> None:
+        super().__init__(kind, name)
+        self.kind, self.name, self.known = kind, name, list(known)
+
+
+def _one_of(kind: str, known: Iterable[str]) -> AfterValidator:
+    names = list(known)
+
+    def check(name: str) -> str:
+        if name not in names:
+            raise _UnknownNameError(kind, name, names)
+        return name
+
+    return AfterValidator(check)
+
+
+def _distinct(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"names a seed twice: {seeds}")
+    return seeds
+
+
+def _closed_loop_corruption(name: str) -> str:
+    read_corruption(name, "the corruption", CLOSED_LOOP)
+    return name
+
+
+Flags = dict[str, Any]
+Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
+TrainFlags = dict[Annotated[str, _one_of("flag of the trainer", _TRAIN_FLAGS)], Any]
+Corruptions = list[Annotated[str, AfterValidator(_closed_loop_corruption)]]
+LaxPath = Annotated[Path, Field(strict=False)]
+
+
+class _Part(BaseModel):
+    """A part of the file: its keys are its fields; one without a value counts as left out."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _known_keys(cls, content: Any) -> Any:
+        if not isinstance(content, dict):
+            return content
+        for key in content:
+            if key not in cls.model_fields:
+                raise _UnknownNameError("key", str(key), cls.model_fields)
+        return {key: value for key, value in content.items() if value is not None}
+
+
+class Preparation(_Part):
     """A stage that runs before everything else."""
 
     stage: str
-    flags: Flags = field(default_factory=dict)
+    flags: Flags = {}
 
 
-@dataclass(frozen=True)
-class CellGroup:
+class CellGroup(_Part):
     """Arms and seeds that share a cache and flags; what is left out is the matrix's own."""
 
-    arms: tuple[str, ...]
+    arms: list[Annotated[str, _one_of("arm", ARMS)]]
     cache: str | None = None
-    train: Flags = field(default_factory=dict)
-    seeds: tuple[int, ...] | None = None
-    corruptions: tuple[str, ...] | None = None
+    train: TrainFlags = {}
+    seeds: Seeds | None = None
+    corruptions: Corruptions | None = None
 
 
-@dataclass(frozen=True)
-class Rollouts:
+class Rollouts(_Part):
     """Closed-loop evaluation of each cell."""
 
     stage: str
-    flags: Flags = field(default_factory=dict)
-    corruptions: tuple[str, ...] = ()
-    films: int = 0
+    flags: Flags = {}
+    corruptions: Corruptions = []
+    films: int = Field(0, ge=0)
 
 
-@dataclass(frozen=True)
-class Matrix:
+class Explanations(_Part):
+    """A model that explains itself, and the same one whose decoder reads the instruction only."""
+
+    labels: Flags
+    train: Flags = {}
+    evaluate: Flags = {}
+    cache: str | None = None
+    seeds: Seeds | None = None
+
+
+class Matrix(_Part):
     """An experiment; see the top of this file."""
 
-    out_dir: Path
+    out_dir: LaxPath
     dataset_name: str
-    caches: Mapping[str, Flags]
-    seeds: tuple[int, ...]
-    cells: tuple[CellGroup, ...]
-    dataset_root: Path | None = None
-    prepare: tuple[Preparation, ...] = ()
+    caches: Annotated[dict[str, Flags], Field(min_length=1)]
+    seeds: Seeds
+    cells: list[CellGroup]
+    dataset_root: LaxPath | None = None
+    prepare: list[Preparation] = []
     text: Flags | None = None
-    train: Flags = field(default_factory=dict)
+    train: TrainFlags = {}
     rollouts: Rollouts | None = None
+    explanations: Explanations | None = None
+
+    @model_validator(mode="after")
+    def _caches_are_there(self) -> "Matrix":
+        named = [group.cache for group in self.cells]
+        named += [self.explanations.cache] if self.explanations else []
+        for name in named:
+            if name is not None and name not in self.caches:
+                raise _UnknownNameError("cache", name, self.caches)
+        return self
+
+    def cache_dir(self, name: str | None) -> Path:
+        """Return where a cache lies; the first one where none is named."""
+        return self.out_dir / "caches" / (name or next(iter(self.caches)))
 
 
 def read_matrix(path: Path) -> Matrix:
@@ -86,136 +179,35 @@ def read_matrix(path: Path) -> Matrix:
         InvalidInputError: it is no YAML, or a value is not what its key asks for.
         MissingKeyError: a key, an arm, a cache or a trainer's flag has a name that does not exist.
     """
-    import yaml
-
     if not path.is_file():
-        raise MissingFileError(f"no matrix {path}; benchmarks/metaworld/verdict.yaml is an example")
+        raise MissingFileError(f"no matrix {path}; {_EXAMPLE} is an example")
     try:
         content = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise InvalidInputError(f"{path} is no YAML: {error}") from error
-    reader = _Reader(path)
-    values = reader.checked(Matrix, content, "the matrix")
-    matrix = Matrix(
-        **{
-            **values,
-            "out_dir": Path(values["out_dir"]),
-            "dataset_root": reader.optional_path(values.get("dataset_root")),
-            "caches": reader.named_flags(values["caches"], "caches"),
-            "seeds": reader.integers(values["seeds"], "seeds"),
-            "train": reader.train_flags(values.get("train", {}), "train"),
-            "cells": tuple(
-                reader.cell_group(one, f"cells[{i}]")
-                for i, one in enumerate(reader.items(values["cells"], "cells"))
-            ),
-            "prepare": tuple(
-                Preparation(**reader.checked(Preparation, one, f"prepare[{i}]"))
-                for i, one in enumerate(reader.items(values.get("prepare", []), "prepare"))
-            ),
-            "rollouts": reader.rollouts(values.get("rollouts")),
-        }
-    )
-    for group in matrix.cells:
-        if group.cache is not None and group.cache not in matrix.caches:
-            raise missing_key("cache", group.cache, matrix.caches, f"caches of {path}")
-    return matrix
+    try:
+        return Matrix.model_validate(content)
+    except ValidationError as error:
+        raise _explained(error.errors()[0], path) from error
 
 
-@dataclass(frozen=True)
-class _Reader:
-    """Turns parts of the file into what the matrix holds; every message names file and place."""
+def _explained(error: ErrorDetails, path: Path) -> UserError:
+    """Return what is wrong, with the file and the place in it."""
+    place = list(error["loc"])
+    cause = error.get("ctx", {}).get("error")
+    if place[-1:] == ["[key]"]:
+        del place[-2:]
+    if error["type"] == "missing":
+        return InvalidInputError(f"{_where(place[:-1])} of {path} lacks {place[-1]}")
+    where = f"{_where(place)} of {path}"
+    if isinstance(cause, _UnknownNameError):
+        return missing_key(cause.kind, cause.name, cause.known, where)
+    if cause is not None:
+        return InvalidInputError(f"{where}: {cause}")
+    message = _EXPECTED.get(error["type"], error["msg"])
+    return InvalidInputError(f"{where} {message}, not {error['input']!r}")
 
-    path: Path
 
-    def checked(self, section: type[Any], content: object, where: str) -> dict[str, Any]:
-        """Return a mapping that has all needed keys of a dataclass and no other."""
-        mapping = self.mapping(content, where)
-        known = [one.name for one in fields(section)]
-        for key in mapping:
-            if key not in known:
-                raise missing_key("key", str(key), known, f"{where} of {self.path}")
-        for one in fields(section):
-            needed = one.default is MISSING and one.default_factory is MISSING
-            if needed and mapping.get(one.name) is None:
-                raise InvalidInputError(f"{where} of {self.path} lacks {one.name}")
-        return {key: value for key, value in mapping.items() if value is not None}
-
-    def mapping(self, content: object, where: str) -> dict[str, Any]:
-        if not isinstance(content, dict):
-            raise InvalidInputError(
-                f"{where} of {self.path} has to be a mapping of names to values, not {content!r}"
-            )
-        return dict(content)
-
-    def items(self, content: object, where: str) -> list[Any]:
-        if not isinstance(content, list):
-            raise InvalidInputError(f"{where} of {self.path} has to be a list, not {content!r}")
-        return content
-
-    def integers(self, content: object, where: str) -> tuple[int, ...]:
-        numbers = self.items(content, where)
-        if not numbers or not all(type(one) is int for one in numbers):
-            raise InvalidInputError(
-                f"{where} of {self.path} has to be a list of integers, not {content!r}"
-            )
-        if len(set(numbers)) < len(numbers):
-            raise InvalidInputError(f"{where} of {self.path} names a seed twice: {content!r}")
-        return tuple(numbers)
-
-    def names(self, content: object, where: str, known: Iterable[str]) -> tuple[str, ...]:
-        names = self.items(content, where)
-        for name in names:
-            if name not in known:
-                raise missing_key("arm", str(name), known, f"{where} of {self.path}")
-        return tuple(names)
-
-    def named_flags(self, content: object, where: str) -> dict[str, Flags]:
-        named = self.mapping(content, where)
-        if not named:
-            raise InvalidInputError(f"{where} of {self.path} names none")
-        return {str(name): self.mapping(flags, f"{where}.{name}") for name, flags in named.items()}
-
-    def train_flags(self, content: object, where: str) -> Flags:
-        from world_modality.policy.config import TrainConfig, flag_names
-
-        flags = self.mapping(content, where)
-        own = {"dataset_name", "cache_dir", "log_dir", "model_type", "token_control", "seed"}
-        known = [name for name in flag_names(TrainConfig) if name not in own]
-        for name in flags:
-            if name not in known:
-                raise missing_key(
-                    "flag of the trainer", str(name), known, f"{where} of {self.path}"
-                )
-        return flags
-
-    def cell_group(self, content: object, where: str) -> CellGroup:
-        values = self.checked(CellGroup, content, where)
-        values["arms"] = self.names(values["arms"], f"{where}.arms", ARMS)
-        values["train"] = self.train_flags(values.get("train", {}), f"{where}.train")
-        if "seeds" in values:
-            values["seeds"] = self.integers(values["seeds"], f"{where}.seeds")
-        if "corruptions" in values:
-            values["corruptions"] = self.corruptions(values["corruptions"], where)
-        return CellGroup(**values)
-
-    def rollouts(self, content: object) -> Rollouts | None:
-        if content is None:
-            return None
-        values = self.checked(Rollouts, content, "rollouts")
-        corruptions = self.corruptions(values.get("corruptions", []), "rollouts")
-        films = values.get("films", 0)
-        if type(films) is not int or films < 0:
-            raise InvalidInputError(
-                f"rollouts.films of {self.path} has to be a number of episodes a task, "
-                f"not {films!r}"
-            )
-        return Rollouts(**{**values, "corruptions": corruptions})
-
-    def corruptions(self, content: object, where: str) -> tuple[str, ...]:
-        names = tuple(map(str, self.items(content, f"{where}.corruptions")))
-        for name in names:
-            read_corruption(name, f"{where}.corruptions of {self.path}:", CLOSED_LOOP)
-        return names
-
-    def optional_path(self, content: object) -> Path | None:
-        return None if content is None else Path(str(content))
+def _where(place: list[int | str]) -> str:
+    steps = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in place)
+    return steps.removeprefix(".") or "the matrix"

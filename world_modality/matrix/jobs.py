@@ -1,12 +1,13 @@
 """The commands of an experiment: what is made once, and what each cell of the matrix runs."""
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from world_modality.arms import ARMS
-from world_modality.matrix.experiment_file import CellGroup, Flags, Matrix, Rollouts
+from world_modality.matrix.experiment_file import CellGroup, Explanations, Matrix
 from world_modality.policy.config import TrainConfig
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
@@ -23,6 +24,12 @@ class Step:
 
     arguments: tuple[str, ...]
     produces: Path
+
+    @classmethod
+    def of(cls, program: str, flags: Mapping[str, Any], produces: Path) -> "Step":
+        """Return the command of a training script or of a stage, which is named as a module."""
+        start = (program,) if program.endswith(".py") else ("-m", program)
+        return cls((*start, *flag_arguments(flags)), produces)
 
     @property
     def shell(self) -> str:
@@ -46,50 +53,28 @@ class Job:
 
 
 def preparation_jobs(matrix: Matrix) -> list[Job]:
-    """Return what has to be done before any cell: the dataset, then each cache."""
-    steps = [
-        _stage(
-            one.stage,
-            {"dataset_name": matrix.dataset_name, "dataset_root": matrix.dataset_root, **one.flags},
-            Path(matrix.dataset_root or matrix.out_dir) / "meta" / "info.json",
-        )
-        for one in matrix.prepare
+    """Return what has to be done before any cell: the dataset, each cache, the labels."""
+    jobs = {
+        "dataset": [
+            Step.of(
+                one.stage,
+                {**_dataset(matrix), **one.flags},
+                (matrix.dataset_root or matrix.out_dir) / "meta" / "info.json",
+            )
+            for one in matrix.prepare
+        ],
+        **{f"cache {name}": list(_cache_steps(matrix, name)) for name in matrix.caches},
+        "labels": [] if matrix.explanations is None else [_labels(matrix, matrix.explanations)],
+    }
+    return [
+        Job(name, matrix.out_dir / "jobs" / name.replace(" ", "_"), tuple(steps))
+        for name, steps in jobs.items()
+        if steps
     ]
-    jobs = [Job("dataset", matrix.out_dir / "jobs" / "dataset", tuple(steps))] if steps else []
-    for name, flags in matrix.caches.items():
-        folder = matrix.out_dir / "jobs" / f"cache_{name}"
-        jobs.append(Job(f"cache {name}", folder, tuple(_cache_steps(matrix, name, flags))))
-    return jobs
-
-
-def _cache_steps(matrix: Matrix, name: str, flags: Flags) -> Iterator[Step]:
-    cache = {"dataset_name": matrix.dataset_name, "cache_dir": _cache_dir(matrix, name)}
-    dataset = {**cache, "dataset_root": matrix.dataset_root}
-    files = _cache_dir(matrix, name) / matrix.dataset_name
-    tokens = files / "train_world_tokens.int.npy"
-    yield _stage("world_modality.precompute_world_tokens", {**dataset, **flags}, tokens)
-    analysis = matrix.out_dir / "analyses" / name
-    yield _stage(
-        "world_modality.analyze_world_tokens",
-        {**cache, "out_dir": analysis},
-        analysis / "analysis.json",
-    )
-    grid = matrix.out_dir / "tokens" / name
-    yield _stage(
-        "world_modality.inspect_token_images",
-        {**dataset, "out_dir": grid},
-        grid / "contact_sheet.jpg",
-    )
-    if matrix.text is not None:
-        yield _stage(
-            "world_modality.precompute_instruction_embeddings",
-            {**dataset, **matrix.text},
-            files / "train_instruction_embeddings.fp16.npy",
-        )
 
 
 def cell_jobs(matrix: Matrix) -> list[Job]:
-    """Return one job a cell: training, offline reports, rollouts.
+    """Return one job a cell: training, offline reports, rollouts; then those that explain.
 
     Raises:
         InvalidInputError: two cells are the same.
@@ -104,19 +89,71 @@ def cell_jobs(matrix: Matrix) -> list[Job]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidInputError(f"the matrix names these cells twice: {', '.join(twice)}")
+    if matrix.explanations is not None:
+        for seed in matrix.explanations.seeds or matrix.seeds:
+            folder = matrix.out_dir / "explanations" / f"seed{seed}"
+            steps = _explanation_steps(matrix, matrix.explanations, folder, seed)
+            jobs.append(Job(f"explanations/seed{seed}", folder, tuple(steps)))
     return jobs
 
 
+def report_step(matrix: Matrix) -> Step:
+    """Return the command that reports on all cells."""
+    out_dir = matrix.out_dir / "report"
+    names = ["cells", "analyses", "tokens", *(["explanations"] if matrix.explanations else [])]
+    folders = [str(matrix.out_dir / name) for name in names]
+    arguments = ("-m", "world_modality.report", *folders, "--out_dir", str(out_dir))
+    return Step(arguments, out_dir / "report.html")
+
+
+def _dataset(matrix: Matrix) -> dict[str, Any]:
+    return {"dataset_name": matrix.dataset_name, "dataset_root": matrix.dataset_root}
+
+
+def _cache(matrix: Matrix, name: str | None) -> dict[str, Any]:
+    return {"dataset_name": matrix.dataset_name, "cache_dir": matrix.cache_dir(name)}
+
+
+def _cache_steps(matrix: Matrix, name: str) -> Iterator[Step]:
+    cache = _cache(matrix, name)
+    dataset = {**cache, "dataset_root": matrix.dataset_root}
+    files = matrix.cache_dir(name) / matrix.dataset_name
+    analysis, grid = (matrix.out_dir / kind / name for kind in ("analyses", "tokens"))
+    yield Step.of(
+        "world_modality.precompute_world_tokens",
+        {**dataset, **matrix.caches[name]},
+        files / "train_world_tokens.int.npy",
+    )
+    yield Step.of(
+        "world_modality.analyze_world_tokens",
+        {**cache, "out_dir": analysis},
+        analysis / "analysis.json",
+    )
+    yield Step.of(
+        "world_modality.inspect_token_images",
+        {**dataset, "out_dir": grid},
+        grid / "contact_sheet.jpg",
+    )
+    if matrix.text is not None:
+        yield Step.of(
+            "world_modality.precompute_instruction_embeddings",
+            {**dataset, **matrix.text},
+            files / "train_instruction_embeddings.fp16.npy",
+        )
+
+
+def _checkpoint(log_dir: Path, model_type: str, flags: Mapping[str, Any]) -> Path:
+    num_epochs = flags.get("num_epochs", TrainConfig.num_epochs)
+    return log_dir / f"model_{model_type}_epoch{num_epochs - 1}.pt"
+
+
 def _cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
-    arm, cache = ARMS[name], group.cache or next(iter(matrix.caches))
+    arm, where = ARMS[name], _cache(matrix, group.cache)
     varied = "".join(f"-{flag}_{value}" for flag, value in sorted(group.train.items()))
-    job_name = f"{cache}{varied}/{name.lower()}_seed{seed}"
+    job_name = f"{where['cache_dir'].name}{varied}/{name.lower()}_seed{seed}"
     folder = matrix.out_dir / "cells" / job_name
     flags = {**matrix.train, **group.train}
-    num_epochs = flags.get("num_epochs", TrainConfig.num_epochs)
-    stem = f"model_{arm.model_type}_epoch{num_epochs - 1}"
-    checkpoint = folder / "train" / f"{stem}.pt"
-    where = {"dataset_name": matrix.dataset_name, "cache_dir": _cache_dir(matrix, cache)}
+    checkpoint = _checkpoint(folder / "train", arm.model_type, flags)
     train = {
         **({"model_type": arm.model_type} if len(arm.choices) > 1 else {}),
         **({} if arm.control == "none" else {"token_control": arm.control}),
@@ -126,32 +163,29 @@ def _cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
         **flags,
         "resume": True,
     }
-    steps = [Step((arm.script, *flag_arguments(train)), checkpoint)]
+    steps = [Step.of(arm.script, train, checkpoint)]
     for module, report in (
         ("world_modality.eval_offline", "eval_offline"),
         ("world_modality.intervention_corrupt_world", "corrupt_world"),
     ):
-        written = checkpoint.parent / f"{report}_{stem}" / f"{report}.json"
-        steps.append(_stage(module, {"checkpoint": checkpoint, **where}, written))
+        written = checkpoint.parent / f"{report}_{checkpoint.stem}" / f"{report}.json"
+        steps.append(Step.of(module, {"checkpoint": checkpoint, **where}, written))
     if matrix.rollouts is not None and arm.closed_loop:
-        corruptions: tuple[str, ...] = ()
+        corruptions = ["none"]
         if arm.reads_world and arm.control == "none":
             own = group.corruptions
-            corruptions = matrix.rollouts.corruptions if own is None else own
-        is_first = seed == matrix.seeds[0]
-        steps += _rollouts(matrix, matrix.rollouts, checkpoint, corruptions, is_first)
+            corruptions += matrix.rollouts.corruptions if own is None else own
+        steps += _rollouts(matrix, checkpoint, corruptions, seed == matrix.seeds[0])
     return Job(job_name, folder, tuple(steps))
 
 
 def _rollouts(
-    matrix: Matrix,
-    rollouts: Rollouts,
-    checkpoint: Path,
-    corruptions: tuple[str, ...],
-    is_first: bool,
+    matrix: Matrix, checkpoint: Path, corruptions: list[str], is_filmed: bool
 ) -> Iterator[Step]:
+    rollouts = matrix.rollouts
+    assert rollouts is not None
     films = {"save_videos": True, "videos_per_task": rollouts.films} if rollouts.films else {}
-    for corruption in ("none", *corruptions):
+    for corruption in corruptions:
         name = "rollouts" if corruption == "none" else f"rollouts_{corruption.replace(':', '_')}"
         folder = checkpoint.parents[1] / name
         flags = {
@@ -159,16 +193,38 @@ def _rollouts(
             "out_dir": folder,
             "dataset_root": matrix.dataset_root,
             **({} if corruption == "none" else {"corrupt_world": corruption}),
-            **(films if is_first else {}),
+            **(films if is_filmed else {}),
             **rollouts.flags,
             "resume": True,
         }
-        yield _stage(rollouts.stage, flags, folder / "summary.json")
+        yield Step.of(rollouts.stage, flags, folder / "summary.json")
 
 
-def _cache_dir(matrix: Matrix, name: str) -> Path:
-    return matrix.out_dir / "caches" / name
+def _labels(matrix: Matrix, explanations: Explanations) -> Step:
+    path = matrix.out_dir / "explanations" / "labels.jsonl"
+    flags = {**_dataset(matrix), **explanations.labels, "output_jsonl": path, "resume": True}
+    return Step.of("coc_vla.coc_generation", flags, path)
 
 
-def _stage(module: str, flags: Flags, produces: Path) -> Step:
-    return Step(("-m", module, *flag_arguments(flags)), produces)
+def _explanation_steps(
+    matrix: Matrix, explanations: Explanations, folder: Path, seed: int
+) -> Iterator[Step]:
+    """Train the model and its control, which reads the instruction only, and compare them."""
+    where = _cache(matrix, explanations.cache)
+    labels = {"labels_jsonl": matrix.out_dir / "explanations" / "labels.jsonl"}
+    checkpoints = []
+    for name, context in (("two_heads", "trunk"), ("instruction_only", "lang")):
+        flags = explanations.train
+        checkpoint = _checkpoint(folder / name, flags.get("model_type", "C"), flags)
+        train = {
+            **{**where, "log_dir": checkpoint.parent, **labels, "text_context": context},
+            **{"seed": seed, **flags, "resume": True},
+        }
+        yield Step.of("coc_vla.train", train, checkpoint)
+        checkpoints.append(checkpoint)
+    evaluate = {
+        **{"checkpoint": checkpoints[0], "control": checkpoints[1], **where, **labels},
+        **{"dataset_root": matrix.dataset_root, "out_dir": folder / "report", "seed": seed},
+        **explanations.evaluate,
+    }
+    yield Step.of("coc_vla.eval_coc", evaluate, folder / "report" / "eval_coc.json")

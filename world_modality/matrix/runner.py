@@ -180,11 +180,9 @@ def _done_commands(job: Job) -> list[str]:
 
 
 def _record(job: Job, step: Step) -> None:
-    steps = [one.shell for one in job.steps]
-    kept = [command for command in _done_commands(job) if command in steps]
-    earlier = steps[: steps.index(step.shell)]
-    commands = [command for command in kept if command in earlier]
-    write_json(_progress_path(job), {"commands": [*commands, step.shell]})
+    done = _done_commands(job)
+    earlier = [one.shell for one in job.steps[: job.steps.index(step)] if one.shell in done]
+    write_json(_progress_path(job), {"commands": [*earlier, step.shell]})
 
 
 def _last_lines(path: Path) -> tuple[str, ...]:

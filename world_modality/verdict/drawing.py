@@ -2,9 +2,10 @@
 
 import io
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from world_modality.arms import arm_order
+from world_modality.statistics.intervals import Interval
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -52,20 +53,49 @@ def colours(arms: Iterable[str]) -> dict[str, str]:
     return {**_COLOURS, **extra}
 
 
-def markers(arms: Sequence[str]) -> dict[str, str]:
-    """Return one marker an arm, for print without colour."""
-    return {arm: _MARKERS[i % len(_MARKERS)] for i, arm in enumerate(arms)}
+def line_styles(arms: Sequence[str], marker_size: float | None = None) -> dict[str, dict[str, Any]]:
+    """Return what `plot` draws each arm's points and line with.
+
+    A marker an arm, for print without colour; where no size is given, in points, each is smaller
+    than the one before: of two equal curves the lower one's markers show.
+    """
+    colour = colours(arms)
+    return {
+        arm: {
+            "color": colour[arm],
+            "marker": _MARKERS[i % len(_MARKERS)],
+            "markersize": marker_size or max(7.0 - 0.9 * i, 3.0),
+        }
+        for i, arm in enumerate(arms)
+    }
 
 
-def marker_sizes(arms: Sequence[str]) -> dict[str, float]:
-    """Return one size an arm, in points: of two equal curves the lower one's markers show."""
-    return {arm: max(7.0 - 0.9 * i, 3.0) for i, arm in enumerate(arms)}
+def scaled(interval: Interval | None, factor: float) -> tuple[Any, Any, Any]:
+    """Return value, low and high times a factor; what is not known stays None."""
+    if interval is None:
+        return None, None, None
+    value, low, high = (
+        None if one is None else factor * one
+        for one in (interval.value, interval.low, interval.high)
+    )
+    return value, low, high
 
 
-def error_bar(
-    axis: "Axes", x: float, y: float, low: float | None, high: float | None, colour: str
-) -> None:
-    """Draw a horizontal interval; the marker is the caller's."""
+def error_bar(axis: "Axes", numbers: tuple[Any, Any, Any], y: float, colour: str) -> None:
+    """Draw a value with its horizontal interval, as `scaled` returns them."""
+    value, low, high = numbers
     if low is not None and high is not None:
         axis.hlines(y, low, high, color=colour, linewidth=2)
-    axis.plot([x], [y], "o", color=colour, markersize=5)
+    axis.plot([value], [y], "o", color=colour, markersize=5)
+
+
+def figure_legend(figure: "Figure", **options: Any) -> None:
+    """Draw one legend below all panels, with each label once."""
+    handles = {
+        label: handle
+        for axis in figure.axes
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
+    }
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", frameon=False, **options
+    )

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.arms import ARMS, MODEL_TYPES, WORLD_INPUT_FLAGS
-from world_modality.cache.contract import sha256_of_json
 from world_modality.policy.config import TrainConfig, flag_names, with_older_defaults
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
@@ -128,7 +127,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
     if not is_training_config(config) or config["model_type"] not in MODEL_TYPES:
         raise InvalidInputError("config.json is not the trainer's")
     if _OTHER_STAGE in config:
-        raise InvalidInputError("trained with an explaining head; coc_vla.eval_coc reports on it")
+        raise InvalidInputError("it explains itself: its eval_coc.json is reported on instead")
     curve = _epoch_lines(folder / "metrics.jsonl")
     if len(curve) < config["num_epochs"]:
         raise InvalidInputError(
@@ -147,49 +146,45 @@ def read_finished_run(folder: Path) -> FinishedRun:
         folder=folder,
         config=with_older_defaults(config, flag_names(TrainConfig)),
         curve=curve,
-        evaluation=_with_keys(evaluation_path, ("run", "actions", "episodes", "world")),
+        evaluation=_read_evaluation(evaluation_path),
         corruption=(
-            _with_keys(corruption_path, ("run", "clean_mse", "corruptions"))
+            read_json(corruption_path, ("run", "clean_mse", "corruptions"))
             if corruption_path.exists()
             else None
         ),
     )
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, keys: Collection[str] = ()) -> Any:
     """Read a JSON file.
 
     Raises:
-        InvalidInputError: it is missing or damaged.
+        InvalidInputError: it is missing or damaged, or lacks one of these keys.
     """
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise InvalidInputError(f"no {path.name}") from error
     except ValueError as error:
         raise InvalidInputError(f"{path.name} is damaged ({error})") from error
-
-
-def short_hash(content: Any) -> str:
-    """Return a few letters that stand for a JSON value."""
-    return sha256_of_json(content)[:10]
-
-
-def _with_keys(path: Path, keys: tuple[str, ...]) -> Mapping[str, Any]:
-    content = read_json(path)
     lacking = [key for key in keys if not isinstance(content, dict) or key not in content]
     if lacking:
         raise InvalidInputError(f"{path.parent.name}/{path.name} lacks {', '.join(lacking)}")
-    hits = content.get("episodes", {}).get("top1_hits_all", [[]])
-    if not all(isinstance(horizon, list) for horizon in hits):
+    return content
+
+
+def _read_evaluation(path: Path) -> Mapping[str, Any]:
+    content: Mapping[str, Any] = read_json(path, ("run", "actions", "episodes", "world"))
+    episodes, name = content["episodes"], f"{path.parent.name}/{path.name}"
+    if not all(isinstance(horizon, list) for horizon in episodes.get("top1_hits_all", [])):
         raise InvalidInputError(
-            f"{path.parent.name}/{path.name} holds token hits at k = 1 alone, as an earlier "
-            "version wrote them; run python -m world_modality.eval_offline again"
+            f"{name} holds token hits at k = 1 alone, as an earlier version wrote them; run "
+            "python -m world_modality.eval_offline again"
         )
-    counts = content.get("episodes", {}).get("num_steps", [1])
+    counts = episodes.get("num_steps", [1])
     if not counts or not all(math.isfinite(count) for count in counts):
-        raise InvalidInputError(f"{path.parent.name}/{path.name} has no episodes")
-    return dict(content)
+        raise InvalidInputError(f"{name} has no episodes")
+    return content
 
 
 def _epoch_lines(path: Path) -> tuple[Mapping[str, Any], ...]:

@@ -4,7 +4,6 @@ from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
 
 from world_modality.statistics.crossed_estimate import CrossedEstimate, crossed_estimate
 from world_modality.verdict.evidence import Evidence
@@ -92,8 +91,7 @@ def arm_mean(
     known = [one for one in scores if one]
     if not known or len(known) < len(runs):
         return None
-    numerators, denominators = _matrices(known)
-    return crossed_estimate(numerators, denominators) if denominators.sum() > 0 else None
+    return mean_of(known)
 
 
 def paired_mean_difference(
@@ -126,13 +124,17 @@ def paired_mean_difference(
         )
     if not all(pairs):
         return None
-    return crossed_estimate(*_matrices(pairs))
+    return mean_of(pairs)
 
 
-def _matrices(
-    scores: Sequence[Scores],
-) -> tuple[Float[np.ndarray, "S E"], Float[np.ndarray, "S E"]]:
-    """Lay seeds and episodes out; where a seed lacks an episode (an error), it counts nothing."""
+def mean_of(scores: Sequence[Scores]) -> CrossedEstimate:
+    """Return the mean over seeds and episodes; an episode that a seed lacks counts nothing there.
+
+    Args:
+        scores: of each seed; an episode is there with at least one term, or not at all.
+    """
     episodes = list(dict.fromkeys(episode for one in scores for episode in one))
-    cells = np.array([[one.get(episode, (0.0, 0.0)) for episode in episodes] for one in scores])
-    return cells[..., 0].astype(np.float64), cells[..., 1].astype(np.float64)
+    cells = np.array(
+        [[one.get(episode, (0, 0)) for episode in episodes] for one in scores], dtype=np.float64
+    )
+    return crossed_estimate(cells[..., 0], cells[..., 1])

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,13 @@ from world_modality.verdict.finished_run import read_json, repeated_command
 EpisodeKey = tuple[str, str, int, int, int, int]
 """Task, instruction, number of the episode, initial state, seed, step limit."""
 
+_OF_EPISODE = ("task", "instruction", "episode", "initial_state", "seed", "max_steps")
 _NEEDED = (
     *("checkpoint", "checkpoint_sha256", "model_type", "policy", "suite", "gl_backend"),
-    *("rendering", "world_corruption", "success", "versions"),
-    *("task", "instruction", "episode", "initial_state", "seed", "max_steps"),
+    *("rendering", "world_corruption", "success", "versions", *_OF_EPISODE),
 )
+# What identifies the policy, or its arm, is not a condition that it was tested under.
+_NO_CONDITION = ("model_type", "token_control", "cache_fingerprint", "corrupt_world", "encoder")
 
 
 @dataclass(frozen=True)
@@ -30,7 +33,6 @@ class PolicyRollouts:
         checkpoint_sha256: of its file.
         corruption: `none`, or what was done to the token.
         conditions: all that has to be the same for two checkpoints to be compared.
-        versions: of the packages that simulated.
         outcomes: by episode; None where it ended in an error.
         command: what rolls out again; None where no flags lie beside the file.
     """
@@ -40,7 +42,6 @@ class PolicyRollouts:
     checkpoint_sha256: str
     corruption: str
     conditions: Mapping[str, Any]
-    versions: Mapping[str, str]
     outcomes: Mapping[EpisodeKey, bool | None]
     command: str | None
 
@@ -98,10 +99,7 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
     policy = {
         name: value
         for name, value in last["policy"].items()
-        # What identifies the policy, or its arm, is not a condition that it was tested under.
-        if name
-        not in ("model_type", "token_control", "cache_fingerprint", "corrupt_world", "encoder")
-        and not name.endswith("sha256")
+        if name not in _NO_CONDITION and not name.endswith("sha256")
     }
     return PolicyRollouts(
         file=path,
@@ -112,12 +110,11 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
             "suite": last["suite"],
             "gl_backend": last["gl_backend"],
             "rendering": last["rendering"],
-            "simulator": {name: last["versions"].get(name) for name in ("metaworld", "mujoco")},
+            "simulator": last["versions"],
             "wrong_instruction": bool(config.get("wrong_instruction", False)),
             **policy,
         },
-        versions=last["versions"],
-        outcomes={_episode_key(line): line["success"] for line in lines},
+        outcomes={itemgetter(*_OF_EPISODE)(line): line["success"] for line in lines},
         command=_command(last["suite"], config),
     )
 
@@ -129,14 +126,3 @@ def _command(suite: str, config: Mapping[str, Any]) -> str | None:
     program = f"-m benchmarks.{simulator}.eval_{simulator}_success"
     # How many at once, and how often it was interrupted, changes no result.
     return repeated_command(program, config, ("env_num", "resume", "overwrite"))
-
-
-def _episode_key(line: Mapping[str, Any]) -> EpisodeKey:
-    return (
-        line["task"],
-        line["instruction"],
-        line["episode"],
-        line["initial_state"],
-        line["seed"],
-        line["max_steps"],
-    )

@@ -1,9 +1,10 @@
 """What lies in the folders that a report is asked for."""
 
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from world_modality.system.errors import InvalidInputError
 from world_modality.verdict.finished_run import (
@@ -13,6 +14,9 @@ from world_modality.verdict.finished_run import (
     read_json,
 )
 from world_modality.verdict.rollout_file import PolicyRollouts, read_rollouts
+
+_EXPLANATION_KEYS = ("run", "labels", "conditions", "examples")
+ContentT = TypeVar("ContentT")
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,7 @@ class Sources:
         runs: finished and evaluated training runs.
         rollouts: by file and checkpoint.
         analyses: folder and content of each `analysis.json`.
+        explanations: content of each `eval_coc.json`.
         grids: contact sheets of tokens.
         films: MP4s of rollouts.
         left_out: what could not be used.
@@ -39,13 +44,10 @@ class Sources:
     runs: list[FinishedRun] = field(default_factory=list)
     rollouts: list[PolicyRollouts] = field(default_factory=list)
     analyses: list[tuple[Path, dict[str, Any]]] = field(default_factory=list)
+    explanations: list[dict[str, Any]] = field(default_factory=list)
     grids: list[Path] = field(default_factory=list)
     films: list[Path] = field(default_factory=list)
     left_out: list[LeftOut] = field(default_factory=list)
-
-    def _count(self) -> int:
-        found = (self.runs, self.rollouts, self.analyses, self.grids, self.films, self.left_out)
-        return sum(len(one) for one in found)
 
     def add(self, path: Path) -> None:
         """Look through a folder, the folders below it included."""
@@ -66,38 +68,41 @@ class Sources:
             reason = "holds no run, rollouts, token analysis or films"
             self.left_out.append(LeftOut(str(path), reason))
 
+    def _count(self) -> int:
+        return sum(len(found) for found in vars(self).values())
+
     def _add_folder(self, folder: Path, files: set[str]) -> None:
-        is_run = "metrics.jsonl" in files or any(
-            name.startswith("model_") and name.endswith(".pt") for name in files
-        )
-        if is_run or _holds_only_a_config(folder, files):
-            self._add_run(folder)
-        if "results.jsonl" in files:
-            self._add_rollouts(folder / "results.jsonl")
+        if _is_run(folder, files):
+            self.runs += self._read(folder, lambda: [read_finished_run(folder)])
+        path = folder / "results.jsonl"
+        if path.name in files:
+            self.rollouts += self._read(path, lambda: read_rollouts(path))
         if "analysis.json" in files:
-            try:
-                self.analyses.append((folder, read_json(folder / "analysis.json")))
-            except InvalidInputError as error:
-                self.left_out.append(LeftOut(str(folder), str(error)))
+            self.analyses += self._read(
+                folder, lambda: [(folder, read_json(folder / "analysis.json"))]
+            )
+        if "eval_coc.json" in files:
+            self.explanations += self._read(
+                folder, lambda: [read_json(folder / "eval_coc.json", _EXPLANATION_KEYS)]
+            )
         if "contact_sheet.jpg" in files:
             self.grids.append(folder / "contact_sheet.jpg")
         self.films += sorted(folder / name for name in files if name.endswith(".mp4"))
 
-    def _add_run(self, folder: Path) -> None:
+    def _read(self, path: Path, reader: Callable[[], list[ContentT]]) -> list[ContentT]:
         try:
-            self.runs.append(read_finished_run(folder))
-        except InvalidInputError as error:
-            self.left_out.append(LeftOut(str(folder), str(error)))
-
-    def _add_rollouts(self, path: Path) -> None:
-        try:
-            self.rollouts += read_rollouts(path)
+            return reader()
         except InvalidInputError as error:
             self.left_out.append(LeftOut(str(path), str(error)))
+            return []
 
 
-def _holds_only_a_config(folder: Path, files: set[str]) -> bool:
-    """Say whether a run was begun here and left nothing."""
+def _is_run(folder: Path, files: set[str]) -> bool:
+    """Say whether a training was begun here, also one that left nothing but its flags."""
+    if "metrics.jsonl" in files or any(
+        name.startswith("model_") and name.endswith(".pt") for name in files
+    ):
+        return True
     if "config.json" not in files:
         return False
     try:

@@ -4,8 +4,8 @@ import math
 
 from world_modality.statistics.crossed_estimate import CrossedEstimate
 from world_modality.statistics.intervals import Interval
-from world_modality.statistics.power import MAX_NUMBER
-from world_modality.verdict.contrast_results import ContrastResult
+from world_modality.statistics.resolution import MAX_NUMBER, NOT_RESOLVED, reading
+from world_modality.verdict.findings import ClosedLoopEffect, ContrastResult, OfflineEffect
 from world_modality.verdict.measures import Measure
 
 NONE = "–"
@@ -75,22 +75,50 @@ def counted(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
+def sizes_text(num_seeds: int, num_episodes: int) -> str:
+    """Return how many seeds and episodes something rests on."""
+    return f"{counted(num_seeds, 'seed')} × {counted(num_episodes, 'episode')}"
+
+
 def sample_text(result: ContrastResult) -> str:
     """Return how many seeds and episodes a comparison rests on."""
-    estimate = result.estimate
-    return f"{counted(estimate.num_seeds, 'seed')} × {counted(estimate.num_episodes, 'episode')}"
+    return sizes_text(result.estimate.num_seeds, result.estimate.num_episodes)
+
+
+def contrast_reading(result: ContrastResult) -> str:
+    """Say which arm is better; of one seed, that it holds for this one only."""
+    if result.is_identical:
+        return "identical in every episode"
+    if result.direction == 0:
+        return NOT_RESOLVED
+    word = "better" if result.direction > 0 else "worse"
+    limit = ", for this one seed" if len(result.seeds) == 1 else ""
+    return f"{result.contrast.first} is {word}{limit}"
+
+
+def offline_reading(effect: OfflineEffect) -> str:
+    """Say what a wrong token does to an arm's action error."""
+    if undefined := effect.per_seed.count(None):
+        seeds = counted(len(effect.per_seed), "seed")
+        return f"not defined: an error is 0 or not finite in {undefined} of {seeds}"
+    if set(effect.per_seed) == {1.0}:
+        return "no effect at all"
+    return reading(effect.ratio, "lowers the error", "raises the error", null=1.0)
+
+
+def closed_loop_reading(effect: ClosedLoopEffect) -> str:
+    """Say what a wrong token does to an arm's success."""
+    return reading(effect.difference, "lowers success", "raises success")
 
 
 def finding(result: ContrastResult) -> str:
     """Return one comparison as part of a sentence."""
-    unit = "points" if result.measure.is_share else result.measure.unit
-    difference = f"{difference_text(result)} {unit}, {sample_text(result)}"
-    if result.is_identical:
-        return f"{result.measure.name}: {result.verdict} ({sample_text(result)})"
-    corrected = f"Holm-corrected p {p_text(result.holm_p)}"
-    if result.direction == 0:
-        return f"{result.measure.name}: not resolved ({difference}; {corrected})"
-    return f"{result.measure.name}: {result.verdict} ({difference}; {corrected})"
+    numbers = sample_text(result)
+    if not result.is_identical:
+        unit = "points" if result.measure.is_share else result.measure.unit
+        numbers = f"{difference_text(result)} {unit}, {numbers}"
+        numbers += f"; Holm-corrected p {p_text(result.holm_p)}"
+    return f"{result.measure.name}: {contrast_reading(result)} ({numbers})"
 
 
 def resolution_cells(result: ContrastResult) -> tuple[str, str, str]:

@@ -1,19 +1,24 @@
 """The tokens themselves: usage, meaning, and whether another codebook finds the same."""
 
 import itertools
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from scipy import stats
 
 from world_modality.cache.contract import Cache
+from world_modality.statistics.intervals import CONFIDENCE, Interval
+from world_modality.statistics.resolution import not_resolved, reading
 from world_modality.system.errors import UserError
-from world_modality.verdict.document import Block, Section, Text, table
+from world_modality.verdict.document import Block, Figure, Section, Text, table, table_of
+from world_modality.verdict.drawing import line_styles, new_figure, svg_bytes
 from world_modality.verdict.findings import Findings
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.sources import Sources
-from world_modality.verdict.wording import NONE
+from world_modality.verdict.wording import NONE, interval_text
 
 
 def analysis_of(sources: Sources, run: FinishedRun) -> Mapping[str, Any] | None:
@@ -43,42 +48,30 @@ def probe_r2(sources: Sources, run: FinishedRun) -> float | None:
 
 def codebook_section(findings: Findings) -> Section | None:
     """Return None where no token analysis was given."""
-    sources = findings.evidence.sources
-    if not sources.analyses:
+    analyses = findings.evidence.sources.analyses
+    if not analyses:
         return None
-    rows = [_row(folder, analysis) for folder, analysis in sources.analyses]
-    blocks: list[Block] = [
-        table(
-            "codebook",
-            "Usage on training episodes; perplexity is the number of equally frequent codes with "
-            "the same entropy. What the token tells of task and phase is the mutual information "
-            "above that of shuffled labels, as a share of the label's entropy. Probe: held-out R² "
-            "of a linear map to the robot's state, from the embedding and from the token alone.",
-            [
-                *("analysis", "encoder", "codes", "used", "perplexity", "frames a token stays"),
-                *("of the task (%)", "of the phase (%)", "probe R²: embedding", "token"),
-            ],
-            rows,
-        ),
-        _stability(findings),
-    ]
-    return Section("Codebook audit", tuple(blocks))
-
-
-def _row(folder: Path, analysis: Mapping[str, Any]) -> list[str]:
-    usage, probes = analysis["train_usage"], analysis.get("probes") or {}
-    states = probes.get("states")
-    task, phase = analysis.get("task"), analysis.get("phase")
-    return [
-        folder.name,
-        analysis["encoder_name"],
-        str(analysis["num_tokens"]),
-        str(usage["num_used"]),
-        f"{usage['perplexity']:.1f}",
-        f"{analysis['train_dwell']['frames']['value']:.1f}",
-        *(_share(one) for one in (task, phase)),
-        *(_r2(states, source) for source in ("embedding", "token")),
-    ]
+    usage = table_of(
+        "codebook",
+        "Usage on training episodes; perplexity is the number of equally frequent codes with "
+        "the same entropy. What the token tells of task and phase is the mutual information "
+        "above that of shuffled labels, as a share of the label's entropy. Probe: held-out R² "
+        "of a linear map to the robot's state, from the embedding and from the token alone.",
+        analyses,
+        {
+            "analysis": lambda one: one[0].name,
+            "encoder": lambda one: one[1]["encoder_name"],
+            "codes": lambda one: str(one[1]["num_tokens"]),
+            "used": lambda one: str(one[1]["train_usage"]["num_used"]),
+            "perplexity": lambda one: f"{one[1]['train_usage']['perplexity']:.1f}",
+            "frames a token stays": lambda one: f"{one[1]['train_dwell']['frames']['value']:.1f}",
+            "of the task (%)": lambda one: _share(one[1].get("task")),
+            "of the phase (%)": lambda one: _share(one[1].get("phase")),
+            "probe R²: embedding": lambda one: _r2(one[1], "embedding"),
+            "token": lambda one: _r2(one[1], "token"),
+        },
+    )
+    return Section("Codebook audit", (usage, _stability(findings)))
 
 
 def _share(information: Mapping[str, Any] | None) -> str:
@@ -86,8 +79,9 @@ def _share(information: Mapping[str, Any] | None) -> str:
     return NONE if share is None else f"{100 * share:.0f}"
 
 
-def _r2(states: Mapping[str, Any] | None, source: str) -> str:
-    value = None if states is None else (states.get(source) or {}).get("mean", {}).get("value")
+def _r2(analysis: Mapping[str, Any], source: str) -> str:
+    states = (analysis.get("probes") or {}).get("states") or {}
+    value = (states.get(source) or {}).get("mean", {}).get("value")
     return NONE if value is None else f"{value:.3f}"
 
 
@@ -100,13 +94,13 @@ def _stability(findings: Findings) -> Block:
                 tokens = _tokens(run)
                 if tokens is not None:
                     caches[run.fingerprint] = (str(run.data["dataset"]), tokens)
-    rows = []
-    for one, other in itertools.combinations(caches, 2):
-        same_frames = caches[one][0] == caches[other][0]
-        if same_frames and len(caches[one][1]) == len(caches[other][1]):
-            rows.append(
-                [one[:10], other[:10], f"{_agreement(caches[one][1], caches[other][1]):.3f}"]
-            )
+    rows = [
+        [one[:10], other[:10], f"{_agreement(tokens, others):.3f}"]
+        for (one, (dataset, tokens)), (other, (same, others)) in itertools.combinations(
+            caches.items(), 2
+        )
+        if dataset == same and len(tokens) == len(others)
+    ]
     if not rows:
         return Text(
             "Stability over codebook seeds: not measured. It takes caches of one dataset with "
@@ -126,7 +120,7 @@ def _tokens(run: FinishedRun) -> np.ndarray | None:
     try:
         cache = Cache(Path(config["cache_dir"]), config["dataset_name"], config["split"])
         if cache.manifest["arrays"]["world_tokens"]["sha256"] != run.data.get("world_tokens"):
-            return None  # made anew since the training
+            return None  # made again since the training
         return np.array(cache.load("world_tokens"))
     except UserError:
         return None  # on another machine, or removed: the text says that it was not measured
@@ -136,3 +130,101 @@ def _agreement(one: np.ndarray, other: np.ndarray) -> float:
     from sklearn.metrics import adjusted_mutual_info_score
 
     return float(adjusted_mutual_info_score(one, other))
+
+
+Pair = tuple[str, int, float, float]
+_MIN_CHECKPOINTS = 4
+
+
+def offline_online_section(findings: Findings) -> Section | None:
+    """Rank correlations over all checkpoints that were rolled out; None below two."""
+    evidence = findings.evidence
+    rolled_out = []
+    for group in evidence.groups:
+        for arm, seed, run in group.all_runs():
+            rollouts = evidence.rollouts_of(run)
+            if rollouts is not None and rollouts.num_counted:
+                rolled_out.append((arm, seed, run, rollouts.num_solved / rollouts.num_counted))
+    if len(rolled_out) < 2:
+        return None
+    predictors: dict[str, Callable[[FinishedRun], float | None]] = {
+        "action MSE": lambda run: run.evaluation["actions"]["model"]["mse"]["value"],
+        "world-token top-1 at k = 1": _token_accuracy,
+        "probe R² of the cache's embeddings": lambda run: probe_r2(evidence.sources, run),
+    }
+    rows = []
+    error_pairs: list[Pair] = []
+    for name, predictor in predictors.items():
+        pairs = [
+            (arm, seed, value, success)
+            for arm, seed, run, success in rolled_out
+            if (value := predictor(run)) is not None
+        ]
+        rows.append([name, str(len(pairs)), *_correlation(pairs)])
+        error_pairs = error_pairs or pairs
+    blocks: list[Block] = [
+        Text(
+            "Over all checkpoints that were rolled out, other settings included. Checkpoints of "
+            "one arm resemble each other, so the interval is too narrow rather than too wide."
+        ),
+        table(
+            "offline_online",
+            "Spearman's rank correlation with the success rate; 95 % interval by Fisher's z with "
+            "the variance of Bonett and Wright (2000).",
+            ["measured offline", "checkpoints", "rank correlation", "reading"],
+            rows,
+        ),
+        _figure(error_pairs),
+    ]
+    return Section("From offline to closed loop", tuple(blocks))
+
+
+def rank_correlation(x: list[float], y: list[float]) -> Interval:
+    """Spearman's rank correlation with its 95 % interval.
+
+    Fisher's z with the variance of Bonett and Wright (2000, Psychometrika 65:23-28).
+    Without bounds below four points, without a value where one of the two does not vary.
+    """
+    n = len(x)
+    if n < 2 or len(set(x)) == 1 or len(set(y)) == 1:
+        return Interval(None, None, None, n)
+    rho = float(stats.spearmanr(x, y).statistic)
+    if n < _MIN_CHECKPOINTS or abs(rho) > 1 - 1e-12:
+        return Interval(rho, None, None, n)
+    reach = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    centre = math.atanh(rho)
+    return Interval(rho, math.tanh(centre - reach), math.tanh(centre + reach), n)
+
+
+def _correlation(pairs: list[Pair]) -> tuple[str, str]:
+    interval = rank_correlation([x for _, _, x, _ in pairs], [y for *_, y in pairs])
+    if interval.value is None:
+        return "–", "not defined: it takes two checkpoints that differ in both"
+    if interval.low is None or interval.high is None:
+        return interval_text(interval, signed=True), not_resolved("too few checkpoints")
+    words = reading(interval, "success falls with it", "success rises with it")
+    return interval_text(interval, signed=True), words
+
+
+def _token_accuracy(run: FinishedRun) -> float | None:
+    world = run.evaluation["world"]
+    return None if world is None else world["all"][0]["accuracy"]["model_top1"]["value"]
+
+
+def _figure(pairs: list[Pair]) -> Figure:
+    figure, (axis,) = new_figure(7, 4)
+    for arm, style in line_styles(list(dict.fromkeys(arm for arm, *_ in pairs)), 6).items():
+        points = [(x, 100 * y) for name, _, x, y in pairs if name == arm]
+        axis.plot(*zip(*points, strict=True), linestyle="", label=arm, **style)
+    highest = max(np.max([y for *_, y in pairs]) * 110, 5)
+    axis.set_ylim(0, min(highest, 104))
+    axis.set_xlabel("action MSE on held-out episodes (training std²)")
+    axis.set_ylabel("success rate (%)")
+    figure.legend(loc="outside right upper", frameon=False, fontsize=9)
+    return Figure(
+        "offline_online",
+        f"Each point is one checkpoint (n = {len(pairs)}).",
+        svg_bytes(figure),
+        ("arm", "seed", "action_mse", "success_rate"),
+        tuple(pairs),
+    )

@@ -6,11 +6,25 @@ from typing import TYPE_CHECKING
 from world_modality.arms import arm_order
 from world_modality.evaluation.plots import set_ratio_scale
 from world_modality.tokens.corruption import Corruption, read_corruption
-from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
-from world_modality.verdict.drawing import GREY, colours, markers, new_figure, svg_bytes
-from world_modality.verdict.findings import Findings
-from world_modality.verdict.token_use import ClosedLoopEffect, OfflineEffect
-from world_modality.verdict.wording import counted, interval_text, one_ratio_text, ratio_text
+from world_modality.verdict.document import Block, Figure, Section, Table, Text, table, table_of
+from world_modality.verdict.drawing import (
+    GREY,
+    figure_legend,
+    line_styles,
+    new_figure,
+    scaled,
+    svg_bytes,
+)
+from world_modality.verdict.findings import ClosedLoopEffect, Findings, OfflineEffect
+from world_modality.verdict.wording import (
+    closed_loop_reading,
+    counted,
+    interval_text,
+    offline_reading,
+    one_ratio_text,
+    ratio_text,
+    sizes_text,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -49,14 +63,7 @@ def _figure(findings: Findings) -> Figure:
         rows += _offline_panel(axes[0], findings.offline, arms)
     if findings.closed_loop:
         rows += _closed_loop_panel(axes[-1], findings.closed_loop, arms)
-    handles = {
-        label: handle
-        for axis in axes
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", frameon=False, ncols=4
-    )
+    figure_legend(figure, ncols=4)
     undefined = _num_undefined(findings.offline)
     return Figure(
         "corruption",
@@ -72,14 +79,9 @@ def _figure(findings: Findings) -> Figure:
 def _offline_panel(axis: "Axes", effects: list[OfflineEffect], arms: list[str]) -> list[Row]:
     rows: list[Row] = []
     for arm in arms:
-        rows += [
-            (
-                *("offline", arm, e.corruption, e.ratio.value),
-                *(e.ratio.low, e.ratio.high, len(e.per_seed), e.num_episodes),
-            )
-            for e in effects
-            if e.arm == arm
-        ]
+        for effect in (one for one in effects if one.arm == arm):
+            sizes = len(effect.per_seed), effect.ratio.num_episodes
+            rows.append(("offline", arm, effect.corruption, *scaled(effect.ratio, 1), *sizes))
     axis.axhline(1, color="black", linewidth=0.8)
     _draw(axis, rows, arms)
     set_ratio_scale(axis, "y")
@@ -94,14 +96,11 @@ def _closed_loop_panel(axis: "Axes", effects: list[ClosedLoopEffect], arms: list
         own = [e for e in effects if e.arm == arm]
         steps = [(read_corruption("none", "clean"), own[0].clean)] if own else []
         steps += [(e.corruption, e.corrupted) for e in own]
-        for step, estimate in steps:
-            i = estimate.interval
-            low, high = (
-                None if b is None else 100 * min(max(b, 0.0), 1.0) for b in (i.low, i.high)
-            )
-            num_seeds, num_episodes = estimate.num_seeds, estimate.num_episodes
-            value = 100 * estimate.value
-            rows.append(("closed loop", arm, step, value, low, high, num_seeds, num_episodes))
+        for step, rate in steps:
+            value, *bounds = scaled(rate, 100)
+            low, high = (None if one is None else min(max(one, 0.0), 100.0) for one in bounds)
+            sizes = own[0].num_seeds, rate.num_episodes
+            rows.append(("closed loop", arm, step, value, low, high, *sizes))
     _draw(axis, rows, arms)
     axis.set_ylim(0, 100)
     axis.set_ylabel("success rate (%)")
@@ -111,20 +110,18 @@ def _closed_loop_panel(axis: "Axes", effects: list[ClosedLoopEffect], arms: list
 
 def _draw(axis: "Axes", rows: list[Row], arms: list[str]) -> None:
     steps = sorted({row[2] for row in rows}, key=lambda one: one.severity)
-    colour, marker = colours(arms), markers(arms)
-    for index, arm in enumerate(arms):
+    for index, (arm, style) in enumerate(line_styles(arms, 4).items()):
         own = sorted((row for row in rows if row[1] == arm), key=lambda row: row[2].severity)
-        offset = (index - (len(arms) - 1) / 2) * 0.5 / len(arms)
-        x = [steps.index(row[2]) + offset for row in own]
         if not own:
             continue
+        offset = (index - (len(arms) - 1) / 2) * 0.5 / len(arms)
+        x = [steps.index(row[2]) + offset for row in own]
         # NaN breaks the line where a ratio is not defined.
         y = [math.nan if row[3] is None else row[3] for row in own]
-        axis.plot(x, y, marker[arm], ls="-", lw=1, ms=4, c=colour[arm])
-        axis.plot([], [], marker[arm], ls="-", color=colour[arm], label=arm)
+        axis.plot(x, y, linewidth=1, label=arm, **style)
         for position, row in zip(x, own, strict=True):
             if row[4] is not None and row[5] is not None:
-                axis.vlines(position, row[4], row[5], color=colour[arm], linewidth=1.6)
+                axis.vlines(position, row[4], row[5], color=style["color"], linewidth=1.6)
     axis.set_xlim(-0.5, len(steps) - 0.5)
     axis.set_xticks(
         range(len(steps)), [s.label for s in steps], rotation=30, ha="right", fontsize=9
@@ -152,7 +149,7 @@ def _offline_table(effects: list[OfflineEffect]) -> Table:
             ratio_text(effect.ratio),
             ", ".join(one_ratio_text(ratio) for ratio in effect.per_seed),
             f"{100 * effect.changed_tokens:.1f}",
-            effect.reading,
+            offline_reading(effect),
         ]
         for effect in effects
         if effect.arm not in inert
@@ -181,28 +178,20 @@ def _num_undefined(effects: list[OfflineEffect]) -> int:
 
 
 def _closed_loop_table(effects: list[ClosedLoopEffect]) -> Table:
-    rows = []
-    for effect in effects:
-        interval = effect.difference.interval
-        size = (
-            f"{counted(effect.difference.num_seeds, 'seed')} × "
-            f"{counted(effect.difference.num_episodes, 'episode')}"
-        )
-        rows.append(
-            [
-                effect.arm,
-                str(effect.corruption),
-                f"{100 * effect.clean.value:.1f}",
-                f"{100 * effect.corrupted.value:.1f}",
-                interval_text(interval, percent=True, signed=True),
-                size,
-                effect.reading,
-            ]
-        )
-    return table(
+    return table_of(
         "corruption_closed_loop",
         "Success with its own token and with a wrong one, in the same episodes (percent; the "
         "difference in points). Not corrected for the number of rows.",
-        ["arm", "corruption", "own token", "wrong token", "difference", "n", "reading"],
-        rows,
+        effects,
+        {
+            "arm": lambda effect: effect.arm,
+            "corruption": lambda effect: str(effect.corruption),
+            "own token": lambda effect: interval_text(effect.clean, percent=True),
+            "wrong token": lambda effect: interval_text(effect.corrupted, percent=True),
+            "difference": lambda effect: interval_text(
+                effect.difference, percent=True, signed=True
+            ),
+            "n": lambda effect: sizes_text(effect.num_seeds, effect.difference.num_episodes),
+            "reading": closed_loop_reading,
+        },
     )

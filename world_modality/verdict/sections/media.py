@@ -39,23 +39,23 @@ def media_section(findings: Findings) -> Section | None:
 
 def _spread(films: list[Path]) -> list[Path]:
     """Take films of as many checkpoints and tasks as there is room for, in turn."""
-    by_checkpoint: dict[Path, dict[str, list[Path]]] = {}
+    left: dict[Path, list[Path]] = {}
     for film in films:
-        tasks = by_checkpoint.setdefault(film.parents[1], {})
-        tasks.setdefault(film.parent.name, []).append(film)
+        left.setdefault(film.parents[1], []).append(film)
     taken: list[Path] = []
-    while len(taken) < MAX_FILMS and by_checkpoint:
-        for checkpoint in sorted(by_checkpoint):
-            tasks = by_checkpoint[checkpoint]
-            shown = [film.parent.name for film in taken]
-            task = min(tasks, key=lambda name: (shown.count(name), name))
-            if len(taken) < MAX_FILMS:
-                taken.append(tasks[task].pop(0))
-            if not tasks[task]:
-                del tasks[task]
-            if not tasks:
-                del by_checkpoint[checkpoint]
+    while any(left.values()) and len(taken) < MAX_FILMS:
+        for checkpoint in sorted(left):
+            if left[checkpoint] and len(taken) < MAX_FILMS:
+                shown = [film.parent.name for film in taken]
+                # Of a task that is shown least, the first.
+                film = min(left[checkpoint], key=lambda film: _turn(film, shown))
+                left[checkpoint].remove(film)
+                taken.append(film)
     return taken
+
+
+def _turn(film: Path, shown: list[str]) -> tuple[int, str]:
+    return shown.count(film.parent.name), film.parent.name
 
 
 def _caption(film: Path) -> str:

@@ -15,21 +15,15 @@ def reproduction_section(findings: Findings) -> Section:
     for index, group in enumerate(evidence.groups):
         for arm, seed, run in group.all_runs():
             rollouts = evidence.rollouts_of(run)
+            checkpoint = NONE if rollouts is None else rollouts.checkpoint_sha256[:10]
             rows.append(
                 [
-                    "main" if index == 0 else f"other {index}",
-                    arm,
-                    str(seed),
-                    str(run.folder),
-                    run.fingerprint[:10],
-                    NONE if rollouts is None else rollouts.checkpoint_sha256[:10],
-                    _versions(run),
+                    *("main" if index == 0 else f"other {index}", arm, str(seed)),
+                    *(str(run.folder), run.fingerprint[:10], checkpoint, _versions(run)),
                 ]
             )
-            commands += _commands(run)
-            commands += [
-                one.command for one in evidence.rollouts.get(run.folder, {}).values() if one.command
-            ]
+            rolled_out = evidence.rollouts.get(run.folder, {}).values()
+            commands += [*_commands(run), *(one.command for one in rolled_out if one.command)]
     blocks: list[Block] = [
         table(
             "cells",
@@ -73,7 +67,7 @@ def left_out_section(findings: Findings) -> Section:
     return Section("Left out, and why", (table("left_out", caption, ["what", "why"], rows),))
 
 
-def method_section() -> Section:
+def method_section(findings: Findings) -> Section:
     """Say how intervals, corrections and sample sizes were computed."""
     return Section(
         "How the numbers were made",

@@ -1,11 +1,10 @@
 """Success in closed loop: checkpoint by checkpoint, task by task, and exact tests on pairs."""
 
-from world_modality.statistics.holm import holm_adjusted
 from world_modality.statistics.proportions import wilson_interval
-from world_modality.verdict.contrast_results import PairedEpisodes
-from world_modality.verdict.document import Block, Figure, Section, Table, Text, table
-from world_modality.verdict.drawing import colours, markers, new_figure, svg_bytes
-from world_modality.verdict.findings import Findings
+from world_modality.statistics.resolution import holm_adjusted
+from world_modality.verdict.document import Block, Figure, Section, Table, Text, table, table_of
+from world_modality.verdict.drawing import line_styles, new_figure, scaled, svg_bytes
+from world_modality.verdict.findings import Findings, PairedEpisodes
 from world_modality.verdict.rollout_file import PolicyRollouts
 from world_modality.verdict.wording import interval_text, p_text
 
@@ -59,22 +58,20 @@ def _checkpoint_table(columns: list[Column]) -> Table:
 def _task_figure(columns: list[Column]) -> Figure:
     arms = list(dict.fromkeys(arm for arm, _, _ in columns))
     tasks = list(dict.fromkeys(key[0] for _, _, rollouts in columns for key in rollouts.outcomes))
-    colour, marker = colours(arms), markers(arms)
     figure, (axis,) = new_figure(8.5, 1.4 + len(tasks) * max(0.45, 0.13 * len(arms)))
     numbers = []
-    for index, arm in enumerate(arms):
+    for index, (arm, style) in enumerate(line_styles(arms, 5).items()):
         offset = (index - (len(arms) - 1) / 2) * 0.8 / len(arms)
         for row, task in enumerate(tasks):
             solved, counted = _tally([r for name, _, r in columns if name == arm], task)
             rate = wilson_interval(solved, counted)
             numbers.append((arm, task, solved, counted, rate.value, rate.low, rate.high))
-            if rate.value is None or rate.low is None or rate.high is None:
+            if rate.value is None:
                 continue
-            axis.hlines(row + offset, 100 * rate.low, 100 * rate.high, color=colour[arm], lw=1.6)
+            value, low, high = scaled(rate, 100)
+            axis.hlines(row + offset, low, high, color=style["color"], lw=1.6)
             label = arm if row == 0 else None
-            axis.plot(
-                [100 * rate.value], [row + offset], marker[arm], ms=5, c=colour[arm], label=label
-            )
+            axis.plot([value], [row + offset], linestyle="", label=label, **style)
     counts = [n for *_, n, _, _, _ in numbers]
     axis.set_yticks(range(len(tasks)), tasks)
     axis.set_ylim(len(tasks) - 0.45, -0.55)
@@ -104,29 +101,22 @@ def _tally(rollouts: list[PolicyRollouts], task: str) -> tuple[int, int]:
 
 def _pair_table(pairs: list[tuple[str, PairedEpisodes]]) -> Table:
     adjusted = holm_adjusted([pair.p_value for _, pair in pairs])
-    rows = [
-        [
-            name,
-            str(pair.seed),
-            str(pair.num_both),
-            str(pair.num_only_first),
-            str(pair.num_only_second),
-            str(pair.num_neither),
-            interval_text(pair.difference, percent=True, signed=True),
-            p_text(pair.p_value),
-            p_text(corrected),
-        ]
-        for (name, pair), corrected in zip(pairs, adjusted, strict=True)
-    ]
-    return table(
+    return table_of(
         "mcnemar",
         "The same episodes, checkpoint against checkpoint: how many both, only one, or neither "
         "solved; difference in points with Newcombe's interval; McNemar's exact test, before and "
         f"after Holm's correction for the {len(pairs)} tests of this table. A row is about two "
         "checkpoints, not about their arms.",
-        [
-            *("pair", "seed", "both", "only first", "only second", "neither"),
-            *("difference", "McNemar p", "Holm p"),
-        ],
-        rows,
+        [(name, pair, p) for (name, pair), p in zip(pairs, adjusted, strict=True)],
+        {
+            "pair": lambda row: row[0],
+            "seed": lambda row: str(row[1].seed),
+            "both": lambda row: str(row[1].num_both),
+            "only first": lambda row: str(row[1].num_only_first),
+            "only second": lambda row: str(row[1].num_only_second),
+            "neither": lambda row: str(row[1].num_neither),
+            "difference": lambda row: interval_text(row[1].difference, percent=True, signed=True),
+            "McNemar p": lambda row: p_text(row[1].p_value),
+            "Holm p": lambda row: p_text(row[2]),
+        },
     )

@@ -1,11 +1,18 @@
 """The question, the verdict in three sentences, and what was compared."""
 
 from world_modality.arms import READING_ARM
-from world_modality.verdict.contrast_results import ContrastResult
+from world_modality.statistics.resolution import NOT_RESOLVED_MEANS
 from world_modality.verdict.document import Bullets, Section, Text
-from world_modality.verdict.findings import Findings
-from world_modality.verdict.finished_run import FinishedRun
-from world_modality.verdict.wording import counted, finding, interval_text, ratio_text
+from world_modality.verdict.findings import ContrastResult, Findings
+from world_modality.verdict.wording import (
+    closed_loop_reading,
+    counted,
+    finding,
+    interval_text,
+    offline_reading,
+    ratio_text,
+    sizes_text,
+)
 
 QUESTION = (
     "Does a world token that the policy reads help, beyond the auxiliary loss of predicting it, "
@@ -32,9 +39,8 @@ def verdict_section(findings: Findings) -> Section:
 
 
 def _sentence(subject: str, results: list[ContrastResult]) -> str:
-    if not results:
-        return f"{subject}: not tested here."
-    return f"{subject}: {'; '.join(finding(result) for result in results)}."
+    found = "; ".join(finding(result) for result in results)
+    return f"{subject}: {found or 'not tested here'}."
 
 
 def _use_sentence(findings: Findings) -> str:
@@ -42,24 +48,21 @@ def _use_sentence(findings: Findings) -> str:
     parts = []
     for effect in findings.offline:
         if effect.arm == READING_ARM and effect.corruption.of_task:
+            sizes = sizes_text(len(effect.per_seed), effect.ratio.num_episodes)
             parts.append(
-                f"action MSE: {effect.reading} (corrupted over clean "
-                f"{ratio_text(effect.ratio)}, {counted(len(effect.per_seed), 'seed')} × "
-                f"{counted(effect.num_episodes, 'episode')})"
+                f"action MSE: {offline_reading(effect)} (corrupted over clean "
+                f"{ratio_text(effect.ratio)}, {sizes})"
             )
     for loop in findings.closed_loop:
         if loop.arm == READING_ARM and loop.corruption.of_task:
-            interval = interval_text(loop.difference.interval, percent=True, signed=True)
-            parts.append(
-                f"success rate: {loop.reading} ({interval} points, "
-                f"{counted(loop.difference.num_seeds, 'seed')} × "
-                f"{counted(loop.difference.num_episodes, 'episode')})"
-            )
-    return f"{subject}: {'; '.join(parts)}." if parts else f"{subject}: not tested here."
+            interval = interval_text(loop.difference, percent=True, signed=True)
+            sizes = sizes_text(loop.num_seeds, loop.difference.num_episodes)
+            parts.append(f"success rate: {closed_loop_reading(loop)} ({interval} points, {sizes})")
+    return f"{subject}: {'; '.join(parts) or 'not tested here'}."
 
 
 def _caution(findings: Findings) -> str:
-    main = findings.evidence.main
+    main = findings.main
     seeds = {seed for _, seed, _ in main.all_runs()}
     sentences = []
     if len(seeds) == 1:
@@ -67,22 +70,17 @@ def _caution(findings: Findings) -> str:
             "One seed: the intervals cover other episodes, not another training of the same arm, "
             "which may turn out otherwise."
         )
-    note = main.all_runs()[0][2].evaluation["run"].get("encoder_note")
+    note = main.first_run.evaluation["run"].get("encoder_note")
     if note:
         sentences.append(f"Encoder: {note}.")
-    sentences.append(
-        "“Not resolved” means that the interval spans no effect, or does so once it is corrected "
-        "for the number of comparisons: it is no evidence that there is none."
-    )
-    return " ".join(sentences)
+    return " ".join([*sentences, NOT_RESOLVED_MEANS])
 
 
 def scope_section(findings: Findings) -> Section:
     """Say what was compared, and how much was not."""
     evidence = findings.evidence
     main = evidence.main
-    first: FinishedRun = main.all_runs()[0][2]
-    run = first.evaluation["run"]
+    run = main.first_run.evaluation["run"]
     arms = ", ".join(
         f"{arm} ({counted(len(main.runs[arm]), 'seed')}: "
         f"{', '.join(map(str, sorted(main.runs[arm])))})"

@@ -1,4 +1,4 @@
-"""World-token accuracy per horizon, beside copying and counting."""
+"""What was learned: curves over epochs, and world tokens ahead beside copying and counting."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -8,17 +8,17 @@ from world_modality.statistics.intervals import Interval
 from world_modality.verdict.document import Figure, Section, Table, Text, table
 from world_modality.verdict.drawing import (
     GREY,
-    colours,
-    marker_sizes,
-    markers,
+    figure_legend,
+    line_styles,
     new_figure,
+    scaled,
     svg_bytes,
 )
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.findings import Findings
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.measures import arm_mean, token_top1
-from world_modality.verdict.wording import counted, interval_text
+from world_modality.verdict.wording import NONE, counted, interval_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,6 +31,10 @@ _PANELS = {
         {"bigram_top1": "bigram", "change_bigram_top1": "bigram told of the change"},
     ),
 }
+_CURVES = (
+    ("val_action_mse", "action MSE, held-out (training std²)", 1.0),
+    ("val_world_top1", "world-token top-1, held-out (%)", 100.0),
+)
 _BASELINE_STYLES = {"bigram": "--", "copy of w_t": ":", "bigram told of the change": "-."}
 
 
@@ -38,8 +42,8 @@ def token_section(findings: Findings) -> Section | None:
     """Return None where no arm predicts tokens."""
     predicting = {
         arm: runs
-        for arm in findings.evidence.main.arms
-        if (runs := [r for r in findings.runs_of(arm) if r.evaluation["world"] is not None])
+        for arm in findings.main.arms
+        if (runs := [r for r in findings.main.runs_of(arm) if r.evaluation["world"] is not None])
     }
     if not predicting:
         return None
@@ -70,19 +74,7 @@ def _figure(evidence: Evidence, predicting: dict[str, list[FinishedRun]]) -> Fig
         axis.set_xlabel("frames ahead")
         axis.set_ylabel("world-token top-1 accuracy (%)")
         axis.set_ylim(0, 100)
-    handles = {
-        label: handle
-        for axis in axes
-        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(
-        handles.values(),
-        handles.keys(),
-        loc="outside lower center",
-        frameon=False,
-        ncols=4,
-        fontsize=9,
-    )
+    figure_legend(figure, ncols=4, fontsize=9)
     seeds = ", ".join(f"{arm} {len(runs)}" for arm, runs in predicting.items())
     return Figure(
         "token_accuracy",
@@ -102,7 +94,7 @@ def _arm_rows(
         for stored in runs[0].evaluation["world"][subset]:
             estimate = arm_mean(token_top1(subset, stored["horizon"]), evidence, runs)
             found = None if estimate is None else estimate.interval
-            rows.append((subset, arm, stored["frames_ahead"], *_percents(found), len(runs)))
+            rows.append((subset, arm, stored["frames_ahead"], *scaled(found, 100), len(runs)))
     return rows
 
 
@@ -110,19 +102,17 @@ def _baseline_rows(
     horizons: list[dict[str, Any]], subset: str, baselines: dict[str, str]
 ) -> list[Row]:
     return [
-        (subset, label, row["frames_ahead"], *_percents(Interval(**row["accuracy"][name])), 0)
+        (subset, label, row["frames_ahead"], *scaled(Interval(**row["accuracy"][name]), 100), 0)
         for name, label in baselines.items()
         for row in horizons
     ]
 
 
 def _draw_panel(axis: "Axes", arms: list[Row], baselines: list[Row]) -> None:
-    names = list(dict.fromkeys(row[1] for row in arms))
-    colour, marker, sizes = colours(names), markers(names), marker_sizes(names)
-    for arm in names:
+    for arm, style in line_styles(list(dict.fromkeys(row[1] for row in arms))).items():
         ahead, mean, low, high = _columns(arms, arm)
-        axis.plot(ahead, mean, marker=marker[arm], ms=sizes[arm], color=colour[arm], label=arm)
-        axis.fill_between(ahead, low, high, color=colour[arm], alpha=0.15, lw=0)
+        axis.plot(ahead, mean, label=arm, **style)
+        axis.fill_between(ahead, low, high, color=style["color"], alpha=0.15, lw=0)
     for label in dict.fromkeys(row[1] for row in baselines):
         ahead, mean, _, _ = _columns(baselines, label)
         axis.plot(ahead, mean, _BASELINE_STYLES[label], color=GREY, label=label)
@@ -133,43 +123,24 @@ def _columns(rows: list[Row], predictor: str) -> np.ndarray:
     return np.array([row[2:6] for row in rows if row[1] == predictor], dtype=float).T
 
 
-def _percents(found: Interval | None) -> tuple[float | None, float | None, float | None]:
-    if found is None:
-        return None, None, None
-    value, low, high = (
-        None if bound is None else 100 * bound for bound in (found.value, found.low, found.high)
-    )
-    return value, low, high
-
-
 def _table(predicting: dict[str, list[FinishedRun]]) -> Table:
     rows = []
     for arm, runs in predicting.items():
         for run in runs:
             world = run.evaluation["world"]
-            everywhere, changed = world["all"][0], world["changed"][0]
-            rows.append(
-                [
-                    arm,
-                    str(run.seed),
-                    *(_cell(everywhere["accuracy"][f"model_{top}"]) for top in ("top1", "top5")),
-                    _cell(changed["accuracy"]["model_top1"]),
-                    _cell(everywhere["model_minus_bigram"], signed=True),
-                ]
-            )
+            everywhere, changed = world["all"][0]["accuracy"], world["changed"][0]["accuracy"]
+            cells = [everywhere["model_top1"], everywhere["model_top5"], changed["model_top1"]]
+            gain = _cell(world["all"][0]["model_minus_bigram"], signed=True)
+            rows.append([arm, str(run.seed), *map(_cell, cells), gain])
     world = next(iter(predicting.values()))[0].evaluation["world"]
     everywhere, changed = world["all"][0]["accuracy"], world["changed"][0]["accuracy"]
-    rows += [
-        ["copy of w_t", "–", _cell(everywhere["copy_top1"]), "–", _cell(changed["copy_top1"]), "–"],
-        [
-            *("bigram", "–"),
-            *(_cell(everywhere[f"bigram_{top}"]) for top in ("top1", "top5")),
-            _cell(changed["bigram_top1"]),
-            "–",
-        ],
-        ["bigram told of the change", "–", "–", "–", _cell(changed["change_bigram_top1"]), "–"],
-    ]
-    episodes = counted(world["all"][0]["accuracy"]["model_top1"]["num_episodes"], "episode")
+    for label, cells in (
+        ("copy of w_t", [everywhere["copy_top1"], None, changed["copy_top1"]]),
+        ("bigram", [everywhere["bigram_top1"], everywhere["bigram_top5"], changed["bigram_top1"]]),
+        ("bigram told of the change", [None, None, changed["change_bigram_top1"]]),
+    ):
+        rows.append([label, NONE, *map(_cell, cells), NONE])
+    episodes = counted(everywhere["model_top1"]["num_episodes"], "episode")
     return table(
         "token_accuracy",
         f"World tokens at k = 1, in percent with 95 % intervals over {episodes}, seed by seed; "
@@ -182,5 +153,42 @@ def _table(predicting: dict[str, list[FinishedRun]]) -> Table:
     )
 
 
-def _cell(stored: dict[str, Any], *, signed: bool = False) -> str:
-    return interval_text(Interval(**stored), percent=True, signed=signed)
+def _cell(stored: dict[str, Any] | None, *, signed: bool = False) -> str:
+    found = None if stored is None else Interval(**stored)
+    return interval_text(found, percent=True, signed=signed)
+
+
+def curves_section(findings: Findings) -> Section:
+    """Held-out action error and token accuracy after each epoch."""
+    main = findings.main
+    figure, axes = new_figure(10, 4, columns=len(_CURVES))
+    rows: list[tuple[str, int, int, str, float]] = []
+    for axis, (name, label, factor) in zip(axes, _CURVES, strict=True):
+        for arm, style in line_styles(main.arms).items():
+            curves = []
+            for run in main.runs_of(arm):
+                points = [(r["epoch"] + 1, factor * r[name]) for r in run.curve if name in r]
+                rows += [(arm, run.seed, epoch, name, value) for epoch, value in points]
+                if points:
+                    axis.plot(*zip(*points, strict=True), color=style["color"], alpha=0.3, lw=0.8)
+                    curves.append([value for _, value in points])
+            if curves:
+                mean = np.mean(curves, axis=0)
+                axis.plot(range(1, len(mean) + 1), mean, label=arm, **style)
+        axis.set_xlabel("epoch")
+        axis.set_ylabel(label)
+    axes[0].set_yscale("log")
+    for which in (axes[0].yaxis.set_major_formatter, axes[0].yaxis.set_minor_formatter):
+        which("{x:g}")
+    figure_legend(figure, ncols=5, fontsize=9)
+    seeds = ", ".join(f"{arm} {len(main.runs[arm])}" for arm in main.arms)
+    drawn = Figure(
+        "learning_curves",
+        f"Held-out episodes after each epoch; thin: one seed, thick: their mean (n = {seeds} "
+        "seeds). The left axis is logarithmic. The last epoch is what every table reports, "
+        "whichever was best.",
+        svg_bytes(figure),
+        ("arm", "seed", "epoch", "metric", "value"),
+        tuple(rows),
+    )
+    return Section("Learning curves", (drawn,))

@@ -1,0 +1,18 @@
+import pytest
+
+from tests.fixtures.verdict import World, write_matrix
+
+ARMS = {"A": 0.03, "B": 0.0, "C": 0.0, "C_no_world_input": 0.0}
+RATES = {"A": 0.2, "B": 0.6, "C": 0.6, "C_no_world_input": 0.6}
+
+
+@pytest.fixture
+def matrix(tmp_path):
+    """Three seeds of each arm and their rollouts; A is planted to be the worst."""
+    write_matrix(tmp_path / "runs", World(), ARMS, success=RATES)
+    return tmp_path / "runs"
+
+
+def block(document, kind, name):
+    """Return the table or figure of that name."""
+    return next(b for b in document.blocks() if isinstance(b, kind) and b.name == name)
