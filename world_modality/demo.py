@@ -57,7 +57,9 @@ def run(config: DemoConfig) -> None:
         )
     path = config.out_dir / "demo.yaml"
     with replacing(path) as partial:
-        partial.write_text(yaml.safe_dump(matrix_content(config), sort_keys=False), "utf-8")
+        partial.write_text(
+            yaml.safe_dump(matrix_content(config), sort_keys=False), encoding="utf-8"
+        )
     command = ["-m", "world_modality.experiment", str(path)]
     command += ["--max_parallel", str(config.max_parallel)]
     print("$ python " + " ".join(command), flush=True)

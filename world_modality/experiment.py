@@ -77,7 +77,7 @@ def run(config: ExperimentConfig) -> list[Failure]:
             failed = runner.run([report])
             failures += failed
             if not failed:
-                print(f"\n{(matrix.out_dir / 'report' / 'summary.md').read_text('utf-8')}")
+                print(f"\n{(matrix.out_dir / 'report' / 'summary.md').read_text(encoding='utf-8')}")
                 print(f"report: {report.steps[0].produces}")
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     _conclude(failures, cells)

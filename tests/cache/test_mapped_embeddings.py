@@ -151,7 +151,7 @@ def test_what_fits_half_of_the_free_memory_goes_to_the_device(
     assert ("embeddings stay on the disk" in capsys.readouterr().out) == is_mapped
 
 
-def test_a_cache_that_is_written_anew_does_not_change_the_batches(tmp_path):
+def test_a_cache_that_is_written_again_does_not_change_the_batches(tmp_path):
     cache = write_synthetic_cache(tmp_path)
     tensors = FrameTensors.from_cache(cache, CPU, place="disk")
     before = tensors.gather(torch.arange(5), SHAPE).embeddings

@@ -137,12 +137,12 @@ def test_a_checkpoint_explains_without_the_tokenizers_folder(config, cache, tmp_
 
 def test_held_out_labels_teach_neither_tokenizer_nor_weights(config, cache, tmp_path):
     val = set(cache.manifest["split"]["val"])
-    changed = write_labels(
+    swapped = write_labels(
         tmp_path / "changed.jsonl",
         [label(e, DOWN if (e in val) == is_up(e) else UP) for e in range(SPEC.num_episodes)],
     )
     first = run(config)
-    second = run(changed(config, labels_jsonl=changed, log_dir=tmp_path / "other"))
+    second = run(changed(config, labels_jsonl=swapped, log_dir=tmp_path / "other"))
     assert_same_run(first, second)
     assert first.metrics["val_coc_loss"] != second.metrics["val_coc_loss"]
 

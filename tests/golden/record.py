@@ -1,6 +1,6 @@
 """What this commit gives for one tiny recording, kept in `record.json`, and checked against it.
 
-    python -m tests.golden.record            write the record anew
+    python -m tests.golden.record            write the record again
     python -m tests.golden.record --check    run the same and list what has changed
 
 Each stage is the documented command, in a folder of its own and with one thread, so that modules

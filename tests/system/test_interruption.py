@@ -100,22 +100,3 @@ def test_handlers_are_given_back_where_nothing_was_interrupted(handlers):
     with stop_signals.termination_as_interrupt():
         assert signal.getsignal(signal.SIGTERM) != handlers[signal.SIGTERM]
     assert {number: signal.getsignal(number) for number in handlers} == handlers
-
-
-RUN_CHILD = """
-from world_modality import demo
-from world_modality.system.cli import run_cli
-
-def run(config):
-    demo._command("-c", "import time; print('child', flush=True); time.sleep(60)")
-
-run_cli(demo.DemoConfig, run)
-"""
-
-
-def test_the_demo_ends_its_stage_before_it_ends():
-    with start(RUN_CHILD, "child\n") as process:
-        process.send_signal(signal.SIGTERM)
-        assert process.wait(20) == 130, process.stderr.read()
-        with pytest.raises(ProcessLookupError):
-            os.killpg(process.pid, 0)

@@ -23,6 +23,7 @@ from world_modality.eval_offline import run as evaluate
 from world_modality.evaluation.offline_run import OfflineRun
 from world_modality.intervention_corrupt_world import CorruptWorldConfig
 from world_modality.intervention_corrupt_world import run as corrupt
+from world_modality.policy.config import TrainConfig
 from world_modality.policy.network import WorldPolicy
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.control_tokens import OtherEpisodes, TokenControl

@@ -70,7 +70,7 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_taken(config, who
     assert_same_weights(weights(whole.checkpoint), weights(resumed.checkpoint))
 
 
-def test_nothing_is_begun_anew_over_checkpoints_that_are_all_damaged(config):
+def test_nothing_is_begun_again_over_checkpoints_that_are_all_damaged(config):
     run(config)
     before = names(config)
     for path in newest_first(config.log_dir, "C"):
@@ -155,7 +155,7 @@ def test_the_saved_tensors_are_those_of_the_moment_of_saving(config, whole, tmp_
         (lambda lines: lines[:3], "holds 0 of the 3 epochs"),
     ],
 )
-def test_a_damaged_log_is_refused_and_a_missing_one_begins_anew(config, spoil, message, capsys):
+def test_a_damaged_log_is_refused_and_a_missing_one_begins_again(config, spoil, message, capsys):
     run(config)
     log = config.log_dir / "metrics.jsonl"
     lines = log.read_text().splitlines()

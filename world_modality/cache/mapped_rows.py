@@ -18,7 +18,7 @@ _DEVICE_SHARE = 0.5
 class MappedRows:
     """The N rows of an array's file, indexed as a tensor on the device would be.
 
-    Mapped anew for every read: pages that were read stay resident as long as their map.
+    Mapped again for every read: pages that were read stay resident as long as their map.
 
     Args:
         array: as `Cache.load` returns it.
@@ -28,7 +28,7 @@ class MappedRows:
     def __init__(self, array: np.ndarray, device: torch.device) -> None:
         if not isinstance(array, np.memmap) or array.filename is None:
             raise ValueError("expected an array mapped from a file")
-        # Opened once, closed with this object: a cache that is written anew meanwhile becomes
+        # Opened once, closed with this object: a cache that is written again meanwhile becomes
         # another file under this name.
         self._file = Path(array.filename).open("rb")  # noqa: SIM115
         self._offset = array.offset

@@ -116,7 +116,7 @@ class TokenControl:
 
     def _inputs(
         self, frames: Int[Tensor, " B"], shape: WindowShape, step: int
-    ) -> Int[Tensor, " B"]:
+    ) -> Int[Tensor, " B *W"]:
         tokens = self._tensors.world_tokens
         if self._others is not None:  # the only control that needs the frames on the host
             rng = np.random.default_rng([self._seed, _STREAM, step])

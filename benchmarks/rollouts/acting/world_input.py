@@ -25,7 +25,7 @@ _STREAM = zlib.crc32(b"world input")
 
 @dataclass(frozen=True)
 class WorldInput:
-    """Which token is read in the place of `w_t`.
+    """Which token is read instead of `w_t`.
 
     A control arm that was trained without its own token goes without it here too, whatever the
     corruption: `dummy` reads one code always, `shuffled` another frame's token of the task.
