@@ -12,7 +12,7 @@ from typing import Any
 
 from benchmarks.rollouts.results import RolloutOrigin, RolloutResult
 from world_modality.statistics.intervals import Interval
-from world_modality.statistics.proportions import mcnemar_p, paired_difference, wilson_interval
+from world_modality.statistics.proportions import PairedOutcomes, wilson_interval
 from world_modality.statistics.resolution import not_resolved, reading
 from world_modality.system.atomic import replacing, write_json
 
@@ -78,7 +78,7 @@ class CheckpointSummary:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(PairedOutcomes):
     """What became of the episodes that two checkpoints share.
 
     Attributes:
@@ -100,21 +100,6 @@ class Comparison:
     num_errors: int
 
     @property
-    def counts(self) -> tuple[int, int, int, int]:
-        """The pairs that count: solved by both, only the first, only the second, neither."""
-        return self.num_both, self.num_only_first, self.num_only_second, self.num_neither
-
-    @property
-    def difference(self) -> Interval:
-        """Success rate of the first minus that of the second."""
-        return paired_difference(*self.counts)
-
-    @property
-    def mcnemar_p(self) -> float:
-        """Exact two-sided McNemar test: the pairs that differ as tosses of a fair coin."""
-        return mcnemar_p(self.num_only_first, self.num_only_second)
-
-    @property
     def verdict(self) -> str:
         """What the interval says."""
         if not any(self.counts):
@@ -127,7 +112,7 @@ class Comparison:
         return asdict(self) | {
             "num_episodes": sum(self.counts),
             "difference": asdict(self.difference),
-            "mcnemar_p": self.mcnemar_p,
+            "mcnemar_p": self.p_value,
             "verdict": self.verdict,
         }
 
@@ -326,7 +311,7 @@ def _comparison_table(comparisons: Sequence[Comparison]) -> str:
             f"{c.first} minus {c.second}",
             *map(str, (*c.counts, c.num_errors)),
             c.difference.percent,
-            f"{c.mcnemar_p:.2g}",
+            f"{c.p_value:.2g}",
             c.verdict,
         ]
         for c in comparisons

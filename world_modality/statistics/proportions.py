@@ -57,3 +57,45 @@ def paired_difference(
 
 def _square_and_add(one: float, other: float, phi: float) -> float:
     return math.sqrt(max(one**2 - 2 * phi * one * other + other**2, 0.0))
+
+
+class PairedOutcomes:
+    """What became of the episodes that two policies share (McNemar's table).
+
+    A dataclass that inherits this declares the counts.
+
+    Attributes:
+        num_both: episodes that both solved.
+        num_only_first: episodes that only the first solved.
+        num_only_second: episodes that only the second solved.
+        num_neither: episodes that neither solved.
+    """
+
+    num_both: int
+    num_only_first: int
+    num_only_second: int
+    num_neither: int
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """The pairs: solved by both, only the first, only the second, neither."""
+        return self.num_both, self.num_only_first, self.num_only_second, self.num_neither
+
+    @property
+    def rates(self) -> tuple[Interval, Interval]:
+        """Success rates of the first and of the second (Wilson)."""
+        n = sum(self.counts)
+        return (
+            wilson_interval(self.num_both + self.num_only_first, n),
+            wilson_interval(self.num_both + self.num_only_second, n),
+        )
+
+    @property
+    def difference(self) -> Interval:
+        """Success rate of the first minus that of the second (Newcombe)."""
+        return paired_difference(*self.counts)
+
+    @property
+    def p_value(self) -> float:
+        """Exact two-sided McNemar test: the pairs that differ as tosses of a fair coin."""
+        return mcnemar_p(self.num_only_first, self.num_only_second)

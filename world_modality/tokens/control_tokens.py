@@ -81,11 +81,6 @@ class TokenControl:
         """Whether what the arm reads depends on the present frame's own token."""
         return self.name == "none" or CONTROLS[self.name].own_token
 
-    @property
-    def depends_on_seed(self) -> bool:
-        """Whether what is gathered for given frames depends on the seed."""
-        return self.name in ("placebo", "shuffled")
-
     def gather(
         self,
         frames: Int[Tensor, " B"],

@@ -13,7 +13,7 @@ from world_modality.statistics.crossed_estimate import (
     ratio_estimate,
 )
 from world_modality.statistics.intervals import Interval, defined_ratio
-from world_modality.statistics.proportions import mcnemar_p, paired_difference, wilson_interval
+from world_modality.statistics.proportions import PairedOutcomes
 from world_modality.statistics.resolution import Resolution, holm_adjusted, resolution
 from world_modality.tokens.corruption import Corruption, read_corruption
 from world_modality.verdict.evidence import ComparisonGroup, Evidence
@@ -33,7 +33,7 @@ Outcomes = Mapping[EpisodeKey, bool | None]
 
 
 @dataclass(frozen=True)
-class PairedEpisodes:
+class PairedEpisodes(PairedOutcomes):
     """What became of the episodes that two checkpoints of one seed share (McNemar's table)."""
 
     seed: int
@@ -50,27 +50,6 @@ class PairedEpisodes:
         )
         counts = (both[True, True], both[True, False], both[False, True], both[False, False])
         return cls(seed, *counts)
-
-    @property
-    def p_value(self) -> float:
-        """Exact."""
-        return mcnemar_p(self.num_only_first, self.num_only_second)
-
-    @property
-    def rates(self) -> tuple[Interval, Interval]:
-        """Success rates of the first and of the second (Wilson)."""
-        n = self.num_both + self.num_only_first + self.num_only_second + self.num_neither
-        return (
-            wilson_interval(self.num_both + self.num_only_first, n),
-            wilson_interval(self.num_both + self.num_only_second, n),
-        )
-
-    @property
-    def difference(self) -> Interval:
-        """Success rate of the first minus that of the second (Newcombe)."""
-        return paired_difference(
-            self.num_both, self.num_only_first, self.num_only_second, self.num_neither
-        )
 
 
 @dataclass(frozen=True)
