@@ -136,7 +136,7 @@ def test_instruction_embeddings_are_mended_by_their_own_stage(cache):
 
 
 def test_a_stale_manifest_is_refused(cache):
-    manifest = cache.manifest_path.read_text()
+    manifest = cache.manifest_path.read_text("utf-8")
     arrays = synthetic_arrays(SPEC)
     replace_arrays(cache, {"world_tokens": arrays["world_tokens"][::-1].copy()})
     cache.manifest_path.write_text(manifest)
@@ -241,7 +241,10 @@ def test_an_array_of_one_encoder_or_quantiser_is_declared_by_the_manifest(cache)
     again.array_path("some_weights").write_bytes(b"")
     with pytest.raises(InvalidInputError, match="truncated"):
         require_arrays(again, ["world_tokens"])
-    record, intact = again.manifest["arrays"]["some_weights"], again.manifest_path.read_text()
+    record, intact = (
+        again.manifest["arrays"]["some_weights"],
+        again.manifest_path.read_text("utf-8"),
+    )
     for name, dtype in (("../weights", "float64"), ("some_weights", "object"), ("other", "int32")):
         update_manifest(again, {}, {"some_weights": None, name: {**record, "dtype": dtype}})
         with pytest.raises(InvalidInputError, match="expected the file"):
@@ -274,7 +277,7 @@ def test_a_stage_keeps_what_another_wrote_to_the_manifest_meanwhile(cache):
     assert slow.manifest == quick.manifest
     update_manifest(quick, {"text": {"name": "new"}}, {"environment_states": None})
     update_manifest(slow, {"encoder": {"name": "newer"}}, {})
-    manifest = json.loads(cache.manifest_path.read_text())
+    manifest = json.loads(cache.manifest_path.read_text("utf-8"))
     assert manifest["text"] == {"name": "new"}
     assert manifest["encoder"] == {"name": "newer"}
     assert "environment_states" not in manifest["arrays"]
@@ -315,13 +318,13 @@ def test_a_write_that_raises_leaves_the_old_file_and_no_partial_one(tmp_path):
     def fail_halfway():
         with atomic.replacing(path) as partial:
             partial.write_text("half")
-            assert json.loads(path.read_text()) == {"a": 1}
+            assert json.loads(path.read_text("utf-8")) == {"a": 1}
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
         fail_halfway()
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text("utf-8")) == {"a": 1}
     assert [entry.name for entry in path.parent.iterdir()] == ["result.json"]
     with pytest.raises(ValueError, match="JSON"):
         atomic.write_json(path, float("nan"))
-    assert json.loads(path.read_text()) == {"a": 1}
+    assert json.loads(path.read_text("utf-8")) == {"a": 1}

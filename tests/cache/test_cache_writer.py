@@ -214,9 +214,9 @@ def test_a_byte_flipped_between_the_record_and_the_rename_is_noticed(monkeypatch
 def test_a_changed_progress_file_vouches_for_nothing(monkeypatch, tmp_path, uninterrupted):
     assert kill_after(monkeypatch, 2 + 3, tmp_path)
     path = tmp_path / "demo" / "train_encode_progress.json"
-    progress = path.read_text()
+    progress = path.read_text("utf-8")
     path.write_text(progress.replace(f'"states": {3 * BLOCK}', f'"states": {2 * BLOCK}'))
-    assert path.read_text() != progress
+    assert path.read_text("utf-8") != progress
     assert write_all(tmp_path) == NUM_FRAMES
     assert files_of(tmp_path / "demo") == uninterrupted
 
@@ -229,7 +229,7 @@ def test_links_under_temporary_names_are_not_written_through(tmp_path):
     for path in (cache.array_path("states"), cache.manifest_path):
         atomic.partial_path(path).symlink_to(precious)
     write_all(tmp_path)
-    assert precious.read_text() == "kept"
+    assert precious.read_text("utf-8") == "kept"
     np.testing.assert_array_equal(cache.load("states"), SOURCE["states"])
 
 
@@ -267,7 +267,7 @@ def test_removed_arrays_leave_the_manifest_and_the_disk(tmp_path):
     writer.put("states", SOURCE["states"])
     writer.publish({}, remove=("embeddings",))
     assert not cache.array_path("embeddings").exists()
-    assert list(json.loads(cache.manifest_path.read_text())["arrays"]) == ["states"]
+    assert list(json.loads(cache.manifest_path.read_text("utf-8"))["arrays"]) == ["states"]
 
 
 def test_stages_with_different_names_do_not_disturb_each_other(tmp_path):

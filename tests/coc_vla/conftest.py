@@ -19,7 +19,7 @@ def root(tmp_path_factory):
     """A dataset whose texts `good_reply` explains, and whose action has a gripper; not changed."""
     root = make_dataset(tmp_path_factory.mktemp("data") / NAME, num_episodes=6)
     info_path = root / "meta" / "info.json"
-    info = json.loads(info_path.read_text())
+    info = json.loads(info_path.read_text("utf-8"))
     info["features"]["action"]["names"] = ["hand_dx", "gripper_effort"]
     info_path.write_text(json.dumps(info))
     add_column(root, "text", ["push the block to the goal"] * 78)

@@ -98,11 +98,11 @@ def test_actions_and_world_tokens_are_those_of_eval_offline(trained, report, tmp
 
 
 def test_the_report_is_written_as_json_markdown_and_picture(trained, report):
-    written = json.loads((trained.out_dir / "eval_coc.json").read_text())
+    written = json.loads((trained.out_dir / "eval_coc.json").read_text("utf-8"))
     assert written["truth"] == "labels"
     assert written["labels"]["num_explained"] == written["run"]["num_val_episodes"] == 9
     assert "written" not in written["conditions"]["model"]
-    text = (trained.out_dir / "eval_coc.md").read_text()
+    text = (trained.out_dir / "eval_coc.md").read_text("utf-8")
     assert "| instruction only |" in text
     assert "1. Close the gripper around the cube. a firm hold moves it along." in text
     assert (trained.out_dir / "eval_coc.png").read_bytes().startswith(b"\x89PNG")

@@ -23,9 +23,9 @@ def test_rules_label_every_episode_of_a_dataset(config):
     assert [label.keyframe_indices[-1] for label in labels] == [11, 12, 13] * 2
     assert {label.model_name for label in labels} == {"rules-v3"}
     assert (summary.num_labels, summary.num_errors) == (NUM_EPISODES, 0)
-    written = json.loads(config.output_jsonl.with_suffix(".summary.json").read_text())
+    written = json.loads(config.output_jsonl.with_suffix(".summary.json").read_text("utf-8"))
     assert (written["num_labels"], written["num_missing"]) == (NUM_EPISODES, 0)
-    resolved = json.loads(config.output_jsonl.with_suffix(".config.json").read_text())
+    resolved = json.loads(config.output_jsonl.with_suffix(".config.json").read_text("utf-8"))
     assert resolved["backend"] == "rules"
 
 

@@ -59,7 +59,9 @@ def test_true_labels_score_full_marks_and_shuffled_ones_less(recording, true_lab
     assert touch.recall_gain_within_task.value == 1
     assert 0 < touch.across_tasks.recall.value < 1
     assert result.groups["goal"].within_task.recall.value == 1
-    written = json.loads((true_labels.with_suffix(".scores") / "score_labels.json").read_text())
+    written = json.loads(
+        (true_labels.with_suffix(".scores") / "score_labels.json").read_text("utf-8")
+    )
     assert written["groups"]["contact"]["labels"]["num_recorded"] == 3
 
 

@@ -103,7 +103,7 @@ def test_a_resumed_run_ends_bit_identical(config, trained, tmp_path):
     torch.manual_seed(999)
     config = changed(config, log_dir=folder, dropout=0.1, num_epochs=3, resume=True)
     assert_same_run(trained, run(config))
-    logs = [(f / "metrics.jsonl").read_text() for f in (trained.checkpoint.parent, folder)]
+    logs = [(f / "metrics.jsonl").read_text("utf-8") for f in (trained.checkpoint.parent, folder)]
     assert logs[0] == logs[1]
     assert "val_coc_loss" in logs[0]
 

@@ -57,7 +57,7 @@ def test_the_report_counts_what_is_in_the_file(config, capsys):
     assert [origin["num_labels"] for origin in report["origins"]] == [3, 1]
     assert report["lengths"]["steps_per_label"]["median"] == 4
     assert report["words"]["most_frequent"]["block"] > 4
-    written = json.loads(config.labels_jsonl.with_suffix(".report.json").read_text())
+    written = json.loads(config.labels_jsonl.with_suffix(".report.json").read_text("utf-8"))
     assert written == report
     printed = capsys.readouterr().out
     assert "50.0% of the dataset" in printed
@@ -76,7 +76,7 @@ def test_a_file_can_be_looked_at_without_its_dataset(config):
 def test_the_contact_sheet_needs_nothing_beside_it_and_shows_every_keyframe(config, tmp_path):
     sheet = tmp_path / "sheets" / "sheet.html"
     run(dataclasses.replace(config, contact_sheet=sheet))
-    page = sheet.read_text()
+    page = sheet.read_text("utf-8")
     assert page.count("<article>") == 4  # episode 9 is not in the dataset
     images = re.findall(r'src="data:image/jpeg;base64,([^"]+)"', page)
     assert len(images) == 4 * 3

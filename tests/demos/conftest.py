@@ -13,7 +13,7 @@ def frames(root: Path) -> dict[str, list]:
 
 def recording(root: Path) -> dict:
     """Read how a dataset's frames were made."""
-    return json.loads((root / "meta" / "recording.json").read_text())
+    return json.loads((root / "meta" / "recording.json").read_text("utf-8"))
 
 
 def described(frame: dict) -> dict[str, tuple]:
@@ -27,7 +27,9 @@ def described(frame: dict) -> dict[str, tuple]:
 
 def child_processes(pid: int) -> list[int]:
     """Return the processes that a process has started."""
-    return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return [
+        int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("utf-8").split()
+    ]
 
 
 def wait_until_ended(pids: Sequence[int], limit_s: float) -> None:
@@ -40,6 +42,6 @@ def wait_until_ended(pids: Sequence[int], limit_s: float) -> None:
 
 def _is_running(pid: int) -> bool:
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+        return Path(f"/proc/{pid}/stat").read_text("utf-8").rsplit(")", 1)[1].split()[0] != "Z"
     except FileNotFoundError:
         return False

@@ -239,7 +239,7 @@ def test_folder_that_is_no_recording_is_neither_used_nor_deleted(tmp_path):
         run(at(tmp_path))
     with pytest.raises(InvalidInputError, match="deletes nothing else"):
         run(at(tmp_path, overwrite=True))
-    assert (tmp_path / "notes.txt").read_text() == "keep"
+    assert (tmp_path / "notes.txt").read_text("utf-8") == "keep"
     shutil.rmtree(DemoDestination(tmp_path).staging.folder)
 
 

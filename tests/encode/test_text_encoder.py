@@ -167,7 +167,7 @@ def test_another_model_than_the_records_is_refused(folder, copy, tmp_path):
         load_text_encoder(record, CPU, model_name=str(other))
     for name, key in (("tokenizer", "lowercase"), ("tokenizer_config", "do_lower_case")):
         path = copy / f"{name}.json"
-        path.write_text(path.read_text().replace(f'"{key}": true', f'"{key}": false'))
+        path.write_text(path.read_text("utf-8").replace(f'"{key}": true', f'"{key}": false'))
     with pytest.raises(InvalidInputError, match="tokenizer_sha256"):
         load_text_encoder(record, CPU, model_name=str(copy))
     with pytest.raises(InvalidInputError, match="lacks weights_sha256"):

@@ -206,7 +206,7 @@ def test_other_weights_or_preprocessing_than_the_records_are_refused(folders, tm
     moved = shutil.copytree(folders["dinov2"], tmp_path / "moved")
     load_encoder(record, {}, CPU, model_name=str(moved))
     path = moved / "preprocessor_config.json"
-    settings = json.loads(path.read_text())
+    settings = json.loads(path.read_text("utf-8"))
     path.write_text(json.dumps({**settings, "image_mean": [0.5, 0.5, 0.5]}))
     with pytest.raises(InvalidInputError, match="has preprocessing"):
         load_encoder(record, {}, CPU, model_name=str(moved))
@@ -218,7 +218,7 @@ def test_a_record_cannot_ask_for_remote_code_to_be_run(folders, tmp_path, built)
 
     record = built(folders["dinov2"]).record()
     hostile = shutil.copytree(folders["dinov2"], tmp_path / "hostile")
-    config = json.loads((hostile / "config.json").read_text())
+    config = json.loads((hostile / "config.json").read_text("utf-8"))
     config |= {"model_type": "hostile", "auto_map": {"AutoConfig": "code.Config"}}
     (hostile / "config.json").write_text(json.dumps(config))
     (hostile / "code.py").write_text(

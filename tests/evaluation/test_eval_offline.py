@@ -181,7 +181,7 @@ def test_through_the_command_line_with_the_documented_flags(trained, tmp_path):
     assert "training mean of the task" in done.stdout
     assert "arm A predicts none" in done.stdout
     assert "a stand-in, no DINOv2 result" in done.stdout
-    report = json.loads((tmp_path / "eval_offline.json").read_text())
+    report = json.loads((tmp_path / "eval_offline.json").read_text("utf-8"))
     assert report["world"] is None
     interval = report["actions"]["model"]["mse"]
     assert interval["low"] <= interval["value"] <= interval["high"]

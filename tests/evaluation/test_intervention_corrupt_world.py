@@ -163,7 +163,7 @@ def test_through_the_command_line_with_the_documented_flags(trained, tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "the actions use what the token says" in done.stdout
-    report = json.loads((tmp_path / "corrupt_world.json").read_text())
+    report = json.loads((tmp_path / "corrupt_world.json").read_text("utf-8"))
     names = ["uniform", "marginal", "task_shuffle", "stale:2", "stale:5"]
     assert list(report["corruptions"]) == names
     assert (tmp_path / "corrupt_world.png").read_bytes().startswith(b"\x89PNG")

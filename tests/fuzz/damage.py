@@ -157,7 +157,10 @@ def damage_file(path: Path, rng: np.random.Generator) -> str:
     if kind == "empty":
         path.write_bytes(b"")
     elif kind == "pointer":
-        path.write_text(f"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize {size}\n")
+        path.write_text(
+            f"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize {size}\n",
+            encoding="utf-8",
+        )
     elif kind == "folder":
         path.mkdir()
     elif kind == "zeros":
@@ -200,8 +203,8 @@ def change_json(content: Any, rng: np.random.Generator) -> tuple[Any, str]:
 
 def change_json_file(path: Path, rng: np.random.Generator) -> str:
     """Change one key or value of a JSON file."""
-    content, said = change_json(json.loads(path.read_text()), rng)
-    path.write_text(json.dumps(content, indent=2) + "\n")
+    content, said = change_json(json.loads(path.read_text("utf-8")), rng)
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     return f"{path.name} {said}"
 
 

@@ -90,7 +90,7 @@ def stages(cache_dir, checkpoint, out_dir):
     )
 
     def read_json(*parts):
-        return lambda: json.loads(out_dir.joinpath(*parts).read_text())
+        return lambda: json.loads(out_dir.joinpath(*parts).read_text("utf-8"))
 
     def read_weights():
         trained = weights(out_dir / "logs" / "model_C_epoch0.pt")
@@ -149,7 +149,7 @@ def same(found, expected):
 def test_a_changed_manifest_is_refused_whatever_the_change(tmp_path):
     cache = write_synthetic_cache(tmp_path, SPEC)
     config = analyze_world_tokens.AnalyzeConfig(cache.dataset_name, tmp_path, max_k=1)
-    text = cache.manifest_path.read_text()
+    text = cache.manifest_path.read_text("utf-8")
     for old, new in (('"fps": 10.0', '"fps": 20.0'), ("do task 0", "do task 1")):
         assert old in text
         cache.manifest_path.write_text(text.replace(old, new))
@@ -161,7 +161,7 @@ def test_a_changed_manifest_is_refused_whatever_the_change(tmp_path):
 
 def test_a_manifest_of_before_checksums_is_read(tmp_path: Path):
     cache = write_synthetic_cache(tmp_path, SPEC)
-    content = json.loads(cache.manifest_path.read_text())
+    content = json.loads(cache.manifest_path.read_text("utf-8"))
     del content["checksum"]
     cache.manifest_path.write_text(json.dumps(content))
     assert Cache(tmp_path, cache.dataset_name).manifest == cache.manifest

@@ -271,7 +271,7 @@ def test_parts_of_a_dataset_that_contradict_each_other_are_refused(tmp_path, nam
     root = make_dataset(tmp_path / "tiny", num_episodes=2, num_frames=3)
     path = root / "meta" / name
     if change is not None:
-        path.write_text(change(path.read_text()))
+        path.write_text(change(path.read_text("utf-8")))
     else:
         table = pq.read_table(path)
         key = next(key for key in table.column_names if key != "task_index")

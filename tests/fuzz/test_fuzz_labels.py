@@ -38,7 +38,7 @@ AXES = {"position_dims": (0, 1, 2), "gripper_dim": "none"}
 
 def change_line(path, rng):
     """Change one key or value of one record."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text("utf-8").splitlines()
     at = int(rng.integers(len(lines)))
     content, said = change_json(json.loads(lines[at]), rng)
     lines[at] = json.dumps(content)
@@ -48,7 +48,7 @@ def change_line(path, rng):
 
 def change_lines(path, rng):
     """Remove, double or swap a line."""
-    lines, said = change_rows(path.read_text().splitlines(), rng)
+    lines, said = change_rows(path.read_text("utf-8").splitlines(), rng)
     path.write_text("\n".join(lines) + "\n")
     return said
 
@@ -79,11 +79,11 @@ def home(tmp_path_factory):
     coc_generation.run(labels)
     first = read_labels(path)[0]
     failed = dataclasses.replace(first, coc_text=(), error="answer refused: too short")
-    text = path.read_text()
+    text = path.read_text("utf-8")
     with LabelFile(path) as file:
         file.empty()
         file.append([failed])
-    path.write_text(path.read_text() + text)
+    path.write_text(path.read_text("utf-8") + text)
     return home
 
 
@@ -105,7 +105,7 @@ def stages(home, path, out):
     training = coc_train_config(cache, path, out / "logs", max_text_tokens=512, **small)
 
     def scores():
-        content = json.loads((out / "scores" / "score_labels.json").read_text())
+        content = json.loads((out / "scores" / "score_labels.json").read_text("utf-8"))
         return {name: value for name, value in content.items() if name != "labels_jsonl"}
 
     def weights():
@@ -114,7 +114,7 @@ def stages(home, path, out):
         return {name: value.tolist() for name, value in both.items()}
 
     def report():
-        return json.loads((out / "report.json").read_text())
+        return json.loads((out / "report.json").read_text("utf-8"))
 
     return {
         "validate": Stage(validate_labels.run, validate, report),
@@ -133,7 +133,7 @@ def expected(home):
 
 def verdict(name, outcome, found, expected, path, intact):
     """Say what a stage that went through made of a changed file; `intact` is the other one."""
-    written = {CocLabel.from_json(line) for line in intact.read_text().splitlines()}
+    written = {CocLabel.from_json(line) for line in intact.read_text("utf-8").splitlines()}
     scan = scan_labels(path)
     if not set(scan.records.values()) <= written:
         return "silently different"
@@ -168,7 +168,7 @@ def test_labels_with_one_random_change_are_refused_or_the_change_is_told(home, e
 
 @pytest.mark.slow
 def test_labels_of_before_checksums_with_one_random_change_end_in_no_traceback(home, tmp_path):
-    lines = [json.loads(line) for line in (home / "coc.jsonl").read_text().splitlines()]
+    lines = [json.loads(line) for line in (home / "coc.jsonl").read_text("utf-8").splitlines()]
     bare = [{k: v for k, v in line.items() if k != "checksum"} for line in lines]
 
     def prepare(out, rng):

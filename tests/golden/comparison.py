@@ -41,7 +41,7 @@ def machine() -> dict[str, str]:
     """Return what decides how numbers are rounded: the processor and the numerical libraries."""
     path = Path("/proc/cpuinfo")
     fields: dict[str, str] = {}
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text("utf-8").splitlines() if path.exists() else []:
         name, _, value = line.partition(":")
         fields.setdefault(name.strip(), value.strip())
     flags = fields.get("flags", "").split()
@@ -64,7 +64,7 @@ def kept(content: Any) -> Any:
 
 def kept_lines(path: Path) -> list[str]:
     """Return the lines of a text that a stage wrote, without times, versions and file hashes."""
-    lines = path.read_text().splitlines()
+    lines = path.read_text("utf-8").splitlines()
     for pattern, replacement in VOLATILE_TEXT:
         lines = [pattern.sub(replacement, line) for line in lines]
     return lines

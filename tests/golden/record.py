@@ -93,7 +93,7 @@ def offline_report(folder: Path, stage: str, checkpoint: str, cache: tuple[str, 
     run_stage(folder, "-m", f"world_modality.{stage}", "--checkpoint", checkpoint, *cache)
     name = {"intervention_corrupt_world": "corrupt_world"}.get(stage, stage)
     path = (folder / checkpoint).parent / f"{name}_{Path(checkpoint).stem}" / f"{name}.json"
-    return kept(json.loads(path.read_text()))
+    return kept(json.loads(path.read_text("utf-8")))
 
 
 def make_record(folder: Path) -> dict[str, Any]:
@@ -101,7 +101,7 @@ def make_record(folder: Path) -> dict[str, Any]:
     record: dict[str, Any] = {"machine": machine()}
     record["cache"] = _cache(folder)
     run_stage(folder, "-m", "world_modality.analyze_world_tokens", *CACHE, "--out_dir", "analysis")
-    record["analysis"] = kept(json.loads((folder / "analysis/analysis.json").read_text()))
+    record["analysis"] = kept(json.loads((folder / "analysis/analysis.json").read_text("utf-8")))
     record["training"] = {
         name: _training(folder, name, *command) for name, command in (ARMS | CONTROLS).items()
     }
@@ -153,7 +153,7 @@ def _checkpoint(arm: str) -> str:
 
 def _training(folder: Path, name: str, script: str, *flags: str) -> list[Any]:
     run_stage(folder, script, *flags, *CACHE, *SHORT, "--log_dir", f"runs/{name}")
-    lines = (folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+    lines = (folder / "runs" / name / "metrics.jsonl").read_text("utf-8").splitlines()
     return [kept(json.loads(line)) for line in lines]
 
 
@@ -174,10 +174,10 @@ def _rollouts(folder: Path) -> dict[str, Any]:
         # The kept checkpoint's recording lay elsewhere, and a recording's hash depends on that.
         "--no_check_parity",
     )
-    results = (folder / "runs/rollouts/results.jsonl").read_text().splitlines()
+    results = (folder / "runs/rollouts/results.jsonl").read_text("utf-8").splitlines()
     return {
         "results": [kept(json.loads(line)) for line in results],
-        "summary": kept(json.loads((folder / "runs/rollouts/summary.json").read_text())),
+        "summary": kept(json.loads((folder / "runs/rollouts/summary.json").read_text("utf-8"))),
     }
 
 
@@ -187,13 +187,15 @@ def _rule_labels(folder: Path) -> list[Any]:
         *("-m", "coc_vla.coc_generation", *RECORDING, "--backend", "rules"),
         *("--position_axes", "right", "forward", "--output_jsonl", "rules.jsonl"),
     )
-    return [kept(json.loads(line)) for line in (folder / "rules.jsonl").read_text().splitlines()]
+    return [
+        kept(json.loads(line)) for line in (folder / "rules.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def _report_page(folder: Path) -> dict[str, Any]:
     """Return the page's text, its tables and figures as data, and what the HTML is built of."""
     run_stage(folder, "-m", "world_modality.report", "runs", "analysis", "--out_dir", "report")
-    html = re.sub(r"(?s)<svg.*?</svg>", "<svg>", (folder / "report/report.html").read_text())
+    html = re.sub(r"(?s)<svg.*?</svg>", "<svg>", (folder / "report/report.html").read_text("utf-8"))
     data = sorted((folder / "report").glob("*/*.csv"))
     return {
         "text": kept_lines(folder / "report/report.md"),
@@ -204,7 +206,7 @@ def _report_page(folder: Path) -> dict[str, Any]:
 
 def check() -> list[str]:
     """Make the record again and return its differences from the kept one, one text each."""
-    was = json.loads(RECORD_PATH.read_text())
+    was = json.loads(RECORD_PATH.read_text("utf-8"))
     with tempfile.TemporaryDirectory() as folder:
         now = json.loads(json.dumps(make_record(Path(folder))))
     return compared(was, now)

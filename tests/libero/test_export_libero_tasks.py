@@ -30,7 +30,7 @@ def test_command_line_writes_what_the_instruction_stage_reads(tmp_path):
     assert "10 tasks of libero_object" in done.stdout
     tasks = suite_tasks("libero_object")
     assert read(out) == {i: task.instruction for i, task in enumerate(tasks)}
-    assert json.loads(out.read_text().splitlines()[3]) == {
+    assert json.loads(out.read_text("utf-8").splitlines()[3]) == {
         "task_index": 3,
         "task": tasks[3].instruction,
         "suite": "libero_object",

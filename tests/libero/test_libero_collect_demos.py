@@ -57,7 +57,7 @@ def test_dataset_has_the_keys_shapes_and_names_of_the_public_one(recorded):
         "observation.state": ((8,), "torch.float32"),
         "action": ((7,), "torch.float32"),
     }
-    info = json.loads((recorded / "meta" / "info.json").read_text())
+    info = json.loads((recorded / "meta" / "info.json").read_text("utf-8"))
     assert (info["codebase_version"], info["robot_type"], info["fps"]) == ("v3.0", "panda", 10)
     assert info["features"]["observation.images.image2"]["names"] == ["height", "width", "channel"]
     assert info["features"]["observation.state"]["names"] == ["state"]

@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def test_without_flags_the_demo_is_its_file():
-    assert matrix_content(DemoConfig()) == yaml.safe_load(MATRIX_PATH.read_text())
+    assert matrix_content(DemoConfig()) == yaml.safe_load(MATRIX_PATH.read_text("utf-8"))
 
 
 def test_the_flags_of_the_demo_reach_the_matrix_that_is_run(tmp_path, monkeypatch):
@@ -52,7 +52,7 @@ def test_the_demo_runs_every_stage_and_reuses_all_of_it(tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     assert "5 of 5 cells are done" in done.stdout
     assert "never a DINOv2 result" in done.stdout
-    summary = (out_dir / "report" / "summary.md").read_text()
+    summary = (out_dir / "report" / "summary.md").read_text("utf-8")
     assert summary in done.stdout
     # The rows that README shows, with the explaining pair.
     for start in (
@@ -61,9 +61,9 @@ def test_the_demo_runs_every_stage_and_reuses_all_of_it(tmp_path):
         *("C | task_marginal", "0 | model", "0 | instruction only"),
     ):
         assert f"\n| {start} |" in summary
-    sections = json.loads((out_dir / "report" / "summary.json").read_text())["sections"]
+    sections = json.loads((out_dir / "report" / "summary.json").read_text("utf-8"))["sections"]
     assert [row["arm"] for row in sections["Main table"][0]["rows"][:2]] == ["A", "B"]
-    page = (out_dir / "report" / "report.html").read_text()
+    page = (out_dir / "report" / "report.html").read_text("utf-8")
     for text in ("not resolved", "Success in closed loop", "the model says"):
         assert text in page
     kept = {

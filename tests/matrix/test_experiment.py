@@ -213,11 +213,11 @@ def test_what_is_done_is_not_run_again(tmp_path):
     assert Runner(1).run([job]) == []
     assert is_done(job)
     assert Runner(1).run([job]) == []
-    assert (tmp_path / "a").read_text() == "x"
+    assert (tmp_path / "a").read_text("utf-8") == "x"
     (tmp_path / "b").unlink()
     assert remaining(job) == [job.steps[1]]
     Runner(1).run([job])
-    assert (tmp_path / "a").read_text() == "x"
+    assert (tmp_path / "a").read_text("utf-8") == "x"
     changed = Job("one", job.folder, (step("print(1)", tmp_path / "a"), job.steps[1]))
     assert len(remaining(changed)) == 2
 
@@ -292,11 +292,11 @@ with termination_as_interrupt():
 """
     process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE)
     deadline = time.monotonic() + 60
-    while not (marker.exists() and marker.read_text()):
+    while not (marker.exists() and marker.read_text("utf-8")):
         assert process.poll() is None, process.stderr.read()
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    inner = int(marker.read_text())
+    inner = int(marker.read_text("utf-8"))
     process.send_signal(signal.SIGTERM)
     process.wait(30)
     process.stderr.close()
@@ -338,8 +338,8 @@ def test_a_tiny_matrix_runs_through_the_real_stages_and_is_reported(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "10 of 10 cells are done" in done.stdout
-    page = (out_dir / "report" / "report.html").read_text()
+    page = (out_dir / "report" / "report.html").read_text("utf-8")
     for text in ("C − C_dummy", "C_oracle − C", "2 seeds", "Success in closed loop", "video/mp4"):
         assert text in page
-    cell = json.loads((out_dir / "cells/main/c_seed1/done.json").read_text())
+    cell = json.loads((out_dir / "cells/main/c_seed1/done.json").read_text("utf-8"))
     assert len(cell["commands"]) == 5

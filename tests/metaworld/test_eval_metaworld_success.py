@@ -44,7 +44,7 @@ def config(recorded, checkpoints, tmp_path):
 
 
 def results(folder: Path) -> list[dict]:
-    lines = (folder / "results.jsonl").read_text().splitlines()
+    lines = (folder / "results.jsonl").read_text("utf-8").splitlines()
     return sorted(
         (json.loads(line) for line in lines),
         key=lambda r: (r["checkpoint"], r["task"], r["episode"]),

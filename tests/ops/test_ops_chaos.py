@@ -28,7 +28,7 @@ total = 0
 for step in range(10):
     path = folder / f"step{step}.txt"
     if resume and path.exists():
-        number, digest = path.read_text().split()
+        number, digest = path.read_text("utf-8").split()
         if careful and hashlib.sha256(number.encode()).hexdigest() != digest:
             sys.exit(f"{path.name} is damaged")
         total = int(number)
@@ -51,7 +51,7 @@ def stage(tmp_path):
 
 
 def report_of(out):
-    return json.loads((out / "report.json").read_text())
+    return json.loads((out / "report.json").read_text("utf-8"))
 
 
 def test_a_stage_that_resumes_well_ends_as_if_undisturbed(stage, tmp_path, capsys):
@@ -86,9 +86,9 @@ def test_a_kill_reaches_the_children_of_the_command(tmp_path):
     script = f"sleep 600 & echo $! > {tmp_path}/pid; wait"
     outcome = chaos.run_killable(["sh", "-c", script], tmp_path / "log", kill_after_s=0.3)
     assert outcome.killed
-    pid = (tmp_path / "pid").read_text().strip()
+    pid = (tmp_path / "pid").read_text("utf-8").strip()
     state = Path(f"/proc/{pid}/stat")
-    assert not state.exists() or state.read_text().split()[2] == "Z"
+    assert not state.exists() or state.read_text("utf-8").split()[2] == "Z"
 
 
 @pytest.mark.parametrize("namespaces", [True, False])

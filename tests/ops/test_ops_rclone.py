@@ -117,7 +117,7 @@ def restored(tmp_path, remote=None, **variables):
     back = tmp_path / "back"
     done = sync(tmp_path, "restore", remote or f":local:{tmp_path}/remote", back, **variables)
     assert done.returncode == 0, done.stderr
-    return {path.name: path.read_text() for path in back.iterdir() if path.is_file()}
+    return {path.name: path.read_text("utf-8") for path in back.iterdir() if path.is_file()}
 
 
 def test_variables_that_would_leave_files_out_have_no_effect(tmp_path):

@@ -69,7 +69,7 @@ def test_the_commands_that_make_a_remote_are_understood_by_rclone(command, tmp_p
     config = tmp_path / "rclone.conf"
     environment = os.environ | {"RCLONE_CONFIG": str(config)}
     subprocess.run(words, env=environment, check=True, capture_output=True, timeout=60)
-    assert f"[{words[3]}]" in config.read_text()
+    assert f"[{words[3]}]" in config.read_text("utf-8")
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
@@ -79,7 +79,7 @@ def test_every_script_is_bash(script):
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")
 def test_the_systemd_unit_is_accepted_by_systemd(tmp_path):
-    text = (ROOT / "ops" / "systemd" / "world-modality-train.service").read_text()
+    text = (ROOT / "ops" / "systemd" / "world-modality-train.service").read_text("utf-8")
     unit = tmp_path / "world-modality-train.service"
     unit.write_text(text.replace("/home/trainer/world-modality-vla", str(ROOT)))
     done = subprocess.run(
@@ -116,7 +116,7 @@ class Checkout:
         environment |= {"PATH": f"{programs}:{os.environ['PATH']}", **variables}
         options = {"capture_output": True, "text": True, "timeout": 60}
         done = subprocess.run(words, cwd=self.path, env=os.environ | environment, **options)
-        lines = self.calls.read_text().splitlines() if self.calls.exists() else []
+        lines = self.calls.read_text("utf-8").splitlines() if self.calls.exists() else []
         return done.returncode, [line.strip() for line in lines]
 
 
@@ -208,4 +208,4 @@ def test_the_scripts_run_the_real_thing(tmp_path):
     script = str(ROOT / "ops" / "sync_rclone_dir.sh")
     words = [script, "logs", ":local:remote", "--once", "--nice", "0"]
     subprocess.run(words, cwd=tmp_path, env=environment, check=True, capture_output=True)
-    assert (tmp_path / "remote" / "a").read_text() == "x"
+    assert (tmp_path / "remote" / "a").read_text("utf-8") == "x"

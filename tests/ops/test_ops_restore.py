@@ -57,7 +57,7 @@ def test_restore_refuses_a_folder_that_holds_something_else(world):
     world.restore(overwrite=True)
     assert world.content() == {"a": "saved"}
     [aside] = (world.path / "back" / ".sync").glob("replaced-*")
-    assert (aside / "b").read_text() == "mine"
+    assert (aside / "b").read_text("utf-8") == "mine"
 
 
 def test_an_interrupted_restore_continues(world, monkeypatch):
@@ -176,7 +176,7 @@ def test_a_remote_of_the_old_layout_comes_back_and_the_run_goes_on(world):
     uploader = world.uploader(world.path / "back", keep_last=1)
     uploader.require_same_run()
     assert uploader.round().number == 3
-    assert (world.remote / "model.pt").read_text() == "new"
+    assert (world.remote / "model.pt").read_text("utf-8") == "new"
     assert world.restore("newest").number == 3
     assert world.restore("oldest", state=1).number == 1
 

@@ -87,7 +87,7 @@ class Machine:
         back = self.path / "back"
         done = self.call(self.sync("restore", f":local:{self.remote}", back))
         assert done.returncode == 0, done.stderr
-        return {p.name: p.read_text() for p in back.iterdir() if p.is_file()}
+        return {p.name: p.read_text("utf-8") for p in back.iterdir() if p.is_file()}
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_the_exit_code_is_the_commands_even_if_the_remote_is_not_there(machine, 
     done = machine.call(words)
     assert done.returncode == code
     assert "NOT SAVED on nowhere:x: model.pt" in done.stderr
-    status = json.loads((machine.local / ".sync" / "status.json").read_text())
+    status = json.loads((machine.local / ".sync" / "status.json").read_text("utf-8"))
     assert status["unsaved"] == ["model.pt"]
     assert "didn't find section" in status["last_error"]
 
@@ -135,7 +135,7 @@ def test_a_remote_that_hangs_neither_stops_the_command_nor_outlasts_the_final_ti
     limits = ["--final_timeout", "1", "--call_timeout", "300", "--new_run"]
     done = machine.call(machine.run_words(*limits))
     assert done.returncode == 0
-    assert (machine.local / "model.pt").read_text() == "trained"
+    assert (machine.local / "model.pt").read_text("utf-8") == "trained"
     assert "NOT SAVED" in done.stderr
     assert time.monotonic() - started < 60
 
@@ -149,8 +149,8 @@ def test_an_rclone_does_not_outlive_the_sync_that_called_it(machine):
     wait_for(pid.exists)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    stat = Path(f"/proc/{pid.read_text().strip()}/stat")
-    wait_for(lambda: not stat.exists() or stat.read_text().split()[2] == "Z", 10)
+    stat = Path(f"/proc/{pid.read_text('utf-8').strip()}/stat")
+    wait_for(lambda: not stat.exists() or stat.read_text("utf-8").split()[2] == "Z", 10)
 
 
 def test_a_second_run_is_refused_until_the_first_one_is_dead(machine):
@@ -173,7 +173,7 @@ def test_credentials_given_inline_reach_neither_the_log_nor_the_status(machine):
     machine.rclone('echo "ERROR cannot do $*" >&2; exit 1')
     done = machine.call(machine.run_words("--final_timeout", "1", remote=remote))
     assert done.returncode == 0
-    told = done.stderr + done.stdout + (machine.local / ".sync" / "status.json").read_text()
+    told = done.stderr + done.stdout + (machine.local / ".sync" / "status.json").read_text("utf-8")
     assert "NOT SAVED on :s3,***:bucket/run" in told
     assert "cannot do lsjson :s3,***:bucket/run" in told
     assert "AKIAEXAMPLE" not in told

@@ -39,7 +39,7 @@ class Folder:
             self.pauses.append(seconds)
 
     def content(self, path):
-        return (self.staging / path).read_text()
+        return (self.staging / path).read_text("utf-8")
 
     def copy_with(self, monkeypatch, before):
         """Call `before(path)` before each copy."""
@@ -171,7 +171,7 @@ def test_a_file_that_never_stands_still_stays_what_it_was(folder, monkeypatch):
 
     def write(name):
         if name == "busy.bin":
-            path.write_text(path.read_text() + "+")
+            path.write_text(path.read_text("utf-8") + "+")
 
     folder.copy_with(monkeypatch, write)
     folder.write("busy.bin", "1")

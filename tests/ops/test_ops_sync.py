@@ -66,7 +66,7 @@ def test_a_state_comes_back_although_a_newer_one_was_sent_half(world, monkeypatc
         with pytest.raises(RemoteError):
             uploader.round()
     monkeypatch.undo()
-    assert (world.remote / "last.pt").read_text() == "second"
+    assert (world.remote / "last.pt").read_text("utf-8") == "second"
     assert world.restore().number == 1
     assert world.content() == first
     # Torn by the next try, on a remote that shows what is half there.
@@ -211,10 +211,10 @@ def test_a_call_that_does_not_answer_is_ended_with_all_its_processes(world, monk
     store = RcloneStore(world.store.remote, CallLimits(2.0, nice=0))
     with pytest.raises(RemoteError, match="no answer"):
         store.list_files(MANIFESTS)
-    stat_file = Path(f"/proc/{marker.read_text().strip()}/stat")
+    stat_file = Path(f"/proc/{marker.read_text('utf-8').strip()}/stat")
     until = time.monotonic() + 10
     # Killed; whether its new parent has noticed is a matter of time.
-    while stat_file.exists() and stat_file.read_text().split()[2] != "Z":
+    while stat_file.exists() and stat_file.read_text("utf-8").split()[2] != "Z":
         assert time.monotonic() < until, "it is still running"
         time.sleep(0.1)
 

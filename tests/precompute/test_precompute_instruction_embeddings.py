@@ -197,7 +197,7 @@ def test_the_manifest_says_what_the_embeddings_are_made_of(config, tmp_path):
     assert text["cosines"]["smallest"] == text["cosines"]["largest"]
     assert len(text["weights_sha256"]) == len(text["texts_sha256"]) == 64
     saved = cache.folder / "train_precompute_instruction_embeddings_config.json"
-    assert json.loads(saved.read_text())["max_length"] == 5
+    assert json.loads(saved.read_text("utf-8"))["max_length"] == 5
     # A policy without language does not mind; one with language depends on every word.
     reread = Cache(config.cache_dir, NAME)
     assert reread.fingerprint() == plain

@@ -265,7 +265,7 @@ def test_the_command_line_works_and_says_what_the_encoder_is(config):
     assert "D=6" in done.stdout
     assert "V=12" in done.stdout
     saved = json.loads(
-        (config.cache_dir / NAME / "train_precompute_world_tokens_config.json").read_text()
+        (config.cache_dir / NAME / "train_precompute_world_tokens_config.json").read_text("utf-8")
     )
     assert saved["vision_model_name"] == "pixel-pca"
 

@@ -73,7 +73,7 @@ class Checkout:
         return process.returncode, out.strip(), errors
 
     def installs(self) -> list[str]:
-        return self.log.read_text().splitlines() if self.log.exists() else []
+        return self.log.read_text("utf-8").splitlines() if self.log.exists() else []
 
     def environment_path(self, **variables: str) -> str:
         code, _, errors = self.run("python", **variables)
@@ -121,7 +121,7 @@ def test_the_lock_of_this_python_is_installed_unless_it_is_of_other_requirements
     assert checkout.run("create")[0] == 0
     assert checkout.installs()[-1].endswith(f"--requirement {lock}")
 
-    lock.write_text(lock.read_text() + "another-package==1\n")
+    lock.write_text(lock.read_text("utf-8") + "another-package==1\n")
     assert checkout.environment_path() != locked, "the path changes with the lock"
 
     with (checkout.root / "requirements.txt").open("a") as file:
@@ -139,21 +139,23 @@ def test_locks_are_made_for_both_pythons_and_name_what_they_were_made_from(check
     assert code == 0, errors
     digest = hashlib.sha256((checkout.root / "requirements.txt").read_bytes()).hexdigest()
     for version, call in zip(("3.11", "3.12"), checkout.installs(), strict=True):
-        header, package = (checkout.root / f"requirements-{version}.lock").read_text().splitlines()
+        header, package = (
+            (checkout.root / f"requirements-{version}.lock").read_text("utf-8").splitlines()
+        )
         assert header.endswith(digest)
         assert package == "some-package==1"
         assert f"--generate-hashes --upgrade --python-version {version} " in call
     checkout.fake_uv("exit 1")
-    before = (checkout.root / "requirements-3.11.lock").read_text()
+    before = (checkout.root / "requirements-3.11.lock").read_text("utf-8")
     code, _, errors = checkout.run("lock")
     assert code == 1
     assert "does not resolve on Python 3.11" in errors
-    assert (checkout.root / "requirements-3.11.lock").read_text() == before
+    assert (checkout.root / "requirements-3.11.lock").read_text("utf-8") == before
 
 
 @pytest.mark.parametrize("version", ["3.11", "3.12"])
 def test_the_locks_are_of_these_requirements_and_name_no_source(version):
-    lock = (REPOSITORY / f"requirements-{version}.lock").read_text()
+    lock = (REPOSITORY / f"requirements-{version}.lock").read_text("utf-8")
     digest = hashlib.sha256((REPOSITORY / "requirements.txt").read_bytes()).hexdigest()
     assert lock.splitlines()[0].endswith(digest), "run make lock"
     assert "://" not in lock
@@ -176,7 +178,7 @@ def test_a_kept_torch_has_to_be_there_and_is_overridden_out_of_the_installation(
     assert code == 0, errors
     assert f"kept torch 2.99+rocm {packages}/torch.py" in errors
     assert "--override" in checkout.installs()[0]
-    overrides = (REPOSITORY / "requirements-keep-torch.txt").read_text().splitlines()
+    overrides = (REPOSITORY / "requirements-keep-torch.txt").read_text("utf-8").splitlines()
     dropped = {line.split(" ; ")[0] for line in overrides if not line.startswith("#")}
     assert {"torch", "torchvision", "torchaudio", "triton"} <= dropped
 
@@ -223,7 +225,7 @@ def test_a_folder_of_somebody_else_is_left_alone(checkout, tmp_path, command):
     code, _, errors = checkout.run(command, ENV_DIR=str(mine))
     assert code == 1
     assert "was not made by this Makefile" in errors
-    assert (mine / "chapter").read_text() == "text"
+    assert (mine / "chapter").read_text("utf-8") == "text"
 
 
 def test_pips_sources_become_uvs():

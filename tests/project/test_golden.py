@@ -16,7 +16,7 @@ def test_an_old_checkpoint_and_its_cache_load_and_give_the_numbers_of_then(tmp_p
     report = record.offline_report(
         tmp_path, "eval_offline", record.BEFORE_CHECKPOINT, record.BEFORE_CACHE
     )
-    was = json.loads(record.RECORD_PATH.read_text())
+    was = json.loads(record.RECORD_PATH.read_text("utf-8"))
     now = {"machine": record.machine(), "before": {"eval_offline": report}}
     kept = was["before"]["eval_offline"]
     assert kept["actions"]["model"]["mse"]["num_episodes"] == 2

@@ -86,11 +86,11 @@ def test_report_is_written_as_json_markdown_and_picture(tmp_path):
         "summary.md",
         "summary.png",
     ]
-    record = json.loads((tmp_path / "summary.json").read_text())
+    record = json.loads((tmp_path / "summary.json").read_text("utf-8"))
     assert record["checkpoints"][0]["tasks"]["left"]["success_rate"]["value"] == 1
     assert record["checkpoints"][0]["origin"]["checkpoint_sha256"] == "c0ffee"
     assert record["comparisons"][0]["verdict"] == "C is better"
-    assert (tmp_path / "summary.md").read_text() == report().markdown()
+    assert (tmp_path / "summary.md").read_text("utf-8") == report().markdown()
     assert (tmp_path / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 

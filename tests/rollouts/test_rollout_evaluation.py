@@ -38,8 +38,8 @@ def test_checkpoints_share_episodes_and_are_compared(config, tmp_path):
     assert comparison["difference"]["value"] == pytest.approx(rates[0] - rates[1])
     assert set(summary["checkpoints"][0]["groups"]) == {"easy", "hard"}
     assert summary["throughput"]["num_steps"] == sum(r["num_steps"] for r in lines(both))
-    assert json.loads((both.out_dir / "summary.json").read_text()) == summary
-    assert json.loads((both.out_dir / "config.json").read_text())["n_trials"] == 3
+    assert json.loads((both.out_dir / "summary.json").read_text("utf-8")) == summary
+    assert json.loads((both.out_dir / "config.json").read_text("utf-8"))["n_trials"] == 3
     videos = {path.relative_to(both.out_dir / "videos") for path in both.out_dir.rglob("*.mp4")}
     assert videos == {
         Path(Path(r["checkpoint"]).parent.name, "model_A", r["task"])
@@ -134,7 +134,7 @@ def test_wrong_instruction_is_another_tasks(config):
         "left": "go right",
         "right": "go left",
     }
-    assert "reads another task's instruction" in (config.out_dir / "summary.md").read_text()
+    assert "reads another task's instruction" in (config.out_dir / "summary.md").read_text("utf-8")
 
 
 def test_labels_are_short_and_distinct():

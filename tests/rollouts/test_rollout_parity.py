@@ -202,7 +202,7 @@ def test_a_recording_of_drawn_states_is_reset_to_them(recorded, tmp_path):
     root = tmp_path / "dataset"
     shutil.copytree(run.dataset_root, root)
     path = root / "meta" / "recording.json"
-    recording = json.loads(path.read_text())
+    recording = json.loads(path.read_text("utf-8"))
     recording["layouts"]["reset"] = "sampled"
     path.write_text(json.dumps(recording))
     (episode,) = check(

@@ -35,7 +35,7 @@ def test_result_comes_back_and_is_one_line_of_json(path):
     results = [result(0), result(1, False), result(2, None)]
     write(path, *results)
     assert read(path) == results
-    lines = path.read_text().splitlines()
+    lines = path.read_text("utf-8").splitlines()
     assert len(lines) == 3
     assert json.loads(lines[2])["success"] is None
     assert json.loads(lines[0])["checkpoint_sha256"] == "c0ffee"
@@ -60,7 +60,7 @@ def test_line_cut_anywhere_is_dropped_and_the_others_stay(path):
 
 def test_damage_within_the_file_is_named(path):
     write(path, result(0), result(1))
-    first, second = path.read_text().splitlines(keepends=True)
+    first, second = path.read_text("utf-8").splitlines(keepends=True)
     path.write_text(first[:20] + "\n" + second)
     with pytest.raises(InvalidInputError, match=r"results\.jsonl line 1 is no JSON"):
         read(path)
@@ -85,7 +85,7 @@ def test_damage_within_the_file_is_named(path):
 )
 def test_a_line_with_values_of_other_types_is_refused(path, field, value):
     write(path, result(0))
-    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}) + "\n")
+    path.write_text(json.dumps({**json.loads(path.read_text("utf-8")), field: value}) + "\n")
     with pytest.raises(InvalidInputError, match=rf"line 1 has {field} .*no rollout writes"):
         read(path)
 

@@ -137,7 +137,7 @@ def test_a_task_number_that_the_cache_cannot_hold_is_refused(copy):
 def test_a_damaged_list_of_ids_is_refused(cache, tmp_path, listed):
     folder = tmp_path / NAME
     shutil.copytree(cache.folder, folder)
-    manifest = json.loads((folder / "train_manifest.json").read_text())
+    manifest = json.loads((folder / "train_manifest.json").read_text("utf-8"))
     manifest["dataset"]["episode_ids"] = listed
     (folder / "train_manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(InvalidInputError, match="ids"):

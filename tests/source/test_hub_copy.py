@@ -119,7 +119,7 @@ def test_labels_by_rule_fetch_no_video(hub, tmp_path):
     dims = {"position_dims": (0, 1, 2), "gripper_dim": "none"}
     generate(CocGenerationConfig(dataset_name=NAME, backend="rules", output_jsonl=output, **dims))
     assert not fetched(hub, "videos/")
-    assert len(output.read_text().splitlines()) == 3
+    assert len(output.read_text("utf-8").splitlines()) == 3
 
 
 def test_a_file_of_another_size_is_refused_and_not_overwritten(hub, home):
@@ -151,7 +151,7 @@ def test_a_copy_of_one_commit_is_not_mixed_with_another(hub, home, original, tmp
     (other / "meta" / "stats.json").write_text("{}")
     hub.datasets[NAME]["later"] = other
     open_dataset(NAME, revision="later")
-    assert (home / NAME / "meta" / "stats.json").read_text() == "{}"
+    assert (home / NAME / "meta" / "stats.json").read_text("utf-8") == "{}"
     with pytest.raises(InvalidInputError, match=rf"commit {commit_of(other)}.*--revision v3\.0 is"):
         open_dataset(NAME, revision="v3.0")
     hub.is_down = True

@@ -96,7 +96,7 @@ def test_a_row_that_is_there_twice_and_a_text_of_two_tasks_do_no_harm(copy):
 def test_a_missing_text_in_an_older_cache_is_refused(copy, tmp_path):
     tokens(copy, tmp_path)
     path = Cache(tmp_path / "cache", "x", "train").manifest_path
-    manifest = json.loads(path.read_text())
+    manifest = json.loads(path.read_text("utf-8"))
     del manifest["checksum"]
     manifest["dataset"]["tasks"]["1"] = None
     path.write_text(json.dumps(manifest))

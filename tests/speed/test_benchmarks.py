@@ -62,7 +62,7 @@ def test_every_figure_is_printed_and_written_with_its_ratio(
     monkeypatch.setattr(bench_training, "NUM_WORKERS", (0,))
     path = tmp_path / "figures.json"
     figures = benchmark.run(dataclasses.replace(config, json_path=path))
-    written = json.loads(path.read_text())
+    written = json.loads(path.read_text("utf-8"))
     assert [row["name"] for row in written["figures"]] == [figure.name for figure in figures]
     printed = capsys.readouterr().out
     for figure in figures:

@@ -19,7 +19,7 @@ def test_lines_are_on_the_disk_before_append_returns(file, monkeypatch):
     monkeypatch.setattr(os, "fsync", lambda fd: synced.append(os.fstat(fd).st_size) or fsync(fd))
     file.append(["one"])
     file.append(["two", "three"])
-    assert file.path.read_text() == "one\ntwo\nthree\n"
+    assert file.path.read_text("utf-8") == "one\ntwo\nthree\n"
     assert synced == [4, 14], "one flush for each call"
 
 
@@ -40,16 +40,16 @@ def test_a_full_disk_leaves_the_file_as_it_was(file, monkeypatch, room):
     with pytest.raises(OSError, match=r"No space left on device.*lines\.jsonl"):
         file.append(["second" * 20, "third"])
     monkeypatch.undo()
-    assert file.path.read_text() == "first\n"
+    assert file.path.read_text("utf-8") == "first\n"
     file.append(["second"])
-    assert file.path.read_text() == "first\nsecond\n"
+    assert file.path.read_text("utf-8") == "first\nsecond\n"
 
 
 def test_a_write_in_parts_is_completed(file, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda descriptor, content: write(descriptor, content[:3]))
     file.append(["some words", "more words"])
-    assert file.path.read_text() == "some words\nmore words\n"
+    assert file.path.read_text("utf-8") == "some words\nmore words\n"
 
 
 @pytest.mark.parametrize("torn", ["", "x", "x" * 200_000])
@@ -59,7 +59,7 @@ def test_what_follows_the_last_line_end_is_cut(tmp_path, whole, torn):
     path.write_text(whole + torn)
     file = LineFile(path)
     file.cut_torn_line()
-    assert path.read_text() == whole
+    assert path.read_text("utf-8") == whole
     file.clear()
     assert file.num_bytes == 0
     file.close()

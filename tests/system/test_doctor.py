@@ -61,7 +61,7 @@ def test_findings_are_printed_and_written_as_json_and_a_failure_is_named(tmp_pat
     assert done.returncode == 1
     assert "checks failed: disk of --cache_dir" in done.stderr
     assert "Traceback" not in done.stderr
-    findings = json.loads(json_path.read_text())["findings"]
+    findings = json.loads(json_path.read_text("utf-8"))["findings"]
     names = [finding["check"] for finding in findings]
     assert names == ["machine", "disk of --cache_dir", "HF_LEROBOT_HOME"]
     assert findings[1]["status"] == "FAIL"
@@ -131,7 +131,7 @@ def test_a_missing_dependency_names_the_requirement_and_what_it_is_for(module):
 
 
 def test_every_dependency_is_in_the_requirements():
-    lines = (REPOSITORY / "requirements.txt").read_text().splitlines()
+    lines = (REPOSITORY / "requirements.txt").read_text("utf-8").splitlines()
     required = {re.split(r"[\[<>=~! ;]", line)[0] for line in lines if line[:1].isalnum()}
     assert {dependency.requirement for dependency in DEPENDENCIES} <= required
 

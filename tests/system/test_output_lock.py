@@ -110,4 +110,4 @@ def test_a_lock_file_that_is_a_symbolic_link_is_refused(tmp_path):
     target.write_text("kept")
     (tmp_path / ".lock").symlink_to(target)
     refused(tmp_path, "cannot be written")
-    assert target.read_text() == "kept"
+    assert target.read_text("utf-8") == "kept"

@@ -161,22 +161,22 @@ def terminate(stage, command, out):
         )
     try:
         while not is_at_work(process, stage, out):
-            assert process.poll() is None, stderr.read_text()
+            assert process.poll() is None, stderr.read_text("utf-8")
             time.sleep(0.002)
         time.sleep(stage.delay_s)
         process.send_signal(signal.SIGTERM)
-        assert process.wait(TIME_LIMIT_S) == 130, stderr.read_text()
+        assert process.wait(TIME_LIMIT_S) == 130, stderr.read_text("utf-8")
         assert group_is_gone(process.pid), "a process outlived its parent"
     finally:
         if not group_is_gone(process.pid, within_s=0):
             os.killpg(process.pid, signal.SIGKILL)
-    return stderr.read_text()
+    return stderr.read_text("utf-8")
 
 
 def is_at_work(process, stage, out):
     if stage.marker is not None:
         return (out / stage.marker).exists()
-    status = Path(f"/proc/{process.pid}/status").read_text()
+    status = Path(f"/proc/{process.pid}/status").read_text("utf-8")
     caught = int(status.partition("SigCgt:")[2].split()[0], 16)
     return bool(caught >> (signal.SIGTERM - 1) & 1)
 
@@ -204,7 +204,11 @@ def without_times(path):
         return pq.read_table(path).to_pydict()  # its metadata has the order of a set of lerobot's
     if path.suffix not in (".json", ".jsonl"):
         return path.read_bytes()
-    lines = path.read_text().splitlines() if path.suffix == ".jsonl" else [path.read_text()]
+    lines = (
+        path.read_text("utf-8").splitlines()
+        if path.suffix == ".jsonl"
+        else [path.read_text("utf-8")]
+    )
     read = [json.loads(line) for line in lines]
     for line in read:
         line.pop("seconds", None)

@@ -62,14 +62,14 @@ def test_the_documented_command_writes_report_json_and_plot(cache_dir):
     written = {p.name for p in out_dir.iterdir()}
     assert written == {".lock", "analysis.json", "analysis.png", "config.json"}
     assert (out_dir / "analysis.png").read_bytes().startswith(b"\x89PNG")
-    content = json.loads((out_dir / "analysis.json").read_text())
+    content = json.loads((out_dir / "analysis.json").read_text("utf-8"))
     assert content["encoder_note"] == SPEC.stand_in_note
     assert [scores["steps"] for scores in content["horizons"]] == list(range(1, 9))
     copy = content["horizons"][0]["all_pairs"]["copy"]
     assert 0.75 < copy["low"] <= copy["value"] <= copy["high"] < 0.85
     assert content["train_dwell"]["seconds"] == pytest.approx(0.5, abs=0.06)
     assert content["probes"]["environment_states"]["embedding"]["mean"]["value"] > 0.99
-    assert json.loads((out_dir / "config.json").read_text())["max_k"] == 8
+    assert json.loads((out_dir / "config.json").read_text("utf-8"))["max_k"] == 8
     for expected in ("NOTE: STAND-IN", "perplexity", "object_2", "by construction", "Advice"):
         assert expected in done.stdout
     assert content["advice"][0]["text"] in done.stdout
@@ -92,7 +92,7 @@ def test_long_horizons_and_missing_extras_are_reported_as_such(tmp_path, capsys)
     spec = SyntheticSpec(num_episodes=4, num_tasks=1, min_length=5, max_length=6)
     cache = write_synthetic_cache(tmp_path, spec)
     arrays = synthetic_arrays(spec)
-    manifest = json.loads(cache.manifest_path.read_text())
+    manifest = json.loads(cache.manifest_path.read_text("utf-8"))
     dataset = {**manifest["dataset"], "fps": None}
     still = np.ones_like(arrays["states"])
     tokens = np.zeros_like(arrays["world_tokens"])
@@ -101,7 +101,7 @@ def test_long_horizons_and_missing_extras_are_reported_as_such(tmp_path, capsys)
     text = capsys.readouterr().out
     for expected in ("fps unknown", "no dimension varies", "never changes", "n/a"):
         assert expected in text
-    content = json.loads(result.json_path.read_text())
+    content = json.loads(result.json_path.read_text("utf-8"))
     assert content["horizons"][8]["all_pairs"]["copy"]["value"] is None
     assert content["probes"] == {"states": None}
     assert "nothing to predict" in dict(result.advice)["mostly_repeats"]

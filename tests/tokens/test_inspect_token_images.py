@@ -78,7 +78,7 @@ def test_the_documented_command_writes_grids_sheet_and_list(config, monkeypatch,
 
 def test_the_list_names_frames_that_have_the_token(config):
     run(config)
-    report = json.loads((config.out_dir / "token_frames.json").read_text())
+    report = json.loads((config.out_dir / "token_frames.json").read_text("utf-8"))
     assert "never a DINOv2 result" in report["note"]
     cache = Cache(config.cache_dir, NAME)
     world_tokens = np.asarray(cache.load("world_tokens"))
@@ -124,8 +124,8 @@ def test_a_list_that_names_other_files_removes_none_of_them(config, name):
         path.write_text("kept")
     (config.out_dir / "token_frames.json").write_text(json.dumps({"tokens": [{"file": name}]}))
     run(config)
-    assert (config.out_dir / "notes.jpg").read_text() == "kept"
-    assert (config.out_dir.parent / "precious.jpg").read_text() == "kept"
+    assert (config.out_dir / "notes.jpg").read_text("utf-8") == "kept"
+    assert (config.out_dir.parent / "precious.jpg").read_text("utf-8") == "kept"
 
 
 def test_the_same_seed_shows_the_same_frames(config):

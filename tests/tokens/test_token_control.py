@@ -229,7 +229,7 @@ def test_corrupting_a_token_that_is_not_read_changes_nothing(cache, trained, tmp
     )
     ratios = {effect.ratio.value for effect in report.corruptions.values()}
     assert (ratios == {1.0}) == (name != "oracle")
-    stored = json.loads((tmp_path / "corrupt_world.json").read_text())
+    stored = json.loads((tmp_path / "corrupt_world.json").read_text("utf-8"))
     assert len(stored["episodes"]["clean"]) == len(cache.manifest["split"]["val"])
 
 

@@ -33,7 +33,9 @@ def launched(monkeypatch):
 
 
 def log_lines(log_dir):
-    return [json.loads(line) for line in (log_dir / "metrics.jsonl").read_text().splitlines()]
+    return [
+        json.loads(line) for line in (log_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
 
 
 def assert_like(run_dir, reference):

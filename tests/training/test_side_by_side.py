@@ -46,7 +46,7 @@ def alone(config, seed, log_dir):
 
 
 def log_lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_a_run_folder_is_that_of_a_single_run(cache, tmp_path):
         {p.name for p in folder.iterdir() if not p.name.startswith("events")} for folder in folders
     )
     assert names == own_names
-    flags, own = (json.loads((folder / "config.json").read_text()) for folder in folders)
+    flags, own = (json.loads((folder / "config.json").read_text("utf-8")) for folder in folders)
     assert flags == own | {"log_dir": str(folders[0])}
 
 
@@ -150,7 +150,7 @@ def test_one_seed_is_trained_as_before(cache, tmp_path):
     assert result.checkpoint.parent == tmp_path / "logs"
     own = train_one(alone(seeds_config(cache, tmp_path), 4, tmp_path / "own"))
     assert_same_weights(weights(result.checkpoint), weights(own.checkpoint))
-    assert "seeds" not in json.loads((tmp_path / "logs" / "config.json").read_text())
+    assert "seeds" not in json.loads((tmp_path / "logs" / "config.json").read_text("utf-8"))
 
 
 def test_a_folder_that_is_in_use_or_holds_a_run_is_refused(cache, tmp_path):

@@ -93,8 +93,10 @@ def test_the_same_command_twice_gives_the_same_weights_and_another_seed_does_not
 def test_outputs_hold_config_metrics_events_and_a_checkpoint_per_epoch(cache, tmp_path):
     config = tiny_train_config(cache, tmp_path / "logs", "C")
     result = run(config)
-    assert json.loads((config.log_dir / "config.json").read_text())["future_stride"] == 2
-    lines = [json.loads(x) for x in (config.log_dir / "metrics.jsonl").read_text().splitlines()]
+    assert json.loads((config.log_dir / "config.json").read_text("utf-8"))["future_stride"] == 2
+    lines = [
+        json.loads(x) for x in (config.log_dir / "metrics.jsonl").read_text("utf-8").splitlines()
+    ]
     assert {line["kind"] for line in lines} == {"step", "epoch"}
     assert result.metrics == {k: lines[-1][k] for k in result.metrics}
     assert list(config.log_dir.glob("events.out.tfevents.*"))

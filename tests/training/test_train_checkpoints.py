@@ -52,7 +52,9 @@ def test_a_run_resumed_within_an_epoch_ends_bit_identical(config, whole):
     resumed = run(dataclasses.replace(config, resume=True))
     assert_same_weights(weights(whole.checkpoint), weights(resumed.checkpoint))
     assert resumed.metrics == whole.metrics
-    log, other = (r.checkpoint.with_name("metrics.jsonl").read_text() for r in (resumed, whole))
+    log, other = (
+        r.checkpoint.with_name("metrics.jsonl").read_text("utf-8") for r in (resumed, whole)
+    )
     assert log == other
     assert log.count('"kind": "epoch"') == 3
 
@@ -158,7 +160,7 @@ def test_the_saved_tensors_are_those_of_the_moment_of_saving(config, whole, tmp_
 def test_a_damaged_log_is_refused_and_a_missing_one_begins_again(config, spoil, message, capsys):
     run(config)
     log = config.log_dir / "metrics.jsonl"
-    lines = log.read_text().splitlines()
+    lines = log.read_text("utf-8").splitlines()
     log.write_text("\n".join(spoil(lines)) + "\n")
     with pytest.raises(InvalidInputError, match=message):
         run(dataclasses.replace(config, resume=True))
@@ -171,8 +173,8 @@ def test_a_torn_last_line_of_the_log_is_cut_off(config):
     run(config)
     newest_first(config.log_dir, "C")[0].unlink()
     log = config.log_dir / "metrics.jsonl"
-    before = log.read_text()
+    before = log.read_text("utf-8")
     log.write_text(before[:-9])
     run(dataclasses.replace(config, resume=True))
-    assert log.read_text() == before
+    assert log.read_text("utf-8") == before
     assert all(json.loads(line) for line in before.splitlines())

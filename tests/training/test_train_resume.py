@@ -34,7 +34,8 @@ def test_a_resumed_run_ends_bit_identical_to_an_undisturbed_one(cache, tmp_path,
     resumed = run(dataclasses.replace(config, resume=True))
     assert_same_weights(weights(whole.checkpoint), weights(resumed.checkpoint))
     logs = [
-        (folder / "metrics.jsonl").read_text() for folder in (tmp_path / "whole", config.log_dir)
+        (folder / "metrics.jsonl").read_text("utf-8")
+        for folder in (tmp_path / "whole", config.log_dir)
     ]
     assert logs[0] == logs[1]
     assert logs[0].count('"kind": "epoch"') == 4

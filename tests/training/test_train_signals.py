@@ -65,7 +65,9 @@ def test_a_signal_during_validation_keeps_the_epochs_steps(config, whole, signal
     resumed = run(dataclasses.replace(config, resume=True))
     assert len(steps) == 10, "only the last epoch is trained"
     assert_same_weights(weights(whole.checkpoint), weights(resumed.checkpoint))
-    log, other = (r.checkpoint.with_name("metrics.jsonl").read_text() for r in (resumed, whole))
+    log, other = (
+        r.checkpoint.with_name("metrics.jsonl").read_text("utf-8") for r in (resumed, whole)
+    )
     assert log == other
 
 

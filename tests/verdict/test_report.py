@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import locale
 import re
 import shutil
 import subprocess
@@ -164,15 +165,15 @@ def test_missing_empty_and_damaged_runs_are_listed(matrix, tmp_path):
     (matrix / "empty").mkdir()
     shutil.rmtree(copied("a_0", "unevaluated") / "eval_offline_model_A_epoch1")
     report = copied("a_0", "damaged") / "eval_offline_model_A_epoch1" / "eval_offline.json"
-    report.write_text(report.read_text()[:50])
+    report.write_text(report.read_text("utf-8")[:50])
     log = copied("a_0", "unfinished") / "metrics.jsonl"
-    log.write_text(log.read_text().splitlines(keepends=True)[0])
+    log.write_text(log.read_text("utf-8").splitlines(keepends=True)[0])
     earlier = copied("c_0", "earlier") / "eval_offline_model_C_epoch1" / "eval_offline.json"
-    content = json.loads(earlier.read_text())
+    content = json.loads(earlier.read_text("utf-8"))
     content["episodes"]["top1_hits_all"] = content["episodes"]["top1_hits_all"][0]
     write_json(earlier, content)
     copied("a_0", "twin")
-    config = json.loads((matrix / "a_0/config.json").read_text())
+    config = json.loads((matrix / "a_0/config.json").read_text("utf-8"))
     write_json(matrix / "begun" / "config.json", config)
     write_json(matrix / "explaining" / "config.json", {**config, "coc_loss_weight": 1.0})
     (matrix / "no_episodes").mkdir()
@@ -216,7 +217,7 @@ def test_the_command_of_rollouts_repeats_the_flags_that_they_had(
 ):
     (checkpoint,) = write_matrix(tmp_path, World(), {"C": 0.0}, num_seeds=1)["C"]
     path = write_rollouts(tmp_path / "task", World(), [checkpoint], [0.5], corruption="task")
-    path.write_text(path.read_text().replace('"suite": "metaworld"', f'"suite": "{suite}"'))
+    path.write_text(path.read_text("utf-8").replace('"suite": "metaworld"', f'"suite": "{suite}"'))
     flags = {"check_parity": False, "n_trials": 7, "corrupt_world": "task", **own}
     given = config_type((checkpoint,), out_dir=tmp_path / "task", env_num=3, resume=True, **flags)
     write_config(given, path.with_name("config.json"))
@@ -266,7 +267,7 @@ def test_every_figure_has_axes_units_and_n(matrix, monkeypatch):
 def test_the_page_needs_nothing_else_and_escapes_what_it_shows(tmp_path):
     write_matrix(tmp_path / "<b>runs & co", World(), ARMS, num_seeds=1)
     run(ReportConfig((tmp_path / "<b>runs & co",), tmp_path / "report"))
-    page = (tmp_path / "report" / "report.html").read_text()
+    page = (tmp_path / "report" / "report.html").read_text("utf-8")
     assert "&lt;b&gt;runs &amp; co" in page
     assert "<b>runs" not in page
     assert not re.search(r"""(src|href)=["'](?!data:|#)""", page)
@@ -304,20 +305,22 @@ def test_the_command_line_writes_the_report_or_says_what_is_wrong(matrix, tmp_pa
     command = [sys.executable, "-m", "world_modality.report", "--out_dir", str(out_dir)]
     done = subprocess.run([*command, str(matrix)], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert (out_dir / "summary.md").read_text() in done.stdout
+    encoding = locale.getpreferredencoding(do_setlocale=False)
+    summary = (out_dir / "summary.md").read_text("utf-8")
+    assert summary.encode(encoding, "backslashreplace").decode(encoding) in done.stdout
     assert "B is better" in done.stdout
-    sections = json.loads((out_dir / "summary.json").read_text())["sections"]
+    sections = json.loads((out_dir / "summary.json").read_text("utf-8"))["sections"]
     assert [row["arm"] for row in sections["Main table"][0]["rows"]][:4] == list(ARMS)
     document = build_document((matrix,))
     main = block(document, Table, "main")
-    text = (out_dir / "tables" / "main.tex").read_text()
+    text = (out_dir / "tables" / "main.tex").read_text("utf-8")
     assert r"C\_no\_world\_input" in text
     assert latex(main) == text
     assert text.count(r"\\") == len(main.rows) + 1
     assert csv_text(["a"], [["x,y"], [None]]) == 'a\n"x,y"\n""\n'
     for figure in (one for one in document.blocks() if isinstance(one, Figure)):
-        assert (out_dir / "figures" / f"{figure.name}.csv").read_text().count("\n") > 1
-        assert f"figures/{figure.name}.svg" in (out_dir / "report.md").read_text()
+        assert (out_dir / "figures" / f"{figure.name}.csv").read_text("utf-8").count("\n") > 1
+        assert f"figures/{figure.name}.svg" in (out_dir / "report.md").read_text("utf-8")
     wrong = [*command, str(tmp_path / "none")]
     failed = subprocess.run(wrong, cwd=ROOT, capture_output=True, text=True)
     assert failed.returncode == 1

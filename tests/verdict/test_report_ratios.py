@@ -34,7 +34,7 @@ def corrupt(runs, name, factors, *, with_episodes=True):
     """Rewrite C's reports, so that a corruption multiplies each seed's errors by a factor."""
     for seed, factor in enumerate(factors):
         (path,) = (runs / f"c_{seed}").glob("corrupt_world_*/corrupt_world.json")
-        report = json.loads(path.read_text())
+        report = json.loads(path.read_text("utf-8"))
         clean = report["episodes"]["clean"]
         report["episodes"][name] = [factor * error for error in clean]
         report["corruptions"][name]["ratio"] = {
@@ -98,8 +98,10 @@ def test_a_ratio_without_a_value_is_counted_and_named_everywhere(
     assert block(document, Figure, "corruption").caption.endswith("not defined: 1 ratio.")
     verdict = document.sections[0].blocks[1].items[2]
     assert ("not defined" in verdict) == (corruption == "task_shuffle")
-    assert "not defined: an error is 0" in (out_dir / "tables/corruption_offline.tex").read_text()
-    with (out_dir / "figures" / "corruption.csv").open() as file:
+    assert "not defined: an error is 0" in (out_dir / "tables/corruption_offline.tex").read_text(
+        "utf-8"
+    )
+    with (out_dir / "figures" / "corruption.csv").open(encoding="utf-8") as file:
         drawn = {(r["arm"], r["corruption"]): r for r in csv.DictReader(file)}
     step = {"stale:8": "stale 8", "task_shuffle": "task"}[corruption]
     assert [drawn["C", step][key] for key in ("value", "low", "high")] == ["", "", ""]

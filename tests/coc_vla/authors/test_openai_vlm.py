@@ -302,6 +302,6 @@ def test_transformers_serve_answers_with_a_tiny_model(tmp_path):
     finally:
         process.kill()
         process.wait()
-    assert [answer.error for answer in given] == [None] * 3, (tmp_path / "log").read_text()
+    assert [answer.error for answer in given] == [None] * 3, (tmp_path / "log").read_text("utf-8")
     assert given[0].text == given[2].text
     assert given[0].text

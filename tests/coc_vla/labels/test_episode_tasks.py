@@ -127,7 +127,7 @@ def test_commands_of_a_dataset_on_another_scale_are_refused_with_column_and_fram
 def test_joint_angles_are_no_position_unless_they_are_asked_for(config, root, tmp_path, keyframes):
     copy = tmp_path / "d"
     shutil.copytree(root, copy)
-    info = json.loads((copy / "meta" / "info.json").read_text())
+    info = json.loads((copy / "meta" / "info.json").read_text("utf-8"))
     info["features"]["observation.state"]["names"] = ["joint_1", "joint_2", "joint_3", "joint_4"]
     (copy / "meta" / "info.json").write_text(json.dumps(info))
     config = replace(config, dataset_root=copy, keyframes=keyframes)
