@@ -12,7 +12,7 @@ class Config(SeedsConfig):
     """Train baseline A: behaviour cloning, no world token anywhere."""
 
     model_type: Literal["A"] = "A"
-    """The arm."""
+    """Arm to train."""
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ class Config(SeedsConfig):
     """Train baseline B: behaviour cloning plus the loss on future world tokens."""
 
     model_type: Literal["B"] = "B"
-    """The arm."""
+    """Arm to train."""
 
 
 def main() -> None:

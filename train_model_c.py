@@ -12,7 +12,7 @@ class Config(SeedsConfig):
     """Train model C, which reads the world token and predicts its future, or its ablation."""
 
     model_type: Literal["C", "C_no_world_input"] = "C"
-    """The arm."""
+    """Arm to train."""
 
 
 def main() -> None:

@@ -31,19 +31,22 @@ class CocGenerationConfig(LabellingFlags, EpisodeFlags):
     dataset_name: str
     """Repository id (HuggingFaceVLA/libero), or the name given to a local dataset."""
     output_jsonl: Path
-    """Receives one JSON line an episode; settings, config and summary are written beside it."""
+    """File that receives one JSON line an episode; settings, config and summary are written beside
+    it."""
     dataset_root: Path | None = None
     """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
     revision: str | None = None
     """Hub revision (tag, branch or commit) to pin the dataset to."""
     prompt_file: Path = DEFAULT_PROMPT_PATH
-    """The question, a line `--- retry ---`, and what is added after a refused answer."""
+    """File with the question, a line `--- retry ---`, and what is added to it after a refused
+    answer."""
     resume: bool = False
-    """Go on with the file: keep its labels, try its errors again."""
+    """Continue the file: keep its labels, and try its failed episodes again."""
     overwrite: bool = False
-    """Throw an existing file's content away."""
+    """Delete an existing file's content and start again."""
     allow_changed_settings: bool = False
-    """Let --resume go on with another prompt, model or setting; each line says what it is from."""
+    """Let --resume continue with another prompt, model or setting; each line says which settings it
+    was made with."""
 
     def __post_init__(self) -> None:
         LabellingFlags.__post_init__(self)

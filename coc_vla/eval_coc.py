@@ -38,17 +38,17 @@ from world_modality.tokens.corruption import read_corruption
 
 @dataclass(frozen=True, kw_only=True)
 class EvalCocConfig(MotionFlags, OfflineConfig):
-    """Action error, world accuracy and explanations on held-out episodes, beside controls."""
+    """Measure action error, world accuracy and explanations on held-out episodes, with controls."""
 
     labels_jsonl: Path
-    """Labels of `python -m coc_vla.coc_generation`; those of held-out episodes are used."""
+    """File of `python -m coc_vla.coc_generation`; the labels of held-out episodes are used."""
     control: Path | None = None
-    """The instruction-only control: a checkpoint of `coc_vla.train --text_context lang`."""
+    """Checkpoint of `coc_vla.train --text_context lang`, the instruction-only control."""
     dataset_root: Path | None = None
-    """The recording's folder: written events are then scored against the recorder's. Without it,
-    against those that the labels claim."""
+    """Folder of the recording; with it, written events are scored against the recorded ones.
+    Without it, they are scored against those that the labels claim."""
     num_episodes: int = 200
-    """Explain at most so many held-out episodes, drawn with the seed."""
+    """Explain at most this many held-out episodes, drawn with the seed."""
     temperature: float = 1.0
     """Temperature of the sampled explanations; the others are greedy."""
 

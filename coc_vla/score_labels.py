@@ -22,28 +22,28 @@ from world_modality.system.errors import InvalidInputError
 
 @dataclass(frozen=True)
 class ScoreConfig(MotionFlags):
-    """Events that labels claim, against those recorded, beside traces of other episodes."""
+    """Score the events that labels claim against recorded ones, with other episodes as controls."""
 
     labels_jsonl: Path
-    """Labels of `python -m coc_vla.coc_generation`."""
+    """File of labels that `python -m coc_vla.coc_generation` wrote."""
     dataset_name: str
     """LeRobot repository id of the labelled recording."""
     dataset_root: Path | None = None
-    """The recording's folder; by default HF_LEROBOT_HOME or the hub is asked."""
+    """Folder of the recording; without it HF_LEROBOT_HOME is searched, then the hub."""
     episode_id_key: str = "episode_index"
     """Column that numbers the episodes, as for coc_generation."""
     out_dir: Path | None = None
-    """Receives score_labels.json; by default a folder beside the labels."""
+    """Folder that receives score_labels.json; by default one beside the labels."""
     num_shuffles: int = 20
-    """Draws of each control."""
+    """How often each control is drawn."""
     seed: int = 0
     """Seed of the controls and the bootstrap."""
     judge_base_url: str | None = None
-    """An OpenAI-compatible server whose model judges each label; none by default."""
+    """Address of an OpenAI-compatible server whose model judges each label; none by default."""
     judge_model: str | None = None
     """Name of the judging model."""
     judge_episodes: int = 50
-    """Judge at most so many labels, drawn with the seed."""
+    """Judge at most this many labels, drawn with the seed."""
     judge_max_tokens: int = 2048
     """Largest number of tokens of the judge's answer, its thoughts included."""
 

@@ -36,17 +36,19 @@ class CocTrainConfig(TrainConfig):
     model_type: ModelType = "C"
     """Arm of the policy that the head is trained with."""
     labels_jsonl: Path
-    """Labels of `python -m coc_vla.coc_generation` for this dataset."""
+    """File of labels that `python -m coc_vla.coc_generation` wrote for this dataset."""
     coc_loss_weight: float = 0.2
-    """α of the text loss; 0 trains the policy alone, to the bit."""
+    """Weight α of the text loss; with 0 the policy trains as without the head, bit for bit."""
     coc_samples_per_batch: int = 32
     """Frames of each batch whose text loss is computed; the decoder costs more than the policy."""
     text_context: TextContext = "trunk"
-    """What the decoder reads: LANG, WORLD_CUR and FUT, or LANG alone (instruction-only control)."""
+    """What the decoder reads: the trunk's LANG, WORLD_CUR and FUT positions, or LANG alone (the
+    instruction-only control)."""
     text_tokenizer: str = TRAINED
-    """`trained`: byte-pair encoding of the training labels; else a hub name or a local folder."""
+    """trained fits byte-pair encoding to the training labels; any other value is the hub name or
+    local folder of a tokenizer."""
     text_vocabulary: int = 1024
-    """Largest vocabulary of a trained tokenizer."""
+    """Largest vocabulary of a trained tokenizer, in tokens."""
     max_text_tokens: int = 256
     """Longest trace, in tokens."""
     text_width: int = 128
@@ -58,7 +60,7 @@ class CocTrainConfig(TrainConfig):
     text_dropout: float = 0.1
     """Dropout inside the decoder."""
     text_word_dropout: float = 0.1
-    """Share of the words before the next one that are hidden from the decoder in training."""
+    """Share of the preceding words that are hidden from the decoder in training."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -29,11 +29,12 @@ class ValidateLabelsConfig:
     """Count, check and show the labels of a file; a run may be writing it meanwhile."""
 
     labels_jsonl: Path
-    """The file that coc_generation wrote, or several of them one after the other."""
+    """Files that coc_generation wrote; several are read one after the other."""
     dataset_name: str | None = None
-    """The dataset, for coverage and pictures; left out, only the file is looked at."""
+    """LeRobot repository id of the labelled dataset, for coverage and pictures; without it only the
+    labels are checked."""
     dataset_root: Path | None = None
-    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
+    """Folder of a local dataset; without it HF_LEROBOT_HOME is searched, then the hub."""
     revision: str | None = None
     """Hub revision of the dataset."""
     image_key: str | None = None
@@ -41,15 +42,16 @@ class ValidateLabelsConfig:
     episode_id_key: str = "episode_index"
     """Column that numbers the episodes."""
     num_samples: int = 5
-    """Labels printed for reading."""
+    """How many labels are printed for reading."""
     contact_sheet: Path | None = None
-    """Receives one HTML file with keyframes and steps side by side."""
+    """HTML file that receives keyframes and steps side by side."""
     sheet_episodes: int = 24
-    """Episodes on the sheet; errors come first, at most a quarter of it."""
+    """Episodes on the contact sheet; those with errors come first, and fill at most a quarter of
+    it."""
     sheet_image_side: int = 256
-    """Larger keyframes are made smaller on the sheet."""
+    """Longest side of a keyframe on the contact sheet, in pixels; larger ones are made smaller."""
     output_json: Path | None = None
-    """Receives the report; by default beside the labels, as <name>.report.json."""
+    """File that receives the report; by default <name>.report.json beside the labels."""
     seed: int = 0
     """Seed of the choice of samples."""
 

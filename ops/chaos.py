@@ -44,15 +44,16 @@ class ChaosConfig:
     """Kill the command after `--` at random moments, resume it, and compare the ends."""
 
     out: Path
-    """Receives the runs' folders, their output and report.json; must not exist."""
+    """Folder that receives the runs' folders, their output and report.json; it must not exist."""
     kills: int = 20
-    """SIGKILLs in all."""
+    """How many times the command is killed (SIGKILL), over all runs."""
     faults: int = 0
-    """Faults of the disk in all, of the kinds in turn."""
+    """How many faults of the disk are injected, over all runs; the kinds take turns."""
     fault_kinds: tuple[Fault, ...] = ("truncate", "flip", "read_only", "disk_full")
-    """Which faults are injected."""
+    """Kinds of faults that are injected."""
     fault_files: tuple[str, ...] = ()
-    """Patterns of files that are cut or flipped; by default those that are compared."""
+    """Patterns of the files that are truncated or get a flipped bit; by default those that are
+    compared."""
     compare: tuple[str, ...] = ()
     """Patterns of files that must agree byte by byte, relative to {dir}."""
     compare_jsonl: tuple[str, ...] = ()
@@ -64,9 +65,9 @@ class ChaosConfig:
     compare_pt: tuple[str, ...] = ()
     """Patterns of torch files whose tensors must agree bit by bit, without the ignored fields."""
     ignore: tuple[str, ...] = ("seconds", "log_dir", "resume", "overwrite")
-    """Fields that may differ, at any depth."""
+    """Names of fields that may differ, at any depth."""
     resume_flag: str = "--resume"
-    """Given to every run but the first; may be empty."""
+    """Flag that every run but the first is given; it may be empty."""
     seed: int = 0
     """Seed of the moments and the faults."""
 

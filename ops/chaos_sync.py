@@ -128,13 +128,13 @@ class ChaosSyncConfig:
     """Inject faults into a sync and check after each that nothing is lost."""
 
     out: Path
-    """Receives the folders and report.json; must not exist."""
+    """Folder that receives the runs' folders and report.json; it must not exist."""
     faults: int = 100
-    """How many faults, of the kinds in turn."""
+    """How many faults are injected; the kinds take turns."""
     seed: int = 0
-    """Seed of the moments and of what is written."""
+    """Seed of the moments and of the content that is written."""
     checkpoint_kib: int = 64
-    """Size of a checkpoint."""
+    """Size of a checkpoint in KiB."""
 
 
 class ChaosSync:

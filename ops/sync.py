@@ -40,11 +40,12 @@ class Dir(SaveOptions):
     """Save a folder at an interval until SIGTERM or SIGINT, and a last time then."""
 
     source: Positional[Path]
-    """The folder, or the file."""
+    """Folder or file to save."""
     remote: Positional[str]
-    """Where to, such as gdrive:runs/logs_c or :local:/mnt/disk/logs_c; a folder of its own."""
+    """Where it is saved, such as gdrive:runs/logs_c or :local:/mnt/disk/logs_c; give each run a
+    folder of its own."""
     once: bool = False
-    """Save once, and end."""
+    """Save once, then end."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,9 +58,9 @@ class Run(SaveOptions):
     """Run the command after `--`, save its folder beside it, and a last time when it ends."""
 
     local: Path
-    """The folder that the command writes."""
+    """Folder that the command writes."""
     remote: str
-    """Where to, such as gdrive:runs/logs_c."""
+    """Where it is saved, such as gdrive:runs/logs_c."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +68,12 @@ class Restore(RestoreOptions):
     """Bring a folder back from a remote and verify each file."""
 
     remote: Positional[str]
-    """Where it is."""
+    """Remote folder to restore, such as gdrive:runs/logs_c."""
     local: Positional[Path]
-    """Where it goes; files of something else are never overwritten unasked."""
+    """Folder that receives the files; other files that are there are never overwritten without
+    --overwrite."""
     allow_empty: bool = False
-    """A remote that holds nothing yet is no error (the first start of a run)."""
+    """Accept a remote that holds nothing yet, as at the first start of a run."""
     call_timeout: float = 120.0
     """Seconds for one call of rclone, besides those for its bytes."""
 
@@ -81,7 +83,7 @@ class States:
     """List the states that a remote holds, the newest first."""
 
     remote: Positional[str]
-    """Where they are."""
+    """Remote folder whose states are listed."""
     call_timeout: float = 120.0
     """Seconds for the call of rclone."""
 

@@ -27,7 +27,7 @@ class AnalyzeConfig:
     split: str = "train"
     """Split of the LeRobot dataset, the prefix of the cache's files (LeRobot datasets have one)."""
     max_k: int = 8
-    """Longest horizon, in frames, that tokens are predicted ahead."""
+    """Longest horizon, in frames, over which tokens are predicted."""
     out_dir: Path | None = None
     """Folder of the output; `<cache folder>/analysis` by default."""
     max_probe_frames: int = 50_000

@@ -26,9 +26,9 @@ class DemoConfig:
     """Record demonstrations, make world tokens, train four arms, and test the claim on them."""
 
     out_dir: Path = Path("demo")
-    """Receives the dataset, the caches, the cells and the report."""
+    """Folder that receives the dataset, the caches, the cells and the report."""
     tasks: tuple[str, ...] = ()
-    """MetaWorld tasks to record; the recorder's six where left out."""
+    """MetaWorld tasks to record; by default the six of the recorder."""
     episodes_per_task: int = 50
     """Successful demonstrations of each task."""
     num_epochs: int = 5

@@ -47,11 +47,11 @@ class DoctorConfig:
         "video",
         "hub",
     )
-    """Which checks to run, in this order."""
+    """Checks to run, in this order."""
     cache_dir: Path = Path("cache")
-    """Where the stages will write; its disk is checked."""
+    """Folder that the stages will write to; the room on its disk is checked."""
     json_path: Path | None = None
-    """Write the findings here as JSON, too."""
+    """JSON file that receives the findings, too."""
     hub_timeout_s: float = 5.0
     """How long to wait for the hub's answer, in seconds."""
 

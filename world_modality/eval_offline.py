@@ -98,7 +98,7 @@ def _print(result: EvalOfflineResult) -> None:
         return
     titles = {
         "all": "all frames",
-        "changed": "where the token changes (copy is 0; change_bigram is told of the change)",
+        "changed": "where the token changes (copy is 0; change_bigram knows that it changes)",
     }
     for subset, title in titles.items():
         print(f"\nworld-token accuracy, {title}")

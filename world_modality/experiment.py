@@ -29,7 +29,7 @@ class ExperimentConfig:
     """Run a matrix of arms, seeds and settings, and report on it."""
 
     matrix: Annotated[Path, tyro.conf.Positional]
-    """YAML file; world_modality/matrix/experiment_file.py describes it."""
+    """YAML file of the experiment; world_modality/matrix/experiment_file.py describes it."""
     max_parallel: int = 1
     """Cells that run at once on this machine."""
     dry_run: bool = False
@@ -37,7 +37,7 @@ class ExperimentConfig:
     prepare_only: bool = False
     """Make the dataset and the caches, and stop."""
     cell: int | None = None
-    """Run this cell alone, counted from 0 in the order of --dry_run; for job arrays."""
+    """Run this cell alone, counted from 0 in the order that --dry_run prints; for job arrays."""
 
     def __post_init__(self) -> None:
         if self.max_parallel < 1:

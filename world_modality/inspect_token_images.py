@@ -39,17 +39,17 @@ class InspectConfig:
     dataset_name: str
     """Repository id, or the name given to a local dataset."""
     dataset_root: Path | None = None
-    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
+    """Folder of a local dataset; without it HF_LEROBOT_HOME is searched, then the hub."""
     revision: str | None = None
     """Hub revision of the dataset."""
     cache_dir: Path = Path("cache")
-    """Where the stages keep their arrays."""
+    """Folder of all caches."""
     split: str = "train"
     """Prefix of the cache's files."""
     image_key: str | None = None
-    """Camera to show; the one that was embedded where left out."""
+    """Camera to show; by default the one that was embedded."""
     out_dir: Path = Path("token_inspection")
-    """Receives token_<id>.jpg, contact_sheet.jpg and token_frames.json."""
+    """Folder that receives token_<id>.jpg, contact_sheet.jpg and token_frames.json."""
     num_tokens: int = 10
     """How many tokens to show, the most frequent ones first."""
     tokens: tuple[int, ...] = ()

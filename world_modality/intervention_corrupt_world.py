@@ -23,12 +23,12 @@ from world_modality.tokens.corruption import OFFLINE
 
 @dataclass(frozen=True)
 class CorruptWorldConfig(OfflineConfig):
-    """Clean and corrupted action MSE on held-out episodes, and their ratio."""
+    """Measure the action error with right and with corrupted world tokens on held-out episodes."""
 
     num_draws: int = 5
-    """Draws of each random corruption."""
+    """How often each random corruption is drawn."""
     stale_steps: tuple[int, ...] = (1, 8, 32)
-    """Ages in frames of the stale tokens."""
+    """Ages, in frames, of the tokens that the corruption `stale` gives."""
 
     def __post_init__(self) -> None:
         if self.num_draws < 1:

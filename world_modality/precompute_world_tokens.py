@@ -31,9 +31,9 @@ class PrecomputeConfig(CodebookFlags, VisionEncoderFlags, DatasetFlags):
     """Embed every frame of a LeRobot dataset, fit a codebook, and write the cache."""
 
     split: str = "train"
-    """LeRobot datasets have one split, train."""
+    """Split of the dataset; LeRobot datasets have one, train."""
     cache_dir: Path = Path("cache")
-    """The cache is written to `<cache_dir>/<dataset_name>`."""
+    """Folder of all caches; this one is written to `<cache_dir>/<dataset_name>`."""
     seed: int = 0
     """Seed of the samples, the codebook's fit, and random-vit's weights."""
     batch_size: int = 64
@@ -41,8 +41,9 @@ class PrecomputeConfig(CodebookFlags, VisionEncoderFlags, DatasetFlags):
     device: str = "auto"
     """Where to compute: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     shard: str | None = None
-    """i/N: embed only the i-th (from 0) of N stretches of frames, into a folder beside the cache;
-    the same command without it merges them. Under accelerate launch each process takes one."""
+    """Embed only the i-th (from 0) of N consecutive ranges of frames, given as i/N, into a folder
+    beside the cache; the same command without --shard merges them. Under accelerate launch each
+    process takes one."""
 
 
 @dataclass(frozen=True)

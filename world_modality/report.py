@@ -45,7 +45,7 @@ class ReportConfig:
     """Folders to look through: log_dirs, folders of rollouts and of token analyses, or a folder
     that holds them."""
     out_dir: Path = Path("report")
-    """Receives the report; what an earlier one left there is replaced."""
+    """Folder that receives the report; what an earlier one left there is replaced."""
 
     def __post_init__(self) -> None:
         if not self.runs:

@@ -21,8 +21,8 @@ class SeedsConfig(TrainConfig):
     """Train one arm on a precomputed cache, with one seed or with several side by side."""
 
     seeds: tuple[int, ...] | None = None
-    """Train these seeds side by side instead of --seed, each into `<log_dir>/seed_<n>` and with
-    the result of a run of its own: started and loaded once, and on a GPU with steps that overlap.
+    """Train these seeds side by side instead of --seed, each into `<log_dir>/seed_<n>` and with the
+    result of a run of its own. All are started and loaded once, and on a GPU their steps overlap.
     Takes the memory of that many policies."""
 
     def __post_init__(self) -> None:

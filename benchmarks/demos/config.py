@@ -16,15 +16,16 @@ class DemoConfig:
     """Record a suite's scripted experts as a LeRobot dataset."""
 
     dataset_name: str
-    """LeRobot repo id of the dataset."""
+    """LeRobot repository id of the dataset to record."""
     dataset_root: Path | None = None
     """Folder to write. Default: where LeRobot looks for it, HF_LEROBOT_HOME/<dataset_name>."""
     tasks: tuple[str, ...] = ()
-    """Names of the tasks."""
+    """Names of the tasks to record."""
     episodes_per_task: int = 25
     """Solved episodes to keep of each task; attempts that do not solve it are discarded."""
     seed: int = 0
-    """Decides layouts and noise. Evaluation layouts come from another stream, whatever the seed."""
+    """Seed of the layouts and the noise. Evaluation draws its layouts from another stream, whatever
+    the seed."""
     action_noise: float = 0.0
     """Standard deviation of Gaussian noise on the executed action, before clipping to [-1, 1]."""
     action_label: Literal["executed", "expert"] = "executed"

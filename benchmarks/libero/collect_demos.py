@@ -45,9 +45,9 @@ class CollectDemosConfig(DemoConfig):
     """
 
     dataset_name: str = "local/libero_object_demo"
-    """LeRobot repo id of the dataset."""
+    """LeRobot repository id of the dataset to record."""
     benchmark: str = "libero_object"
-    """LIBERO suite, with or without `libero_`."""
+    """LIBERO suite, such as libero_object; libero_ may be left out."""
     tasks: tuple[str, ...] = ()
     """Names of tasks, or their numbers from 0. Default: every task of the suite."""
     layouts: Literal["sampled", "stored"] = "sampled"

@@ -28,10 +28,10 @@ class ExportLiberoTasksConfig:
     """
 
     benchmark: tuple[str, ...]
-    """Suites such as libero_object (libero_ may be left out). The tasks of several are numbered
-    through, in the order that the suites are given in."""
+    """Suites such as libero_object (libero_ may be left out). With several, the numbers of each
+    continue those of the one before it."""
     out: Path
-    """File to write."""
+    """File to write, with one JSON line a task."""
 
 
 def run(config: ExportLiberoTasksConfig) -> list[LiberoTask]:

@@ -26,7 +26,7 @@ class CollectDemosConfig(DemoConfig):
     """Record MetaWorld's scripted experts as a LeRobot dataset."""
 
     dataset_name: str = "local/metaworld_demo"
-    """LeRobot repo id of the dataset."""
+    """LeRobot repository id of the dataset to record."""
     tasks: tuple[str, ...] = (
         "push-v3",
         "pick-place-v3",

@@ -22,13 +22,13 @@ class RolloutConfig:
     checkpoint: tuple[Path, ...]
     """Checkpoints to roll out; several share initial states and seeds and are compared in pairs."""
     out_dir: Path | None = None
-    """Receives results.jsonl, summary.json, summary.md and videos. Default: beside the first
-    checkpoint."""
+    """Folder that receives results.jsonl, summary.json, summary.md and videos. Default: beside the
+    first checkpoint."""
     n_trials: int = 50
-    """Episodes of each task."""
+    """Episodes to roll out of each task."""
     env_num: int = 2 * len(os.sched_getaffinity(0))
     """Environments that run at once, each in a process of its own. Results do not depend on it.
-    Default: two a core, since each waits for the policy part of the time."""
+    Default: two per core, since each waits for the policy part of the time."""
     max_steps: int | None = None
     """Steps after which an episode has failed. Default: the suite's standard limit."""
     camera_key: str | None = None
@@ -46,20 +46,22 @@ class RolloutConfig:
     n_action_steps: int | None = None
     """Actions of each predicted chunk that are executed. Default: the whole chunk."""
     temporal_ensemble_coeff: float | None = None
-    """Predict at every step and average what the chunks say about it, weighted by exp(-m i), i = 0
-    the oldest (ACT; Zhao et al., 2023); ACT's m is 0.01. Needs --n_action_steps 1."""
+    """Predict a chunk at every step and execute the mean of all actions that the chunks so far
+    predict for that step, weighted by exp(-m i), i = 0 the oldest (ACT; Zhao et al., 2023); ACT's m
+    is 0.01. Needs --n_action_steps 1."""
     corrupt_world: Annotated[str, tyro.conf.arg(help=_CORRUPT_WORLD)] = "none"
     wrong_instruction: bool = False
-    """Control: give the policy another selected task's instruction."""
+    """Control: give the policy the instruction of another selected task."""
     text_model_name: str | None = None
-    """Where the text model is now, if it has moved since training."""
+    """Name or folder of the text model, if it has moved since training."""
     vision_model_name: str | None = None
-    """Where the vision model is now, if it has moved since training."""
+    """Name or folder of the vision model, if it has moved since training."""
     trust_remote_code: bool = False
-    """Run code that the vision model's repository brings along."""
+    """Run code that the vision model's repository contains."""
 
     check_parity: bool = True
-    """First replay recorded demonstrations here and compare; --no_check_parity waives it."""
+    """Replay recorded demonstrations first and compare what is observed with the recording;
+    --no_check_parity skips it."""
     dataset_root: Path | None = None
     """The recording that the policy was trained on, for the parity check. Default: where
     LeRobot looks for a dataset of its name."""
@@ -71,7 +73,7 @@ class RolloutConfig:
     videos_per_task: int | None = None
     """Film the first episodes of each task only. Default: all of them."""
     resume: bool = False
-    """Go on with the results that are there; episodes that ended in an error are run again."""
+    """Continue with the results that are there; episodes that ended in an error are run again."""
     overwrite: bool = False
     """Delete the results that out_dir holds and start again."""
 

@@ -48,23 +48,24 @@ class BenchCodebookConfig(BenchConfig):
     """Measure the codebook's fit and assignment against MiniBatchKMeans, in one run."""
 
     data: RowKind = "episodes"
-    """episodes: clustered, correlated along episodes; noise: the hard case."""
+    """Drawn embeddings: episodes are clustered and correlated along episodes; noise is the hard
+    case."""
     num_frames: int = 200_000
-    """N."""
+    """Number N of drawn embeddings."""
     embedding_dim: int = 768
-    """D."""
+    """Embedding dimension D."""
     num_tokens: int = 1024
-    """V."""
+    """Codebook size V."""
     vq_fit_frames: int = 65_536
-    """Frames of the fit by the stage's default settings."""
+    """Frames of the fit that runs with the stage's default settings."""
     memory_frames: int = 100_000
-    """Frames of the fit whose memory is measured, once more with ten times as many."""
+    """Frames of the fit whose memory is measured; a second fit takes ten times as many."""
     num_rounds: int = 3
     """The ways to assign tokens take turns this many times; each fit is made once."""
     device: str = "auto"
-    """Device of the torch backend."""
+    """Device of the torch backend: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     work_dir: Path | None = None
-    """Holds the drawn arrays (370 MB); by default a temporary folder."""
+    """Folder for the drawn arrays (370 MB); by default a temporary one."""
 
 
 def fit_peer(rows: np.ndarray, num_tokens: int) -> np.ndarray:

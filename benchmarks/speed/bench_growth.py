@@ -166,9 +166,9 @@ class BenchGrowthConfig:
     """Fit how the stages' time and memory grow."""
 
     stages: tuple[str, ...] = tuple(STAGES)
-    """Which stages."""
+    """Stages to measure."""
     out_dir: Path = Path("growth")
-    """Gets growth.json and growth.png."""
+    """Folder that receives growth.json and growth.png."""
 
 
 def measure(name: str, frames: int, width: int) -> dict[str, float]:

@@ -56,15 +56,15 @@ class BenchLabellingConfig(BenchConfig):
     """Measure labelling through a server whose latency dominates."""
 
     work_dir: Path | None = None
-    """Holds the drawn dataset; by default a temporary folder."""
+    """Folder for the drawn dataset; by default a temporary one."""
     num_episodes: int = 160
-    """Episodes labelled at the higher concurrency; an eighth of them at 1."""
+    """Episodes to label with many requests at once; an eighth of them is labelled one by one."""
     image_size: int = 256
-    """Side of the drawn frames."""
+    """Height and width of the drawn frames in pixels."""
     latency_s: float = 0.2
-    """The server's time for an answer."""
+    """Seconds that the server takes for an answer."""
     concurrency: int = 16
-    """Requests at once, compared with one."""
+    """Requests sent at once, which is compared with one at a time."""
 
 
 def be_server(latency_s: float) -> None:

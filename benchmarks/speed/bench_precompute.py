@@ -74,21 +74,21 @@ class BenchPrecomputeConfig(BenchConfig):
     parts: tuple[Part, ...] = ("passes", "memory")
     """What to measure; see the top of the module."""
     work_dir: Path | None = None
-    """Holds the drawn datasets; by default a temporary folder."""
+    """Folder for the drawn datasets; by default a temporary one."""
     num_frames: int = 1000
-    """N; memory is also measured at 10 N."""
+    """Number N of drawn frames; memory is measured at 10 N, too."""
     image_size: int = 128
-    """Side of the drawn frames."""
+    """Height and width of the drawn frames in pixels."""
     random_vit_size: RandomVitSize = "tiny"
     """Size of the random-vit that stands for a realistic encoder."""
     random_vit_image_size: int = 112
-    """Side of the image that it sees."""
+    """Height and width, in pixels, of the image that random-vit sees."""
     batch_size: int = 32
-    """Frames a batch."""
+    """Frames of a batch."""
     num_rounds: int = 3
-    """What is compared takes turns this many times."""
+    """The compared ways take turns this many times."""
     merged_frames: int = 131_072
-    """Frames of 768 dims (0.2 GB) whose shards are merged."""
+    """Frames, of 768 dimensions each (0.2 GB), whose shards are merged."""
     device: str = "auto"
     """Device of the encoder; shards are measured on the CPU."""
 

@@ -47,13 +47,13 @@ class BenchRolloutsConfig(BenchConfig):
     """Measure environment steps per second with a policy in the loop and without, in one run."""
 
     checkpoint: Path = field(kw_only=True)
-    """The policy, trained on a recording of MetaWorld."""
+    """Checkpoint of the policy, trained on a recording of MetaWorld."""
     tasks: tuple[str, ...] = ("push-v3", "drawer-open-v3")
-    """MetaWorld task names; with as many as environments, each simulator is built once."""
+    """MetaWorld task names; with as many tasks as environments, each simulator is built once."""
     env_num: int = RolloutConfig.env_num
     """Environments that run at once."""
     num_rounds: int = 5
-    """The policies take turns this many times."""
+    """The compared policies take turns this many times."""
     episodes_per_task: int = 1
     """Episodes of each task in a turn."""
     max_steps: int = 200
@@ -63,7 +63,7 @@ class BenchRolloutsConfig(BenchConfig):
     policy_batch_size: int | None = None
     """Observations that go through the policy at a time. Default: 1 on a CPU, 16 on a GPU."""
     device: str = "auto"
-    """Where encoder and policy run."""
+    """Where encoder and policy run: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
 
 
 class EndlessSuite(MetaworldSuite):

@@ -40,15 +40,15 @@ class BenchSyncConfig(BenchConfig):
     """Measure what saving on a remote costs the training."""
 
     num_rounds: int = 3
-    """Turns with and turns without the sync."""
+    """How many turns the training runs with the sync, and how many without."""
     turn_s: float = 130.0
-    """Seconds of a turn; two checkpoints and a last one."""
+    """Seconds of a turn, in which two checkpoints and a last one are saved."""
     checkpoint_every_s: float = 60.0
     """Seconds between checkpoints."""
     checkpoint_mb: float = 40.0
-    """Size of a checkpoint; a policy of 3.3 M parameters with its optimiser has 40 MB."""
+    """Size of a checkpoint in MB; a policy of 3.3 M parameters with its optimiser takes 40 MB."""
     interval_s: float = 60.0
-    """Seconds between the rounds of the sync."""
+    """Seconds from one round of the sync to the next."""
 
 
 def stand_in(folder_path: str, turn_s: float, every_s: float, checkpoint_mb: float) -> None:

@@ -89,37 +89,39 @@ class BenchTrainingConfig(BenchConfig):
     parts: tuple[Part, ...] = ("start", "memory", "throughput", "loading", "flops")
     """What to measure; see the top of the module."""
     work_dir: Path | None = None
-    """Holds the drawn caches (470 MB) for the next run; by default a temporary folder."""
+    """Folder for the drawn caches (470 MB), which the next run uses again; by default a temporary
+    one."""
     num_frames: int = 273_465
     """Frames of the drawn cache; memory is also measured at a tenth of them."""
     embedding_dim: int = 768
-    """Embedding dim of the drawn cache."""
+    """Embedding dimension of the drawn cache."""
     d_model: int = 128
     """Width of the trunk; small models show the trainer's own cost best."""
     n_layers: int = 3
     """Depth of the trunk."""
     wide_d_model: int = 512
-    """Width of a second trunk, of as many layers, whose FLOP/s are measured too."""
+    """Width of a second trunk, of as many layers, whose FLOP/s are measured, too."""
     batch_size: int = 256
-    """Windows a step, over all processes together."""
+    """Windows of a step, over all processes together."""
     num_rounds: int = 8
-    """What is compared takes turns this many times."""
+    """The compared ways take turns this many times."""
     steps_per_round: int = 12
-    """Optimiser steps a turn."""
+    """Optimiser steps of a turn."""
     recorded_frames: int = 1_200
     """Frames of the dataset that LeRobot reads."""
     recorded_dim: int = 192
-    """Embedding dim there; the demo's."""
+    """Embedding dimension of that dataset's cache; by default that of the demo."""
     image_size: int = 128
-    """Side of its camera's images."""
+    """Height and width of that dataset's images in pixels."""
     loading_rounds: int = 2
     """Our batches and LeRobot's take turns this many times."""
     num_seeds: int = 3
     """Seeds that are trained side by side."""
     num_threads: int | None = None
-    """CPU threads of each process; by default what torch takes."""
+    """CPU threads of each process; by default as many as torch takes."""
     device: str = "auto"
-    """auto, cpu, cuda, …; each of several processes takes a GPU of its own."""
+    """Where to train: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …; each of several
+    processes takes a GPU of its own."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """Precision of the steps, and of the matrix product that they are compared with."""
 

@@ -28,27 +28,29 @@ class AuthorFlags:
     }
 
     backend: Backend = "qwen3-vl"
-    """A model of transformers (qwen3-vl, qwen2.5-vl, auto), a server (openai), or no model at all
-    (rules)."""
+    """Author of the labels: a transformers model (qwen3-vl, qwen2.5-vl, auto), a server (openai),
+    or no model at all (rules)."""
     model_name: str | None = None
-    """Hub name or local folder; with openai what the server calls it."""
+    """Hub name or local folder of the model; with --backend openai the name that the server
+    knows."""
     model_revision: str | None = None
     """Hub revision of the model."""
     trust_remote_code: bool = False
-    """Let the model's own files run code."""
+    """Run code that the model's repository contains."""
     device: str = "auto"
-    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    """Where the model runs: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     precision: Precision = "auto"
-    """Precision of a model that runs here; auto is bf16 on a GPU, fp32 on a CPU."""
+    """Number format of a model that runs here; auto is bf16 on a GPU, fp32 on a CPU."""
     base_url: str | None = None
     """Address of an OpenAI-compatible server, as in http://localhost:8000/v1. Its key, where it
     needs one, is read from OPENAI_API_KEY."""
     concurrency: int = 16
-    """Requests to the server at once."""
+    """Requests that are sent to the server at once."""
     timeout_s: float = 120.0
     """How long the server may take for a whole answer, and how long it may be silent."""
     max_request_retries: int = 5
-    """Further tries of a request that failed: no connection, silence, 429, 5xx, nonsense."""
+    """How often a request is sent again that failed: no connection, no answer in time, status 429
+    or 5xx, or an answer that is not well formed."""
     max_tokens: int = 768
     """Largest number of tokens of an answer."""
     temperature: float = 0.0

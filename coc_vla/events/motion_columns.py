@@ -43,14 +43,14 @@ class MotionFlags:
     """Dimensions of the state with the hand's position, height last; by default those whose names
     say x, y, z."""
     position_axes: tuple[Side, Side] | None = None
-    """Which way the first two of them grow, as the robot sees it: right forward in MetaWorld,
-    forward left in LIBERO. Without it nothing is said, or scored, of left, right, forward and
-    back."""
+    """Directions in which the first two position dimensions grow, as the robot sees them: right
+    forward in MetaWorld, forward left in LIBERO. Without it nothing is said, or scored, about left,
+    right, forward and back."""
     gripper_dim: int | Literal["none"] | None = None
-    """Dimension of the action that commands the gripper; by default the one named gripper. none for
-    a robot without a gripper."""
+    """Dimension of the action that commands the gripper; by default the one named gripper. Give
+    none for a robot without a gripper."""
     gripper_commands: tuple[float, float] = (-1.0, 1.0)
-    """The command that opens the gripper and the one that closes it."""
+    """Action value that opens the gripper, and the one that closes it."""
 
 
 @dataclass(frozen=True)

@@ -37,22 +37,24 @@ class EpisodeFlags(MotionFlags):
     image_key: str | None = None
     """Camera to show; may be left out where there is only one."""
     instruction_key: str | None = None
-    """Column of each frame's text. Left out, or `task` or `instruction` where the dataset has no
-    such column: the dataset's own task texts."""
+    """Column that holds each frame's instruction. Default: the dataset's own task texts, which are
+    also used for `task` and `instruction` where the dataset has no such column."""
     episode_id_key: str = EPISODE_KEY
     """Column that numbers the episodes."""
     task_index_key: str = "task_index"
     """Column that numbers the tasks."""
     keyframes: KeyframeChoice = "uniform"
-    """uniform: start, middle, end; events: where the gripper acts and the hand pauses."""
+    """How keyframes are chosen: uniform takes start, middle and end; events takes the frames where
+    the gripper acts and the hand pauses."""
     num_keyframes: int | None = None
-    """Frames shown of an episode; by default 3, with events at most 6."""
+    """Keyframes that are shown of an episode; by default 3, and with --keyframes events at most
+    6."""
     max_image_side: int = 768
-    """Larger images are made smaller."""
+    """Longest side of a shown image in pixels; larger images are made smaller."""
     episodes: str | None = None
-    """Only these episodes, as in 0:100,205 (the end of a range is not in it)."""
+    """Label these episodes only, as in 0:100,205 (the end of a range is not in it)."""
     max_episodes: int | None = None
-    """Only so many of them, the first ones."""
+    """Label only the first this many of the chosen episodes."""
 
     def __post_init__(self) -> None:
         for name in ("num_keyframes", "max_episodes", "max_image_side"):

@@ -53,13 +53,13 @@ class LabellingFlags(AuthorFlags):
     }
 
     batch_size: int = 8
-    """Episodes a batch, for a model that runs here."""
+    """Episodes of a batch, for a model that runs here."""
     seed: int = 0
-    """Seed of sampling; each episode has a seed of its own, made from it."""
+    """Seed of sampling; each episode's own seed is made from it."""
     max_retries: int = 2
-    """How often a refused answer is asked for again, with the reason."""
+    """How often an episode is asked for again, with the reason, after its answer was refused."""
     max_failures_in_row: int = 20
-    """Failed requests in a row that end the run."""
+    """The run ends after this many failed requests in a row."""
 
 
 @dataclass

@@ -43,13 +43,15 @@ class RestoreOptions:
     """Which state is restored, and what may happen to the local folder."""
 
     state: int | None = None
-    """Number of an older state; see `states`."""
+    """Number of an older state to restore, as the subcommand `states` lists them; by default the
+    newest."""
     overwrite: bool = False
-    """Move what is in the way to <local>/.sync/replaced-…."""
+    """Move files that are in the way to <local>/.sync/replaced-…."""
     keep_local: bool = False
-    """Leave a folder that is as new as the remote as it is (a machine that kept its disk)."""
+    """Leave the local folder as it is where it is as new as the remote (on a machine that kept its
+    disk)."""
     retries: int = 4
-    """How often a remote that fails is asked again."""
+    """How often a call is tried again after the remote failed."""
 
 
 class Restorer:

@@ -37,17 +37,18 @@ class SaveOptions:
     call_timeout: float = 120.0
     """Seconds for one call of rclone, besides those for its bytes (at 64 KiB/s or more)."""
     keep_last: int | None = None
-    """Remove all but the newest states from the remote; without it every state stays."""
+    """Keep only this many of the newest states on the remote; without it every state stays."""
     exclude: tuple[str, ...] = ()
-    """Patterns of paths that do not travel, such as "*.mp4"."""
+    """Patterns of paths that are not saved, such as "*.mp4"."""
     bwlimit: str | None = None
-    """The most that rclone may send, such as 4M (bytes a second)."""
+    """Largest rate at which rclone sends, such as 4M (bytes a second)."""
     nice: int = 10
-    """Added to the niceness of everything here, so that the command goes first."""
+    """How much the niceness of the sync and of rclone is raised, so that the command itself runs
+    first."""
     quiet_s: float = 1.0
     """A round waits until the folder's files have not changed for this many seconds."""
     new_run: bool = False
-    """Save beside another run that the remote holds."""
+    """Save although the remote holds another run; its states stay beside the new ones."""
     quiet: bool = False
     """Print failures only."""
 

@@ -75,11 +75,11 @@ class WindowShape:
     """How far a window reaches around its frame, in frames."""
 
     context_frames: int = 1
-    """T, frames that the policy sees, the newest included."""
+    """Number T of frames that the policy sees, the newest included."""
     chunk_size: int = 8
-    """H, actions that are predicted at once."""
+    """Number H of actions that are predicted at once."""
     future_offset: int = 8
-    """K, future world tokens that are predicted (not used by A)."""
+    """Number K of future world tokens that are predicted (arm A predicts none)."""
     future_stride: int = 1
     """Frames between the K predicted tokens."""
 

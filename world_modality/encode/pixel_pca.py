@@ -24,11 +24,11 @@ class PixelPcaFlags:
     """Flags of `pixel-pca` alone."""
 
     pixel_pca_size: int = 32
-    """pixel-pca averages images down to this many pixels a side."""
+    """Side, in pixels, that pixel-pca averages images down to."""
     pixel_pca_components: int = 192
-    """pixel-pca's embedding dimension D."""
+    """Embedding dimension D of pixel-pca."""
     pixel_pca_fit_frames: int = 8192
-    """At most this many training frames are sampled to fit pixel-pca."""
+    """Largest number of training frames that are sampled to fit pixel-pca."""
 
 
 @cache

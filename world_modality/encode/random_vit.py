@@ -30,7 +30,7 @@ class RandomVitFlags:
     random_vit_size: RandomVitSize = "small"
     """Width and depth of random-vit."""
     random_vit_image_size: int = 224
-    """Side of the image that random-vit sees, a multiple of 14."""
+    """Height and width, in pixels, of the image that random-vit sees; a multiple of 14."""
 
 
 def random_vit_flags(record: Mapping[str, Any]) -> dict[str, Any]:

@@ -69,18 +69,19 @@ class VisionEncoderFlags(RandomVitFlags, PixelPcaFlags):
     """Flags of the vision encoder."""
 
     vision_model_name: str = "facebook/dinov2-base"
-    """Hub name or local folder of a transformers vision model; pixel-pca (stand-in, needs no hub)
-    or random-vit (untrained control)."""
+    """Hub name or local folder of a transformers vision model; or pixel-pca (a stand-in that needs
+    no hub), or random-vit (an untrained control)."""
     vision_revision: str | None = None
     """Hub revision of the vision model."""
     embedding_pooling: Pooling = "cls"
-    """What becomes the embedding: cls is the class token, mean the mean over patch tokens."""
+    """How patches become one embedding: cls takes the class token, mean the mean over the patch
+    tokens."""
     trust_remote_code: bool = False
-    """Run code that the vision model's repository brings along."""
+    """Run code that the vision model's repository contains."""
     precision: Precision = "auto"
     """Number format of the matrix products; auto is fp16 on a GPU, and fp32 on a CPU."""
     seed: int = 0
-    """Seed of random weights, or of what is fitted."""
+    """Seed of an encoder's random weights, or of its fit."""
 
     @property
     def fitted_kind(self) -> type[FittedEncoder] | None:

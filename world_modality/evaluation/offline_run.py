@@ -31,17 +31,17 @@ class OfflineConfig:
     """Flags of the stages that evaluate a checkpoint on its cache."""
 
     checkpoint: Path
-    """A `model_<TYPE>_epoch<n>.pt` of the trainer."""
+    """Checkpoint `model_<TYPE>_epoch<n>.pt` that the trainer wrote."""
     dataset_name: str
     """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
     cache_dir: Path = Path("cache")
-    """Where the stages keep their arrays."""
+    """Folder of all caches."""
     split: str = "train"
     """Prefix of the cache's files; the held-out episodes are part of it."""
     out_dir: Path | None = None
-    """Receives the report; by default a folder beside the checkpoint."""
+    """Folder that receives the report; by default one beside the checkpoint."""
     device: str = "auto"
-    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
+    """Where to compute: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
     seed: int = 0
     """Seed of everything that is drawn at random here, the bootstrap included."""
 

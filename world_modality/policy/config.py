@@ -49,7 +49,7 @@ class TrunkConfig:
     n_layers: int = 4
     """Depth of the trunk."""
     n_heads: int = 4
-    """Attention heads."""
+    """Attention heads of the trunk."""
     dropout: float = 0.1
     """Dropout inside the trunk."""
 
@@ -134,67 +134,73 @@ class TrainConfig:
     dataset_name: str
     """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
     cache_dir: Path = Path("cache")
-    """Where the stages keep their arrays."""
+    """Folder of all caches."""
     log_dir: Path = Path("logs")
-    """Receives config.json, metrics.jsonl, TensorBoard events and checkpoints."""
+    """Folder that receives config.json, metrics.jsonl, TensorBoard events and checkpoints."""
     split: str = "train"
     """Prefix of the cache's files."""
     model_type: ModelType = "A"
-    """The arm. The three entry scripts fix it or narrow the choice."""
+    """Arm to train."""
 
     use_language: bool = False
     """Condition the policy on the instruction embeddings of the cache."""
     window: OmitArgPrefixes[WindowShape] = field(default_factory=WindowShape)
     world_loss_weight: float = 0.2
-    """λ of the future-token loss."""
+    """Weight λ of the loss on future world tokens."""
 
     trunk: OmitArgPrefixes[TrunkConfig] = field(default_factory=TrunkConfig)
     world_input: OmitArgPrefixes[WorldInputConfig] = field(default_factory=WorldInputConfig)
     token_control: Annotated[ControlName, tyro.conf.arg(help=f"Control arm: {_CONTROLS}.")] = "none"
     block_world_to_action: bool = False
-    """Diagnostic: no attention from the action queries to the world token (arm C)."""
+    """Diagnostic: block attention from the action queries to the world token (arm C)."""
 
     num_epochs: int = 10
     """Passes over the training frames."""
     batch_size: int = 256
-    """Windows a step, over all processes together."""
+    """Windows of a step, over all processes together."""
     learning_rate: float = 3e-4
-    """Peak of the schedule."""
+    """Learning rate at the peak of the schedule."""
     lr_schedule: Literal["cosine", "constant"] = "cosine"
-    """After the warm-up: cosine to zero, or constant."""
+    """What the learning rate does after the warm-up: cosine lets it fall to zero, constant keeps
+    it."""
     warmup_steps: int = 100
-    """Steps of linear warm-up."""
+    """Steps in which the learning rate rises linearly to its peak."""
     weight_decay: float = 0.01
-    """Decoupled weight decay (AdamW)."""
+    """Decoupled weight decay of AdamW."""
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm."""
+    """Largest norm of the gradients; longer ones are scaled down to it."""
     seed: int = 0
     """Seed of initial weights, data order and dropout; the data order is the same for every arm."""
 
     device: str = "auto"
-    """auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …; each of several processes takes
-    a GPU of its own."""
+    """Where to train: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …; each of several
+    processes takes a GPU of its own."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU that has it, fp32 on a CPU."""
+    """Number format of the matrix products; auto is bf16 autocast on a GPU that has it, and fp32
+    elsewhere."""
     compile: bool = False
-    """Compile the step's forward and backward pass with torch's inductor, for about a minute at
-    the start (a CPU needs a C++ compiler). Dropout draws other numbers than without."""
+    """Compile the step's forward and backward pass with torch's inductor, which takes about a
+    minute at the start (a CPU needs a C++ compiler). Dropout then draws other numbers."""
     cuda_graph: bool = True
-    """On a GPU: record a step once and launch it whole from then on, with the same results, bit for
-    bit. Not for the two-head training, nor in several processes."""
+    """Record a step as a CUDA graph once and replay it from then on, with the same results, bit for
+    bit. Takes effect on a GPU only, and neither in the two-head training nor in several
+    processes."""
     num_workers: Literal[0] = 0
-    """0 by design: the arrays live on the device and batches are gathered by index."""
+    """Data-loading processes; always 0, since the arrays lie on the device and batches are gathered
+    by index."""
     embeddings_on: Literal["auto", "device", "disk"] = "auto"
-    """auto: the device, unless they take more than half of its free memory; disk: mapped, and
-    read ahead batch by batch. The batches are the same."""
+    """Where the embeddings lie during training: auto is the device, unless they take more than half
+    of its free memory; disk maps the file, and batches are read ahead one by one. The batches are
+    the same."""
     log_every: int = 50
     """Steps between the training lines of metrics.jsonl."""
     save_every_steps: int | None = None
-    """Save within epochs too, at every so many optimiser steps; without it after each epoch."""
+    """Save a checkpoint every this many optimiser steps as well; without it one is saved after each
+    epoch only."""
     keep_last: int | None = None
-    """Keep only so many of the newest checkpoints; without it all are kept."""
+    """Keep only this many of the newest checkpoints; without it all are kept."""
     resume: bool = False
-    """Go on from the last whole checkpoint in log_dir; without one, start."""
+    """Continue from the last whole checkpoint in log_dir; where there is none, start."""
     overwrite: bool = False
     """Start again although log_dir holds a run; its files are replaced."""
 

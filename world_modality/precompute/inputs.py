@@ -26,13 +26,13 @@ class DatasetFlags:
     dataset_name: str
     """Repository id (HuggingFaceVLA/libero), or the name given to a local dataset."""
     dataset_root: Path | None = None
-    """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
+    """Folder of a local dataset; without it HF_LEROBOT_HOME is searched, then the hub."""
     revision: str | None = None
     """Hub revision (tag, branch or commit) to pin the dataset to."""
     image_key: str | None = None
     """Camera to embed; may be left out where there is only one."""
     proprio_key: str = "observation.state"
-    """Column of the robot's state; several joined by + are put one behind the other."""
+    """Column of the robot's state; several names joined by + are concatenated."""
     action_key: str = "action"
     """Column of the action."""
     episode_id_key: str = "episode_index"
@@ -40,9 +40,10 @@ class DatasetFlags:
     task_index_key: str = "task_index"
     """Column that numbers the tasks."""
     environment_state_key: str | None = None
-    """Column of the simulator's own state; observation.environment_state where it exists."""
+    """Column of the simulator's own state; by default observation.environment_state where it
+    exists."""
     val_fraction: float = 0.1
-    """Share of the episodes held out for validation, in every later stage too."""
+    """Share of the episodes that are held out for validation, in every later stage too."""
     split_seed: int = 0
     """Seed of the choice of held-out episodes."""
 

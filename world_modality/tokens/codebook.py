@@ -25,11 +25,11 @@ class CodebookFlags(KMeansFlags):
     """Flags of the codebook."""
 
     vq_kind: str = FIRST_KIND
-    """Kind of the quantiser; kmeans is the one there is."""
+    """Kind of the quantiser; kmeans is the only one."""
     vq_num_tokens: int = 1024
     """Size V of the codebook."""
     vq_fit_frames: int = 65_536
-    """At most this many training frames are sampled to fit the codebook; 0 is all."""
+    """Largest number of training frames that are sampled to fit the codebook; 0 takes all."""
     seed: int = 0
     """Seed of the sample and of the fit."""
 

@@ -56,10 +56,11 @@ class KMeansFlags:
     l2_normalize: bool = False
     """Fit and assign in the space of unit-length embeddings."""
     vq_backend: VqBackend = "faiss"
-    """Library of the k-means fit. torch runs on --device, starts with k-means++ on growing samples,
-    reads in blocks what memory cannot hold, and assigns the tokens, too; else faiss does."""
+    """Library that fits k-means. torch runs on --device, starts with k-means++ on growing samples,
+    reads in blocks what memory cannot hold, and assigns the tokens, too; with the others faiss
+    assigns them."""
     vq_iterations: int = 25
-    """Lloyd iterations at most; for torch, on each of its samples."""
+    """Largest number of Lloyd iterations; for torch, on each of its samples."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ class BenchConfig:
     """The flag that all benchmarks have."""
 
     json_path: Path | None = None
-    """Also write the figures here, as JSON."""
+    """JSON file that receives the figures, too."""
 
 
 @dataclass(frozen=True)
