@@ -32,7 +32,7 @@ from world_modality.policy.predictions import predict
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import run_cli, write_config
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.corruption import read_corruption
 
 
@@ -53,8 +53,7 @@ class EvalCocConfig(MotionFlags, OfflineConfig):
     """Temperature of the sampled explanations; the others are greedy."""
 
     def __post_init__(self) -> None:
-        if self.num_episodes < 1:
-            raise InvalidInputError(f"--num_episodes must be at least 1, not {self.num_episodes}")
+        require_at_least("num_episodes", self.num_episodes, 1)
         if self.temperature <= 0:
             raise InvalidInputError(f"--temperature must be above 0, not {self.temperature}")
 

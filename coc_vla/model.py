@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from world_modality.policy.config import PolicyConfig
 from world_modality.policy.network import TrunkHidden
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 
 TextContext = Literal["trunk", "lang"]
 
@@ -84,8 +84,7 @@ class DecoderConfig:
     word_dropout: float
 
     def __post_init__(self) -> None:
-        if self.n_layers < 1:
-            raise InvalidInputError(f"--text_layers must be at least 1, not {self.n_layers}")
+        require_at_least("text_layers", self.n_layers, 1)
         if self.n_heads < 1 or self.d_model % self.n_heads:
             raise InvalidInputError(
                 f"--text_width {self.d_model} must be a multiple of --text_heads {self.n_heads}"

@@ -17,7 +17,7 @@ from coc_vla.labels.settings import require_episode_key
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,7 @@ class ScoreConfig(MotionFlags):
 
     def __post_init__(self) -> None:
         for name in ("num_shuffles", "judge_episodes", "judge_max_tokens"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"--{name} must be at least 1")
+            require_at_least(name, getattr(self, name), 1)
         if (self.judge_base_url is None) != (self.judge_model is None):
             raise InvalidInputError("a judge needs both --judge_base_url and --judge_model")
 

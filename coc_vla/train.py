@@ -22,7 +22,7 @@ from world_modality.cache.contract import sha256_of_file
 from world_modality.policy.config import TrainConfig
 from world_modality.policy.network import HeadSite
 from world_modality.system.cli import run_cli
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.training.single import TrainResult
 from world_modality.training.single import run as train_policy
 
@@ -64,18 +64,14 @@ class CocTrainConfig(TrainConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.coc_loss_weight < 0:
-            raise InvalidInputError(
-                f"--coc_loss_weight must not be negative: {self.coc_loss_weight}"
-            )
+        require_at_least("coc_loss_weight", self.coc_loss_weight, 0)
         if self.token_control != "none":
             raise InvalidInputError(
                 f"--token_control {self.token_control} is for the arms alone; train it with "
                 "train_baseline_b.py or train_model_c.py"
             )
         for name in ("coc_samples_per_batch", "text_vocabulary", "max_text_tokens", "text_width"):
-            if getattr(self, name) < 1:
-                raise InvalidInputError(f"--{name} must be at least 1, not {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 1)
 
 
 def run(config: CocTrainConfig) -> TrainResult:

@@ -19,7 +19,7 @@ from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import run_cli
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 
 _SHEET = Path(__file__).with_name("contact_sheet.html.j2")
 
@@ -60,10 +60,9 @@ def run(config: ValidateLabelsConfig) -> dict[str, Any]:
     """Print and write the report."""
     if config.contact_sheet is not None and config.dataset_name is None:
         raise InvalidInputError("--contact_sheet needs the pictures of --dataset_name")
-    if config.num_samples < 0 or config.sheet_episodes < 1 or config.sheet_image_side < 1:
-        raise InvalidInputError(
-            "--num_samples must be at least 0, --sheet_episodes and --sheet_image_side at least 1"
-        )
+    require_at_least("num_samples", config.num_samples, 0)
+    require_at_least("sheet_episodes", config.sheet_episodes, 1)
+    require_at_least("sheet_image_side", config.sheet_image_side, 1)
     scan = scan_labels(config.labels_jsonl)
     source = episodes = None
     if config.dataset_name is not None:

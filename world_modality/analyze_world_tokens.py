@@ -10,7 +10,7 @@ from pathlib import Path
 from world_modality.cache.contract import Cache
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import require_at_least
 from world_modality.system.output_lock import OutputLock
 from world_modality.tokens.analysis import Analysis, advice, analyze_cache
 from world_modality.tokens.analysis_report import report_json, report_text, save_plot
@@ -53,9 +53,8 @@ def run(config: AnalyzeConfig) -> AnalyzeResult:
         MissingFileError: the cache or one of its arrays is not there.
         InvalidInputError: a flag is out of range, or an array is not what the manifest says.
     """
-    for flag, value in (("max_k", config.max_k), ("max_probe_frames", config.max_probe_frames)):
-        if value < 1:
-            raise InvalidInputError(f"--{flag} must be at least 1, not {value}")
+    require_at_least("max_k", config.max_k, 1)
+    require_at_least("max_probe_frames", config.max_probe_frames, 1)
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     out_dir = config.out_dir or cache.folder / "analysis"
     _ = cache.manifest  # before the folder is made: a mistyped name makes none

@@ -20,7 +20,7 @@ from world_modality.matrix.experiment_file import read_matrix
 from world_modality.matrix.jobs import Job, cell_jobs, preparation_jobs, report_step
 from world_modality.matrix.runner import Failure, Runner, is_done
 from world_modality.system.cli import run_cli
-from world_modality.system.errors import InvalidInputError, UserError
+from world_modality.system.errors import InvalidInputError, UserError, require_at_least
 from world_modality.system.stop_signals import termination_as_interrupt
 
 
@@ -40,8 +40,7 @@ class ExperimentConfig:
     """Run this cell alone, counted from 0 in the order that --dry_run prints; for job arrays."""
 
     def __post_init__(self) -> None:
-        if self.max_parallel < 1:
-            raise InvalidInputError(f"--max_parallel must be at least 1, not {self.max_parallel}")
+        require_at_least("max_parallel", self.max_parallel, 1)
         if self.cell is not None and self.prepare_only:
             raise InvalidInputError("--cell and --prepare_only contradict each other")
 

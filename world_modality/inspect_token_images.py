@@ -23,7 +23,7 @@ from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.system.output_lock import OutputLock
 
 FRAMES_FILE = "token_frames.json"
@@ -77,8 +77,7 @@ class TokenSample:
 
 def run(config: InspectConfig) -> list[TokenSample]:
     """Draw the grids, the contact sheet and the list of frames."""
-    if config.samples_per_token < 1:
-        raise InvalidInputError("--samples_per_token must be at least 1")
+    require_at_least("samples_per_token", config.samples_per_token, 1)
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     arrays = require_arrays(cache, ("world_tokens", "episode_index", "task_index"))
     world_tokens = np.asarray(arrays["world_tokens"])
@@ -125,8 +124,7 @@ def choose_tokens(
             raise InvalidInputError(f"--tokens {token}: no frame has it; used are {used} …")
     if tokens:
         return list(tokens)
-    if num_tokens < 1:
-        raise InvalidInputError("--num_tokens must be at least 1")
+    require_at_least("num_tokens", num_tokens, 1)
     num_used = int((counts > 0).sum())
     if num_tokens > num_used:
         print(f"--num_tokens {num_tokens}, but only {num_used} of {num_codes} codes are used")

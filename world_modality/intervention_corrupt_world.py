@@ -17,7 +17,7 @@ from world_modality.policy.predictions import predict
 from world_modality.statistics.intervals import Interval, defined_ratio, ratio_interval
 from world_modality.statistics.resolution import NOT_RESOLVED, not_resolved
 from world_modality.system.cli import run_cli
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import require_at_least
 from world_modality.tokens.corruption import OFFLINE
 
 
@@ -31,10 +31,9 @@ class CorruptWorldConfig(OfflineConfig):
     """Ages, in frames, of the tokens that the corruption `stale` gives."""
 
     def __post_init__(self) -> None:
-        if self.num_draws < 1:
-            raise InvalidInputError(f"--num_draws must be at least 1, not {self.num_draws}")
-        if any(steps < 1 for steps in self.stale_steps):
-            raise InvalidInputError(f"--stale_steps must be at least 1, not {self.stale_steps}")
+        require_at_least("num_draws", self.num_draws, 1)
+        for steps in self.stale_steps:
+            require_at_least("stale_steps", steps, 1)
 
 
 @dataclass(frozen=True)

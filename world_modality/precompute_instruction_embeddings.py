@@ -19,7 +19,7 @@ from world_modality.precompute.instruction_texts import (
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.task_texts import location_record, read_tasks_jsonl
 from world_modality.system.cli import run_cli, write_config
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 
 STAGE = "precompute_instruction_embeddings"
 ORIGINS = {
@@ -109,8 +109,7 @@ def run(config: InstructionConfig) -> InstructionResult:
 def _check(config: InstructionConfig) -> None:
     if config.split != "train":
         raise InvalidInputError(f"--split {config.split}: LeRobot datasets have one split, train")
-    if config.batch_size < 1:
-        raise InvalidInputError("--batch_size must be at least 1")
+    require_at_least("batch_size", config.batch_size, 1)
     if config.instruction_key is not None and config.tasks_jsonl is not None:
         raise InvalidInputError(
             "--instruction_key and --tasks_jsonl both say where the texts are; give one of them"

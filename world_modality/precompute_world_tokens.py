@@ -16,7 +16,7 @@ from world_modality.precompute.steps import (
     shard_step,
 )
 from world_modality.system.cli import run_cli, write_config
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.codebook import CodebookFlags
 
 STAGE = "precompute_world_tokens"
@@ -93,8 +93,7 @@ def _check(config: PrecomputeConfig) -> None:
             f"--split {config.split}: LeRobot datasets have one split, train; validation episodes "
             "are drawn from it by --val_fraction"
         )
-    if config.batch_size < 1:
-        raise InvalidInputError("--batch_size must be at least 1")
+    require_at_least("batch_size", config.batch_size, 1)
 
 
 def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob]:

@@ -8,7 +8,7 @@ import torch
 
 from world_modality.policy.config import TrainConfig
 from world_modality.system.cli import run_cli
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.system.output_lock import OutputLock
 from world_modality.system.process_group import num_launched
 from world_modality.training.side_by_side import train_seeds
@@ -38,8 +38,7 @@ class SeedsConfig(TrainConfig):
         twice = sorted({seed for seed in self.seeds if self.seeds.count(seed) > 1})
         if twice:
             raise InvalidInputError(f"--seeds names {', '.join(map(str, twice))} more than once")
-        if any(seed < 0 for seed in self.seeds):
-            raise InvalidInputError(f"--seeds must not be negative: {min(self.seeds)}")
+        require_at_least("seeds", min(self.seeds), 0)
 
     def of_seed(self, seed: int) -> TrainConfig:
         """Return the flags of the training that a seed would have on its own."""

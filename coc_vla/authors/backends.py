@@ -5,7 +5,7 @@ from typing import Any, ClassVar, Literal
 
 from coc_vla.authors.rules import Rules
 from coc_vla.authors.vlm import Vlm
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 
 Backend = Literal["qwen3-vl", "qwen2.5-vl", "auto", "openai", "rules"]
 Precision = Literal["auto", "bf16", "fp16", "fp32"]
@@ -60,8 +60,7 @@ class AuthorFlags:
 
     def __post_init__(self) -> None:
         for name, smallest in self.least.items():
-            if getattr(self, name) < smallest:
-                raise InvalidInputError(f"--{name} must be at least {smallest}")
+            require_at_least(name, getattr(self, name), smallest)
         if not 0 < self.top_p <= 1 or self.timeout_s <= 0:
             raise InvalidInputError("--top_p lies above 0 and up to 1, --timeout_s above 0")
         if (self.backend == "openai") != (self.base_url is not None):

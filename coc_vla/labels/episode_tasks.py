@@ -24,7 +24,12 @@ from world_modality.source.episodes import Episodes
 from world_modality.source.lerobot_format import content_sha256
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.source.task_texts import text_fault
-from world_modality.system.errors import InvalidInputError, MissingKeyError, missing_key
+from world_modality.system.errors import (
+    InvalidInputError,
+    MissingKeyError,
+    missing_key,
+    require_at_least,
+)
 
 # What LeRobot calls the text of a frame's task. It is no column: the column is its number.
 TASK_ALIASES = ("task", "instruction")
@@ -58,9 +63,7 @@ class EpisodeFlags(MotionFlags):
 
     def __post_init__(self) -> None:
         for name in ("num_keyframes", "max_episodes", "max_image_side"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InvalidInputError(f"--{name} must be at least 1")
+            require_at_least(name, getattr(self, name), 1)
 
     @property
     def resolved_num_keyframes(self) -> int:

@@ -1,11 +1,16 @@
 """Errors that a user can mend, and the command line that shows them as one message.
 
-Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted.
+Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted,
+141 what read the output has gone.
 """
 
 import io
+import os
+import select
+import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import tyro
@@ -35,6 +40,33 @@ def split_command(words: list[str]) -> tuple[list[str], list[str]]:
     return words[:position], words[position + 1 :]
 
 
+@contextmanager
+def closed_pipe_ends_quietly() -> Iterator[None]:
+    """End with 141, as a shell names SIGPIPE, when what reads the output has gone (`| head`).
+
+    Any other broken pipe is raised on.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:  # of --help and --version
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        for output in (1, 2):
+            poll.register(output, 0)
+        closed = [
+            output for output, event in poll.poll(0) if event & (select.POLLERR | select.POLLHUP)
+        ]
+        if not closed:
+            raise
+        for output in closed:  # or the interpreter would fail at its last flush, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        sys.exit(128 + signal.SIGPIPE)
+
+
 def run_cli(config_type: Any, run: Callable[[Any, list[str]], int]) -> None:
     """Parse `sys.argv` into a config and the command after `--`, run, and exit.
 
@@ -46,12 +78,13 @@ def run_cli(config_type: Any, run: Callable[[Any, list[str]], int]) -> None:
         # What the terminal's encoding lacks, in a file's name, is printed as an escape.
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
-    if sys.argv[1:] == ["--version"]:
-        print(f"world-modality-vla {__version__}")
-        sys.exit()
     own, command = split_command(sys.argv[1:])
     try:
-        sys.exit(run(tyro.cli(config_type, args=own, use_underscores=True), command))
+        with closed_pipe_ends_quietly():
+            if own == ["--version"]:
+                print(f"world-modality-vla {__version__}")
+                sys.exit()
+            sys.exit(run(tyro.cli(config_type, args=own, use_underscores=True), command))
     except OpsError as error:
         message, code = str(error), 2 if isinstance(error, UsageError) else 1
     except KeyboardInterrupt:

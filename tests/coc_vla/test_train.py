@@ -186,7 +186,7 @@ def test_labels_that_do_not_fit_are_refused(config, tmp_path, records, told):
         ({"max_text_tokens": 8}, "--max_text_tokens 8, the longest has"),
         ({"text_context": "lang", "use_language": False}, "--text_context lang.*--use_language"),
         ({"text_heads": 3}, "--text_width 32 must be a multiple of --text_heads 3"),
-        ({"coc_loss_weight": -1.0}, "--coc_loss_weight must not be negative"),
+        ({"coc_loss_weight": -1.0}, "--coc_loss_weight must be at least 0"),
     ],
 )
 def test_flags_that_do_not_fit_are_refused(config, changes, told):

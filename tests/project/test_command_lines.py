@@ -1,6 +1,9 @@
+import os
 import subprocess
 import sys
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).parents[2]
 STAGES = [
@@ -71,3 +74,41 @@ def test_help_of_every_stage_needs_neither_datasets_nor_transformers_nor_simulat
         assert f"STAGE {stage} 0" in done.stdout
     assert done.stdout.count("usage:") == len(STAGES)
     assert "BLOCKER works" in done.stdout
+
+
+@pytest.fixture
+def closed_pipe():
+    """Where an output goes whose reader has gone, as after `| head`."""
+    reader, writer = os.pipe()
+    os.close(reader)
+    yield writer
+    os.close(writer)
+
+
+@pytest.mark.parametrize("module", ["ops.sync", "world_modality.doctor"])
+@pytest.mark.parametrize("flag", ["--help", "--version"])
+def test_output_that_nobody_reads_ends_a_command_quietly(module, flag, closed_pipe):
+    command = [sys.executable, "-m", module, flag]
+    done = subprocess.run(command, cwd=ROOT, stdout=closed_pipe, stderr=subprocess.PIPE)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+@pytest.mark.parametrize(
+    ("cli", "argument"), [("ops.store.errors", ", command"), ("world_modality.system.cli", "")]
+)
+def test_a_broken_pipe_that_is_not_the_output_is_an_error(cli, argument):
+    code = f"""
+from dataclasses import dataclass
+from {cli} import run_cli
+
+@dataclass(frozen=True)
+class Config:
+    seed: int = 0
+
+def run(config{argument}):
+    raise BrokenPipeError(32, "Broken pipe")
+
+run_cli(Config, run)
+"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (1, "error: Broken pipe: unnamed file\n")

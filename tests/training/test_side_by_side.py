@@ -193,7 +193,7 @@ def test_seeds_that_do_not_fit_on_the_device_are_one_message(cache, tmp_path, mo
         ({"seeds": (0, 1, 0)}, "names 0 more than once"),
         ({"seeds": (0, 1), "seed": 2}, "--seed 2 or --seeds, not both"),
         ({"seeds": (0, 1), "compile": True}, "--compile trains one seed"),
-        ({"seeds": (0, -1)}, "must not be negative: -1"),
+        ({"seeds": (0, -1)}, "--seeds must be at least 0, not -1"),
         ({"seeds": ()}, "at least one"),
     ],
 )

@@ -22,7 +22,7 @@ from world_modality.arms import (
     ModelType,
 )
 from world_modality.cache.frame_shapes import FrameShape, WindowShape
-from world_modality.system.errors import InvalidInputError, missing_key
+from world_modality.system.errors import InvalidInputError, missing_key, require_at_least
 
 ConfigT = TypeVar("ConfigT")
 
@@ -54,8 +54,7 @@ class TrunkConfig:
     """Dropout inside the trunk."""
 
     def __post_init__(self) -> None:
-        if self.n_layers < 1:
-            raise InvalidInputError(f"--n_layers must be at least 1, not {self.n_layers}")
+        require_at_least("n_layers", self.n_layers, 1)
         if self.n_heads < 1 or self.d_model % self.n_heads:
             raise InvalidInputError(
                 f"--d_model {self.d_model} must be a multiple of --n_heads {self.n_heads}"
@@ -210,12 +209,9 @@ class TrainConfig:
             if getattr(self, name) <= 0:
                 raise InvalidInputError(f"--{name} must be above 0, not {getattr(self, name)}")
         for name in ("world_loss_weight", "weight_decay", "warmup_steps"):
-            if getattr(self, name) < 0:
-                raise InvalidInputError(f"--{name} must not be negative: {getattr(self, name)}")
+            require_at_least(name, getattr(self, name), 0)
         for name in ("save_every_steps", "keep_last"):
-            number = getattr(self, name)
-            if number is not None and number < 1:
-                raise InvalidInputError(f"--{name} must be at least 1, not {number}")
+            require_at_least(name, getattr(self, name), 1)
         if self.resume and self.overwrite:
             raise InvalidInputError("--resume and --overwrite contradict each other")
         self._require_fitting_arm()

@@ -1,14 +1,19 @@
 """What every stage's command line shares: parsing, errors as one message, the resolved config.
 
 Exit codes: 0 done, 1 an error the user can mend, 2 a wrong command line, 130 interrupted by Ctrl-C
-(SIGINT) or SIGTERM: what is finished stays, what was being written is not there.
+(SIGINT) or SIGTERM: what is finished stays, what was being written is not there. 141: what read
+the output has gone.
 """
 
 import dataclasses
 import io
 import json
+import os
+import select
+import signal
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -38,11 +43,11 @@ def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> Non
         # What the terminal's encoding lacks is printed as an escape, instead of ending in an error.
         if isinstance(stream, io.TextIOWrapper):  # a test may have put something else there
             stream.reconfigure(errors="backslashreplace")
-    if sys.argv[1:] == ["--version"]:
-        print(f"world-modality-vla {__version__}")
-        sys.exit()
     try:
-        with termination_as_interrupt():
+        with termination_as_interrupt(), closed_pipe_ends_quietly():
+            if sys.argv[1:] == ["--version"]:
+                print(f"world-modality-vla {__version__}")
+                sys.exit()
             run(tyro.cli(config_type, use_underscores=True))
     except UserError as error:
         _fail(str(error))
@@ -53,6 +58,33 @@ def run_cli(config_type: type[ConfigT], run: Callable[[ConfigT], object]) -> Non
         # The machine refused a read or write: a full disk, a read-only folder, a missing
         # permission.
         _fail(f"{error.strerror or error}: {error.filename or 'unnamed file'}")
+
+
+@contextmanager
+def closed_pipe_ends_quietly() -> Iterator[None]:
+    """End with 141, as a shell names SIGPIPE, when what reads the output has gone (`| head`).
+
+    Any other broken pipe is raised on.
+    """
+    try:
+        try:
+            yield
+        except SystemExit:  # of --help and --version
+            sys.stdout.flush()
+            raise
+        sys.stdout.flush()
+    except BrokenPipeError:
+        poll = select.poll()
+        for output in (1, 2):
+            poll.register(output, 0)
+        closed = [
+            output for output, event in poll.poll(0) if event & (select.POLLERR | select.POLLHUP)
+        ]
+        if not closed:
+            raise
+        for output in closed:  # or the interpreter would fail at its last flush, too
+            os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+        sys.exit(128 + signal.SIGPIPE)
 
 
 def _how_to_go_on(config_type: type[Any]) -> str:

@@ -28,6 +28,16 @@ class MissingKeyError(UserError, KeyError):
         return str(self.args[0])  # KeyError would print the message's repr
 
 
+def require_at_least(flag: str, value: float | None, minimum: int) -> None:
+    """Refuse a flag's value that is too small; None stands for a flag that is left out.
+
+    Raises:
+        InvalidInputError: `value` is below `minimum`.
+    """
+    if value is not None and value < minimum:
+        raise InvalidInputError(f"--{flag} must be at least {minimum}, not {value}")
+
+
 def missing_key(kind: str, key: str, available: Iterable[str], where: str) -> MissingKeyError:
     """Build the error for a wrong name: it lists the names there are, nearest first."""
     names = list(available)
