@@ -1,6 +1,7 @@
 """Text encoders against the models applied by hand, and what a record refuses."""
 
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -131,6 +132,37 @@ def test_a_pooling_that_is_not_built_here_is_refused(copy, folder):
     assert build(copy, pooling="mean").pooling == "mean"
     (copy / "1_Pooling" / "config.json").write_text("{")
     refused("config.json is not JSON", copy)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_model_trained_with_a_layer_behind_its_pooling_is_not_embedded_without_a_word(
+    folder, tmp_path
+):
+    from sentence_transformers import SentenceTransformer, models
+
+    parts = [models.Transformer(str(folder)), models.Pooling(32), models.Dense(32, 8)]
+    SentenceTransformer(modules=[*parts, models.Normalize()], device="cpu").save(str(tmp_path))
+    refused("auto: .* was trained with Dense behind its pooling", tmp_path)
+    encoder = build(tmp_path, pooling="mean")
+    assert "trained with Dense behind its pooling, and is embedded without" in encoder.note
+    np.testing.assert_array_equal(encoder.encode(TEXTS), build(folder).encode(TEXTS))
+
+
+def test_pickled_weights_are_read_as_tensors_and_never_run(copy, folder, tmp_path):
+    from safetensors.torch import load_file
+
+    weights = copy / "model.safetensors"
+    torch.save(load_file(weights), copy / "pytorch_model.bin")
+    weights.unlink()
+    assert build(copy).record() | {"name": ""} == build(folder).record() | {"name": ""}
+
+    class Attack:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "was_run",))
+
+    torch.save({"attack": Attack()}, copy / "pytorch_model.bin")
+    refused("no text model could be loaded", copy)
+    assert not (tmp_path / "was_run").exists()
 
 
 def test_a_model_of_two_stacks_or_towers_gives_its_text_side(tmp_path):

@@ -9,6 +9,7 @@ from jaxtyping import Bool, Float
 
 from world_modality.encode.text_model_files import (
     TextModel,
+    TrainedPooling,
     load_text_model,
     locate_text_model,
     tokenizer_sha256,
@@ -37,7 +38,8 @@ class TextEncoderRequest:
         revision: hub revision of the weights.
         pooling: `mean` over the tokens that are no padding, `cls` the first token, `pooler` the
             model's own pooler_output; `auto` what the model was trained for where its
-            sentence-transformers files say so, else `mean`.
+            sentence-transformers files say so, else `mean`. A model that was trained with further
+            layers behind its pooling is refused under `auto`, and has a note otherwise.
         max_length: tokens of a text, special tokens included; longer texts are cut.
     """
 
@@ -174,20 +176,25 @@ def build_text_encoder(request: TextEncoderRequest, device: "torch.device") -> T
     )
 
 
-def _choose_pooling(request: TextEncoderRequest, trained: str | None) -> tuple[str, str | None]:
+def _choose_pooling(request: TextEncoderRequest, trained: TrainedPooling) -> tuple[str, str | None]:
+    layers = f"with {' and '.join(trained.further)} behind its pooling"
     if request.pooling != "auto":
-        if trained is None or trained == request.pooling:
-            return request.pooling, None
-        return request.pooling, (
-            f"{request.name} was trained for {trained} pooling, not {request.pooling}: its texts "
-            "may all come out alike"
-        )
-    if trained not in (None, "mean", "cls"):
+        notes = []
+        if trained.mode not in (None, request.pooling):
+            notes.append(
+                f"{request.name} was trained for {trained.mode} pooling, not {request.pooling}: "
+                "its texts may all come out alike"
+            )
+        if trained.further:
+            notes.append(f"{request.name} was trained {layers}, and is embedded without")
+        return request.pooling, "; ".join(notes) or None
+    if trained.mode not in (None, "mean", "cls") or trained.further:
+        what = layers if trained.further else f"for {trained.mode} pooling"
         raise InvalidInputError(
-            f"--text_pooling auto: {request.name} was trained for {trained} pooling, which is not "
-            "built here; choose mean or cls, or another --text_model_name"
+            f"--text_pooling auto: {request.name} was trained {what}, which is not built here; "
+            "choose mean or cls, or another --text_model_name"
         )
-    return trained or "mean", None
+    return trained.mode or "mean", None
 
 
 def _check_max_length(request: TextEncoderRequest, loaded: TextModel) -> None:

