@@ -232,8 +232,8 @@ def run_killable(command: list[str], log: Path, kill_after_s: float | None = Non
     Args:
         command: program and arguments.
         log: receives stdout and stderr.
-        kill_after_s: SIGKILL comes after so many seconds, unless the command has ended. Without it
-            SIGKILL comes after an hour, and counts as an error of the command.
+        kill_after_s: SIGKILL comes after this many seconds, unless the command has ended. Without
+            it SIGKILL comes after an hour, and counts as an error of the command.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()

@@ -42,7 +42,7 @@ class ServerConnection:
     """
 
     def __init__(self, base_url: str, timeout_s: float, concurrency: int) -> None:
-        """Prepare so many connections to an address that ends in `/v1`; none is made yet.
+        """Prepare this many connections to an address that ends in `/v1`; none is made yet.
 
         Raises:
             InvalidInputError: the address is none or holds a secret, the key cannot be sent, or

@@ -176,7 +176,7 @@ class ExplainingHead(AuxiliaryHead):
         targets: of training episodes.
         held_out: of validation episodes.
         loss_weight: α.
-        samples_per_batch: of each batch, at most so many frames have their text loss computed.
+        samples_per_batch: of each batch, at most this many frames have their text loss computed.
         seed: of the choice of these frames, of initial weights and dropout.
     """
 

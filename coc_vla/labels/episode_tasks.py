@@ -298,7 +298,7 @@ def plan_tasks(
 
 
 def choose_episodes(ids: Sequence[int], chosen: str | None, max_episodes: int | None) -> list[int]:
-    """Return the ascending positions of the episodes that `--episodes` names, the first so many.
+    """Return the ascending positions of the first `max_episodes` episodes that are named.
 
     A range's end is not in it, as in `0:100,205`; None names all.
 

@@ -10,7 +10,7 @@ A manifest is never changed, and what it names lies under its own name or in the
 stays whole whatever a newer one replaces. The digest is of the manifest's own bytes: a torn
 manifest does not match its name.
 
-Remotes of before hold `objects/<sha256>` and `manifests/` that name them; they are only read. A
+Older remotes hold `objects/<sha256>` and `manifests/` that name them; they are only read. A
 file there is the sequence of its parts, and each part is an object.
 """
 
@@ -67,7 +67,7 @@ class FileEntry:
 
 @dataclass(frozen=True)
 class OldFileEntry(FileEntry):
-    """A file on a remote of before, and the checksums and sizes of its parts, in order."""
+    """A file on an older remote, and the checksums and sizes of its parts, in order."""
 
     parts: tuple[tuple[str, int], ...] = ()
 

@@ -246,7 +246,7 @@ class RcloneStore:
         Args:
             folder: relative to the remote.
             names: only these files.
-            hash_bytes: ask for checksums too, of about so many bytes, which the remote may have
+            hash_bytes: ask for checksums too, of about this many bytes, which the remote may have
                 to read.
             filters: rclone's filters, where no names are given; by default all but what this
                 program keeps in `STATE_FOLDER`.

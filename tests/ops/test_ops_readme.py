@@ -74,7 +74,8 @@ def test_the_commands_that_make_a_remote_are_understood_by_rclone(command, tmp_p
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_every_script_is_bash(script):
-    subprocess.run(["bash", "-n", str(script)], check=True)
+    done = subprocess.run(["bash", "-n", str(script)], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd here")

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from ops.sync import main
+from tests.fixtures.process import has_ended, wait_for
 
 ROOT = Path(__file__).parents[2]
 # A call of rclone that hangs for a reason of the machine is killed and made again.
@@ -97,13 +98,6 @@ def machine(tmp_path):
     machine.end()
 
 
-def wait_for(condition, seconds=60):
-    until = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < until, "waited in vain"
-        time.sleep(0.02)
-
-
 def test_a_signal_reaches_the_command_and_what_it_then_saves_is_uploaded(machine):
     process = machine.start_training()
     os.kill(process.pid, signal.SIGTERM)
@@ -149,8 +143,7 @@ def test_an_rclone_does_not_outlive_the_sync_that_called_it(machine):
     wait_for(pid.exists)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    stat = Path(f"/proc/{pid.read_text('utf-8').strip()}/stat")
-    wait_for(lambda: not stat.exists() or stat.read_text("utf-8").split()[2] == "Z", 10)
+    wait_for(lambda: has_ended(int(pid.read_text("utf-8"))), 10)
 
 
 def test_a_second_run_is_refused_until_the_first_one_is_dead(machine):

@@ -4,8 +4,6 @@ import json
 import os
 import stat
 import subprocess
-import time
-from pathlib import Path
 
 import pytest
 
@@ -14,6 +12,7 @@ from ops.store.errors import RemoteError
 from ops.store.manifest import MANIFESTS
 from ops.store.rclone import CallLimits, RcloneStore, parse_remote, rclone_folder
 from ops.store.uploader import AnotherRunError, Uploader
+from tests.fixtures.process import has_ended, wait_for
 
 
 def test_what_is_saved_comes_back_and_deletions_here_delete_nothing_there(world):
@@ -211,12 +210,7 @@ def test_a_call_that_does_not_answer_is_ended_with_all_its_processes(world, monk
     store = RcloneStore(world.store.remote, CallLimits(2.0, nice=0))
     with pytest.raises(RemoteError, match="no answer"):
         store.list_files(MANIFESTS)
-    stat_file = Path(f"/proc/{marker.read_text('utf-8').strip()}/stat")
-    until = time.monotonic() + 10
-    # Killed; whether its new parent has noticed is a matter of time.
-    while stat_file.exists() and stat_file.read_text("utf-8").split()[2] != "Z":
-        assert time.monotonic() < until, "it is still running"
-        time.sleep(0.1)
+    wait_for(lambda: has_ended(int(marker.read_text("utf-8"))), 10)
 
 
 def test_rclone_is_found_where_the_system_has_none(monkeypatch, tmp_path):

@@ -1,6 +1,9 @@
+import ast
 import os
+import re
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -74,6 +77,36 @@ def test_help_of_every_stage_needs_neither_datasets_nor_transformers_nor_simulat
         assert f"STAGE {stage} 0" in done.stdout
     assert done.stdout.count("usage:") == len(STAGES)
     assert "BLOCKER works" in done.stdout
+
+
+def flag_helps(path):
+    """Yield the flags that the configs of a module define, each with its help."""
+    for config in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not isinstance(config, ast.ClassDef):
+            continue
+        if not re.search("(Config|Flags|Options)$", config.name):
+            continue
+        if "Attributes:" in (ast.get_docstring(config) or ""):
+            continue  # a record, not a command line
+        for field, after in pairwise([*config.body, None]):
+            if isinstance(field, ast.AnnAssign):
+                kind = ast.unparse(field.annotation)
+                has_docstring = isinstance(after, ast.Expr)
+                if has_docstring or not re.search(r"ClassVar|OmitArg|\barg\(help", kind):
+                    text = ast.literal_eval(after.value) if has_docstring else ""
+                    yield f"{config.name}.{field.target.id}", text
+
+
+def test_every_flag_says_in_words_what_it_is():
+    folders = ("world_modality", "coc_vla", "benchmarks", "ops")
+    modules = [*ROOT.glob("train_*.py")]
+    for folder in folders:
+        modules += (ROOT / folder).rglob("*.py")
+    helps = {flag: text for module in modules for flag, text in flag_helps(module)}
+    assert len(helps) > 200
+    for flag, text in helps.items():
+        assert text.endswith((".", "…")), flag
+        assert len(text.split()) >= 3, flag
 
 
 @pytest.fixture

@@ -5,12 +5,12 @@ import signal
 
 import pytest
 
-from tests.fixtures.cache import write_synthetic_cache
+from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
 
 
 @pytest.fixture
 def cache(tmp_path):
-    return write_synthetic_cache(tmp_path / "cache")
+    return write_synthetic_cache(tmp_path / "cache", SyntheticSpec(instruction_dim=5))
 
 
 @pytest.fixture

@@ -1,16 +1,14 @@
 """Training in several processes: what it gives is what one process gives."""
 
 import dataclasses
-import json
 import signal
 import sys
-import time
 
 import pytest
 import torch
 
-from tests.fixtures.policy import tiny_train_config, weights
-from tests.fixtures.process import accelerate_launch, start_group, train_arguments
+from tests.fixtures.policy import log_lines, tiny_train_config, weights
+from tests.fixtures.process import accelerate_launch, start_group, train_arguments, wait_for
 from world_modality.policy.checkpoint import newest_first
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.process_group import ProcessGroup, is_launched
@@ -30,12 +28,6 @@ def config(cache, tmp_path):
 def launched(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("RANK", "0")
-
-
-def log_lines(log_dir):
-    return [
-        json.loads(line) for line in (log_dir / "metrics.jsonl").read_text("utf-8").splitlines()
-    ]
 
 
 def assert_like(run_dir, reference):
@@ -84,9 +76,7 @@ def test_two_processes_go_on_where_one_stopped(config, tmp_path):
 def test_a_signal_to_one_process_stops_all_after_the_same_step(config):
     long = dataclasses.replace(config, num_epochs=500)
     processes = start_group(train_arguments(long), 2)
-    deadline = time.monotonic() + 120
-    while not newest_first(config.log_dir, "C") and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_for(lambda: newest_first(config.log_dir, "C"))
     processes[1].send_signal(signal.SIGTERM)
     said = [process.communicate() for process in processes]
     assert [process.returncode for process in processes] == [130, 130], said

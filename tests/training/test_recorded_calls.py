@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
 from tests.fixtures.policy import assert_same_content, tiny_train_config
 from world_modality.encode.vision_encoders import VisionEncoderFlags, build_encoder
 from world_modality.policy.checkpoint import load_checkpoint, newest_first
@@ -23,11 +22,6 @@ pytestmark = [
 ]
 GPU = torch.device("cuda")
 CPU = torch.device("cpu")
-
-
-@pytest.fixture
-def cache(tmp_path):
-    return write_synthetic_cache(tmp_path / "cache", SyntheticSpec(instruction_dim=5))
 
 
 def gpu_config(cache, log_dir, model_type="C", **changes):

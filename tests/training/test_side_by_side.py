@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
 from tests.fixtures.policy import (
     assert_same_content,
     assert_same_weights,
+    log_lines,
     tiny_train_config,
     weights,
 )
@@ -30,11 +30,6 @@ CPU = torch.device("cpu")
 SEEDS = (3, 1)
 
 
-@pytest.fixture
-def cache(tmp_path):
-    return write_synthetic_cache(tmp_path / "cache", SyntheticSpec(instruction_dim=5))
-
-
 def seeds_config(cache, log_dir, model_type="C", seeds=SEEDS, **changes):
     knobs = {"dropout": 0.1} | changes
     flags = flags_of(tiny_train_config(cache, log_dir, model_type))
@@ -43,10 +38,6 @@ def seeds_config(cache, log_dir, model_type="C", seeds=SEEDS, **changes):
 
 def alone(config, seed, log_dir):
     return dataclasses.replace(config.of_seed(seed), log_dir=log_dir)
-
-
-def log_lines(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text("utf-8").splitlines()]
 
 
 @pytest.mark.parametrize(

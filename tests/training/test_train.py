@@ -12,6 +12,7 @@ import torch
 from tests.fixtures.cache import SyntheticSpec, replace_arrays, write_synthetic_cache
 from tests.fixtures.policy import (
     assert_same_weights,
+    log_lines,
     synthetic_tensors,
     tiny_policy_config,
     tiny_train_config,
@@ -94,9 +95,7 @@ def test_outputs_hold_config_metrics_events_and_a_checkpoint_per_epoch(cache, tm
     config = tiny_train_config(cache, tmp_path / "logs", "C")
     result = run(config)
     assert json.loads((config.log_dir / "config.json").read_text("utf-8"))["future_stride"] == 2
-    lines = [
-        json.loads(x) for x in (config.log_dir / "metrics.jsonl").read_text("utf-8").splitlines()
-    ]
+    lines = log_lines(config.log_dir)
     assert {line["kind"] for line in lines} == {"step", "epoch"}
     assert result.metrics == {k: lines[-1][k] for k in result.metrics}
     assert list(config.log_dir.glob("events.out.tfevents.*"))
@@ -138,7 +137,8 @@ def test_language_is_trained_on_and_belongs_to_the_checkpoint(tmp_path):
         stored.require_cache(cache)
 
 
-def test_language_without_instruction_embeddings_names_the_command_that_makes_them(cache, tmp_path):
+def test_language_without_instruction_embeddings_names_the_command_that_makes_them(tmp_path):
+    cache = write_synthetic_cache(tmp_path / "cache")
     with pytest.raises(MissingFileError, match=r"precompute_instruction_embeddings"):
         run(tiny_train_config(cache, tmp_path / "logs", "C", use_language=True))
 

@@ -3,7 +3,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +11,7 @@ import torch
 
 from tests.fixtures.cache import replace_arrays
 from tests.fixtures.policy import assert_same_weights, tiny_train_config, weights
+from tests.fixtures.process import wait_for
 from world_modality.policy.checkpoint import load_checkpoint
 from world_modality.system.errors import InvalidInputError
 from world_modality.training.single import run
@@ -54,9 +54,7 @@ def test_a_killed_training_process_resumes_bit_identical(cache, tmp_path):
 
     subprocess.run(command("whole"), cwd=ROOT, check=True, capture_output=True)
     process = subprocess.Popen(command("killed"), cwd=ROOT, stderr=subprocess.DEVNULL)
-    deadline = time.time() + 120
-    while not list((tmp_path / "killed").glob("model_C_epoch1.pt")) and time.time() < deadline:
-        time.sleep(0.01)
+    wait_for((tmp_path / "killed" / "model_C_epoch1.pt").exists)
     os.kill(process.pid, signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL, "the run ended before it could be killed"
     assert not list((tmp_path / "killed").glob("model_C_epoch5.pt"))

@@ -127,7 +127,7 @@ class TrainingRun:
             yield
 
     def go_to(self, global_step: int) -> None:
-        """Train until so many optimiser steps are made, and end the epochs that they complete.
+        """Train until this many optimiser steps are made, and end the epochs that they complete.
 
         Raises:
             KeyboardInterrupt: SIGTERM or SIGINT came; what was done is saved.
