@@ -51,12 +51,21 @@ def test_block_world_to_action_cuts_the_actions_off_from_the_token_but_not_the_f
 
 @pytest.mark.parametrize("block", [False, True])
 @pytest.mark.parametrize("instruction_dim", [0, 5])
-@pytest.mark.parametrize(("grid_size", "num_slots"), [(1, 1), (2, 2)])
-def test_attention_mask_equals_the_documented_table(block, instruction_dim, grid_size, num_slots):
-    shapes = {"grid_size": grid_size, "num_world_slots": num_slots}
+@pytest.mark.parametrize(
+    ("num_tokens", "num_slots", "shapes"),
+    [
+        (1, 1, {}),
+        (4, 2, {"grid_size": 2}),
+        (3, 1, {"grid_size": 2, "num_views": 3, "observation_tokens": "view"}),
+    ],
+)
+def test_attention_mask_equals_the_documented_table(
+    block, instruction_dim, num_tokens, num_slots, shapes
+):
+    shapes = {**shapes, "num_world_slots": num_slots}
     policy = build("C", block_world_to_action=block, instruction_dim=instruction_dim, **shapes)
     kinds = ["lang"] if instruction_dim else []
-    kinds += ["obs"] * 2 * grid_size**2 + ["world"] * num_slots
+    kinds += ["obs"] * 2 * num_tokens + ["world"] * num_slots
     kinds += ["fut"] * 3 * num_slots + ["act"] * 4
     for i, row in enumerate(kinds):
         for j, column in enumerate(kinds):

@@ -136,3 +136,17 @@ def test_token_accuracies_count_every_slot(tensors):
     copied = tokens[inside] == tokens[inside + 2]
     assert first.accuracy["copy_top1"].value == pytest.approx(copied.mean())
     assert token_sums(run, errors)["top1_hits_all"][0] == [hits.sum()]
+
+
+def test_the_cells_of_a_view_make_one_token_in_their_order(tensors):
+    policy = build("A", observation_tokens="view")
+    batch = tensors.gather(torch.arange(8), policy.config.window)
+    reads = batch.embeddings, batch.states, batch.world_tokens
+    assert policy._kinds()["obs"] == policy.config.window.context_frames * VIEWS
+    before = policy(*reads).actions
+    swapped = policy(batch.embeddings[:, :, [1, 0, 2, 3]], *reads[1:]).actions
+    assert (before - swapped).abs().max() > 1e-4
+    by_hand = policy.embedding_norm(batch.embeddings).flatten(2) @ policy.embedding_in.weight.T
+    by_hand = by_hand + policy.embedding_in.bias + policy.state_in(policy.state_norm(batch.states))
+    by_hand = by_hand + policy.obs_position + policy.view_position + policy.cell_position
+    torch.testing.assert_close(policy._observation(*reads[:2]), by_hand)

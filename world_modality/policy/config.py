@@ -25,6 +25,7 @@ from world_modality.cache.frame_shapes import FrameShape, WindowShape
 from world_modality.system.errors import InvalidInputError, missing_key, require_at_least
 
 ConfigT = TypeVar("ConfigT")
+ObservationTokens = Literal["cell", "view"]
 
 # What runs and checkpoints of older versions had before there was a flag for it.
 BEFORE_THE_FLAG: Mapping[str, Any] = {
@@ -36,6 +37,7 @@ BEFORE_THE_FLAG: Mapping[str, Any] = {
     "grid_size": 1,
     "num_world_slots": 1,
     "action_head": "mse",
+    "observation_tokens": "cell",
 }
 _CONTROLS = ", ".join(f"{n} ({arm.model_type}: {arm.tokens})" for n, arm in CONTROLS.items())
 
@@ -52,6 +54,9 @@ class TrunkConfig:
     """Attention heads of the trunk."""
     dropout: float = 0.1
     """Dropout inside the trunk."""
+    observation_tokens: ObservationTokens = "cell"
+    """What becomes one token of a frame: cell, each cell of each view; or view, all cells of a view
+    side by side, which is faster by the number of cells."""
 
     def __post_init__(self) -> None:
         require_at_least("n_layers", self.n_layers, 1)

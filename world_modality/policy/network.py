@@ -87,6 +87,9 @@ class Standardizer(nn.Module):
 class WorldPolicy(nn.Module):
     """`[LANG] OBS×T×P [WORLD_CUR×W] [FUT×K×W] ACT×H` through a pre-norm transformer encoder.
 
+    P is the number of a frame's vectors, or of its views where the cells of a view make one token
+    (`observation_tokens`).
+
     Who attends to whom: LANG to itself; OBS to LANG and OBS; WORLD_CUR to these and its own kind;
     FUT and ACT, two groups of learned queries, to all three and their own group. FUT and ACT do not
     see each other, so the future loss reaches the actions only through the shared weights, and
@@ -121,14 +124,15 @@ class WorldPolicy(nn.Module):
             enable_nested_tensor=False,
         )
         self._redraw_layers()
-        self.embedding_in = nn.Linear(observation.embedding_dim, dim)
+        self._tokens_per_frame, token_cells = self._cells_of_tokens()
+        self.embedding_in = nn.Linear(token_cells * observation.embedding_dim, dim)
         self.state_in = nn.Linear(frame.state_dim, dim)
         self.obs_position = _learned(window.context_frames, dim)
         self.act_queries = _learned(window.chunk_size, dim)
         self.action_head = build_action_head(config.action_head, dim, frame.action_dim)
         if observation.num_vectors > 1:
             self.view_position = _learned(observation.num_views, dim)
-            self.cell_position = _learned(observation.grid_size**2, dim)
+            self.cell_position = _learned(self._tokens_per_frame // observation.num_views, dim)
         if config.reads_language:
             self.instruction_norm = Standardizer(frame.instruction_dim)
             self.instruction_in = nn.Linear(frame.instruction_dim, dim)
@@ -152,6 +156,13 @@ class WorldPolicy(nn.Module):
             if parameter.dim() > 1:
                 nn.init.xavier_uniform_(parameter)
 
+    def _cells_of_tokens(self) -> tuple[int, int]:
+        """Return how many tokens a frame is read as, and how many of its P vectors each holds."""
+        observation = self.config.frame.observation
+        if self.config.trunk.observation_tokens == "view":
+            return observation.num_views, observation.grid_size**2
+        return observation.num_vectors, 1
+
     def _kinds(self) -> dict[str, int]:
         """Return how many tokens of each kind there are, in their order."""
         config = self.config
@@ -159,7 +170,7 @@ class WorldPolicy(nn.Module):
         num_slots = frame.world.num_world_slots
         return {
             "lang": int(config.reads_language),
-            "obs": window.context_frames * frame.observation.num_vectors,
+            "obs": window.context_frames * self._tokens_per_frame,
             "world": num_slots * config.reads_world,
             "fut": num_slots * window.future_offset * config.predicts_world,
             "act": window.chunk_size,
@@ -228,12 +239,14 @@ class WorldPolicy(nn.Module):
     def _observation(
         self, embeddings: Float[Tensor, "B T *P D"], states: Float[Tensor, "B T S"]
     ) -> Float[Tensor, "B TP d"]:
-        """Return OBS×T×P: each vector of a frame with the frame's state."""
-        num_vectors = self.config.frame.observation.num_vectors
-        flat = embeddings.flatten(1, -2)
-        obs = self.embedding_in(self.embedding_norm(flat)).unflatten(1, (-1, num_vectors))
+        """Return OBS×T×P: each token of a frame with the frame's state."""
+        num_tokens = self._tokens_per_frame
+        vectors = self.embedding_norm(embeddings).reshape(
+            len(embeddings), -1, self.embedding_in.in_features
+        )
+        obs = self.embedding_in(vectors).unflatten(1, (-1, num_tokens))
         obs = obs + self.state_in(self.state_norm(states))[:, :, None] + self.obs_position[:, None]
-        if num_vectors > 1:
+        if self.config.frame.observation.num_vectors > 1:
             obs = obs + (self.view_position[:, None] + self.cell_position).flatten(0, 1)
         return obs.flatten(1, 2)
 
