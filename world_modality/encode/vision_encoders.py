@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from world_modality.encode.efficientnet_lite0 import (
+    EfficientNetFlags,
+    build_efficientnet_lite0,
+    efficientnet_flags,
+)
 from world_modality.encode.fitted_encoder import FittedEncoder
 from world_modality.encode.pixel_pca import PixelPCA, PixelPcaFlags
 from world_modality.encode.random_vit import RandomVitFlags, build_random_vit, random_vit_flags
@@ -60,22 +65,44 @@ class VisionEncoder(Protocol):
     ) -> Iterator[Float[np.ndarray, "B D"]]:
         """Embed block after block, all but the last of `block_size` images, as fast as it can."""
 
+    def encode_grid(
+        self, images: UInt8[np.ndarray, "B H W 3"], grid_size: int
+    ) -> tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]:
+        """Embed images as a whole and cell by cell, from one pass of the model; float32.
+
+        Args:
+            images: RGB.
+            grid_size: g.
+
+        Returns:
+            What `encode` gives, and the exact area averages of the model's map (patch tokens, or
+            a convolutional network's output) over g×g cells of equal size, row by row.
+
+        Raises:
+            InvalidInputError: the encoder has no map, or one of fewer than g rows or columns.
+        """
+
+    def grid_blocks(
+        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int, grid_size: int
+    ) -> Iterator[tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]]:
+        """Give what `encode_grid` gives for block after block, as `encode_blocks` does."""
+
     def record(self) -> dict[str, Any]:
         """Return what the manifest says about it; with `arrays`, enough for `load_encoder`."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionEncoderFlags(RandomVitFlags, PixelPcaFlags):
+class VisionEncoderFlags(EfficientNetFlags, RandomVitFlags, PixelPcaFlags):
     """Flags of the vision encoder."""
 
     vision_model_name: str = "facebook/dinov2-base"
-    """Hub name or local folder of a transformers vision model; or pixel-pca (a stand-in that needs
-    no hub), or random-vit (an untrained control)."""
+    """Hub name or local folder of a transformers vision model; or, where no hub is reachable,
+    efficientnet-lite0 (pretrained), pixel-pca (stand-in) or random-vit (untrained control)."""
     vision_revision: str | None = None
     """Hub revision of the vision model."""
     embedding_pooling: Pooling = "cls"
-    """How patches become one embedding: cls takes the class token, mean the mean over the patch
-    tokens."""
+    """What becomes the embedding: cls is the class token, mean the mean over patch tokens, as
+    always for efficientnet-lite0, which has no class token."""
     trust_remote_code: bool = False
     """Run code that the vision model's repository contains."""
     precision: Precision = "auto"
@@ -112,6 +139,7 @@ def _build_transformers(flags: VisionEncoderFlags, device: "torch.device") -> Vi
 
 ENCODERS = {
     "pixel-pca": EncoderKind(fitted=PixelPCA),
+    "efficientnet-lite0": EncoderKind(build_efficientnet_lite0, efficientnet_flags),
     "random-vit": EncoderKind(build_random_vit, random_vit_flags),
     "transformers": EncoderKind(_build_transformers),
 }
