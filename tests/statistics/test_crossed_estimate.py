@@ -114,9 +114,7 @@ def test_episodes_drawn_by_task_vary_as_those_of_one_task_do():
             crossed_estimate(values, np.ones_like(values), names) for names in (None, list(tasks))
         )
         assert plain.value == by_task.value
-        shares.append(
-            (by_task.interval.high - by_task.value) / (plain.interval.high - plain.value)
-        )
+        shares.append((by_task.interval.high - by_task.value) / (plain.interval.high - plain.value))
         covered += by_task.interval.low <= 0 <= by_task.interval.high
     assert np.mean(shares) < 0.6
     assert 0.935 <= covered / 250 <= 0.99

@@ -199,9 +199,7 @@ def _analysis_of_variance(
     beyond = np.bincount(of_task, weights=((around_task - by_episode) ** 2).sum(axis=0))
     per_cell = counts * beyond / ((num_seeds - 1) * freedom)
     # Each of the other two contains it; by chance it may come out larger than they do.
-    residual = min(
-        float(per_cell.sum()) / (num_seeds * num_episodes**2), of_seeds, of_episodes
-    )
+    residual = min(float(per_cell.sum()) / (num_seeds * num_episodes**2), of_seeds, of_episodes)
     return CrossedEstimate(
         value=value,
         seed_variance=(of_seeds - residual) * num_seeds,

@@ -7,11 +7,11 @@ the last round is not resolved. Looking is paid for, as `nominal_levels` says.
 Two claims can be wrong. A difference that is not there, or has the other sign: at most a share
 `error_share` of experiments makes one such claim or more. An equivalence of arms that differ by the
 margin or more (two one-sided tests, Schuirmann, 1987, Journal of Pharmacokinetics and
-Biopharmaceutics 15:657-680): at most the same share again. No contrast can be both, so that neither
-is corrected for the other. Over the contrasts each kind has Holm's correction in its sequential form
-(Maurer and Bretz, 2013, Statistics in Biopharmaceutical Research 5:311-320): a contrast that was
-claimed different leaves its share of the error to the tests for differences of the others, one that
-was claimed equivalent to their tests for equivalence.
+Biopharmaceutics 15:657-680): at most the same share again. No contrast can be both, so that
+neither is corrected for the other. Over the contrasts each kind has Holm's correction in its
+sequential form (Maurer and Bretz, 2013, Statistics in Biopharmaceutical Research 5:311-320): a
+contrast that was claimed different leaves its share of the error to the tests for differences of
+the others, one that was claimed equivalent to their tests for equivalence.
 
 Everything is a function of the estimates: the same data give the same claims, however often they
 are asked for.
@@ -176,7 +176,7 @@ def _claims(
     looked_at: Mapping[str, CrossedEstimate],
     courses: Mapping[str, Course],
 ) -> dict[str, Claim]:
-    """Return what a look claims of each open contrast; each claim may make the next one possible."""
+    """Return what a look claims of each open contrast; a claim may make the next one possible."""
     claims: dict[str, Claim] = dict.fromkeys(looked_at, "open")
     made = [course.claim for course in courses.values() if course.claim != "open"]
     while True:

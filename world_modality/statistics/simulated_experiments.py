@@ -4,13 +4,13 @@
 
 Each experiment has arms that differ by a known amount, seeds that differ from each other, layouts
 that are harder for all arms, harder for one arm, and harder for one seed, and is followed by
-`world_modality/statistics/sequential.py` as a real one is. docs/seed_by_seed.md shows what came out.
+`world_modality/statistics/sequential.py` as a real one is. docs/seed_by_seed.md shows the outcome.
 """
 
 import math
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +57,8 @@ class Spread:
     episodes_per_task: int
 
 
-# Seeds of a pair differ by 4 points (4 %) and arms agree in nine of ten episodes, as in docs/report.md.
+# The differences of seeds of a pair have a standard deviation of 4 points (4 %), and two arms agree
+# in nine of ten episodes, as in docs/report.md.
 SPREADS: Mapping[MeasureName, Spread] = {
     "success": Spread(1.0, 0.13, 0.15, 0.25, 20),
     "action_error": Spread(0.35, 0.03, 0.05, 0.08, 4),
@@ -73,11 +74,19 @@ class Scenario:
         measure: what is compared.
         effects: of each contrast, first arm minus second: a difference of success rates, or of
             logarithms of the action error. Contrasts share no arm.
+        episodes_per_task: of each of the six tasks; 0 for those of `SPREADS`.
     """
 
     name: str
     measure: MeasureName
     effects: tuple[float, ...]
+    episodes_per_task: int = 0
+
+    @property
+    def spread(self) -> Spread:
+        """What the outcomes vary by."""
+        usual = SPREADS[self.measure]
+        return replace(usual, episodes_per_task=self.episodes_per_task or usual.episodes_per_task)
 
 
 def scenarios() -> list[Scenario]:
@@ -89,6 +98,8 @@ def scenarios() -> list[Scenario]:
         Scenario("the margin", "success", (three,)),
         Scenario("twice the margin", "success", (2 * three,)),
         Scenario("four times the margin", "success", (4 * three,)),
+        Scenario("no difference, 60 layouts a task", "success", (0.0,), 60),
+        Scenario("the margin, 60 layouts a task", "success", (three,), 60),
         Scenario("three contrasts: none, none, none", "success", (0.0, 0.0, 0.0)),
         Scenario("three contrasts: none, the margin, four times", "success", (0.0, three, 0.12)),
         Scenario("no difference", "action_error", (0.0,)),
@@ -116,10 +127,9 @@ class Outcomes:
 
 
 def draw(
-    rng: np.random.Generator, measure: MeasureName, effect: float, num_seeds: int
+    rng: np.random.Generator, measure: MeasureName, spread: Spread, effect: float, num_seeds: int
 ) -> Outcomes:
     """Simulate two arms whose expected difference over all seeds and layouts is `effect`."""
-    spread = SPREADS[measure]
     tasks = np.repeat(np.arange(len(_TASK_RATES)), spread.episodes_per_task)
     layout = spread.layout * rng.normal(size=len(tasks))
     arms = []
@@ -133,8 +143,8 @@ def draw(
     if measure == "action_error":
         return Outcomes(np.exp(arms[0] + effect), np.exp(arms[1]), tuple(tasks.tolist()))
     thresholds, shift = _probit(spread, effect)
-    solved = [arm + thresholds[tasks] > 0 for arm in (arms[0] + shift, arms[1])]
-    return Outcomes(*(one.astype(float) for one in solved), tuple(tasks.tolist()))
+    first, second = ((arm + thresholds[tasks] > 0) for arm in (arms[0] + shift, arms[1]))
+    return Outcomes(first.astype(float), second.astype(float), tuple(tasks.tolist()))
 
 
 def _probit(spread: Spread, effect: float) -> tuple[Float[np.ndarray, " T"], float]:
@@ -156,7 +166,7 @@ def simulate(
     """Follow one experiment, and return what was claimed and the estimates from all seeds."""
     measure = scenario.measure
     outcomes = {
-        str(number): draw(rng, measure, effect, plan.max_seeds)
+        str(number): draw(rng, measure, scenario.spread, effect, plan.max_seeds)
         for number, effect in enumerate(scenario.effects)
     }
     courses = follow(
@@ -180,8 +190,8 @@ class Tally:
         effects: of the contrasts.
         num_experiments: that were simulated.
         claims: how often a contrast ended so.
-        wrong_difference: experiments with a difference claimed that is not there, or the other way.
-        wrong_equivalence: experiments with an equivalence claimed of arms that differ by the margin.
+        wrong_difference: experiments that claim a difference that is not there, or its opposite.
+        wrong_equivalence: experiments that claim it of arms that differ by the margin.
         covered: contrasts whose last interval holds the truth.
         mean_half_width: of that interval.
         mean_seeds: of a contrast.
