@@ -46,6 +46,8 @@ class ReportConfig:
     that holds them."""
     out_dir: Path = Path("report")
     """Receives the report; what an earlier one left there is replaced."""
+    design: Path | None = None
+    """Design of an experiment, `<out_dir>/design.json`, whose contrasts the page answers first."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -60,7 +62,7 @@ def run(config: ReportConfig) -> Document:
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
-    document = build_document(config.runs)
+    document = build_document(config.runs, config.design)
     short = summary(document)
     _write(config.out_dir / "report.html", html_page(document))
     _write(config.out_dir / "report.md", markdown(document))
@@ -80,7 +82,7 @@ def run(config: ReportConfig) -> Document:
     return document
 
 
-def build_document(runs: tuple[Path, ...]) -> Document:
+def build_document(runs: tuple[Path, ...], design: Path | None = None) -> Document:
     """Read, compare, and put the sections together.
 
     Raises:
@@ -106,7 +108,7 @@ def build_document(runs: tuple[Path, ...]) -> Document:
     from world_modality.verdict.sections.success import success_section
     from world_modality.verdict.sections.verdict import scope_section, verdict_section
 
-    findings = Findings.of(collect_evidence(runs))
+    findings = Findings.of(collect_evidence(runs), design)
     sections = [
         section(findings)
         for section in (

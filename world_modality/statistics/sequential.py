@@ -87,8 +87,9 @@ class Margin:
         low: the lower end, below 0.
         high: the upper end, above 0.
         lower_is_better: whether the first arm is better where its difference is below 0.
-        least_variance: of an estimate, which no look takes to be smaller; for shares, whose few
-            episodes may all end alike by chance.
+        of_counts: whether the estimates are shares of counted episodes. These may all end alike by
+            chance, so that no look takes an estimate to be surer than one more episode of one seed
+            would leave it.
 
     Raises:
         ValueError: the margin has no width.
@@ -97,7 +98,7 @@ class Margin:
     low: float
     high: float
     lower_is_better: bool = False
-    least_variance: float = 0.0
+    of_counts: bool = False
 
     def __post_init__(self) -> None:
         if not self.low < 0 < self.high:
@@ -149,18 +150,14 @@ def follow(
     Args:
         plan: the looks and their price.
         margins: of every contrast, by its name.
-        estimates: of every contrast, one a look, as many as there are data for.
-
-    Raises:
-        ValueError: a contrast that is open has no estimate of a look that others have.
+        estimates: of every contrast, one a look, as many as there are data for. A look is taken
+            when every open contrast has its estimate.
     """
     courses = {name: Course(()) for name in margins}
-    num_looks = max((len(own) for own in estimates.values()), default=0)
-    for index in range(min(num_looks, len(plan.looks))):
+    for index in range(len(plan.looks)):
         still_open = [name for name in margins if courses[name].claim == "open"]
-        lacking = [name for name in still_open if len(estimates[name]) <= index]
-        if still_open and lacking:
-            raise ValueError(f"no estimate at look {index + 1} of {', '.join(lacking)}")
+        if not still_open or any(len(estimates[name]) <= index for name in still_open):
+            break
         looked_at = {name: estimates[name][index] for name in still_open}
         for name, claim in _claims(plan, index, margins, looked_at, courses).items():
             estimate = looked_at[name]
@@ -225,8 +222,10 @@ def _interval(estimate: CrossedEstimate, margin: Margin, level: float) -> Interv
     if level == 0 or num_episodes < 2 or estimate.num_seeds < 2:
         return Interval(value, None, None, num_episodes)
     error = estimate.error
-    lacking = max(margin.least_variance - error.value**2, 0.0)
-    reach = replace(error, seeds=error.seeds + lacking).reach(1 - level)
+    if margin.of_counts:
+        one_more = 1 / (estimate.num_seeds * num_episodes) ** 2
+        error = replace(error, seeds=max(error.seeds, one_more))
+    reach = error.reach(1 - level)
     if not math.isfinite(reach):
         return Interval(value, None, None, num_episodes)
     return Interval(value, value - reach, value + reach, num_episodes)

@@ -31,7 +31,7 @@ from world_modality.system.errors import InvalidInputError
 
 MeasureName = Literal["success", "action_error"]
 MARGINS: Mapping[MeasureName, Margin] = {
-    "success": Margin(-0.03, 0.03),
+    "success": Margin(-0.03, 0.03, of_counts=True),
     "action_error": Margin(math.log(0.95), math.log(1.05), lower_is_better=True),
 }
 # The demo's tasks: one that is nearly always solved, one that nearly never is.

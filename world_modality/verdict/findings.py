@@ -1,8 +1,9 @@
 """All comparisons of a report, made once and read by its sections."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from world_modality.statistics.crossed_estimate import (
     geometric_mean,
     ratio_estimate,
 )
+from world_modality.statistics.design import read_design
 from world_modality.statistics.intervals import Interval, defined_ratio
 from world_modality.statistics.proportions import PairedOutcomes
 from world_modality.statistics.resolution import Resolution, holm_adjusted, resolution
@@ -26,6 +28,7 @@ from world_modality.verdict.measures import (
     mean_of,
     paired_mean_difference,
 )
+from world_modality.verdict.planned import PlannedResult, planned_results
 from world_modality.verdict.rollout_file import EpisodeKey
 
 LEVEL = 0.05
@@ -207,7 +210,7 @@ def _offline_effect(arm: str, name: str, runs: Sequence[FinishedRun]) -> Offline
     if all("episodes" in report for report in reports):
         clean = np.array([report["episodes"]["clean"] for report in reports], dtype=float)
         corrupted = np.array([report["episodes"][name] for report in reports], dtype=float)
-        estimate = ratio_estimate(corrupted, clean)
+        estimate = ratio_estimate(corrupted, clean, _tasks(runs, clean.shape[1]))
         ratio, per_seed = estimate.interval, estimate.per_seed
     else:
         per_seed = tuple(defined_ratio(one["ratio"]["value"] or 0.0, 1.0) for one in stored)
@@ -219,6 +222,15 @@ def _offline_effect(arm: str, name: str, runs: Sequence[FinishedRun]) -> Offline
         per_seed=per_seed,
         changed_tokens=float(np.mean([one["changed_tokens"] for one in stored])),
     )
+
+
+def _tasks(runs: Sequence[FinishedRun], num_episodes: int) -> list[Hashable] | None:
+    """Return the tasks of the held-out episodes, which corruption reports list in their order."""
+    episodes = runs[0].evaluation["episodes"]["episode_index"]
+    if len(episodes) != num_episodes:
+        return None
+    task_of = ACTION_ERROR.task_of(runs)
+    return [task_of(episode) for episode in episodes]
 
 
 def _stored_ratio(stored: Sequence[Interval], per_seed: Sequence[float | None]) -> Interval:
@@ -270,10 +282,16 @@ def _closed_loop_effect(
             {key: (own * before + wrong * after, 1.0) for key, (before, after) in row.items()}
             for row in rows
         ]
-        return mean_of(scores).interval
+        return mean_of(scores, SUCCESS.task_of(runs)).interval
 
     rates = combined(1, 0), combined(0, 1), combined(-1, 1)
     return ClosedLoopEffect(arm, corruption, *rates, num_seeds=len(rows))
+
+
+def _planned(evidence: Evidence, design_path: Path | None) -> list[PlannedResult]:
+    if design_path is None:
+        return []
+    return planned_results(read_design(design_path), design_path.parent, evidence)
 
 
 @dataclass(frozen=True)
@@ -286,6 +304,7 @@ class Findings:
         success: paired differences of the success rate.
         offline: effects of corrupted tokens on the action error.
         closed_loop: effects of corrupted tokens on success.
+        planned: the contrasts that the experiment planned; empty where it planned none.
     """
 
     evidence: Evidence
@@ -293,16 +312,22 @@ class Findings:
     success: list[ContrastResult]
     offline: list[OfflineEffect]
     closed_loop: list[ClosedLoopEffect]
+    planned: list[PlannedResult]
 
     @classmethod
-    def of(cls, evidence: Evidence) -> "Findings":
-        """Compare."""
+    def of(cls, evidence: Evidence, design_path: Path | None = None) -> "Findings":
+        """Compare.
+
+        Raises:
+            MissingFileError, InvalidInputError: there is no such design, or it is damaged.
+        """
         return cls(
             evidence=evidence,
             action_error=compare_arms(ACTION_ERROR, evidence, evidence.main),
             success=compare_arms(SUCCESS, evidence, evidence.main),
             offline=offline_effects(evidence.main),
             closed_loop=closed_loop_effects(evidence, evidence.main),
+            planned=_planned(evidence, design_path),
         )
 
     @property

@@ -3,10 +3,12 @@
 import math
 
 from world_modality.statistics.crossed_estimate import CrossedEstimate
+from world_modality.statistics.design import UNITS, PlannedContrast
 from world_modality.statistics.intervals import Interval
 from world_modality.statistics.resolution import MAX_NUMBER, NOT_RESOLVED, reading
 from world_modality.verdict.findings import ClosedLoopEffect, ContrastResult, OfflineEffect
 from world_modality.verdict.measures import Measure
+from world_modality.verdict.planned import PlannedResult
 
 NONE = "–"
 NOT_DEFINED = "not defined"
@@ -119,6 +121,50 @@ def finding(result: ContrastResult) -> str:
         numbers = f"{difference_text(result)} {unit}, {numbers}"
         numbers += f"; Holm-corrected p {p_text(result.holm_p)}"
     return f"{result.measure.name}: {contrast_reading(result)} ({numbers})"
+
+
+_CLAIMS = {
+    "better": "{first} is better",
+    "worse": "{first} is worse",
+    "equivalent": "the same within {margin}",
+}
+
+
+def claim_text(result: PlannedResult) -> str:
+    """Say what is known of a planned contrast: better, worse, the same, or not resolved."""
+    contrast, claim = result.contrast, result.course.claim
+    if claim == "open":
+        return NOT_RESOLVED if result.is_at_its_end else "open: seeds are still to come"
+    return _CLAIMS[claim].format(first=contrast.first, margin=margin_text(contrast))
+
+
+def margin_text(contrast: PlannedContrast) -> str:
+    """Return the margin with its unit."""
+    unit = {"success": " points", "action_error": " %"}[contrast.measure]
+    return f"{contrast.margin:g}{unit}"
+
+
+def planned_difference_text(result: PlannedResult) -> str:
+    """Return the difference at the last look with its interval, in the margin's unit."""
+    if not result.course.looks:
+        return NONE
+    found = result.course.looks[-1].interval
+    if result.contrast.measure == "action_error":
+        # A ratio of errors, as the percentage that it lies above 1.
+        value, low, high = (
+            None if one is None else math.expm1(one) for one in (found.value, found.low, found.high)
+        )
+        found = Interval(value, low, high, found.num_episodes)
+    return interval_text(found, percent=True, signed=True)
+
+
+def look_text(result: PlannedResult) -> str:
+    """Return what a look found, as a line of a log."""
+    unit = UNITS[result.contrast.measure]
+    return (
+        f"after {counted(result.course.num_seeds, 'seed')}: {result.contrast.pair}: "
+        f"{claim_text(result)} ({planned_difference_text(result)} {unit})"
+    )
 
 
 def resolution_cells(result: ContrastResult) -> tuple[str, str, str]:
