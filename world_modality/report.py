@@ -100,6 +100,7 @@ def build_document(runs: tuple[Path, ...], design: Path | None = None) -> Docume
     from world_modality.verdict.sections.explanations import explanations_section
     from world_modality.verdict.sections.learning import curves_section, token_section
     from world_modality.verdict.sections.media import media_section
+    from world_modality.verdict.sections.planned import planned_section
     from world_modality.verdict.sections.reproduction import (
         left_out_section,
         method_section,
@@ -113,9 +114,10 @@ def build_document(runs: tuple[Path, ...], design: Path | None = None) -> Docume
         section(findings)
         for section in (
             verdict_section,
-            scope_section,
-            main_section,
+            planned_section,
             contrast_section,
+            main_section,
+            scope_section,
             success_section,
             corruption_section,
             token_section,

@@ -257,7 +257,7 @@ def test_a_damaged_design_is_named(design_file, monkeypatch, tmp_path):
         ),
         (
             {"contrasts": [{"first": "B", "second": "A", "measure": "speed"}]},
-            "measure of .* has to be one of success, action_error",
+            "measure of .* has to be 'success' or 'action_error', not 'speed'",
         ),
         ({"rollouts": None, "contrasts": [{"first": "B", "second": "A", "measure": "success"}]},
          "asks for success, but B is not rolled out"),

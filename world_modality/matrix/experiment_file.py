@@ -32,6 +32,7 @@ round, and stops as soon as each contrast is answered (world_modality/statistics
 contrasts:
   - {first: C, second: B}             # by success within 3 points; without rollouts by action error
   - {first: B, second: A, measure: action_error, margin: 5}      # in percent of B's error over A's
+  - {first: C_oracle, second: C, role: positive control}         # has to fire; usual for its arm
 max_seeds: 20                         # of every arm that a contrast names: the seeds 0 to 19
 seeds_per_round: 4
 error_share: 0.05                     # optional: of experiments that may claim something wrongly
@@ -49,7 +50,7 @@ from pydantic_core import ErrorDetails
 
 from world_modality.arms import ARMS
 from world_modality.policy.config import TrainConfig, flag_names
-from world_modality.statistics.design import UNITS, USUAL_MARGINS, MeasureName
+from world_modality.statistics.design import UNITS, USUAL_MARGINS, MeasureName, Role
 from world_modality.statistics.sequential import ERROR_SHARE, SeedPlan
 from world_modality.system.errors import InvalidInputError, MissingFileError, UserError, missing_key
 from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
@@ -65,7 +66,6 @@ _EXPECTED = {
     "string_type": "has to be a text",
     "too_short": "has to name at least one",
     "float_type": "has to be a number",
-    "literal_error": f"has to be one of {', '.join(UNITS)}",
 }
 
 
@@ -175,6 +175,7 @@ class NamedContrast(_Part):
     second: Annotated[str, _one_of("arm", ARMS)]
     measure: MeasureName | None = None
     margin: Annotated[float, AfterValidator(_a_margin)] | None = None
+    role: Role | None = None
 
     @property
     def arms(self) -> tuple[str, str]:
@@ -325,6 +326,8 @@ def _explained(error: ErrorDetails, path: Path) -> UserError:
     if cause is not None:
         return InvalidInputError(f"{where}: {cause}")
     message = _EXPECTED.get(error["type"], error["msg"])
+    if error["type"] == "literal_error":
+        message = f"has to be {error['ctx']['expected']}"
     return InvalidInputError(f"{where} {message}, not {error['input']!r}")
 
 

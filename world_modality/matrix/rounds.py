@@ -5,7 +5,7 @@ from typing import Any
 
 from world_modality.matrix.experiment_file import CellGroup, Matrix
 from world_modality.matrix.jobs import Job, cell, cell_name, compared_cells, rounds_of_seeds
-from world_modality.statistics.design import Design, PlannedContrast, read_design
+from world_modality.statistics.design import Design, PlannedContrast, read_design, usual_role
 from world_modality.system.errors import InvalidInputError
 
 _NO_OUTCOME = ("env_num",)
@@ -32,7 +32,8 @@ def design_of(matrix: Matrix) -> Design:
         ]
         planned.append(
             PlannedContrast(
-                *one.arms, matrix.measure_of(one), matrix.margin_of(one), cells[0], cells[1]
+                *(*one.arms, matrix.measure_of(one), matrix.margin_of(one), cells[0], cells[1]),
+                role=one.role or usual_role(one.first),
             )
         )
     return Design(matrix.plan, tuple(planned), _trained_with(matrix))

@@ -7,11 +7,20 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from world_modality.arms import ARMS
 from world_modality.statistics.sequential import Margin, SeedPlan
 from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError, MissingFileError
 
 MeasureName = Literal["success", "action_error"]
+Role = Literal["question", "positive control", "placebo"]
+_ROLES: Mapping[str, Role] = {
+    "oracle": "positive control",
+    "privileged": "positive control",
+    "placebo": "placebo",
+    "shuffled": "placebo",
+    "dummy": "placebo",
+}
 UNITS: Mapping[MeasureName, str] = {
     "success": "points of success",
     "action_error": "% of action error",
@@ -31,6 +40,8 @@ class PlannedContrast:
         margin: up to which a difference does not matter, in the unit that `UNITS` names.
         first_cell: folder of the first arm's cell, from the design's folder on, with `{seed}`.
         second_cell: of the second arm's.
+        role: a positive control's first arm has to be better, a placebo's must not be; both say
+            whether the experiment can find anything, and are no answers.
     """
 
     first: str
@@ -39,6 +50,7 @@ class PlannedContrast:
     margin: float
     first_cell: str
     second_cell: str
+    role: Role = "question"
 
     @property
     def pair(self) -> str:
@@ -94,6 +106,11 @@ class Design:
             for name in {**mine, **theirs}
             if _shown(mine.get(name)) != _shown(theirs.get(name))
         ]
+
+
+def usual_role(arm: str) -> Role:
+    """Return what a contrast of this first arm is for, by the control that the arm is."""
+    return _ROLES.get(ARMS[arm].control, "question") if arm in ARMS else "question"
 
 
 def read_design(path: Path) -> Design:

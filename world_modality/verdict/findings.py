@@ -32,6 +32,8 @@ from world_modality.verdict.planned import PlannedResult, planned_results
 from world_modality.verdict.rollout_file import EpisodeKey
 
 LEVEL = 0.05
+_SAME_AS = ("B", "C_no_world_input")
+"""Where nothing is dropped the second is the first, to the last bit."""
 Outcomes = Mapping[EpisodeKey, bool | None]
 
 
@@ -67,6 +69,9 @@ class ContrastResult:
         pairs: for success, McNemar's table of each seed.
         holm_p: p value after correction for the family; None where nothing varies.
         family_size: comparisons that were corrected for.
+        is_identity_check: whether it asks again what C − B asks, through C's code path: no
+            hypothesis of its own, so that no correction counts it.
+        identical_arms: of an identity check, whether the two references agree to the last bit.
     """
 
     contrast: Contrast
@@ -76,6 +81,8 @@ class ContrastResult:
     pairs: tuple[PairedEpisodes, ...] = ()
     holm_p: float | None = None
     family_size: int = 1
+    is_identity_check: bool = False
+    identical_arms: bool = False
 
     @property
     def interval(self) -> Interval:
@@ -116,8 +123,15 @@ def compare_arms(
     measure: Measure, evidence: Evidence, group: ComparisonGroup
 ) -> list[ContrastResult]:
     """Compare the arms of a group by a measure; p values are corrected over all of these."""
+    return compare(measure, evidence, group, contrasts_between(set(group.runs)))
+
+
+def compare(
+    measure: Measure, evidence: Evidence, group: ComparisonGroup, contrasts: Sequence[Contrast]
+) -> list[ContrastResult]:
+    """Compare these arms of a group by a measure; p values are corrected over all of these."""
     results = []
-    for contrast in contrasts_between(set(group.runs)):
+    for contrast in contrasts:
         first, second = group.runs[contrast.first], group.runs[contrast.second]
         seeds = tuple(
             seed
@@ -134,12 +148,27 @@ def compare_arms(
                 for one, other in zip(*runs, strict=True)
                 if measure is SUCCESS
             )
-            results.append(ContrastResult(contrast, measure, estimate, seeds, pairs))
+            result = ContrastResult(contrast, measure, estimate, seeds, pairs)
+            results.append(_with_identity(result, group))
     return _corrected(results)
 
 
+def _with_identity(result: ContrastResult, group: ComparisonGroup) -> ContrastResult:
+    """Mark the comparison with B under another name, where B itself is there, too."""
+    other = group.runs.get(_SAME_AS[0], {})
+    if result.contrast.second != _SAME_AS[1] or not other:
+        return result
+    own = group.runs[_SAME_AS[1]]
+    alike = all(seed in other and own[seed].same_errors_as(other[seed]) for seed in result.seeds)
+    return replace(result, is_identity_check=True, identical_arms=alike)
+
+
 def _corrected(results: list[ContrastResult]) -> list[ContrastResult]:
-    tested = {one.contrast: p for one in results if (p := one.p_value) is not None}
+    tested = {
+        one.contrast: p
+        for one in results
+        if not one.is_identity_check and (p := one.p_value) is not None
+    }
     adjusted = dict(zip(tested, holm_adjusted(list(tested.values())), strict=True))
     size = max(len(tested), 1)
     return [replace(one, holm_p=adjusted.get(one.contrast), family_size=size) for one in results]

@@ -135,13 +135,11 @@ def _twins(
             pairs = found[before.name][: looks[0]], found[contrast.name][: looks[0]]
             if not is_alike or before.name in twins or len(pairs[0]) < looks[0]:
                 continue
-            if [_fingerprint(pair) for pair in pairs[0]] == [
-                _fingerprint(pair) for pair in pairs[1]
-            ]:
+            if len(pairs[1]) == looks[0] and all(
+                one.same_errors_as(other)
+                for mine, theirs in zip(*pairs, strict=True)
+                for one, other in zip(mine, theirs, strict=True)
+            ):
                 twins[contrast.name] = before
                 break
     return twins
-
-
-def _fingerprint(pair: tuple[FinishedRun, FinishedRun]) -> list[list[float]]:
-    return [run.evaluation["episodes"]["squared_error_sum"] for run in pair]
