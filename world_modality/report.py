@@ -6,6 +6,7 @@
 <out_dir>/summary.json         the same as data
 <out_dir>/figures/             each figure as SVG, with the numbers it draws as CSV
 <out_dir>/tables/              each table as LaTeX and CSV
+<out_dir>/data/                every outcome as tidy CSV, versions, and hashes of all that was read
 """
 
 import datetime
@@ -13,7 +14,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -32,6 +33,9 @@ from world_modality.verdict.document import (
     latex,
     markdown,
 )
+
+if TYPE_CHECKING:
+    from world_modality.verdict.findings import Findings
 
 TITLE = "Is the world a modality?"
 SUMMARY_TABLES = ("main", "corruption_offline", "corruption_closed_loop", "explanations")
@@ -62,7 +66,10 @@ def run(config: ReportConfig) -> Document:
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
-    document = build_document(config.runs, config.design)
+    from world_modality.verdict.tidy import tidy_files
+
+    findings = _findings(config.runs, config.design)
+    document = _document(findings)
     short = summary(document)
     _write(config.out_dir / "report.html", html_page(document))
     _write(config.out_dir / "report.md", markdown(document))
@@ -77,6 +84,8 @@ def run(config: ReportConfig) -> Document:
             folder = config.out_dir / "figures"
             _write(folder / f"{block.name}.svg", block.svg)
             _write(folder / f"{block.name}.csv", csv_text(block.header, block.rows))
+    for name, content in tidy_files(findings, config.design).items():
+        _write(config.out_dir / "data" / name, content)
     print(markdown(short))
     print(f"report: {config.out_dir / 'report.html'}")
     return document
@@ -88,8 +97,17 @@ def build_document(runs: tuple[Path, ...], design: Path | None = None) -> Docume
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
+    return _document(_findings(runs, design))
+
+
+def _findings(runs: tuple[Path, ...], design: Path | None) -> "Findings":
     from world_modality.verdict.evidence import collect_evidence
     from world_modality.verdict.findings import Findings
+
+    return Findings.of(collect_evidence(runs), design)
+
+
+def _document(findings: "Findings") -> Document:
     from world_modality.verdict.sections.codebook import codebook_section, offline_online_section
     from world_modality.verdict.sections.contrast import (
         contrast_section,
@@ -109,7 +127,6 @@ def build_document(runs: tuple[Path, ...], design: Path | None = None) -> Docume
     from world_modality.verdict.sections.success import success_section
     from world_modality.verdict.sections.verdict import scope_section, verdict_section
 
-    findings = Findings.of(collect_evidence(runs), design)
     sections = [
         section(findings)
         for section in (

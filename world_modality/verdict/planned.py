@@ -31,6 +31,7 @@ class PlannedResult:
         course: the looks at it.
         plan: how many seeds there may be.
         num_contrasts: that share the error.
+        runs: of both arms, by seed, as many as there are.
         twin: the pair whose arms are the same policies to the last bit, so that both are one
             question; None where there is none.
     """
@@ -39,6 +40,7 @@ class PlannedResult:
     course: Course
     plan: SeedPlan
     num_contrasts: int
+    runs: SeedRuns
     twin: str | None
 
     @property
@@ -80,6 +82,7 @@ def planned_results(
             course=courses[twins.get(one.name, one).name],
             plan=design.plan,
             num_contrasts=len(asked),
+            runs=found[one.name],
             twin=twins[one.name].pair if one.name in twins else None,
         )
         for one in design.contrasts
