@@ -187,7 +187,7 @@ def needed_text(result: PlannedResult) -> str:
         )
     return (
         f"{contrast.name} is not resolved after {counted(result.course.num_seeds, 'seed')}; if the "
-        f"estimate is right, {seeds} would probably resolve it."
+        f"estimate is right, {seeds} seeds would probably resolve it."
     )
 
 

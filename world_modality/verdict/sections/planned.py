@@ -11,7 +11,6 @@ from world_modality.verdict.wording import (
     needed_text,
     planned_difference_text,
     planned_interval,
-    sizes_text,
 )
 
 _COLOURS = {"better": "#1b6ca8", "worse": "#b5423c", "equivalent": "#2a9d8f", "open": GREY}
@@ -24,16 +23,15 @@ def answers_table(planned: list[PlannedResult]) -> Table:
         "answers",
         "First arm minus second in the same seeds and layouts: points of success, or percent of "
         "action error, with the interval of the last look, which holds with those of all other "
-        "looks together in 95 of 100 experiments.",
+        "looks together in 95 of 100 experiments; n is seeds × episodes.",
         planned,
         {
-            "pair": lambda one: one.contrast.pair,
+            "pair": _pair,
             "by": lambda one: one.contrast.measure.replace("_", " "),
-            "answer": claim_text,
+            "answer": _answer,
             "difference": planned_difference_text,
             "margin": lambda one: margin_text(one.contrast),
             "n": _sizes,
-            "note": _note,
         },
     )
 
@@ -42,13 +40,18 @@ def _sizes(one: PlannedResult) -> str:
     if not one.course.looks:
         return "–"
     estimate = one.course.looks[-1].estimate
-    return sizes_text(estimate.num_seeds, estimate.num_episodes)
+    return f"{estimate.num_seeds} × {estimate.num_episodes}"
 
 
-def _note(one: PlannedResult) -> str:
-    if one.twin is not None:
-        return f"the arms are those of {one.twin} to the last bit: one question"
-    return "" if one.contrast.role == "question" else one.contrast.role
+def _pair(one: PlannedResult) -> str:
+    role = one.contrast.role
+    return one.contrast.pair + ("" if role == "question" else f" ({role})")
+
+
+def _answer(one: PlannedResult) -> str:
+    if one.twin is None:
+        return claim_text(one)
+    return f"{claim_text(one)}, as {one.twin}, whose arms these are to the last bit"
 
 
 def planned_section(findings: Findings) -> Section | None:
@@ -108,7 +111,7 @@ def _figure(planned: list[PlannedResult]) -> Figure:
         labels = [f"{one.contrast.pair} (n = {_sizes(one)})" for one in own]
         axis.set_yticks(range(len(own)), labels, fontsize=9)
         axis.set_ylim(len(own) - 0.4, -0.6)
-        axis.set_xlabel(f"first minus second ({UNITS[measure]})")
+        axis.set_xlabel(f"first minus second\n({UNITS[measure]})")
     return Figure(
         "answers",
         "The last look at each planned contrast, with its interval; grey band: the margin. Blue: "
