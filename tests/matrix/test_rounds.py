@@ -3,6 +3,7 @@
 import copy
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,7 +20,7 @@ from world_modality.report import ReportConfig
 from world_modality.report import run as run_report
 from world_modality.system.errors import InvalidInputError, MissingKeyError, UserError
 
-DESIGN = {
+DESIGN: dict[str, Any] = {
     "out_dir": "out",
     "dataset_name": "synthetic/demo",
     "caches": {"main": {"vision_model_name": "pixel-pca"}},

@@ -7,6 +7,7 @@ from world_modality.verdict.findings import Findings
 from world_modality.verdict.planned import PlannedResult
 from world_modality.verdict.wording import (
     claim_text,
+    counted,
     margin_text,
     needed_text,
     planned_difference_text,
@@ -66,7 +67,7 @@ def planned_section(findings: Findings) -> Section | None:
         "open contrast is looked at, and closed as better, worse, or the same within its margin. "
         f"At most {100 * plan.error_share:g} of 100 experiments claim a difference that is not "
         f"there, and as many that arms are the same which are not, over all looks and "
-        f"{planned[0].num_contrasts} contrasts."
+        f"{counted(planned[0].num_contrasts, 'contrast')}."
     )
     blocks: list[Block] = [Text(text), _figure(planned), _looks_table(planned)]
     blocks += [Text(needed_text(one)) for one in still_open]
