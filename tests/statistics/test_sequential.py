@@ -7,7 +7,7 @@ import pytest
 
 from tests.statistics.test_crossed_estimate import matrix
 from world_modality.statistics.crossed_estimate import crossed_estimate
-from world_modality.statistics.sequential import Margin, SeedPlan, follow, seeds_that_resolve
+from world_modality.statistics.sequential import Margin, SeedPlan, follow, needed_to_resolve
 from world_modality.statistics.simulated_experiments import (
     MARGINS,
     Scenario,
@@ -143,7 +143,7 @@ def test_the_seeds_that_are_named_close_the_contrast_four_times_in_five():
         **{"value": 0.0, "seed_variance": 1.0, "episode_variance": 0.01},
         residual_variance=0.25,
     )
-    needed = seeds_that_resolve(PLAN, MARGIN, pilot, 1)
+    needed = needed_to_resolve(PLAN, MARGIN, pilot, 1).num_seeds
     plan = SeedPlan(needed, needed)
     closed = 0
     for _ in range(200):
@@ -151,8 +151,19 @@ def test_the_seeds_that_are_named_close_the_contrast_four_times_in_five():
         look = [crossed_estimate(values, np.ones_like(values))]
         closed += follow(plan, {"x": MARGIN}, {"x": look})["x"].claim != "open"
     assert 0.72 < closed / 200 < 0.92
-    many_layouts_short = dataclasses.replace(pilot, episode_variance=400.0)
-    assert seeds_that_resolve(PLAN, MARGIN, many_layouts_short, 1) is None
+
+
+def test_where_episodes_are_what_is_short_no_number_of_seeds_is_named():
+    pilot = dataclasses.replace(
+        estimates(0.0)[-1], value=0.0, seed_variance=0.01, episode_variance=400.0
+    )
+    found = needed_to_resolve(PLAN, MARGIN, pilot, 1)
+    assert found.num_seeds is None
+    assert 400 < found.num_episodes < 100_000
+    short_of_seeds = dataclasses.replace(pilot, seed_variance=400.0, episode_variance=0.01)
+    other = needed_to_resolve(PLAN, MARGIN, short_of_seeds, 1)
+    assert 12 < other.num_seeds < 100_000
+    assert other.num_episodes is None
 
 
 @pytest.mark.parametrize(

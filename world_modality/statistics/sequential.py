@@ -231,34 +231,47 @@ def _interval(estimate: CrossedEstimate, margin: Margin, level: float) -> Interv
     return Interval(value, value - reach, value + reach, num_episodes)
 
 
-def seeds_that_resolve(
-    plan: SeedPlan, margin: Margin, estimate: CrossedEstimate, num_contrasts: int
-) -> int | None:
-    """Return how many seeds would close an open contrast, if its estimate is the truth.
+@dataclass(frozen=True)
+class Needed:
+    """What would probably close a contrast that stayed open.
 
-    In 80 of 100 repetitions of an experiment with one look at so many seeds, as better, worse or
-    equivalent, whichever takes fewer.
+    Attributes:
+        num_seeds: with the present episodes; None where no number does it.
+        num_episodes: with the present seeds; None likewise.
+    """
+
+    num_seeds: int | None
+    num_episodes: int | None
+
+
+def needed_to_resolve(
+    plan: SeedPlan, margin: Margin, estimate: CrossedEstimate, num_contrasts: int
+) -> Needed:
+    """Return what would close an open contrast, if its estimate is the truth.
+
+    In 80 of 100 repetitions of an experiment with one look, as better, worse or equivalent,
+    whichever takes less.
 
     Args:
         plan: its share of error.
         margin: of the contrast.
         estimate: the last one.
         num_contrasts: over which the error is shared.
-
-    Returns:
-        the number of seeds; None where no number does it with these episodes: more of these are
-        needed.
     """
     share = plan.error_share / num_contrasts
     away = abs(estimate.value)
     room = min(estimate.value - margin.low, margin.high - estimate.value)
 
-    def is_enough(num_seeds: int) -> bool:
-        error = estimate.error_at(num_seeds, estimate.num_episodes)
+    def closes(num_seeds: int, num_episodes: int) -> bool:
+        error = estimate.error_at(num_seeds, num_episodes)
         beside = error.value * float(stats.norm.ppf(POWER))
         inside = error.value * float(stats.norm.ppf((1 + POWER) / 2))
         return (
             error.reach(1 - share / 2) + beside <= away or error.reach(1 - share) + inside <= room
         )
 
-    return smallest_enough(is_enough, estimate.num_seeds)
+    seeds, episodes = estimate.num_seeds, estimate.num_episodes
+    return Needed(
+        num_seeds=smallest_enough(lambda count: closes(count, episodes), seeds),
+        num_episodes=smallest_enough(lambda count: closes(seeds, count), episodes),
+    )

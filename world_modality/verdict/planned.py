@@ -6,7 +6,7 @@ from pathlib import Path
 
 from world_modality.statistics.crossed_estimate import CrossedEstimate
 from world_modality.statistics.design import Design, PlannedContrast
-from world_modality.statistics.sequential import Course, SeedPlan, follow, seeds_that_resolve
+from world_modality.statistics.sequential import Course, Needed, SeedPlan, follow, needed_to_resolve
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun
 from world_modality.verdict.measures import (
@@ -50,10 +50,10 @@ class PlannedResult:
         return is_closed or self.course.num_seeds == self.plan.max_seeds
 
     @property
-    def seeds_needed(self) -> int | None:
-        """Seeds that would probably close it with these episodes; None: no number would."""
+    def needed(self) -> Needed:
+        """What would probably close it, if the last estimate is right."""
         estimate = self.course.looks[-1].estimate
-        return seeds_that_resolve(self.plan, self.contrast.scale, estimate, self.num_contrasts)
+        return needed_to_resolve(self.plan, self.contrast.scale, estimate, self.num_contrasts)
 
 
 def planned_results(

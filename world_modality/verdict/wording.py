@@ -179,15 +179,23 @@ def needed_text(result: PlannedResult) -> str:
         return f"{contrast.name} has not been looked at."
     if not result.is_at_its_end:
         return f"{contrast.name} is open after {counted(result.course.num_seeds, 'seed')}."
-    seeds = result.seeds_needed
-    if seeds is None:
+    ways = [
+        f"{number} {noun}"
+        for number, noun in (
+            (result.needed.num_seeds, "seeds with these episodes"),
+            (result.needed.num_episodes, "episodes with these seeds"),
+        )
+        if number is not None
+    ]
+    seeds = counted(result.course.num_seeds, "seed")
+    if not ways:
         return (
-            f"{contrast.name} is not resolved, and no number of seeds would resolve it with these "
-            "episodes if the estimate is right: it takes more layouts."
+            f"{contrast.name} is not resolved after {seeds}; if the estimate is right, it takes "
+            "more seeds and more episodes."
         )
     return (
-        f"{contrast.name} is not resolved after {counted(result.course.num_seeds, 'seed')}; if the "
-        f"estimate is right, {seeds} seeds would probably resolve it."
+        f"{contrast.name} is not resolved after {seeds}; if the estimate is right, "
+        f"{' or '.join(ways)} would probably resolve it."
     )
 
 
