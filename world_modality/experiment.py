@@ -72,8 +72,7 @@ def run(config: ExperimentConfig) -> list[Failure]:
     """
     started = time.monotonic()
     matrix = read_matrix(config.matrix)
-    if matrix.contrasts is not None:
-        require_same_design(matrix)
+    require_same_design(matrix)
     preparation, cells = preparation_jobs(matrix), cell_jobs(matrix)
     if config.dry_run:
         _print_commands(preparation, cells, _report_job(matrix))

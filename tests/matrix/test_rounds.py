@@ -190,6 +190,11 @@ def test_a_round_that_failed_in_part_is_not_looked_at(design_file, monkeypatch, 
             'rollouts.flags is {"n_trials": 4} and was',
         ),
         ({"caches": {"main": {"vq_num_tokens": 9}}}, "caches.main is"),
+        ({"prepare": [{"stage": "x"}]}, 'prepare is .{"flags": {}, "stage": "x"}. and was ..'),
+        (
+            {"contrasts": None, "max_seeds": None, "seeds_per_round": None, "seeds": [0]},
+            "names no contrasts any more, but was looked at",
+        ),
     ],
 )
 def test_what_is_asked_may_not_change_once_it_was_looked_at(

@@ -11,7 +11,7 @@ from world_modality.system.errors import InvalidInputError
 _NO_OUTCOME = ("env_num",)
 """Flags of rollouts that change no episode."""
 MAY_CHANGE = (
-    "films, corruptions, explanations, prepare, --max_parallel and cells that no contrast names "
+    "films, corruptions, explanations, env_num, --max_parallel and cells that no contrast names "
     "may change"
 )
 
@@ -46,6 +46,7 @@ def _trained_with(matrix: Matrix) -> dict[str, Any]:
     rollouts = matrix.rollouts
     return {
         "dataset_name": matrix.dataset_name,
+        "prepare": [{"stage": one.stage, "flags": one.flags} for one in matrix.prepare],
         **{f"caches.{name}": matrix.caches[name] for name in sorted(caches)},
         "text": matrix.text,
         "train": matrix.train,
@@ -70,6 +71,11 @@ def require_same_design(matrix: Matrix) -> None:
     path = matrix.out_dir / "design.json"
     if not path.exists():
         return
+    if matrix.contrasts is None:
+        raise InvalidInputError(
+            f"the experiment names no contrasts any more, but was looked at for those that {path} "
+            "keeps: put them back, or give the experiment another out_dir"
+        )
     changes = read_design(path).changes(design_of(matrix))
     if changes:
         raise InvalidInputError(
