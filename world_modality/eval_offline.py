@@ -39,9 +39,9 @@ class EvalOfflineResult:
     Attributes:
         run: what was evaluated.
         actions: per predictor `mse`, `mse_raw` (intervals) and their values per chunk step.
-        episodes: the policy's error sums and their counts per episode, and its token hits and
-            their counts per horizon and episode, from which two checkpoints on the same cache can
-            be compared pairwise.
+        episodes: the task of each episode, the policy's error sums and their counts, and its token
+            hits and their counts per horizon and episode, from which two checkpoints on the same
+            cache can be compared pairwise.
         world: accuracies per horizon on `all` and on `changed` frames; None for arm A.
     """
 
@@ -71,6 +71,7 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
             },
             episodes={
                 "episode_index": opened.val_ids,
+                "task_index": opened.val_tasks,
                 "squared_error_sum": opened.episode_sums(errors).tolist(),
                 "num_steps": opened.episode_counts.tolist(),
                 **({} if errors.token_rank is None else token_sums(opened, errors)),

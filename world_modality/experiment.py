@@ -3,10 +3,13 @@
     <out_dir>/caches/NAME/                         a cache a set of tokenizer flags
     <out_dir>/cells/CACHE[-FLAG]/ARM_seedN/        log.txt, done.json, train/, rollouts*/
     <out_dir>/explanations/seedN/                  two_heads/, instruction_only/, report/
+    <out_dir>/design.json                          what the contrasts ask, from the first look on
     <out_dir>/report/                              the report over all of it
 
-Give the same command again after an interruption, a failure or a change of the matrix: what is done
-is not run again.
+A matrix that names contrasts trains their arms a round of seeds at a time, looks, and stops as soon
+as each is answered. Give the same command again after an interruption, a failure or a change of the
+matrix: what is done is not run again. A look is a function of the files of its seeds, so that
+nothing else has to be remembered.
 """
 
 import time
@@ -16,12 +19,25 @@ from typing import Annotated
 
 import tyro
 
-from world_modality.matrix.experiment_file import read_matrix
-from world_modality.matrix.jobs import Job, cell_jobs, preparation_jobs, report_step
+from world_modality.matrix.experiment_file import Matrix, read_matrix
+from world_modality.matrix.jobs import (
+    Job,
+    cell,
+    cell_jobs,
+    explanation_jobs,
+    other_cells,
+    preparation_jobs,
+    report_step,
+)
+from world_modality.matrix.rounds import design_of, keep_design, require_same_design, round_jobs
 from world_modality.matrix.runner import Failure, Runner, is_done
+from world_modality.statistics.design import Design
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, UserError, require_at_least
 from world_modality.system.stop_signals import termination_as_interrupt
+from world_modality.verdict.evidence import collect_evidence
+from world_modality.verdict.planned import planned_results
+from world_modality.verdict.wording import look_text
 
 
 @dataclass(frozen=True)
@@ -49,15 +65,16 @@ def run(config: ExperimentConfig) -> list[Failure]:
     """Run what is not done, write the report and print its summary; return what failed.
 
     Raises:
-        MissingFileError, InvalidInputError, MissingKeyError: the matrix is not there or not right.
+        MissingFileError, InvalidInputError, MissingKeyError: the matrix is not there or not right,
+            or what its contrasts ask has changed since they were looked at.
         UserError: something failed; its last lines have been printed.
     """
     started = time.monotonic()
     matrix = read_matrix(config.matrix)
+    require_same_design(matrix)
     preparation, cells = preparation_jobs(matrix), cell_jobs(matrix)
-    report = Job("report", matrix.out_dir / "jobs" / "report", (report_step(matrix),))
     if config.dry_run:
-        _print_commands(preparation, cells, report)
+        _print_commands(preparation, cells, _report_job(matrix))
         return []
     with termination_as_interrupt():
         runner = Runner(config.max_parallel)
@@ -69,8 +86,13 @@ def run(config: ExperimentConfig) -> list[Failure]:
                 raise UserError(f"{job.name} failed, which every cell needs; see above")
         if config.prepare_only:
             return []
-        failures = runner.run(cells)
+        if matrix.contrasts is None:
+            failures = runner.run(cells)
+        else:
+            cells, failures = _run_rounds(matrix, runner)
         if len(failures) < len(cells):
+            has_design = (matrix.out_dir / "design.json").exists()
+            report = _report_job(matrix, is_looked_at=has_design)
             # What it reports on may be new, whether or not its command is.
             (report.folder / "done.json").unlink(missing_ok=True)
             failed = runner.run([report])
@@ -81,6 +103,60 @@ def run(config: ExperimentConfig) -> list[Failure]:
     print(f"took {(time.monotonic() - started) / 60:.1f} minutes")
     _conclude(failures, cells)
     return failures
+
+
+def _report_job(matrix: Matrix, *, is_looked_at: bool = True) -> Job:
+    step = report_step(matrix, is_looked_at=is_looked_at)
+    return Job("report", matrix.out_dir / "jobs" / "report", (step,))
+
+
+def _run_rounds(matrix: Matrix, runner: Runner) -> tuple[list[Job], list[Failure]]:
+    """Train rounds of seeds until every contrast is closed or the seeds are used up.
+
+    Returns:
+        the cells that were wanted, and what failed among them. A round that failed in part is not
+        looked at: which seeds come to their end must not choose what is seen.
+    """
+    design = design_of(matrix)
+    still_open = list(design.margins)
+    cells = [
+        cell(matrix, group, name, seed)
+        for group, name in other_cells(matrix)
+        for seed in group.seeds or matrix.other_seeds
+    ]
+    cells += explanation_jobs(matrix)
+    failures = runner.run(cells)
+    for number, num_seeds in enumerate(design.plan.rounds):
+        jobs = round_jobs(matrix, number, still_open)
+        print(f"round {number + 1}: {len(jobs)} cells, up to {num_seeds} seeds", flush=True)
+        cells += jobs
+        failed = runner.run(jobs)
+        failures += failed
+        if failed:
+            break
+        if num_seeds in design.plan.looks:
+            still_open = _look(matrix, design, design.plan.looks.index(num_seeds) + 1)
+        if not still_open:
+            break
+    return cells, failures
+
+
+def _look(matrix: Matrix, design: Design, number: int) -> list[str]:
+    """Look at all contrasts, say what is known, and return those that are still open."""
+    keep_design(matrix)
+    evidence = collect_evidence([matrix.out_dir / "cells"])
+    results = planned_results(design, matrix.out_dir, evidence, number)
+    for result in results:
+        print(f"  {look_text(result)}", flush=True)
+    still_open = [result for result in results if result.course.claim == "open"]
+    lacking = [one.contrast.name for one in still_open if len(one.course.looks) < number]
+    if lacking:
+        raise InvalidInputError(
+            f"look {number} cannot be taken: runs of {', '.join(lacking)} are not comparable; run "
+            f"python -m world_modality.report {matrix.out_dir / 'cells'} and read “Left out, and "
+            "why”"
+        )
+    return [one.contrast.name for one in still_open]
 
 
 def _run_cell(

@@ -6,6 +6,7 @@
 <out_dir>/summary.json         the same as data
 <out_dir>/figures/             each figure as SVG, with the numbers it draws as CSV
 <out_dir>/tables/              each table as LaTeX and CSV
+<out_dir>/data/                every outcome as tidy CSV, versions, and hashes of all that was read
 """
 
 import datetime
@@ -13,7 +14,7 @@ import platform
 import subprocess
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
@@ -33,6 +34,9 @@ from world_modality.verdict.document import (
     markdown,
 )
 
+if TYPE_CHECKING:
+    from world_modality.verdict.findings import Findings
+
 TITLE = "Is the world a modality?"
 SUMMARY_TABLES = ("main", "corruption_offline", "corruption_closed_loop", "explanations")
 
@@ -46,6 +50,8 @@ class ReportConfig:
     that holds them."""
     out_dir: Path = Path("report")
     """Folder that receives the report; what an earlier one left there is replaced."""
+    design: Path | None = None
+    """Design of an experiment, `<out_dir>/design.json`, whose contrasts the page answers first."""
 
     def __post_init__(self) -> None:
         if not self.runs:
@@ -60,7 +66,10 @@ def run(config: ReportConfig) -> Document:
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
-    document = build_document(config.runs)
+    from world_modality.verdict.tidy import tidy_files
+
+    findings = _findings(config.runs, config.design)
+    document = _document(findings)
     short = summary(document)
     _write(config.out_dir / "report.html", html_page(document))
     _write(config.out_dir / "report.md", markdown(document))
@@ -75,19 +84,30 @@ def run(config: ReportConfig) -> Document:
             folder = config.out_dir / "figures"
             _write(folder / f"{block.name}.svg", block.svg)
             _write(folder / f"{block.name}.csv", csv_text(block.header, block.rows))
+    for name, content in tidy_files(findings, config.design).items():
+        _write(config.out_dir / "data" / name, content)
     print(markdown(short))
     print(f"report: {config.out_dir / 'report.html'}")
     return document
 
 
-def build_document(runs: tuple[Path, ...]) -> Document:
+def build_document(runs: tuple[Path, ...], design: Path | None = None) -> Document:
     """Read, compare, and put the sections together.
 
     Raises:
         InvalidInputError: none of the folders holds a finished and evaluated run.
     """
+    return _document(_findings(runs, design))
+
+
+def _findings(runs: tuple[Path, ...], design: Path | None) -> "Findings":
     from world_modality.verdict.evidence import collect_evidence
     from world_modality.verdict.findings import Findings
+
+    return Findings.of(collect_evidence(runs), design)
+
+
+def _document(findings: "Findings") -> Document:
     from world_modality.verdict.sections.codebook import codebook_section, offline_online_section
     from world_modality.verdict.sections.contrast import (
         contrast_section,
@@ -98,6 +118,7 @@ def build_document(runs: tuple[Path, ...]) -> Document:
     from world_modality.verdict.sections.explanations import explanations_section
     from world_modality.verdict.sections.learning import curves_section, token_section
     from world_modality.verdict.sections.media import media_section
+    from world_modality.verdict.sections.planned import planned_section
     from world_modality.verdict.sections.reproduction import (
         left_out_section,
         method_section,
@@ -106,14 +127,14 @@ def build_document(runs: tuple[Path, ...]) -> Document:
     from world_modality.verdict.sections.success import success_section
     from world_modality.verdict.sections.verdict import scope_section, verdict_section
 
-    findings = Findings.of(collect_evidence(runs))
     sections = [
         section(findings)
         for section in (
             verdict_section,
-            scope_section,
-            main_section,
+            planned_section,
             contrast_section,
+            main_section,
+            scope_section,
             success_section,
             corruption_section,
             token_section,

@@ -52,6 +52,16 @@ def plain_windows(cache):
             yield int(frame), int(frames[0]), int(frames[-1]) + 1
 
 
+def test_each_episode_has_its_task(trained, report):
+    cache, _ = trained
+    tasks, episodes = cache.load("task_index"), cache.load("episode_index")
+    assert len(report.episodes["task_index"]) == len(report.episodes["episode_index"])
+    for episode, task in zip(
+        report.episodes["episode_index"], report.episodes["task_index"], strict=True
+    ):
+        assert set(tasks[episodes == episode]) == {task}
+
+
 @pytest.fixture(scope="module")
 def plain_outputs(trained):
     """Return frame, one past its episode's last, and what C predicts there, frame by frame."""

@@ -38,6 +38,8 @@ STAGES = [
     "world_modality.precompute_instruction_embeddings",
     "world_modality.precompute_world_tokens",
     "world_modality.report",
+    "world_modality.statistics.from_tables",
+    "world_modality.statistics.simulated_experiments",
     "world_modality.train",
     "train_baseline_a",
     "train_baseline_b",

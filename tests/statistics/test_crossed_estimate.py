@@ -50,9 +50,9 @@ def test_the_interval_covers_a_known_effect_as_often_as_it_says(shape, spread, a
     counts = np.broadcast_to(rng.integers(30, 60, shape[1]).astype(float), shape)
     num_repetitions, effect = 250, 0.7
     covered = 0
-    for repetition in range(num_repetitions):
+    for _ in range(num_repetitions):
         values = effect + matrix(rng, *shape, *spread)
-        interval = crossed_estimate(values * counts, counts, seed=repetition).interval
+        interval = crossed_estimate(values * counts, counts).interval
         covered += interval.low <= effect <= interval.high
     assert 0.935 <= covered / num_repetitions <= at_most
 
@@ -72,24 +72,71 @@ def test_the_interval_of_lognormal_ratios_covers_as_often_as_it_says(shape, spre
     rng = np.random.default_rng(1)
     num_repetitions, ratio = 250, 2.5
     covered = 0
-    for repetition in range(num_repetitions):
-        interval = ratio_estimate(*errors(rng, shape, ratio, *spread), seed=repetition).interval
+    for _ in range(num_repetitions):
+        interval = ratio_estimate(*errors(rng, shape, ratio, *spread)).interval
         assert 0 < interval.low <= interval.value <= interval.high
         covered += interval.low <= ratio <= interval.high
     assert 0.925 <= covered / num_repetitions <= at_most
 
 
-def test_bootstrap_variances_are_those_of_the_two_way_analysis_of_variance():
-    rng = np.random.default_rng(1)
-    values = matrix(rng, 6, 40, 1.0, 0.7, 0.5)
+def test_variances_are_those_of_the_two_way_analysis_of_variance():
+    values = matrix(np.random.default_rng(1), 6, 40, 1.0, 0.7, 0.5)
     estimate = crossed_estimate(values, np.ones_like(values))
     seeds, episodes = values.mean(axis=1), values.mean(axis=0)
     rest = values - seeds[:, None] - episodes[None] + values.mean()
     residual = (rest**2).sum() / (5 * 39)
-    assert estimate.residual_variance == pytest.approx(residual, rel=0.1)
-    assert estimate.seed_variance == pytest.approx(seeds.var(ddof=1) - residual / 40, rel=0.1)
-    expected = episodes.var(ddof=1) - residual / 6
-    assert estimate.episode_variance == pytest.approx(expected, rel=0.15)
+    assert estimate.residual_variance == pytest.approx(residual)
+    assert estimate.seed_variance == pytest.approx(seeds.var(ddof=1) - residual / 40)
+    assert estimate.episode_variance == pytest.approx(episodes.var(ddof=1) - residual / 6)
+    assert estimate.episode_freedom == pytest.approx(39)
+
+
+def test_what_one_seed_in_one_episode_varies_by_is_counted_once():
+    values = matrix(np.random.default_rng(1), 6, 40, 0.0, 1.0, 1.0)
+    seeds, episodes = values.mean(axis=1).var(ddof=1) / 6, values.mean(axis=0).var(ddof=1) / 40
+    estimate = crossed_estimate(values, np.ones_like(values))
+    once = seeds + episodes - estimate.residual_variance / (6 * 40)
+    assert estimate.error.value**2 == pytest.approx(once)
+    t_seeds, t_episodes = stats.t.ppf(0.975, [5, 39])
+    twice = np.sqrt(t_seeds**2 * seeds + t_episodes**2 * episodes)
+    assert estimate.interval.high - estimate.value < 0.99 * twice
+
+
+def test_episodes_drawn_by_task_vary_as_those_of_one_task_do():
+    """The means of the tasks are far apart; which episodes were drawn of each moves little."""
+    rng = np.random.default_rng(2)
+    tasks = np.repeat([0, 1, 2], 10)
+    of_task = np.array([-3.0, 0.0, 3.0])[tasks]
+    covered, shares = 0, []
+    for _ in range(250):
+        values = of_task + matrix(rng, 4, 30, 0.3, 0.6, 0.6)
+        plain, by_task = (
+            crossed_estimate(values, np.ones_like(values), names) for names in (None, list(tasks))
+        )
+        assert plain.value == by_task.value
+        shares.append((by_task.interval.high - by_task.value) / (plain.interval.high - plain.value))
+        covered += by_task.interval.low <= 0 <= by_task.interval.high
+    assert np.mean(shares) < 0.6
+    assert 0.935 <= covered / 250 <= 0.99
+
+
+def test_tasks_of_one_episode_each_are_taken_together():
+    values = matrix(np.random.default_rng(3), 3, 6, 0.3, 1.0, 0.5)
+    plain, lone, mixed = (
+        crossed_estimate(values, np.ones_like(values), tasks)
+        for tasks in (None, list("abcdef"), list("aaaaab"))
+    )
+    assert lone == plain == mixed
+
+
+def test_stratified_ratios_are_narrower_where_tasks_differ():
+    rng = np.random.default_rng(4)
+    clean = rng.gamma(20, 1, (3, 20)) / 20
+    tasks = [0] * 10 + [1] * 10
+    corrupted = clean * np.where(np.array(tasks) == 0, 1.0, 4.0) * rng.lognormal(0, 0.05, (3, 20))
+    plain, by_task = (ratio_estimate(corrupted, clean, one).interval for one in (None, tasks))
+    assert by_task.value == plain.value
+    assert math.log(by_task.high / by_task.low) < 0.5 * math.log(plain.high / plain.low)
 
 
 def test_with_one_seed_the_interval_is_that_of_a_t_test_over_episodes():
@@ -162,7 +209,7 @@ def test_a_part_that_is_zero_or_not_finite_leaves_the_ratio_undefined(wrong, is_
     assert None not in (found.per_seed[0], found.per_seed[2])
 
 
-def test_no_interval_where_some_resamples_hold_no_error():
+def test_no_interval_where_one_episode_holds_all_the_error():
     corrupted = np.array([[0.0, 0.0, 2.0], [0.0, 0.0, 3.0]])
     interval = ratio_estimate(corrupted, np.ones((2, 3))).interval
     assert interval.value == pytest.approx(math.sqrt(2 / 3))

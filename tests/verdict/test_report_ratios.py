@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tests.fixtures.verdict import World, write_json, write_matrix, write_rollouts
-from tests.verdict.conftest import block
+from tests.verdict.conftest import block, starting, verdict_items
 from world_modality.report import ReportConfig, build_document, run
 from world_modality.statistics.proportions import wilson_interval
 from world_modality.verdict.document import Figure, Table
@@ -96,7 +96,7 @@ def test_a_ratio_without_a_value_is_counted_and_named_everywhere(
     caption = block(document, Table, "corruption_offline").caption
     assert caption.endswith("Not defined: 1 of 6 ratios.")
     assert block(document, Figure, "corruption").caption.endswith("not defined: 1 ratio.")
-    verdict = document.sections[0].blocks[1].items[2]
+    verdict = starting(verdict_items(document), "Use of the token")
     assert ("not defined" in verdict) == (corruption == "task_shuffle")
     assert "not defined: an error is 0" in (out_dir / "tables/corruption_offline.tex").read_text(
         "utf-8"

@@ -105,6 +105,12 @@ class OfflineRun:
         """All frames of the validation episodes."""
         return self.tensors.episodes.frames_of(self.val_ids)
 
+    @property
+    def val_tasks(self) -> list[int]:
+        """The `task_index` of each validation episode."""
+        episodes = self.tensors.episodes
+        return [int(task) for task in episodes.tasks[episodes.positions_of(self.val_ids)]]
+
     @cached_property
     def _train_frames(self) -> Int[np.ndarray, " M2"]:
         return self.tensors.episodes.frames_of(self.train_ids)

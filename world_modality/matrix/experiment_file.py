@@ -25,6 +25,19 @@ explanations:                         # optional: a model that explains itself a
   evaluate: {num_episodes: 50}        # optional: flags of coc_vla.eval_coc
   cache: main                         # optional: the first one else
   seeds: [0]                          # optional: those of the matrix else
+
+An experiment that names contrasts trains their arms a round of seeds at a time, looks after each
+round, and stops as soon as each contrast is answered (world_modality/statistics/sequential.py):
+
+contrasts:
+  - {first: C, second: B}             # by success within 3 points; without rollouts by action error
+  - {first: B, second: A, measure: action_error, margin: 5}      # in percent of B's error over A's
+  - {first: C_oracle, second: C, role: positive control}         # has to fire; usual for its arm
+max_seeds: 20                         # of every arm that a contrast names: the seeds 0 to 19
+seeds_per_round: 4
+error_share: 0.05                     # optional: of experiments that may claim something wrongly
+
+`seeds` are those of the other cells then, and may be left out.
 """
 
 from collections.abc import Iterable
@@ -37,6 +50,8 @@ from pydantic_core import ErrorDetails
 
 from world_modality.arms import ARMS
 from world_modality.policy.config import TrainConfig, flag_names
+from world_modality.statistics.design import UNITS, USUAL_MARGINS, MeasureName, Role
+from world_modality.statistics.sequential import ERROR_SHARE, SeedPlan
 from world_modality.system.errors import InvalidInputError, MissingFileError, UserError, missing_key
 from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
 
@@ -50,6 +65,7 @@ _EXPECTED = {
     "int_type": "has to be an integer",
     "string_type": "has to be a text",
     "too_short": "has to name at least one",
+    "float_type": "has to be a number",
 }
 
 
@@ -76,6 +92,16 @@ def _distinct(seeds: list[int]) -> list[int]:
     if len(set(seeds)) < len(seeds):
         raise ValueError(f"names a seed twice: {seeds}")
     return seeds
+
+
+def _a_margin(margin: float) -> float:
+    if not 0 < margin < 100:
+        raise ValueError(
+            f"a margin has to lie between 0 and 100, not {margin:g}: without one no number of "
+            "seeds shows that two arms are alike; leave it out for "
+            + " or ".join(f"{USUAL_MARGINS[name]:g} {unit}" for name, unit in UNITS.items())
+        )
+    return margin
 
 
 def _closed_loop_corruption(name: str) -> str:
@@ -142,14 +168,33 @@ class Explanations(_Part):
     seeds: Seeds | None = None
 
 
+class NamedContrast(_Part):
+    """Two arms whose difference is to be found, or shown to be none that matters."""
+
+    first: Annotated[str, _one_of("arm", ARMS)]
+    second: Annotated[str, _one_of("arm", ARMS)]
+    measure: MeasureName | None = None
+    margin: Annotated[float, AfterValidator(_a_margin)] | None = None
+    role: Role | None = None
+
+    @property
+    def arms(self) -> tuple[str, str]:
+        """Both."""
+        return self.first, self.second
+
+
 class Matrix(_Part):
     """An experiment; see the top of this file."""
 
     out_dir: LaxPath
     dataset_name: str
     caches: Annotated[dict[str, Flags], Field(min_length=1)]
-    seeds: Seeds
     cells: list[CellGroup]
+    seeds: Seeds = []
+    contrasts: Annotated[list[NamedContrast], Field(min_length=1)] | None = None
+    max_seeds: int | None = None
+    seeds_per_round: int | None = None
+    error_share: float = ERROR_SHARE
     dataset_root: LaxPath | None = None
     prepare: list[Preparation] = []
     text: Flags | None = None
@@ -165,6 +210,82 @@ class Matrix(_Part):
             if name is not None and name not in self.caches:
                 raise _UnknownNameError("cache", name, self.caches)
         return self
+
+    @model_validator(mode="after")
+    def _seeds_are_known(self) -> "Matrix":
+        of_rounds = {"max_seeds": self.max_seeds, "seeds_per_round": self.seeds_per_round}
+        if self.contrasts is None:
+            given = [name for name, value in of_rounds.items() if value is not None]
+            if given:
+                raise ValueError(f"names {' and '.join(given)}, but no contrasts to train them for")
+            if not self.seeds:
+                raise ValueError("lacks seeds")
+            return self
+        lacking = [name for name, value in of_rounds.items() if value is None]
+        if lacking:
+            raise ValueError(f"names contrasts, but lacks {' and '.join(lacking)}")
+        assert self.plan is not None  # which says what is wrong with these numbers
+        return self
+
+    @model_validator(mode="after")
+    def _contrasts_can_be_answered(self) -> "Matrix":
+        names = []
+        for contrast in self.contrasts or []:
+            pair = f"{contrast.first} − {contrast.second}"
+            if contrast.first == contrast.second:
+                raise ValueError(f"contrast {pair} compares an arm with itself")
+            for arm, group in zip(contrast.arms, self.groups_of(contrast), strict=True):
+                if group.seeds is not None:
+                    raise ValueError(
+                        f"the seeds of {arm} are given twice: its cells name {group.seeds}, and "
+                        f"contrast {pair} trains it with the seeds 0 to {(self.max_seeds or 1) - 1}"
+                    )
+                if self.measure_of(contrast) == "success" and (
+                    self.rollouts is None or ARMS[arm].closed_loop is None
+                ):
+                    raise ValueError(
+                        f"contrast {pair} asks for success, but {arm} is not rolled out; give it "
+                        "measure: action_error"
+                    )
+            names.append((*contrast.arms, self.measure_of(contrast)))
+            if names.count(names[-1]) > 1:
+                raise ValueError(f"names contrast {pair} twice, both by {names[-1][2]}")
+        return self
+
+    @property
+    def plan(self) -> SeedPlan | None:
+        """The rounds of seeds; None where no contrast is named."""
+        if self.max_seeds is None or self.seeds_per_round is None:
+            return None
+        return SeedPlan(self.max_seeds, self.seeds_per_round, self.error_share)
+
+    @property
+    def other_seeds(self) -> list[int]:
+        """Of cells that no contrast names."""
+        return self.seeds or list(range(self.seeds_per_round or 1))
+
+    def groups_of(self, contrast: NamedContrast) -> tuple[CellGroup, CellGroup]:
+        """Return the cells that train its arms: the same group, where one trains both."""
+        both = [group for group in self.cells if set(contrast.arms) <= set(group.arms)]
+        if both:
+            return both[0], both[0]
+        found = []
+        for arm in contrast.arms:
+            own = [group for group in self.cells if arm in group.arms]
+            if not own:
+                trained = dict.fromkeys(arm for group in self.cells for arm in group.arms)
+                raise _UnknownNameError("arm that the cells train", arm, trained)
+            found.append(own[0])
+        return found[0], found[1]
+
+    def measure_of(self, contrast: NamedContrast) -> MeasureName:
+        """Return what a contrast is compared by: success, where nothing else is said."""
+        without: MeasureName = "action_error" if self.rollouts is None else "success"
+        return contrast.measure or without
+
+    def margin_of(self, contrast: NamedContrast) -> float:
+        """Return up to which a difference does not matter, in the measure's unit."""
+        return contrast.margin or USUAL_MARGINS[self.measure_of(contrast)]
 
     def cache_dir(self, name: str | None) -> Path:
         """Return where a cache lies; the first one where none is named."""
@@ -205,6 +326,8 @@ def _explained(error: ErrorDetails, path: Path) -> UserError:
     if cause is not None:
         return InvalidInputError(f"{where}: {cause}")
     message = _EXPECTED.get(error["type"], error["msg"])
+    if error["type"] == "literal_error":
+        message = f"has to be {error['ctx']['expected']}"
     return InvalidInputError(f"{where} {message}, not {error['input']!r}")
 
 

@@ -1,13 +1,14 @@
 """The commands of an experiment: what is made once, and what each cell of the matrix runs."""
 
+import itertools
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from world_modality.arms import ARMS
-from world_modality.matrix.experiment_file import CellGroup, Explanations, Matrix
+from world_modality.matrix.experiment_file import CellGroup, Explanations, Matrix, NamedContrast
 from world_modality.policy.config import TrainConfig
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
@@ -76,33 +77,86 @@ def preparation_jobs(matrix: Matrix) -> list[Job]:
 def cell_jobs(matrix: Matrix) -> list[Job]:
     """Return one job a cell: training, offline reports, rollouts; then those that explain.
 
+    Where the matrix names contrasts, these are followed by the seeds of their arms, round by round,
+    as if no contrast were ever closed.
+
     Raises:
         InvalidInputError: two cells are the same.
     """
     jobs = [
-        _cell(matrix, group, name, seed)
-        for group in matrix.cells
-        for name in group.arms
-        for seed in group.seeds or matrix.seeds
+        cell(matrix, group, name, seed)
+        for group, name in other_cells(matrix)
+        for seed in group.seeds or matrix.other_seeds
+    ]
+    num_others = len(jobs)
+    jobs += [
+        cell(matrix, group, name, seed)
+        for seeds in rounds_of_seeds(matrix)
+        for seed in seeds
+        for group, name in compared_cells(matrix, matrix.contrasts or [])
     ]
     names = [job.name for job in jobs]
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise InvalidInputError(f"the matrix names these cells twice: {', '.join(twice)}")
-    if matrix.explanations is not None:
-        for seed in matrix.explanations.seeds or matrix.seeds:
-            folder = matrix.out_dir / "explanations" / f"seed{seed}"
-            steps = _explanation_steps(matrix, matrix.explanations, folder, seed)
-            jobs.append(Job(f"explanations/seed{seed}", folder, tuple(steps)))
+    return [*jobs[:num_others], *explanation_jobs(matrix), *jobs[num_others:]]
+
+
+def explanation_jobs(matrix: Matrix) -> list[Job]:
+    """Return one job a seed of the model that explains itself, and its control."""
+    if matrix.explanations is None:
+        return []
+    jobs = []
+    for seed in matrix.explanations.seeds or matrix.other_seeds:
+        folder = matrix.out_dir / "explanations" / f"seed{seed}"
+        steps = _explanation_steps(matrix, matrix.explanations, folder, seed)
+        jobs.append(Job(f"explanations/seed{seed}", folder, tuple(steps)))
     return jobs
 
 
-def report_step(matrix: Matrix) -> Step:
-    """Return the command that reports on all cells."""
+def other_cells(matrix: Matrix) -> list[tuple[CellGroup, str]]:
+    """Return the arms that no contrast of the matrix names, each with its group."""
+    compared = compared_cells(matrix, matrix.contrasts or [])
+    every = [(group, name) for group in matrix.cells for name in group.arms]
+    return [one for one in every if not _is_among(one, compared)]
+
+
+def compared_cells(
+    matrix: Matrix, contrasts: Iterable[NamedContrast]
+) -> list[tuple[CellGroup, str]]:
+    """Return the arms of these contrasts, each once, with its group."""
+    found: list[tuple[CellGroup, str]] = []
+    for contrast in contrasts:
+        for group, name in zip(matrix.groups_of(contrast), contrast.arms, strict=True):
+            if not _is_among((group, name), found):
+                found.append((group, name))
+    return found
+
+
+def _is_among(one: tuple[CellGroup, str], cells: Iterable[tuple[CellGroup, str]]) -> bool:
+    # Two groups may have the same content: they are compared by which one they are.
+    return any(group is one[0] and name == one[1] for group, name in cells)
+
+
+def rounds_of_seeds(matrix: Matrix) -> list[range]:
+    """Return the seeds of each round; none where the matrix names no contrast."""
+    ends = (0,) if matrix.plan is None else (0, *matrix.plan.rounds)
+    return [range(start, end) for start, end in itertools.pairwise(ends)]
+
+
+def report_step(matrix: Matrix, *, is_looked_at: bool = True) -> Step:
+    """Return the command that reports on all cells.
+
+    Args:
+        matrix: the experiment.
+        is_looked_at: whether a look has been taken, if the matrix names contrasts.
+    """
     out_dir = matrix.out_dir / "report"
     names = ["cells", "analyses", "tokens", *(["explanations"] if matrix.explanations else [])]
     folders = [str(matrix.out_dir / name) for name in names]
-    arguments = ("-m", "world_modality.report", *folders, "--out_dir", str(out_dir))
+    is_designed = matrix.contrasts is not None and is_looked_at
+    design = () if not is_designed else ("--design", str(matrix.out_dir / "design.json"))
+    arguments = ("-m", "world_modality.report", *folders, "--out_dir", str(out_dir), *design)
     return Step(arguments, out_dir / "report.html")
 
 
@@ -147,10 +201,16 @@ def _checkpoint(log_dir: Path, model_type: str, flags: Mapping[str, Any]) -> Pat
     return log_dir / f"model_{model_type}_epoch{num_epochs - 1}.pt"
 
 
-def _cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
-    arm, where = ARMS[name], _cache(matrix, group.cache)
+def cell_name(matrix: Matrix, group: CellGroup, name: str, seed: int | str) -> str:
+    """Return the name of an arm's cell, which is its folder's below `cells`."""
     varied = "".join(f"-{flag}_{value}" for flag, value in sorted(group.train.items()))
-    job_name = f"{where['cache_dir'].name}{varied}/{name.lower()}_seed{seed}"
+    return f"{matrix.cache_dir(group.cache).name}{varied}/{name.lower()}_seed{seed}"
+
+
+def cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
+    """Return the training of an arm with a seed, and what follows it."""
+    arm, where = ARMS[name], _cache(matrix, group.cache)
+    job_name = cell_name(matrix, group, name, seed)
     folder = matrix.out_dir / "cells" / job_name
     flags = {**matrix.train, **group.train}
     checkpoint = _checkpoint(folder / "train", arm.model_type, flags)
@@ -175,7 +235,7 @@ def _cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
         if arm.reads_world and arm.control == "none":
             own = group.corruptions
             corruptions += matrix.rollouts.corruptions if own is None else own
-        steps += _rollouts(matrix, checkpoint, corruptions, seed == matrix.seeds[0])
+        steps += _rollouts(matrix, checkpoint, corruptions, seed == (matrix.seeds or [0])[0])
     return Job(job_name, folder, tuple(steps))
 
 

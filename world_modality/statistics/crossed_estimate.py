@@ -2,19 +2,19 @@
 
 Every seed's policy is scored on the same episodes: seeds and episodes are crossed. A claim about an
 arm is a claim about seeds that were not trained and episodes that were not recorded, so both are
-resampled.
+random effects of a two-way model. Tasks are not: a fixed number of episodes is drawn of each, so
+that only episodes of one task say how much episodes vary.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy import optimize, stats
 
-from world_modality.statistics.intervals import CONFIDENCE, NUM_RESAMPLES, Interval, defined_ratio
+from world_modality.statistics.intervals import CONFIDENCE, Interval, defined_ratio
 
 _SMALLEST_P = 1e-12
 _MAX_LOG = 700.0
@@ -23,40 +23,42 @@ _MAX_LOG = 700.0
 
 @dataclass(frozen=True)
 class StandardError:
-    """Of an estimate over seeds and episodes: two mean squares, each with its own freedom.
+    """Of an estimate over seeds and episodes: two variances, each with its own freedom.
 
     Attributes:
-        seeds: variance of the mean over seeds; 0 with one seed.
-        episodes: variance of the mean over episodes.
-        residual: what both of these contain, counted once.
+        seeds: variance of the mean over seeds, what one seed in one episode varies by included; 0
+            with one seed.
+        episodes: what the choice of episodes adds to it; of one seed, all there is.
         seed_freedom: number of seeds less one.
-        episode_freedom: number of episodes less one.
+        episode_freedom: number of episodes less one for each task (Satterthwaite, 1946, where the
+            tasks differ in how much their episodes vary).
     """
 
     seeds: float
     episodes: float
-    residual: float
     seed_freedom: int
-    episode_freedom: int
+    episode_freedom: float
 
     @property
     def value(self) -> float:
         """The standard error."""
-        return math.sqrt(self.seeds + self.episodes - self.residual)
+        return math.sqrt(self.seeds + self.episodes)
 
     def reach(self, probability: float) -> float:
         """Return how far from the truth the estimate lies at most, with at least this probability.
 
         One-sided. No Student distribution is right for the sum of two mean squares; the root of
         the sum of each one's t² times its variance never covers less than it says (Banerjee, 1960,
-        Sankhya 22:357-358), whichever of the two is large. The residual is left in both, which
-        errs to the same side. Welch-Satterthwaite covers 93 % where it is three seeds that matter.
+        Sankhya 22:357-358), whichever of the two is large. What one seed in one episode varies by
+        is in both mean squares; it is counted once, with the seeds, which are fewer.
+        Welch-Satterthwaite covers 93 % where it is three seeds that matter.
         """
-        episodes = float(stats.t.ppf(probability, self.episode_freedom)) ** 2 * self.episodes
-        if self.seed_freedom == 0:
-            return math.sqrt(episodes)
-        seeds = float(stats.t.ppf(probability, self.seed_freedom)) ** 2 * self.seeds
-        return math.sqrt(seeds + episodes)
+        variance = 0.0
+        if self.seed_freedom > 0:
+            variance += float(stats.t.ppf(probability, self.seed_freedom)) ** 2 * self.seeds
+        if self.episode_freedom > 0:
+            variance += float(stats.t.ppf(probability, self.episode_freedom)) ** 2 * self.episodes
+        return math.sqrt(variance)
 
     def p_value(self, effect: float) -> float:
         """Two-sided p value of an estimate that lies so far from no effect."""
@@ -81,13 +83,6 @@ class StandardError:
         return total**2 / parts
 
 
-Resampled = Callable[
-    [Float[np.ndarray, "B S"], Float[np.ndarray, "B E"]],
-    Float[np.ndarray, " B"],
-]
-"""From how often seeds and episodes were drawn, in each resample, to the resample's estimate."""
-
-
 @dataclass(frozen=True)
 class CrossedEstimate:
     """An estimate over S seeds and E episodes.
@@ -95,10 +90,11 @@ class CrossedEstimate:
     Attributes:
         value: the estimate.
         seed_variance: of a single seed's estimate, between seeds; None with one seed.
-        episode_variance: of a single episode's estimate, between episodes.
+        episode_variance: of a single episode's estimate, between episodes of its task.
         residual_variance: of one seed in one episode, beyond both.
         num_seeds: S.
         num_episodes: E.
+        episode_freedom: degrees of freedom that the episodes' variance is known with.
     """
 
     value: float
@@ -107,15 +103,17 @@ class CrossedEstimate:
     residual_variance: float
     num_seeds: int
     num_episodes: int
+    episode_freedom: float
 
     def error_at(self, num_seeds: int, num_episodes: int) -> StandardError:
         """Return the standard error that so many seeds and episodes would have."""
         s, e = num_seeds, num_episodes
         residual = self.residual_variance / (s * e)
-        episodes = self.episode_variance / e + residual
+        episodes = self.episode_variance / e
+        freedom = self.episode_freedom * e / self.num_episodes
         if self.seed_variance is None or s == 1:
-            return StandardError(0.0, episodes, 0.0, 0, e - 1)
-        return StandardError(self.seed_variance / s + residual, episodes, residual, s - 1, e - 1)
+            return StandardError(0.0, episodes + residual, 0, freedom)
+        return StandardError(self.seed_variance / s + residual, episodes, s - 1, freedom)
 
     @property
     def error(self) -> StandardError:
@@ -141,8 +139,7 @@ class CrossedEstimate:
 def crossed_estimate(
     numerators: Float[np.ndarray, "S E"],
     denominators: Float[np.ndarray, "S E"],
-    *,
-    seed: int = 0,
+    tasks: Sequence[Hashable] | None = None,
 ) -> CrossedEstimate:
     """Estimate sum(numerators) / sum(denominators) over seeds and episodes, on the linear scale.
 
@@ -152,7 +149,7 @@ def crossed_estimate(
         numerators: for a mean, sums of each seed in each episode; for a paired difference, the
             difference of two arms' sums.
         denominators: counts; 0 where there is nothing.
-        seed: of the resampling.
+        tasks: of each episode, where a fixed number was drawn of each task.
 
     Raises:
         ValueError: nothing was counted, or an entry is not finite.
@@ -163,75 +160,78 @@ def crossed_estimate(
     if total <= 0:
         raise ValueError("nothing was counted")
     value = float(numerators.sum() / total)
-    num_seeds, num_episodes = numerators.shape
-    resampled = partial(_resampled, numerators, denominators)
-    return with_variances(value, resampled, num_seeds, num_episodes, seed)
+    # A combined ratio's linear form (Cochran, 1977, Sampling Techniques, eq. 6.51): where all
+    # counts are alike these are the cells themselves.
+    cells = value + (numerators - value * denominators) * (numerators.size / total)
+    return _analysis_of_variance(value, cells, tasks)
 
 
-def with_variances(
-    value: float, resampled: Resampled, num_seeds: int, num_episodes: int, seed: int
+def _analysis_of_variance(
+    value: float, cells: Float[np.ndarray, "S E"], tasks: Sequence[Hashable] | None
 ) -> CrossedEstimate:
-    """Say how much of an estimate's variance seeds and episodes contribute.
+    """Say how much of a mean's variance seeds and episodes contribute.
 
-    Hierarchical bootstrap of the crossed layout (Owen, 2007, The pigeonhole bootstrap, Annals of
-    Applied Statistics 1:386-411): seeds, episodes, and both are drawn with replacement, and the
-    spread of the resampled estimates gives the variance that each contributes. Unlike there, each
-    is corrected for the number drawn from, n / (n - 1), and the interval is Student's (see
-    `StandardError`): the percentiles of three resampled seeds cover about 70 %, not 95.
+    Mean squares of the two-way layout of random seeds and random episodes, the latter drawn by
+    task (Cornfield and Tukey, 1956, Annals of Mathematical Statistics 27:907-949; stratification as
+    in Cochran, 1977, ch. 5). Nothing is resampled: the same cells always give the same interval.
 
     Args:
-        value: the estimate from everything, once.
-        resampled: the estimator.
-        num_seeds: S.
-        num_episodes: E.
-        seed: of the resampling.
+        value: the estimate.
+        cells: what each seed in each episode adds to it; their mean is the estimate.
+        tasks: of each episode; None where all are of one.
     """
-    rng = np.random.default_rng(seed)
-    seeds = _resampled_counts(rng, num_seeds)
-    episodes = _resampled_counts(rng, num_episodes)
-    ones_s, ones_e = np.ones_like(seeds), np.ones_like(episodes)
-
-    of_episodes = resampled(ones_s, episodes)
-    by_episode = float(of_episodes.var()) * _unbias(num_episodes)
+    num_seeds, num_episodes = cells.shape
+    of_task = _strata(tasks, num_episodes)
+    counts = np.bincount(of_task)
+    freedom = np.maximum(counts - 1, 1)
+    around_task = cells - _means_of(of_task, counts, cells)[:, of_task]
+    by_episode = around_task.mean(axis=0)
+    squares = np.bincount(of_task, weights=by_episode**2)
+    parts = counts * squares / freedom / num_episodes**2
+    of_episodes = float(parts.sum())
+    known_with = float((parts**2 / freedom).sum())
+    episode_freedom = of_episodes**2 / known_with if known_with > 0 else float(freedom.sum())
     if num_seeds == 1:
-        return CrossedEstimate(value, None, by_episode * num_episodes, 0.0, 1, num_episodes)
-    of_seeds = resampled(seeds, ones_e)
-    by_seed = float(of_seeds.var()) * _unbias(num_seeds)
-    # What the two together do beyond the sum of what each does: their interaction.
-    beyond = resampled(seeds, episodes) - of_seeds - of_episodes
-    residual = float(beyond.var()) * _unbias(num_seeds) * _unbias(num_episodes)
-    residual = min(residual, by_seed, by_episode)
+        return CrossedEstimate(
+            value, None, of_episodes * num_episodes, 0.0, 1, num_episodes, episode_freedom
+        )
+    of_seeds = float(cells.mean(axis=1).var(ddof=1)) / num_seeds
+    beyond = np.bincount(of_task, weights=((around_task - by_episode) ** 2).sum(axis=0))
+    per_cell = counts * beyond / ((num_seeds - 1) * freedom)
+    # Each of the other two contains it; by chance it may come out larger than they do.
+    residual = min(float(per_cell.sum()) / (num_seeds * num_episodes**2), of_seeds, of_episodes)
     return CrossedEstimate(
         value=value,
-        seed_variance=(by_seed - residual) * num_seeds,
-        episode_variance=(by_episode - residual) * num_episodes,
+        seed_variance=(of_seeds - residual) * num_seeds,
+        episode_variance=(of_episodes - residual) * num_episodes,
         residual_variance=residual * num_seeds * num_episodes,
         num_seeds=num_seeds,
         num_episodes=num_episodes,
+        episode_freedom=episode_freedom,
     )
 
 
-def _resampled(
-    numerators: Float[np.ndarray, "S E"],
-    denominators: Float[np.ndarray, "S E"],
-    seeds: Float[np.ndarray, "B S"],
-    episodes: Float[np.ndarray, "B E"],
-) -> Float[np.ndarray, " B"]:
-    """Return the estimates where seeds and episodes count as often as they were drawn."""
-    top = np.einsum("bs,se,be->b", seeds, numerators, episodes, optimize=True)
-    bottom = np.einsum("bs,se,be->b", seeds, denominators, episodes, optimize=True)
-    value = numerators.sum() / denominators.sum()
-    # Without a counted episode a resample says nothing.
-    return np.divide(top, bottom, out=np.full(len(top), value), where=bottom > 0)
+def _strata(tasks: Sequence[Hashable] | None, num_episodes: int) -> Int[np.ndarray, " E"]:
+    """Number the tasks; those of a single episode, which says nothing of a spread, are one."""
+    if tasks is None:
+        return np.zeros(num_episodes, dtype=np.int64)
+    names = list(dict.fromkeys(tasks))
+    counts = {name: sum(task == name for task in tasks) for name in names}
+    lone = [name for name in names if counts[name] == 1]
+    if len(lone) == 1:
+        others = [name for name in names if counts[name] > 1]
+        lone += others and [min(others, key=lambda name: counts[name])]
+    numbers = {name: 0 for name in lone}
+    for name in names:
+        numbers.setdefault(name, max(numbers.values(), default=-1) + 1)
+    return np.array([numbers[task] for task in tasks], dtype=np.int64)
 
 
-def _resampled_counts(rng: np.random.Generator, size: int) -> Float[np.ndarray, "B n"]:
-    shares = np.full(size, 1 / size)
-    return rng.multinomial(size, shares, size=NUM_RESAMPLES).astype(np.float64)
-
-
-def _unbias(size: int) -> float:
-    return size / (size - 1) if size > 1 else 1.0
+def _means_of(
+    of_task: Int[np.ndarray, " E"], counts: Int[np.ndarray, " T"], cells: Float[np.ndarray, "S E"]
+) -> Float[np.ndarray, "S T"]:
+    """Return the mean of each seed in each task."""
+    return np.stack([np.bincount(of_task, weights=row) / counts for row in cells])
 
 
 @dataclass(frozen=True)
@@ -260,7 +260,9 @@ class RatioEstimate:
 
 
 def ratio_estimate(
-    numerators: Float[np.ndarray, "S E"], denominators: Float[np.ndarray, "S E"], *, seed: int = 0
+    numerators: Float[np.ndarray, "S E"],
+    denominators: Float[np.ndarray, "S E"],
+    tasks: Sequence[Hashable] | None = None,
 ) -> RatioEstimate:
     """Estimate the ratio of two errors that every seed has in every episode, as a logarithm.
 
@@ -272,24 +274,29 @@ def ratio_estimate(
 
     Within a seed the sums over episodes are divided, since the error is a mean over frames and an
     episode with next to none would rule a mean of episodes' logarithms; over seeds the logarithms
-    are averaged. Variances and interval as in `with_variances`.
+    are averaged. Variances and interval as in `crossed_estimate`; there is none where all the error
+    of a seed lies in one episode, without which its logarithm would not be defined.
 
     Args:
         numerators: sums of each seed in each episode, say with a corrupted token.
         denominators: sums of the reference.
-        seed: of the resampling.
+        tasks: of each episode, where a fixed number was drawn of each task.
     """
-    num_seeds, num_episodes = numerators.shape
-    per_seed = tuple(
-        defined_ratio(top, bottom)
-        for top, bottom in zip(numerators.sum(axis=1), denominators.sum(axis=1), strict=True)
-    )
+    num_episodes = numerators.shape[1]
+    totals = numerators.sum(axis=1), denominators.sum(axis=1)
+    per_seed = tuple(defined_ratio(top, bottom) for top, bottom in zip(*totals, strict=True))
     if None in per_seed:
         return RatioEstimate(per_seed, None, num_episodes)
-    value = float(np.log([ratio for ratio in per_seed if ratio is not None]).mean())
-    resampled = partial(_resampled_logs, numerators, denominators)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        log = with_variances(value, resampled, num_seeds, num_episodes, seed)
+    logs = np.log([ratio for ratio in per_seed if ratio is not None])
+    # The logarithm's linear form: how an episode's share of each error moves it.
+    parts = [
+        sums / total[:, None]
+        for sums, total in zip((numerators, denominators), totals, strict=True)
+    ]
+    cells = logs[:, None] + num_episodes * (parts[0] - parts[1])
+    if max(part.max() for part in parts) == 1.0:
+        cells = np.full_like(cells, math.nan)
+    log = _analysis_of_variance(float(logs.mean()), cells, tasks)
     return RatioEstimate(per_seed, log, num_episodes)
 
 
@@ -299,19 +306,8 @@ def geometric_mean(ratios: Sequence[float | None]) -> float | None:
     return float(np.exp(np.log(known).mean())) if len(known) == len(ratios) else None
 
 
-def _resampled_logs(
-    numerators: Float[np.ndarray, "S E"],
-    denominators: Float[np.ndarray, "S E"],
-    seeds: Float[np.ndarray, "B S"],
-    episodes: Float[np.ndarray, "B E"],
-) -> Float[np.ndarray, " B"]:
-    """Return mean logarithms; infinite or NaN where the drawn episodes have no error at all."""
-    logs = np.log(episodes @ numerators.T) - np.log(episodes @ denominators.T)
-    return (seeds * logs).sum(axis=1) / seeds.sum(axis=1)
-
-
 def _exponential(log: float | None) -> float | None:
-    # NaN: some resamples hold no error, so that the spread of the logarithm is not known.
+    # NaN: the spread of the logarithm is not known.
     if log is None or math.isnan(log):
         return None
     return math.exp(min(max(log, -_MAX_LOG), _MAX_LOG))

@@ -99,11 +99,11 @@ def resolution(estimate: CrossedEstimate, level: float) -> Resolution:
     seeds, episodes = estimate.num_seeds, estimate.num_episodes
     more_seeds = None
     if estimate.seed_variance is not None:
-        more_seeds = _smallest(lambda n: resolves(n, episodes), seeds)
+        more_seeds = smallest_enough(lambda n: resolves(n, episodes), seeds)
     return Resolution(
         detectable=error.reach(1 - level / 2) + error.reach(POWER),
         num_seeds=more_seeds,
-        num_episodes=_smallest(lambda n: resolves(seeds, n), episodes),
+        num_episodes=smallest_enough(lambda n: resolves(seeds, n), episodes),
     )
 
 
@@ -117,7 +117,7 @@ def _power(estimate: CrossedEstimate, effect: float, s: int, e: int, level: floa
     return float(stats.nct.sf(error.reach(1 - level / 2) / error.value, error.freedom, away))
 
 
-def _smallest(is_enough: Callable[[int], bool], present: int) -> int | None:
+def smallest_enough(is_enough: Callable[[int], bool], present: int) -> int | None:
     """Return the smallest number from the present one on that is enough, by bisection."""
     low = high = max(present, 2)
     while not is_enough(high):

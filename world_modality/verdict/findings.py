@@ -1,8 +1,9 @@
 """All comparisons of a report, made once and read by its sections."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from world_modality.statistics.crossed_estimate import (
     geometric_mean,
     ratio_estimate,
 )
+from world_modality.statistics.design import read_design
 from world_modality.statistics.intervals import Interval, defined_ratio
 from world_modality.statistics.proportions import PairedOutcomes
 from world_modality.statistics.resolution import Resolution, holm_adjusted, resolution
@@ -26,9 +28,12 @@ from world_modality.verdict.measures import (
     mean_of,
     paired_mean_difference,
 )
+from world_modality.verdict.planned import PlannedResult, planned_results
 from world_modality.verdict.rollout_file import EpisodeKey
 
 LEVEL = 0.05
+_SAME_AS = ("B", "C_no_world_input")
+"""Where nothing is dropped the second is the first, to the last bit."""
 Outcomes = Mapping[EpisodeKey, bool | None]
 
 
@@ -64,6 +69,9 @@ class ContrastResult:
         pairs: for success, McNemar's table of each seed.
         holm_p: p value after correction for the family; None where nothing varies.
         family_size: comparisons that were corrected for.
+        is_identity_check: whether it asks again what C − B asks, through C's code path: no
+            hypothesis of its own, so that no correction counts it.
+        identical_arms: of an identity check, whether the two references agree to the last bit.
     """
 
     contrast: Contrast
@@ -73,6 +81,8 @@ class ContrastResult:
     pairs: tuple[PairedEpisodes, ...] = ()
     holm_p: float | None = None
     family_size: int = 1
+    is_identity_check: bool = False
+    identical_arms: bool = False
 
     @property
     def interval(self) -> Interval:
@@ -113,8 +123,15 @@ def compare_arms(
     measure: Measure, evidence: Evidence, group: ComparisonGroup
 ) -> list[ContrastResult]:
     """Compare the arms of a group by a measure; p values are corrected over all of these."""
+    return compare(measure, evidence, group, contrasts_between(set(group.runs)))
+
+
+def compare(
+    measure: Measure, evidence: Evidence, group: ComparisonGroup, contrasts: Sequence[Contrast]
+) -> list[ContrastResult]:
+    """Compare these arms of a group by a measure; p values are corrected over all of these."""
     results = []
-    for contrast in contrasts_between(set(group.runs)):
+    for contrast in contrasts:
         first, second = group.runs[contrast.first], group.runs[contrast.second]
         seeds = tuple(
             seed
@@ -131,12 +148,27 @@ def compare_arms(
                 for one, other in zip(*runs, strict=True)
                 if measure is SUCCESS
             )
-            results.append(ContrastResult(contrast, measure, estimate, seeds, pairs))
+            result = ContrastResult(contrast, measure, estimate, seeds, pairs)
+            results.append(_with_identity(result, group))
     return _corrected(results)
 
 
+def _with_identity(result: ContrastResult, group: ComparisonGroup) -> ContrastResult:
+    """Mark the comparison with B under another name, where B itself is there, too."""
+    other = group.runs.get(_SAME_AS[0], {})
+    if result.contrast.second != _SAME_AS[1] or not other:
+        return result
+    own = group.runs[_SAME_AS[1]]
+    alike = all(seed in other and own[seed].same_errors_as(other[seed]) for seed in result.seeds)
+    return replace(result, is_identity_check=True, identical_arms=alike)
+
+
 def _corrected(results: list[ContrastResult]) -> list[ContrastResult]:
-    tested = {one.contrast: p for one in results if (p := one.p_value) is not None}
+    tested = {
+        one.contrast: p
+        for one in results
+        if not one.is_identity_check and (p := one.p_value) is not None
+    }
     adjusted = dict(zip(tested, holm_adjusted(list(tested.values())), strict=True))
     size = max(len(tested), 1)
     return [replace(one, holm_p=adjusted.get(one.contrast), family_size=size) for one in results]
@@ -207,7 +239,7 @@ def _offline_effect(arm: str, name: str, runs: Sequence[FinishedRun]) -> Offline
     if all("episodes" in report for report in reports):
         clean = np.array([report["episodes"]["clean"] for report in reports], dtype=float)
         corrupted = np.array([report["episodes"][name] for report in reports], dtype=float)
-        estimate = ratio_estimate(corrupted, clean)
+        estimate = ratio_estimate(corrupted, clean, _tasks(runs, clean.shape[1]))
         ratio, per_seed = estimate.interval, estimate.per_seed
     else:
         per_seed = tuple(defined_ratio(one["ratio"]["value"] or 0.0, 1.0) for one in stored)
@@ -219,6 +251,15 @@ def _offline_effect(arm: str, name: str, runs: Sequence[FinishedRun]) -> Offline
         per_seed=per_seed,
         changed_tokens=float(np.mean([one["changed_tokens"] for one in stored])),
     )
+
+
+def _tasks(runs: Sequence[FinishedRun], num_episodes: int) -> list[Hashable] | None:
+    """Return the tasks of the held-out episodes, which corruption reports list in their order."""
+    episodes = runs[0].evaluation["episodes"]["episode_index"]
+    if len(episodes) != num_episodes:
+        return None
+    task_of = ACTION_ERROR.task_of(runs)
+    return [task_of(episode) for episode in episodes]
 
 
 def _stored_ratio(stored: Sequence[Interval], per_seed: Sequence[float | None]) -> Interval:
@@ -270,10 +311,16 @@ def _closed_loop_effect(
             {key: (own * before + wrong * after, 1.0) for key, (before, after) in row.items()}
             for row in rows
         ]
-        return mean_of(scores).interval
+        return mean_of(scores, SUCCESS.task_of(runs)).interval
 
     rates = combined(1, 0), combined(0, 1), combined(-1, 1)
     return ClosedLoopEffect(arm, corruption, *rates, num_seeds=len(rows))
+
+
+def _planned(evidence: Evidence, design_path: Path | None) -> list[PlannedResult]:
+    if design_path is None:
+        return []
+    return planned_results(read_design(design_path), design_path.parent, evidence)
 
 
 @dataclass(frozen=True)
@@ -286,6 +333,7 @@ class Findings:
         success: paired differences of the success rate.
         offline: effects of corrupted tokens on the action error.
         closed_loop: effects of corrupted tokens on success.
+        planned: the contrasts that the experiment planned; empty where it planned none.
     """
 
     evidence: Evidence
@@ -293,16 +341,22 @@ class Findings:
     success: list[ContrastResult]
     offline: list[OfflineEffect]
     closed_loop: list[ClosedLoopEffect]
+    planned: list[PlannedResult]
 
     @classmethod
-    def of(cls, evidence: Evidence) -> "Findings":
-        """Compare."""
+    def of(cls, evidence: Evidence, design_path: Path | None = None) -> "Findings":
+        """Compare.
+
+        Raises:
+            MissingFileError, InvalidInputError: there is no such design, or it is damaged.
+        """
         return cls(
             evidence=evidence,
             action_error=compare_arms(ACTION_ERROR, evidence, evidence.main),
             success=compare_arms(SUCCESS, evidence, evidence.main),
             offline=offline_effects(evidence.main),
             closed_loop=closed_loop_effects(evidence, evidence.main),
+            planned=_planned(evidence, design_path),
         )
 
     @property

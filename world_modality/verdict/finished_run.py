@@ -92,6 +92,11 @@ class FinishedRun:
             if name not in _NOT_SETTINGS
         }
 
+    def same_errors_as(self, other: "FinishedRun") -> bool:
+        """Say whether another run is the same policy: its error in every episode is the same."""
+        mine, theirs = (run.evaluation["episodes"]["squared_error_sum"] for run in (self, other))
+        return bool(mine == theirs)
+
     @property
     def command(self) -> str:
         """The command that trains it."""

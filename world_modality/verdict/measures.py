@@ -5,7 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from world_modality.statistics.crossed_estimate import CrossedEstimate, crossed_estimate
+from world_modality.statistics.crossed_estimate import (
+    CrossedEstimate,
+    crossed_estimate,
+    ratio_estimate,
+)
 from world_modality.verdict.evidence import Evidence
 from world_modality.verdict.finished_run import FinishedRun
 
@@ -13,6 +17,8 @@ _TOKEN_SUBSETS = {"all": "", "changed": "where it changes "}
 
 Scores = dict[Hashable, tuple[float, float]]
 """By episode: what was added up, and how many terms it had; episodes without a term are absent."""
+TaskOf = Callable[[Hashable], Hashable]
+"""The task of an episode: as many episodes were drawn of each as were asked for."""
 
 
 @dataclass(frozen=True)
@@ -25,6 +31,7 @@ class Measure:
         lower_is_better: whether it is an error.
         is_share: whether it is given in percent.
         scores: of a run, by episode; None where the run has none.
+        task_of: the task of an episode, for runs that share their episodes.
     """
 
     name: str
@@ -32,11 +39,25 @@ class Measure:
     lower_is_better: bool
     is_share: bool
     scores: Callable[[Evidence, FinishedRun], Scores | None]
+    task_of: Callable[[Sequence[FinishedRun]], TaskOf]
 
     @property
     def title(self) -> str:
         """Its name at the start of a sentence."""
         return self.name[0].upper() + self.name[1:]
+
+
+def _offline_task(runs: Sequence[FinishedRun]) -> TaskOf:
+    """Return the tasks of held-out episodes; None for all where only older reports are there."""
+    for run in runs:
+        episodes = run.evaluation["episodes"]
+        if "task_index" in episodes:
+            return dict(zip(episodes["episode_index"], episodes["task_index"], strict=True)).get
+    return lambda episode: None
+
+
+def _rollout_task(runs: Sequence[FinishedRun]) -> TaskOf:
+    return lambda episode: episode[0]  # type: ignore[index]
 
 
 def _action_errors(evidence: Evidence, run: FinishedRun) -> Scores | None:
@@ -63,7 +84,7 @@ def token_top1(subset: str, horizon: int) -> Measure:
         return {episode: (float(hit), float(n)) for episode, (hit, n) in pairs if n > 0}
 
     name = f"world-token top-1 {_TOKEN_SUBSETS[subset]}at k = {horizon}"
-    return Measure(name, "%", False, True, scores)
+    return Measure(name, "%", False, True, scores, _offline_task)
 
 
 def _success(evidence: Evidence, run: FinishedRun) -> Scores | None:
@@ -77,8 +98,8 @@ def _success(evidence: Evidence, run: FinishedRun) -> Scores | None:
     }
 
 
-ACTION_ERROR = Measure("action MSE", "training std²", True, False, _action_errors)
-SUCCESS = Measure("success rate", "%", False, True, _success)
+ACTION_ERROR = Measure("action MSE", "training std²", True, False, _action_errors, _offline_task)
+SUCCESS = Measure("success rate", "%", False, True, _success, _rollout_task)
 TOKEN_TOP1 = token_top1("all", 1)
 TOKEN_TOP1_CHANGED = token_top1("changed", 1)
 
@@ -91,7 +112,7 @@ def arm_mean(
     known = [one for one in scores if one]
     if not known or len(known) < len(runs):
         return None
-    return mean_of(known)
+    return mean_of(known, measure.task_of(runs))
 
 
 def paired_mean_difference(
@@ -124,17 +145,46 @@ def paired_mean_difference(
         )
     if not all(pairs):
         return None
-    return mean_of(pairs)
+    return mean_of(pairs, measure.task_of([*first, *second]))
 
 
-def mean_of(scores: Sequence[Scores]) -> CrossedEstimate:
+def paired_log_ratio(
+    measure: Measure,
+    evidence: Evidence,
+    first: Sequence[FinishedRun],
+    second: Sequence[FinishedRun],
+) -> CrossedEstimate | None:
+    """Return the logarithm of the first arm's mean over the second's, for measures above 0.
+
+    Args:
+        measure: what is compared.
+        evidence: where rollouts are looked up.
+        first: one run a seed.
+        second: runs of the same seeds in the same order.
+
+    Returns:
+        the estimate; None where a run has no score, or a seed's ratio is not defined.
+    """
+    found = [[measure.scores(evidence, run) or {} for run in runs] for runs in (first, second)]
+    shared = set.intersection(*(set(one) for scores in found for one in scores))
+    episodes = [episode for episode in found[0][0] if episode in shared]
+    if not episodes:
+        return None
+    sums = [np.array([[one[e][0] for e in episodes] for one in scores]) for scores in found]
+    task_of = measure.task_of([*first, *second])
+    return ratio_estimate(sums[0], sums[1], [task_of(episode) for episode in episodes]).log
+
+
+def mean_of(scores: Sequence[Scores], task_of: TaskOf) -> CrossedEstimate:
     """Return the mean over seeds and episodes; an episode that a seed lacks counts nothing there.
 
     Args:
         scores: of each seed; an episode is there with at least one term, or not at all.
+        task_of: the task of each episode.
     """
     episodes = list(dict.fromkeys(episode for one in scores for episode in one))
     cells = np.array(
         [[one.get(episode, (0, 0)) for episode in episodes] for one in scores], dtype=np.float64
     )
-    return crossed_estimate(cells[..., 0], cells[..., 1])
+    tasks = [task_of(episode) for episode in episodes]
+    return crossed_estimate(cells[..., 0], cells[..., 1], tasks)

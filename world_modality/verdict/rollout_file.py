@@ -34,6 +34,7 @@ class PolicyRollouts:
         corruption: `none`, or what was done to the token.
         conditions: all that has to be the same for two checkpoints to be compared.
         outcomes: by episode; None where it ended in an error.
+        num_steps: by episode; None where the file does not say it.
         command: what rolls out again; None where no flags lie beside the file.
     """
 
@@ -43,6 +44,7 @@ class PolicyRollouts:
     corruption: str
     conditions: Mapping[str, Any]
     outcomes: Mapping[EpisodeKey, bool | None]
+    num_steps: Mapping[EpisodeKey, int | None]
     command: str | None
 
     @property
@@ -115,6 +117,7 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
             **policy,
         },
         outcomes={itemgetter(*_OF_EPISODE)(line): line["success"] for line in lines},
+        num_steps={itemgetter(*_OF_EPISODE)(line): line.get("num_steps") for line in lines},
         command=_command(last["suite"], config),
     )
 

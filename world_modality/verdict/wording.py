@@ -3,10 +3,13 @@
 import math
 
 from world_modality.statistics.crossed_estimate import CrossedEstimate
+from world_modality.statistics.design import UNITS, PlannedContrast
 from world_modality.statistics.intervals import Interval
 from world_modality.statistics.resolution import MAX_NUMBER, NOT_RESOLVED, reading
+from world_modality.statistics.sequential import Look
 from world_modality.verdict.findings import ClosedLoopEffect, ContrastResult, OfflineEffect
 from world_modality.verdict.measures import Measure
+from world_modality.verdict.planned import PlannedResult
 
 NONE = "–"
 NOT_DEFINED = "not defined"
@@ -87,6 +90,9 @@ def sample_text(result: ContrastResult) -> str:
 
 def contrast_reading(result: ContrastResult) -> str:
     """Say which arm is better; of one seed, that it holds for this one only."""
+    if result.is_identity_check:
+        alike = "is B to the last bit" if result.identical_arms else "differs from B"
+        return f"identity check: {result.contrast.second} {alike}"
     if result.is_identical:
         return "identical in every episode"
     if result.direction == 0:
@@ -121,12 +127,95 @@ def finding(result: ContrastResult) -> str:
     return f"{result.measure.name}: {contrast_reading(result)} ({numbers})"
 
 
+_CLAIMS = {
+    "better": "{first} is better",
+    "worse": "{first} is worse",
+    "equivalent": "the same within {margin}",
+}
+
+
+def claim_text(result: PlannedResult) -> str:
+    """Say what is known of a planned contrast: better, worse, the same, or not resolved."""
+    contrast, claim = result.contrast, result.course.claim
+    if claim == "open":
+        return NOT_RESOLVED if result.is_at_its_end else "open: seeds are still to come"
+    return _CLAIMS[claim].format(first=contrast.first, margin=margin_text(contrast))
+
+
+def margin_text(contrast: PlannedContrast) -> str:
+    """Return the margin with its unit."""
+    unit = {"success": " points", "action_error": " %"}[contrast.measure]
+    return f"{contrast.margin:g}{unit}"
+
+
+def planned_interval(result: PlannedResult, look: Look | None = None) -> Interval:
+    """Return a look's difference as a share; of the action error, of the second arm's.
+
+    Args:
+        result: with at least one look.
+        look: one of them; None for the last.
+    """
+    found = (look or result.course.looks[-1]).interval
+    if result.contrast.measure == "success":
+        return found
+    # The logarithm of a ratio of errors, as the share that the ratio lies above 1.
+    value, low, high = (
+        None if one is None else math.expm1(one) for one in (found.value, found.low, found.high)
+    )
+    return Interval(value, low, high, found.num_episodes)
+
+
+def planned_difference_text(result: PlannedResult, look: Look | None = None) -> str:
+    """Return the difference at a look, the last one else, with its interval."""
+    if not result.course.looks:
+        return NONE
+    return interval_text(planned_interval(result, look), percent=True, signed=True)
+
+
+def needed_text(result: PlannedResult) -> str:
+    """Say what an open contrast would take, as a sentence."""
+    contrast = result.contrast
+    if not result.course.looks:
+        return f"{contrast.name} has not been looked at."
+    if not result.is_at_its_end:
+        return f"{contrast.name} is open after {counted(result.course.num_seeds, 'seed')}."
+    ways = [
+        f"{number} {noun}"
+        for number, noun in (
+            (result.needed.num_seeds, "seeds with these episodes"),
+            (result.needed.num_episodes, "episodes with these seeds"),
+        )
+        if number is not None
+    ]
+    seeds = counted(result.course.num_seeds, "seed")
+    if not ways:
+        return (
+            f"{contrast.name} is not resolved after {seeds}; if the estimate is right, it takes "
+            "more seeds and more episodes."
+        )
+    return (
+        f"{contrast.name} is not resolved after {seeds}; if the estimate is right, "
+        f"{' or '.join(ways)} would probably resolve it."
+    )
+
+
+def look_text(result: PlannedResult) -> str:
+    """Return what a look found, as a line of a log."""
+    unit = UNITS[result.contrast.measure]
+    return (
+        f"after {counted(result.course.num_seeds, 'seed')}: {result.contrast.pair}: "
+        f"{claim_text(result)} ({planned_difference_text(result)} {unit})"
+    )
+
+
 def resolution_cells(result: ContrastResult) -> tuple[str, str, str]:
     """Return the smallest detectable difference, and the seeds and episodes that are needed."""
     what = result.resolution
     if what is None:
         return ("nothing varies", NONE, NONE)
     factor, unit = (100, "points") if result.measure.is_share else (1, result.measure.unit)
+    if result.is_identity_check:
+        return (NONE, "see C − B", "see C − B")
     detectable = f"{factor * what.detectable:.3g} {unit}"
     if result.direction:
         return (detectable, "resolved", "resolved")

@@ -3,7 +3,9 @@
 import itertools
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import numpy as np
@@ -133,18 +135,13 @@ def _agreement(one: np.ndarray, other: np.ndarray) -> float:
 
 
 Pair = tuple[str, int, float, float]
-_MIN_CHECKPOINTS = 4
+_MIN_VALUES = 5
 
 
 def offline_online_section(findings: Findings) -> Section | None:
     """Rank correlations over all checkpoints that were rolled out; None below two."""
     evidence = findings.evidence
-    rolled_out = []
-    for group in evidence.groups:
-        for arm, seed, run in group.all_runs():
-            rollouts = evidence.rollouts_of(run)
-            if rollouts is not None and rollouts.num_counted:
-                rolled_out.append((arm, seed, run, rollouts.num_solved / rollouts.num_counted))
+    rolled_out = _rolled_out(findings)
     if len(rolled_out) < 2:
         return None
     predictors: dict[str, Callable[[FinishedRun], float | None]] = {
@@ -155,23 +152,24 @@ def offline_online_section(findings: Findings) -> Section | None:
     rows = []
     error_pairs: list[Pair] = []
     for name, predictor in predictors.items():
-        pairs = [
-            (arm, seed, value, success)
-            for arm, seed, run, success in rolled_out
-            if (value := predictor(run)) is not None
+        scored = [(one, value) for one in rolled_out if (value := predictor(one.run)) is not None]
+        means = _means(scored)
+        rows.append([name, str(len(scored)), str(len(means)), *_correlation(means)])
+        error_pairs = error_pairs or [
+            (one.arm, one.run.seed, value, one.success) for one, value in scored
         ]
-        rows.append([name, str(len(pairs)), *_correlation(pairs)])
-        error_pairs = error_pairs or pairs
     blocks: list[Block] = [
         Text(
-            "Over all checkpoints that were rolled out, other settings included. Checkpoints of "
-            "one arm resemble each other, so the interval is too narrow rather than too wide."
+            "Over all checkpoints that were rolled out, other settings included, each counted "
+            "once: an arm that is another one to the last bit is that one. Checkpoints of one arm "
+            "and settings resemble each other, so their means are correlated. This is about what "
+            "predicts success among such means; it says of no arm that it is better."
         ),
         table(
             "offline_online",
             "Spearman's rank correlation with the success rate; 95 % interval by Fisher's z with "
-            "the variance of Bonett and Wright (2000).",
-            ["measured offline", "checkpoints", "rank correlation", "reading"],
+            f"the variance of Bonett and Wright (2000), from {_MIN_VALUES} distinct values on.",
+            ["measured offline", "checkpoints", "means", "rank correlation", "reading"],
             rows,
         ),
         _figure(error_pairs),
@@ -179,29 +177,80 @@ def offline_online_section(findings: Findings) -> Section | None:
     return Section("From offline to closed loop", tuple(blocks))
 
 
+@dataclass(frozen=True)
+class RolledOut:
+    """A checkpoint with its success rate.
+
+    Attributes:
+        group: number of its settings.
+        arm: its arm.
+        run: its training.
+        success: share of the episodes that counted.
+    """
+
+    group: int
+    arm: str
+    run: FinishedRun
+    success: float
+
+
+def _rolled_out(findings: Findings) -> list[RolledOut]:
+    """Return each checkpoint once, though arm A is in several groups and one arm may be another."""
+    evidence = findings.evidence
+    found: list[RolledOut] = []
+    for number, group in enumerate(evidence.groups):
+        for arm, _, run in group.all_runs():
+            rollouts = evidence.rollouts_of(run)
+            if rollouts is None or not rollouts.num_counted:
+                continue
+            one = RolledOut(number, arm, run, rollouts.num_solved / rollouts.num_counted)
+            if not any(_is_same_policy(one, before) for before in found):
+                found.append(one)
+    return found
+
+
+def _is_same_policy(one: RolledOut, other: RolledOut) -> bool:
+    if one.run.folder == other.run.folder:
+        return True
+    # Two codebooks leave arm A as it is, too, where the cells of both were trained.
+    return (
+        one.run.seed == other.run.seed
+        and one.success == other.success
+        and one.run.same_errors_as(other.run)
+    )
+
+
+def _means(scored: list[tuple[RolledOut, float]]) -> list[tuple[float, float]]:
+    """Return the mean of predictor and success of each arm and settings, over seeds."""
+    groups: dict[tuple[int, str], list[tuple[float, float]]] = {}
+    for one, value in scored:
+        groups.setdefault((one.group, one.arm), []).append((value, one.success))
+    return [(mean(x for x, _ in pairs), mean(y for _, y in pairs)) for pairs in groups.values()]
+
+
 def rank_correlation(x: list[float], y: list[float]) -> Interval:
     """Spearman's rank correlation with its 95 % interval.
 
     Fisher's z with the variance of Bonett and Wright (2000, Psychometrika 65:23-28).
-    Without bounds below four points, without a value where one of the two does not vary.
+    Without bounds below five distinct values of either, without a value where one does not vary.
     """
     n = len(x)
     if n < 2 or len(set(x)) == 1 or len(set(y)) == 1:
         return Interval(None, None, None, n)
     rho = float(stats.spearmanr(x, y).statistic)
-    if n < _MIN_CHECKPOINTS or abs(rho) > 1 - 1e-12:
+    if min(len(set(x)), len(set(y))) < _MIN_VALUES or abs(rho) > 1 - 1e-12:
         return Interval(rho, None, None, n)
     reach = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
     centre = math.atanh(rho)
     return Interval(rho, math.tanh(centre - reach), math.tanh(centre + reach), n)
 
 
-def _correlation(pairs: list[Pair]) -> tuple[str, str]:
-    interval = rank_correlation([x for _, _, x, _ in pairs], [y for *_, y in pairs])
+def _correlation(means: list[tuple[float, float]]) -> tuple[str, str]:
+    interval = rank_correlation([x for x, _ in means], [y for _, y in means])
     if interval.value is None:
-        return "–", "not defined: it takes two checkpoints that differ in both"
+        return "–", "not defined: it takes two means that differ in both"
     if interval.low is None or interval.high is None:
-        return interval_text(interval, signed=True), not_resolved("too few checkpoints")
+        return interval_text(interval, signed=True), not_resolved("too few distinct values")
     words = reading(interval, "success falls with it", "success rises with it")
     return interval_text(interval, signed=True), words
 

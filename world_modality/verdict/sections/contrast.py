@@ -57,6 +57,13 @@ def main_section(findings: Findings) -> Section:
 def contrast_section(findings: Findings) -> Section:
     """The paired differences, with Holm's correction, and what would resolve the rest."""
     blocks: list[Block] = []
+    if findings.planned:
+        blocks.append(
+            Text(
+                "Intervals and p values as of a single look. Where seeds were added until a "
+                "contrast was answered, that is too favourable: for these the answers above count."
+            )
+        )
     for measure, results in findings.families:
         blocks.append(_table(measure, results))
         blocks.append(_figure(measure, results))

@@ -56,6 +56,7 @@ def token_section(findings: Findings) -> Section | None:
                 "and the one that is told of the change knows what no arm is told."
             ),
             _figure(findings.evidence, predicting),
+            _horizon_table(findings.evidence, predicting),
             _table(predicting),
         ),
     )
@@ -121,6 +122,47 @@ def _draw_panel(axis: "Axes", arms: list[Row], baselines: list[Row]) -> None:
 def _columns(rows: list[Row], predictor: str) -> np.ndarray:
     """Return frames ahead, value, low and high as rows; NaN where no frame counts."""
     return np.array([row[2:6] for row in rows if row[1] == predictor], dtype=float).T
+
+
+def _horizon_table(evidence: Evidence, predicting: dict[str, list[FinishedRun]]) -> Table:
+    """Give every horizon: at the first one copying is nearly all there is to learn."""
+    stored = next(iter(predicting.values()))[0].evaluation["world"]["all"]
+    rows = [[arm, *_means_ahead(evidence, runs)] for arm, runs in predicting.items()]
+    for label, name in (("copy of w_t", "copy_top1"), ("bigram", "bigram_top1")):
+        found = [Interval(**row["accuracy"][name]).value for row in stored]
+        rows.append([label, *(_percent(value) for value in found)])
+    for arm, runs in predicting.items():
+        leads = [
+            [Interval(**row["model_minus_bigram"]).value for row in run.evaluation["world"]["all"]]
+            for run in runs
+        ]
+        rows.append([f"{arm} minus bigram", *map(_mean_lead, zip(*leads, strict=True))])
+    return table(
+        "token_horizons",
+        "Top-1 accuracy by horizon on all frames, in percent, means over seeds; below, the lead "
+        "over the bigram in points. The figure has the intervals.",
+        ["predictor", *(f"k = {row['horizon']}" for row in stored)],
+        rows,
+    )
+
+
+def _means_ahead(evidence: Evidence, runs: list[FinishedRun]) -> list[str]:
+    estimates = [
+        arm_mean(token_top1("all", row["horizon"]), evidence, runs)
+        for row in runs[0].evaluation["world"]["all"]
+    ]
+    return [NONE if one is None else _percent(one.value) for one in estimates]
+
+
+def _percent(share: float | None) -> str:
+    return NONE if share is None else f"{100 * share:.1f}"
+
+
+def _mean_lead(leads: tuple[float | None, ...]) -> str:
+    known = [one for one in leads if one is not None]
+    if len(known) < len(leads):
+        return NONE
+    return interval_text(Interval(float(np.mean(known)), None, None, 0), percent=True, signed=True)
 
 
 def _table(predicting: dict[str, list[FinishedRun]]) -> Table:

@@ -35,6 +35,22 @@ def reproduction_section(findings: Findings) -> Section:
         Text("The commands, from the checkout; the same seed on the same machine gives the same."),
         Commands(tuple(dict.fromkeys(commands))),
     ]
+    design = " --design data/design.json" if findings.planned else ""
+    blocks += [
+        Text(
+            "The outcomes of every contrast lie beside this page as tidy tables, with the versions "
+            "(`data/versions.json`) and a seal: `data/inputs.sha256` and `data/SHA256SUMS` list "
+            "the SHA-256 of all that was read and of the tables. The analysis again, from the "
+            "tables alone:"
+        ),
+        Commands(
+            (
+                "(cd data && sha256sum -c SHA256SUMS)",
+                "python -m world_modality.statistics.from_tables data/success.csv "
+                f"data/action_error.csv{design}",
+            )
+        ),
+    ]
     if evidence.conditions is not None:
         conditions = json.dumps(evidence.conditions, sort_keys=True)
         blocks.append(Text(f"Conditions of all rollouts: {conditions}"))
@@ -76,15 +92,22 @@ def method_section(findings: Findings) -> Section:
                 (
                     "Held-out episodes are the same for every arm and seed, so seeds and episodes "
                     "are crossed and differences are taken within a seed and an episode.",
-                    "Intervals: hierarchical bootstrap of seeds, of episodes and of both (Owen, "
-                    "2007) gives the variance of each level, corrected for the number drawn from; "
-                    "the interval is Student's, each level with its own t (Banerjee, 1960), which "
-                    "never covers less than 95 %; percentiles of three resampled seeds do. With "
-                    "one seed only episodes are resampled.",
+                    "Intervals: the two-way analysis of variance of random seeds and of random "
+                    "episodes within each task, of which a fixed number was drawn; what one seed "
+                    "in one episode varies by is counted once. The interval is Student's, each "
+                    "level with its own t (Banerjee, 1960), which never covers less than 95 %. "
+                    "With one seed only episodes vary. Reports of held-out episodes that an "
+                    "earlier version wrote do not name their tasks: their episodes count as of "
+                    "one.",
                     "Ratios of errors: the logarithm is estimated, by the same method, and "
                     "exponentiated, so that twice and half are equally far from 1 and no bound "
                     "reaches 0; the value is the geometric mean over seeds.",
-                    "Correction: Holm (1979) within each table of differences.",
+                    "Correction: Holm (1979) within each table of differences. C_no_world_input "
+                    "beside B is an identity check of C's code path, which no correction counts.",
+                    "Planned contrasts: group-sequential looks (Lan and DeMets, 1983; power family "
+                    "of Kim and DeMets, 1987) at growing numbers of seeds, two one-sided tests for "
+                    "equivalence, Holm's correction over the contrasts for each kind of claim "
+                    "(Maurer and Bretz, 2013).",
                     "Proportions: Wilson (1927) for a rate, Newcombe (1998, method 10) for a "
                     "paired difference, McNemar's exact test for pairs.",
                     "What would resolve it: noncentral t at 80 % power, two-sided, at 5 % divided "

@@ -1,15 +1,26 @@
-"""The question, the verdict in three sentences, and what was compared."""
+"""The question, its answer in the order of reading, and what was compared."""
+
+from collections.abc import Iterator, Sequence
 
 from world_modality.arms import READING_ARM
-from world_modality.statistics.resolution import NOT_RESOLVED_MEANS
-from world_modality.verdict.document import Bullets, Section, Text
+from world_modality.statistics.design import UNITS
+from world_modality.statistics.resolution import NOT_RESOLVED, NOT_RESOLVED_MEANS
+from world_modality.verdict.assay import AssayCheck, assay_checks
+from world_modality.verdict.document import Block, Bullets, Section, Text
 from world_modality.verdict.findings import ContrastResult, Findings
+from world_modality.verdict.planned import PlannedResult
+from world_modality.verdict.sections.planned import answers_table
 from world_modality.verdict.wording import (
+    claim_text,
     closed_loop_reading,
+    contrast_reading,
     counted,
+    difference_text,
     finding,
     interval_text,
+    needed_text,
     offline_reading,
+    planned_difference_text,
     ratio_text,
     sizes_text,
 )
@@ -18,24 +29,91 @@ QUESTION = (
     "Does a world token that the policy reads help, beyond the auxiliary loss of predicting it, "
     "and does the policy really use it?"
 )
+BOUND = (
+    "With one frame of context the token that C reads is the nearest centroid of the embedding "
+    "that B reads, too, the argmax of a linear map of it: C − B can show what it is worth to have "
+    "that said in a token, not what new information is worth."
+)
 
 
 def verdict_section(findings: Findings) -> Section:
-    """Answer in three sentences, each no stronger than the tables below it."""
-    return Section(
-        "Verdict",
-        (
-            Text(QUESTION),
-            Bullets(
-                (
-                    _sentence("The auxiliary loss (B against A)", findings.contrasts("B", "A")),
-                    _sentence("The token as an input (C against B)", findings.contrasts("C", "B")),
-                    _use_sentence(findings),
-                )
-            ),
-            Text(_caution(findings)),
-        ),
-    )
+    """Say whether the assay fired, what is known, and how large it is; no more than tables say."""
+    checks = assay_checks(findings.evidence, findings.planned)
+    blocks: list[Block] = [Text(QUESTION), Bullets(tuple(_assay_sentences(checks)))]
+    if findings.planned:
+        blocks += [Text(_planned_summary(findings.planned)), answers_table(findings.planned)]
+    else:
+        blocks.append(Bullets(tuple(_known(findings))))
+    sentences = [
+        _sentence("The auxiliary loss (B against A)", findings.contrasts("B", "A")),
+        _sentence("The token as an input (C against B)", findings.contrasts("C", "B")),
+        _use_sentence(findings),
+    ]
+    # Of a design the table has said it, with the price of looking in its intervals.
+    blocks.append(Bullets(tuple(sentences[2:] if findings.planned else sentences)))
+    return Section("Verdict", (*blocks, Text(_caution(findings))))
+
+
+def _assay_sentences(checks: Sequence[AssayCheck]) -> Iterator[str]:
+    """Say whether the positive controls fired and the placebos did not."""
+    controls = [check for check in checks if check.role == "positive control"]
+    placebos = [check for check in checks if check.role == "placebo"]
+    if not controls:
+        yield (
+            "Did the assay fire? No positive control was run: whether this comparison can find an "
+            "effect is not known."
+        )
+    elif any(check.first_is_better for check in controls):
+        yield f"The assay fired: {'; '.join(map(_check_text, controls))}."
+    else:
+        yield (
+            f"The assay did not fire: {'; '.join(map(_check_text, controls))}. It has not been "
+            "seen to find an effect, so that what is not resolved below says nothing."
+        )
+    if not placebos:
+        yield "No placebo was run."
+    elif any(check.first_is_better for check in placebos):
+        better = [_check_text(check) for check in placebos if check.first_is_better]
+        yield (
+            f"The placebo fired, too: {'; '.join(better)}. What is better below may owe it to "
+            "something else than the token's content."
+        )
+    else:
+        yield f"The placebo did not fire: {'; '.join(map(_check_text, placebos))}."
+
+
+def _check_text(check: AssayCheck) -> str:
+    result = check.result
+    if isinstance(result, PlannedResult):
+        unit = UNITS[result.contrast.measure]
+        numbers = f"{planned_difference_text(result)} {unit}"
+        return f"{result.contrast.pair}: {claim_text(result)} ({numbers})"
+    unit = "points of success" if result.measure.is_share else f"of {result.measure.name}"
+    return f"{result.contrast.name}: {contrast_reading(result)} ({difference_text(result)} {unit})"
+
+
+def _known(findings: Findings) -> Iterator[str]:
+    """Sort the comparisons by what is known of them."""
+    for measure, results in findings.families:
+        words = {1: "better", -1: "worse", 0: NOT_RESOLVED}
+        sorted_by = {
+            word: [
+                result.contrast.name
+                for result in results
+                if result.direction == direction and not result.is_identity_check
+            ]
+            for direction, word in words.items()
+        }
+        parts = [f"{word}: {', '.join(names)}" for word, names in sorted_by.items() if names]
+        yield f"By {measure.name}, the first arm of each pair is {'; '.join(parts)}."
+
+
+def _planned_summary(planned: Sequence[PlannedResult]) -> str:
+    """Say how many contrasts were answered, and what the rest would take."""
+    questions = [one for one in planned if one.twin is None]
+    still_open = [one for one in questions if one.course.claim == "open"]
+    answered = f"{len(questions) - len(still_open)} of {counted(len(questions), 'contrast')}"
+    return f"Answered: {answered}." + "".join(f" {needed_text(one)}" for one in still_open)
 
 
 def _sentence(subject: str, results: list[ContrastResult]) -> str:
@@ -70,6 +148,8 @@ def _caution(findings: Findings) -> str:
             "One seed: the intervals cover other episodes, not another training of the same arm, "
             "which may turn out otherwise."
         )
+    if {"B", READING_ARM} <= set(main.runs) and main.settings.get("context_frames") == 1:
+        sentences.append(BOUND)
     note = main.first_run.evaluation["run"].get("encoder_note")
     if note:
         sentences.append(f"Encoder: {note}.")

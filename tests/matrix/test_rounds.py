@@ -1,0 +1,314 @@
+"""An experiment that names contrasts: its rounds, its looks, and what may change between them."""
+
+import copy
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from tests.fixtures.verdict import World, write_rollouts, write_run
+from world_modality.arms import ARMS
+from world_modality.experiment import ExperimentConfig, run
+from world_modality.matrix.experiment_file import read_matrix
+from world_modality.matrix.jobs import cell_jobs, report_step
+from world_modality.matrix.rounds import design_of, round_jobs
+from world_modality.matrix.runner import Failure, Runner
+from world_modality.report import ReportConfig
+from world_modality.report import run as run_report
+from world_modality.system.errors import InvalidInputError, MissingKeyError, UserError
+
+DESIGN: dict[str, Any] = {
+    "out_dir": "out",
+    "dataset_name": "synthetic/demo",
+    "caches": {"main": {"vision_model_name": "pixel-pca"}},
+    "train": {"num_epochs": 2},
+    "cells": [{"arms": ["A", "B", "C"]}, {"arms": ["B_placebo"], "seeds": [7]}],
+    "rollouts": {"stage": "benchmarks.metaworld.eval_metaworld_success", "flags": {"n_trials": 3}},
+    "contrasts": [
+        {"first": "B", "second": "A"},
+        {"first": "C", "second": "B", "measure": "action_error", "margin": 8},
+    ],
+    "max_seeds": 6,
+    "seeds_per_round": 2,
+}
+RATES = {"A": 0.2, "B": 0.75, "C": 0.75, "B_placebo": 0.3}
+
+
+@pytest.fixture
+def design_file(tmp_path):
+    def write(**changes):
+        content = copy.deepcopy(DESIGN) | {"out_dir": str(tmp_path / "out")} | changes
+        path = tmp_path / "experiment.yaml"
+        path.write_text(
+            yaml.safe_dump({name: value for name, value in content.items() if value is not None})
+        )
+        return path
+
+    return write
+
+
+class Machine:
+    """Stands in for the runner's processes: each cell has outcomes of its own, whenever it runs."""
+
+    def __init__(self, monkeypatch, rates=RATES, errors=None):
+        self.rates, self.errors, self.ran, self.broken = rates, errors or {}, [], set()
+        self.stop_before, self.reports = None, False
+        monkeypatch.setattr(Runner, "run", lambda _, jobs: self.run(jobs))
+
+    def run(self, jobs):
+        failures = []
+        for job in jobs:
+            if (job.folder / "done").exists() and job.name != "report":
+                continue
+            if job.name == self.stop_before:
+                raise KeyboardInterrupt
+            self.ran.append(job.name)
+            if job.name in self.broken:
+                failures.append(Failure(job.name, "python", 1, job.folder / "log.txt", ()))
+                continue
+            self.cell(job)
+            job.folder.mkdir(parents=True, exist_ok=True)
+            (job.folder / "done").touch()
+        return failures
+
+    def cell(self, job):
+        if job.name == "report" and not self.reports:
+            (job.steps[0].produces.parent).mkdir(parents=True, exist_ok=True)
+            (job.steps[0].produces.parent / "summary.md").touch()
+        elif job.name == "report":
+            words = list(job.steps[0].arguments[2:])
+            folders = [Path(one) for one in words[: words.index("--out_dir")]]
+            design = Path(words[words.index("--design") + 1]) if "--design" in words else None
+            out_dir = job.steps[0].produces.parent
+            run_report(ReportConfig(tuple(folders), out_dir, design))
+        elif job.name.startswith("main"):
+            flags = dict(
+                zip(job.steps[0].arguments[1::2], job.steps[0].arguments[2::2], strict=False)
+            )
+            seed = int(flags["--seed"])
+            arm = next(
+                name
+                for name in sorted(ARMS, key=len, reverse=True)
+                if job.name.split("/")[1].startswith(f"{name.lower()}_seed")
+            )
+            world = World(num_rollouts=120)
+            world.rng = np.random.default_rng([seed, sum(map(ord, arm))])
+            sums = world.error_sums(self.errors.get(arm, 0.0), 0.004 * world.rng.normal(), 0.001)
+            control = {"token_control": ARMS[arm].control}
+            model_type = ARMS[arm].model_type
+            checkpoint = write_run(job.folder / "train", world, model_type, seed, sums, **control)
+            write_rollouts(
+                job.folder / "rollouts", world, [checkpoint], [self.rates[arm]], seed_noise=0.05
+            )
+
+
+def pages(out_dir):
+    return {
+        path.relative_to(out_dir): path.read_text("utf-8").split("\n\n", 2)[2]
+        for path in out_dir.glob("report/*.md")
+    }
+
+
+def test_arms_are_trained_round_by_round_and_a_closed_contrast_stops(
+    design_file, monkeypatch, capsys
+):
+    machine = Machine(monkeypatch)
+    run(ExperimentConfig(design_file()))
+    rounds = [name for name in machine.ran if name.startswith("main/")]
+    assert rounds[0] == "main/b_placebo_seed7"
+    assert rounds[1:7] == [f"main/{arm}_seed{seed}" for seed in (0, 1) for arm in "bac"]
+    printed = capsys.readouterr().out
+    assert "after 4 seeds: B − A: B is better (+5" in printed
+    # B − A is closed after four seeds, C − B after all six, or never.
+    assert rounds[7:] == [f"main/{arm}_seed{seed}" for seed in (2, 3) for arm in "bac"] + [
+        f"main/{arm}_seed{seed}" for seed in (4, 5) for arm in "cb"
+    ]
+    assert "round 3: 4 cells, up to 6 seeds" in printed
+    assert machine.ran[-1] == "report"
+
+
+def test_an_experiment_ends_when_every_contrast_is_closed(design_file, monkeypatch):
+    machine = Machine(monkeypatch)
+    run(ExperimentConfig(design_file(contrasts=[{"first": "B", "second": "A"}])))
+    assert "main/b_seed3" in machine.ran
+    assert "main/b_seed4" not in machine.ran
+    # C is a cell that no contrast names: it has the seeds of the first round.
+    assert [name for name in machine.ran if "/c_" in name] == ["main/c_seed0", "main/c_seed1"]
+
+
+@pytest.mark.parametrize("stop_before", ["main/a_seed1", "main/b_seed2", "report"])
+def test_killed_anywhere_and_started_again_it_ends_with_the_same_page(
+    design_file, monkeypatch, tmp_path, stop_before
+):
+    machine = Machine(monkeypatch)
+    machine.reports = True
+    run(ExperimentConfig(design_file()))
+    whole, ran = pages(tmp_path / "out"), machine.ran
+    (tmp_path / "out").rename(tmp_path / "uninterrupted")
+    machine.ran, machine.stop_before = [], stop_before
+    with pytest.raises(KeyboardInterrupt):
+        run(ExperimentConfig(design_file()))
+    machine.stop_before = None
+    run(ExperimentConfig(design_file()))
+    assert machine.ran == ran
+    assert pages(tmp_path / "out") == whole
+
+
+def test_a_round_that_failed_in_part_is_not_looked_at(design_file, monkeypatch, tmp_path, capsys):
+    machine = Machine(monkeypatch)
+    machine.broken = {"main/a_seed1"}
+    machine.reports = True  # one is written all the same, on what there is
+    with pytest.raises(UserError, match="failed: main/a_seed1"):
+        run(ExperimentConfig(design_file()))
+    assert "after 2 seeds" not in capsys.readouterr().out
+    assert not [name for name in machine.ran if "seed2" in name]
+    machine.broken = set()
+    run(ExperimentConfig(design_file()))
+    assert "after 2 seeds: B − A" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"max_seeds": 8}, "max_seeds is 8 and was 6"),
+        ({"seeds_per_round": 3}, "seeds_per_round is 3 and was 2"),
+        ({"error_share": 0.1}, "error_share is 0.1 and was 0.05"),
+        ({"train": {"num_epochs": 3}}, 'train is {"num_epochs": 3} and was {"num_epochs": 2}'),
+        (
+            {"contrasts": [{"first": "B", "second": "A", "margin": 4}]},
+            r"contrast B − A \(success\) is within 4 points of success and was within 3 points",
+        ),
+        (
+            {"contrasts": DESIGN["contrasts"] + [{"first": "C", "second": "A"}]},
+            r"contrast C − A \(success\) is within 3 points of success and was not there",
+        ),
+        (
+            {"rollouts": {**DESIGN["rollouts"], "flags": {"n_trials": 4}}},
+            'rollouts.flags is {"n_trials": 4} and was',
+        ),
+        ({"caches": {"main": {"vq_num_tokens": 9}}}, "caches.main is"),
+        ({"prepare": [{"stage": "x"}]}, 'prepare is .{"flags": {}, "stage": "x"}. and was ..'),
+        (
+            {"contrasts": None, "max_seeds": None, "seeds_per_round": None, "seeds": [0]},
+            "names no contrasts any more, but was looked at",
+        ),
+    ],
+)
+def test_what_is_asked_may_not_change_once_it_was_looked_at(
+    design_file, monkeypatch, changes, message
+):
+    machine = Machine(monkeypatch)
+    run(ExperimentConfig(design_file(contrasts=DESIGN["contrasts"])))
+    machine.ran = []
+    with pytest.raises(InvalidInputError, match=message) as raised:
+        run(ExperimentConfig(design_file(**changes)))
+    assert "another out_dir" in str(raised.value)
+    assert machine.ran == []
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rollouts": {**DESIGN["rollouts"], "films": 2, "corruptions": ["task"]}},
+        {"rollouts": {**DESIGN["rollouts"], "flags": {"n_trials": 3, "env_num": 1}}},
+        {"cells": [{"arms": ["A", "B", "C", "C_dummy"]}]},
+        {"caches": {**DESIGN["caches"], "small": {"vq_num_tokens": 16}}},
+    ],
+)
+def test_what_changes_no_outcome_of_a_contrast_may_change(design_file, monkeypatch, changes):
+    matrix = read_matrix(design_file())
+    assert design_of(matrix).changes(design_of(read_matrix(design_file(**changes)))) == []
+
+
+def test_before_the_first_look_everything_may_change(design_file, monkeypatch, tmp_path):
+    machine = Machine(monkeypatch)
+    machine.broken = {"main/a_seed1"}
+    with pytest.raises(UserError):
+        run(ExperimentConfig(design_file()))
+    assert not (tmp_path / "out" / "design.json").exists()
+    machine.broken = set()
+    run(ExperimentConfig(design_file(max_seeds=4)))
+    kept = json.loads((tmp_path / "out" / "design.json").read_text("utf-8"))
+    assert kept["plan"]["max_seeds"] == 4
+
+
+def test_a_damaged_design_is_named(design_file, monkeypatch, tmp_path):
+    Machine(monkeypatch)
+    path = tmp_path / "out" / "design.json"
+    path.parent.mkdir()
+    path.write_text('{"plan": {}}')
+    with pytest.raises(InvalidInputError, match=r"design.json is damaged .* delete it"):
+        run(ExperimentConfig(design_file()))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"contrasts": []}, "contrasts of .* at least one"),
+        ({"contrasts": [{"first": "B", "second": "A", "margin": 0}]}, r"margin of .*: a margin ha"),
+        ({"contrasts": [{"first": "B", "second": "A", "margin": "x"}]}, "has to be a number"),
+        ({"contrasts": [{"first": "B"}]}, r"contrasts\[0\] of .* lacks second"),
+        ({"contrasts": [{"first": "B", "second": "Z"}]}, "no arm 'Z' .* there are: "),
+        (
+            {"contrasts": [{"first": "C_dummy", "second": "A"}]},
+            "no arm that the cells train 'C_dummy' .* there are: ",
+        ),
+        ({"contrasts": [{"first": "B", "second": "B"}]}, "B − B compares an arm with itself"),
+        (
+            {"contrasts": [{"first": "B", "second": "A"}, {"first": "B", "second": "A"}]},
+            "names contrast B − A twice, both by success",
+        ),
+        (
+            {"contrasts": [{"first": "B", "second": "A", "measure": "speed"}]},
+            "measure of .* has to be 'success' or 'action_error', not 'speed'",
+        ),
+        ({"rollouts": None, "contrasts": [{"first": "B", "second": "A", "measure": "success"}]},
+         "asks for success, but B is not rolled out"),
+        ({"max_seeds": None}, "names contrasts, but lacks max_seeds"),
+        ({"max_seeds": 1}, "max_seeds has to be at least 2, not 1"),
+        ({"seeds_per_round": 7}, "between 1 and max_seeds, which is 6, not 7"),
+        ({"error_share": 0.0}, "error_share has to lie between 0 and 0.5"),
+        ({"contrasts": None}, "names max_seeds and seeds_per_round, but no contrasts"),
+        (
+            {"cells": [{"arms": ["A", "B", "C"], "seeds": [0, 1]}]},
+            r"the seeds of B are given twice: its cells name \[0, 1\], and contrast B − A trains",
+        ),
+        ({"seeds": [3, 3]}, "names a seed twice"),
+    ],
+)  # fmt: skip
+def test_a_design_that_is_not_right_says_where_and_what_there_is(design_file, changes, message):
+    error = MissingKeyError if message.startswith("no ") else InvalidInputError
+    with pytest.raises(error, match=message):
+        read_matrix(design_file(**changes))
+
+
+def test_without_rollouts_a_contrast_is_of_the_action_error(design_file):
+    matrix = read_matrix(design_file(rollouts=None, contrasts=[{"first": "B", "second": "A"}]))
+    (planned,) = design_of(matrix).contrasts
+    assert (planned.measure, planned.margin) == ("action_error", 5.0)
+
+
+def test_every_round_can_be_run_cell_by_cell(design_file):
+    matrix = read_matrix(design_file())
+    names = [job.name for job in cell_jobs(matrix)]
+    assert len(names) == len(set(names)) == 1 + 3 * 6
+    in_rounds = [
+        job.name
+        for number in range(3)
+        for job in round_jobs(matrix, number, list(design_of(matrix).margins))
+    ]
+    assert names[1:] == in_rounds
+    assert "--design" in report_step(matrix).arguments
+
+
+def test_a_matrix_without_contrasts_has_no_rounds(design_file):
+    path = design_file(contrasts=None, max_seeds=None, seeds_per_round=None, seeds=[0, 1])
+    matrix = read_matrix(path)
+    assert matrix.plan is None
+    assert len(cell_jobs(matrix)) == 7
+    assert "--design" not in report_step(matrix).arguments
+    with pytest.raises(InvalidInputError, match="lacks seeds"):
+        read_matrix(design_file(contrasts=None, max_seeds=None, seeds_per_round=None))
