@@ -40,26 +40,6 @@ class WorldModalityConfig(PreTrainedConfig):
     trust_remote_code: bool = False
     record: dict[str, Any] = field(default_factory=dict)
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not self.record:
-            return
-        chunk_size = self.policy_record.policy.window.chunk_size
-        if not 1 <= self.n_action_steps <= chunk_size:
-            raise InvalidInputError(
-                f"--policy.n_action_steps={self.n_action_steps}: the policy predicts {chunk_size} "
-                f"actions at a time; give 1 to {chunk_size}"
-            )
-        if self.temporal_ensemble_coeff is not None and self.n_action_steps != 1:
-            raise InvalidInputError(
-                "--policy.temporal_ensemble_coeff averages what every step predicts; give "
-                f"--policy.n_action_steps=1 with it, not {self.n_action_steps}"
-            )
-        if self.action_range is not None and self.action_range[0] >= self.action_range[1]:
-            raise InvalidInputError(
-                f"action_range {list(self.action_range)}: the smaller number comes first"
-            )
-
     @cached_property
     def policy_record(self) -> PolicyRecord:
         """The record, checked.
@@ -96,16 +76,32 @@ class WorldModalityConfig(PreTrainedConfig):
         raise NotImplementedError(NO_TRAINING)
 
     def validate_features(self) -> None:
-        """Check that the actions asked for are those that are predicted.
+        """Check settings and features; not done when a file is read, where draccus hides errors.
 
         Raises:
-            InvalidInputError: an environment or a robot takes actions of other dimensions.
+            InvalidInputError: a setting is not possible, or an environment or a robot takes actions
+                of other dimensions than are predicted.
         """
-        expected = self.policy_record.policy.frame.action_dim
-        feature = self.action_feature
-        if feature is not None and tuple(feature.shape) != (expected,):
+        policy = self.policy_record.policy
+        chunk_size, dim = policy.window.chunk_size, policy.frame.action_dim
+        if not 1 <= self.n_action_steps <= chunk_size:
             raise InvalidInputError(
-                f"the policy predicts actions of {expected} dimensions, but this environment or "
-                f"robot takes {list(feature.shape)}; run it where it was trained "
+                f"--policy.n_action_steps={self.n_action_steps}: the policy predicts {chunk_size} "
+                f"actions at a time; give 1 to {chunk_size}"
+            )
+        if self.temporal_ensemble_coeff is not None and self.n_action_steps != 1:
+            raise InvalidInputError(
+                "--policy.temporal_ensemble_coeff averages what every step predicts; give "
+                f"--policy.n_action_steps=1 with it, not {self.n_action_steps}"
+            )
+        if self.action_range is not None and self.action_range[0] >= self.action_range[1]:
+            raise InvalidInputError(
+                f"--policy.action_range={list(self.action_range)}: the smaller number comes first"
+            )
+        feature = self.action_feature
+        if feature is not None and tuple(feature.shape) != (dim,):
+            raise InvalidInputError(
+                f"the policy predicts actions of {dim} dimensions, but this environment or robot "
+                f"takes {list(feature.shape)}; run it where it was trained "
                 f"({self.policy_record.dataset['name']})"
             )

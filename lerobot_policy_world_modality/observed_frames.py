@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float16, Float32, Int64, UInt8
+from jaxtyping import Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from lerobot_policy_world_modality.configuration_world_modality import WorldModalityConfig
@@ -111,10 +111,13 @@ def _entry(batch: Mapping[str, Any], key: str) -> Tensor:
     return value
 
 
-def _whole_numbers(images: Float[Tensor, "B 3 H W"] | UInt8[Tensor, "B 3 H W"]) -> np.ndarray:
-    """Return the uint8 [B, H, W, 3] images that LeRobot made floats in [0, 1] of.
+def _whole_numbers(images: Tensor) -> UInt8[np.ndarray, "B H W 3"]:
+    """Return the images that LeRobot made floats in [0, 1] of.
 
-    Rounding restores every one of the 256 values; cutting off would lose 1 for many of them.
+    Rounded, since cutting off loses 1 of a value that another way to divide by 255 put below.
+
+    Args:
+        images: [B, 3, H, W].
     """
     if images.dim() != 4 or images.shape[1] != 3:
         raise InvalidInputError(

@@ -83,7 +83,7 @@ def run(config: ExportPolicyConfig) -> ExportResult:
         record,
         config.eval_offline,
         config.rollouts,
-        parts.recording.get("rendering") or {},
+        parts.rendering,
     )
     action_range = config.action_range or parts.recorded_action_range
     recorded = parts.recording.get("config") or {}

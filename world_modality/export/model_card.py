@@ -51,7 +51,8 @@ def model_card(
         arm=ARMS[record.policy.model_type],
         arms={name: ARMS[name] for name in ("A", "B", "C", "C_no_world_input")},
         split={part: len(checkpoint.manifest["split"][part]) for part in ("train", "val")},
-        recording=parts.recording,
+        suite=parts.suite,
+        rendering=parts.rendering,
         action_range=action_range,
         instructions=record.instructions[:_MAX_INSTRUCTIONS],
         num_instructions=len(record.instructions),
@@ -70,9 +71,8 @@ def one_line(text: object) -> str:
 
 def _metaworld_task(parts: PolicyParts) -> str | None:
     """Return the first task of a recording of MetaWorld; None for any other dataset."""
-    suite = str((parts.recording.get("suite") or {}).get("name", ""))
     tasks = list(parts.recording.get("tasks") or {})
-    return tasks[0] if suite == "metaworld" and tasks else None
+    return tasks[0] if parts.suite == "metaworld" and tasks else None
 
 
 def _metadata(parts: PolicyParts, license_name: str | None) -> str:

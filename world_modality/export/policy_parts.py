@@ -105,10 +105,19 @@ class PolicyParts:
         return self.checkpoint.manifest["dataset"].get("recording") or {}
 
     @property
+    def suite(self) -> str:
+        """The suite that was recorded; empty where it is not known."""
+        return str((self.recording.get("suite") or {}).get("name", ""))
+
+    @property
+    def rendering(self) -> Mapping[str, Any]:
+        """How the recording's images were made; nothing where it is not known."""
+        return self.recording.get("rendering") or {}
+
+    @property
     def recorded_action_range(self) -> tuple[float, float] | None:
         """The range of a simulator's actions; None for a dataset that does not say it."""
-        suite = str((self.recording.get("suite") or {}).get("name", ""))
-        ranges = [one for name, one in RANGES_BY_SUITE.items() if suite.startswith(name)]
+        ranges = [one for name, one in RANGES_BY_SUITE.items() if self.suite.startswith(name)]
         return ranges[0] if ranges else None
 
 
