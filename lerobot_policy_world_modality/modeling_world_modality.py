@@ -143,9 +143,7 @@ class WorldModalityPolicy(PreTrainedPolicy):
         )
         self._actions: deque[Tensor] = deque()
         coeff, window = self.config.temporal_ensemble_coeff, self.config.policy_record.policy.window
-        self._ensembler = (
-            None if coeff is None else ACTTemporalEnsembler(coeff, window.chunk_size)
-        )
+        self._ensembler = None if coeff is None else ACTTemporalEnsembler(coeff, window.chunk_size)
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Float[Tensor, "B A"]:

@@ -166,9 +166,7 @@ def test_a_policy_of_several_world_tokens_is_refused(home, tmp_path):
     path = home.checkpoints["C"]
     config = load_checkpoint(path, CPU).policy_config
     frame = config.frame
-    several = dataclasses.replace(
-        frame, world=dataclasses.replace(frame.world, num_world_slots=2)
-    )
+    several = dataclasses.replace(frame, world=dataclasses.replace(frame.world, num_world_slots=2))
     path = changed_checkpoint(
         path, tmp_path / "changed", policy_config=dataclasses.replace(config, frame=several)
     )
@@ -291,8 +289,8 @@ def test_rollouts_of_another_checkpoint_and_missing_reports_are_refused(home, tm
         exported(home.checkpoints["C"], tmp_path / "out", rollouts=(path,))
     with pytest.raises(UserError, match="no report"):
         exported(home.checkpoints["C"], tmp_path / "out", rollouts=(tmp_path / "none.json",))
+    path.write_text("{", encoding="utf-8")
     with pytest.raises(InvalidInputError, match="not JSON"):
-        path.write_text("{", encoding="utf-8")
         exported(home.checkpoints["C"], tmp_path / "out", rollouts=(path,))
 
 

@@ -1,7 +1,7 @@
 """The plugin acts as this project's own evaluation does, and so does LeRobot's loop around it."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium
 import numpy as np
@@ -141,10 +141,10 @@ def test_a_saved_policy_acts_as_before(home, folders, tmp_path, arm):
     )
 
 
-class RecordedEnv(gymnasium.Env):
+class RecordedEnv(gymnasium.Env):  # type: ignore[misc]
     """Shows the frames of a recorded episode, whatever is done."""
 
-    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
     _max_episode_steps = NUM_STEPS
     task = "drawn"
 

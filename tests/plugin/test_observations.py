@@ -98,7 +98,9 @@ def test_known_instructions_need_no_text_model_and_others_say_that_they_do(
     try:
         policy = load(folders["C"])
         known = policy.predict_action_chunk(batch)
-        with pytest.raises(InvalidInputError, match=r"text model.*cannot be loaded.*push the block"):
+        with pytest.raises(
+            InvalidInputError, match=r"text model.*cannot be loaded.*push the block"
+        ):
             policy.predict_action_chunk({**batch, "task": ["sweep the floor"]})
         policy = load(folders["C"], f"--text_model_name={away}")
         with caplog.at_level(logging.WARNING):

@@ -73,7 +73,8 @@ class PolicyParts:
         control = checkpoint.train_config.token_control
         require_readable_token(control)
         arrays = _checked_arrays(checkpoint)
-        text, instructions = None, ()
+        text: dict[str, Any] | None = None
+        instructions: tuple[str, ...] = ()
         if checkpoint.policy_config.reads_language:
             text, instructions = _text_of(manifest)
             arrays[INSTRUCTION_ARRAY] = _embedded(instructions, text, text_model_name)

@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world_modality.arms import CLOSED_LOOP_READS, DUMMY_TOKEN, ONE_CODE, OWN_TOKEN
+from world_modality.arms import CLOSED_LOOP_READS, DUMMY_TOKEN, ONE_CODE, OWN_TOKEN, ControlName
 from world_modality.policy.config import PolicyConfig, flags_of, stored_config
 from world_modality.precompute.dataset_columns import joined_columns
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, missing_key
 
 FORMAT = "world-modality-policy/1"
 POLICY_TYPE = "world_modality"
@@ -74,7 +74,7 @@ class PolicyRecord:
     """
 
     policy: PolicyConfig
-    token_control: str
+    token_control: ControlName
     image_key: str
     state_key: str
     encoder: dict[str, Any]
@@ -104,6 +104,9 @@ class PolicyRecord:
             )
         entries = {name: value for name, value in content.items() if name != "format"}
         _require_entries(entries, cls, where)
+        if entries["token_control"] not in CLOSED_LOOP_READS:
+            known = CLOSED_LOOP_READS
+            raise missing_key("control", str(entries["token_control"]), known, "this version")
         for name, array in entries["arrays"].items():
             _require_entries(array, ArrayRecord, f"{where}, arrays.{name},")
         return cls(
@@ -156,7 +159,7 @@ def _require_entries(content: Mapping[str, Any], kind: type[Any], where: str) ->
         )
 
 
-def require_readable_token(token_control: str) -> None:
+def require_readable_token(token_control: ControlName) -> None:
     """Refuse a control arm whose token LeRobot's loop cannot give.
 
     Raises:
@@ -177,9 +180,10 @@ def require_readable_token(token_control: str) -> None:
     )
 
 
-def named_tensors(weights: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+def named_tensors(
+    weights: Mapping[str, Tensor], arrays: Mapping[str, np.ndarray]
+) -> dict[str, Tensor]:
     """Return the tensors of `model.safetensors` by name."""
-    tensors = {MODEL_PREFIX + name: one.detach().cpu().contiguous() for name, one in weights.items()}
-    for name, array in arrays.items():
-        tensors[ARRAY_PREFIX + name] = torch.from_numpy(np.ascontiguousarray(array))
-    return tensors
+    tensors = {MODEL_PREFIX + name: one.detach().cpu() for name, one in weights.items()}
+    tensors |= {ARRAY_PREFIX + name: torch.from_numpy(one) for name, one in arrays.items()}
+    return {name: one.contiguous() for name, one in tensors.items()}
