@@ -8,7 +8,7 @@ from world_modality.export.model_card import model_card
 from world_modality.export.policy_folder import policy_config, require_free, write_folder
 from world_modality.export.policy_parts import PolicyParts
 from world_modality.export.policy_record import PolicyRecord
-from world_modality.export.reported_results import ReportedResults
+from world_modality.export.reported_results import CheckpointIdentity, ReportedResults
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
@@ -78,13 +78,8 @@ def run(config: ExportPolicyConfig) -> ExportResult:
     """
     parts = PolicyParts.of(config.checkpoint, config.text_model_name)
     record = parts.record
-    results = ReportedResults.of(
-        config.checkpoint,
-        record,
-        config.eval_offline,
-        config.rollouts,
-        parts.rendering,
-    )
+    identity = CheckpointIdentity.of(config.checkpoint, parts.checkpoint)
+    results = ReportedResults.of(identity, parts.rendering, config.eval_offline, config.rollouts)
     action_range = config.action_range or parts.recorded_action_range
     recorded = parts.recording.get("config") or {}
     content = policy_config(record, action_range, recorded.get("image_size"))

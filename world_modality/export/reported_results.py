@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from world_modality.export.policy_record import PolicyRecord
+from world_modality.cache.contract import sha256_of_file
+from world_modality.policy.checkpoint import Checkpoint
 from world_modality.statistics.intervals import Interval
 from world_modality.system.errors import InvalidInputError, MissingFileError
 
@@ -16,6 +17,32 @@ PREDICTORS = {
     "last_action": "last action held",
 }
 OFFLINE_FILE, ROLLOUTS_FILE = "eval_offline.json", "summary.json"
+
+
+@dataclass(frozen=True)
+class CheckpointIdentity:
+    """By what a report is known to be that of a checkpoint.
+
+    Attributes:
+        path: its file.
+        sha256: of that file.
+        model_type: the arm.
+        epoch: how many epochs are done.
+        cache_fingerprint: of the cache that it was trained on.
+    """
+
+    path: Path
+    sha256: str
+    model_type: str
+    epoch: int
+    cache_fingerprint: str
+
+    @classmethod
+    def of(cls, path: Path, checkpoint: Checkpoint) -> "CheckpointIdentity":
+        """Identify a checkpoint that was read from a file."""
+        model_type = checkpoint.policy_config.model_type
+        fingerprint = checkpoint.cache_fingerprint
+        return cls(path, sha256_of_file(path), model_type, checkpoint.epoch, fingerprint)
 
 
 @dataclass(frozen=True)
@@ -66,49 +93,51 @@ class ReportedResults:
     @classmethod
     def of(
         cls,
-        checkpoint: Path,
-        record: PolicyRecord,
-        eval_offline: Path | None,
-        rollouts: Sequence[Path],
+        identity: CheckpointIdentity,
         recorded: Mapping[str, Any],
+        eval_offline: Path | None = None,
+        rollouts: Sequence[Path] = (),
     ) -> "ReportedResults":
         """Read the reports that are named, or where none is those beside the checkpoint.
 
         Args:
-            checkpoint: its file.
-            record: says which checkpoint it is.
+            identity: of the checkpoint.
+            recorded: the rendering of its recording; nothing where it is not known.
             eval_offline: `eval_offline.json`.
             rollouts: `summary.json` of rollouts.
-            recorded: the rendering of the recording; nothing where it is not known.
 
         Raises:
             MissingFileError: a named report is not there.
-            InvalidInputError: a named report is damaged, or of another checkpoint.
+            InvalidInputError: a report is damaged, or a named one is of another checkpoint.
         """
-        log_dir = checkpoint.absolute().parent
-        offline_path = eval_offline
-        if offline_path is None:
-            found = log_dir / f"eval_offline_{checkpoint.stem}" / OFFLINE_FILE
-            offline_path = found if found.exists() else None
-        summaries = list(rollouts)
-        if not summaries:
-            # The matrix puts a cell's rollouts beside the folder of its training.
-            folders = (log_dir, log_dir.parent)
-            found_ones = [p for one in folders for p in one.glob(f"rollouts*/{ROLLOUTS_FILE}")]
-            summaries = sorted(p for p in found_ones if _own_rollouts(_read(p), record))
-        offline = None
-        if offline_path is not None:
-            offline = _offline_result(offline_path, record)
+        offline_path = eval_offline or _offline_beside(identity.path)
         results = []
-        for path in summaries:
-            own = _own_rollouts(_read(path), record)
+        for path in rollouts or _rollouts_beside(identity):
+            own = _own_rollouts(_read(path), identity)
             if not own:
                 raise InvalidInputError(
-                    f"{path} reports no rollouts of {checkpoint} (by the SHA-256 of the file); "
+                    f"{path} reports no rollouts of {identity.path} (by the SHA-256 of the file); "
                     "roll this checkpoint out, or leave --rollouts out"
                 )
             results += [_rollout_result(one, path, recorded) for one in own]
+        offline = None if offline_path is None else _offline_result(offline_path, identity)
         return cls(offline, results)
+
+
+def _offline_beside(checkpoint: Path) -> Path | None:
+    path = checkpoint.parent / f"eval_offline_{checkpoint.stem}" / OFFLINE_FILE
+    return path if path.exists() else None
+
+
+def _rollouts_beside(identity: CheckpointIdentity) -> list[Path]:
+    # The matrix puts a cell's rollouts beside the folder of its training.
+    log_dir = identity.path.absolute().parent
+    found = [
+        path
+        for folder in (log_dir, log_dir.parent)
+        for path in folder.glob(f"rollouts*/{ROLLOUTS_FILE}")
+    ]
+    return sorted(path for path in found if _own_rollouts(_read(path), identity))
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -123,22 +152,20 @@ def _read(path: Path) -> dict[str, Any]:
     return content
 
 
-def _own_rollouts(summary: Mapping[str, Any], record: PolicyRecord) -> list[dict[str, Any]]:
+def _own_rollouts(summary: Mapping[str, Any], identity: CheckpointIdentity) -> list[dict[str, Any]]:
     return [
         one
         for one in summary.get("checkpoints", [])
-        if one.get("origin", {}).get("checkpoint_sha256") == record.checkpoint["sha256"]
+        if one.get("origin", {}).get("checkpoint_sha256") == identity.sha256
     ]
 
 
-def _offline_result(path: Path, record: PolicyRecord) -> OfflineResult:
+def _offline_result(path: Path, identity: CheckpointIdentity) -> OfflineResult:
     content = _read(path)
     try:
         run = content["run"]
         expected = {
-            "model_type": record.policy.model_type,
-            "epoch": record.checkpoint["epoch"],
-            "cache_fingerprint": record.checkpoint["cache_fingerprint"],
+            name: getattr(identity, name) for name in ("model_type", "epoch", "cache_fingerprint")
         }
         for name, value in expected.items():
             if run[name] != value:
