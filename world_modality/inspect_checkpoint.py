@@ -60,7 +60,7 @@ def run(config: InspectCheckpointConfig) -> InspectedCheckpoint:
     results = ReportedResults.of(identity, recording.get("rendering") or {})
     lines = (
         *_of_policy(checkpoint),
-        *_of_data(checkpoint.manifest),
+        *_of_data(checkpoint),
         *_of_identity(identity, checkpoint.manifest),
         *_of_results(results),
     )
@@ -108,9 +108,9 @@ def _changed_flags(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _of_data(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    dataset, encoder, text = manifest["dataset"], manifest["encoder"], manifest.get("text")
-    split = manifest["split"]
+def _of_data(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+    manifest = checkpoint.manifest
+    dataset, encoder, split = manifest["dataset"], manifest["encoder"], manifest["split"]
     revision = f" at {dataset['revision']}" if dataset.get("revision") else ""
     yield (
         "dataset",
@@ -128,7 +128,7 @@ def _of_data(manifest: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         f"{encoder['weights_sha256'][:12]}",
     )
     yield "codebook", f"V={manifest['codebook']['num_tokens']}"
-    if text is not None:
+    if checkpoint.policy_config.reads_language and (text := manifest.get("text")):
         yield "text", f"{_named(text)}, L={text['embedding_dim']}"
     if encoder.get("note"):
         yield "note", encoder["note"]

@@ -45,7 +45,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
             allow_patterns=UPLOADED,
             commit_message="Upload the policy, its processors and its card",
         )
-    except hub_client_failures() as error:
+    except (*hub_client_failures(), ValueError) as error:  # an answer that is no JSON, a bad card
         reason = without_credentials(" ".join(str(error).split()))[:200]
         raise InvalidInputError(
             f"--push_to_hub {repo_id}: the hub{through_proxy(hub_endpoint())} did not take it "

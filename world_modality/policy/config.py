@@ -36,6 +36,7 @@ BEFORE_THE_FLAG: Mapping[str, Any] = {
     "grid_size": 1,
     "num_world_slots": 1,
     "action_head": "mse",
+    "tracker": "none",
 }
 _CONTROLS = ", ".join(f"{n} ({arm.model_type}: {arm.tokens})" for n, arm in CONTROLS.items())
 
@@ -128,7 +129,7 @@ class TrainConfig:
     # What may differ between a run and its resumption without changing its result.
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"resume", "overwrite", "device", "log_every", "cache_dir", "log_dir"}
-        | {"save_every_steps", "keep_last", "embeddings_on", "cuda_graph"}
+        | {"save_every_steps", "keep_last", "embeddings_on", "cuda_graph", "tracker"}
     )
 
     dataset_name: str
@@ -189,6 +190,9 @@ class TrainConfig:
     read ahead batch by batch. The batches are the same."""
     log_every: int = 50
     """Steps between the training lines of metrics.jsonl."""
+    tracker: Literal["none", "wandb"] = "none"
+    """Where losses and metrics go beside metrics.jsonl and TensorBoard: wandb (pip install wandb;
+    WANDB_MODE=offline needs no account), or nowhere."""
     save_every_steps: int | None = None
     """Save within epochs too, at every so many optimiser steps; without it after each epoch."""
     keep_last: int | None = None
