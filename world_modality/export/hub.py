@@ -37,6 +37,8 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
     is_first = importlib.metadata.version("huggingface_hub").startswith("0.")
     require_proxy_support(hub_endpoint(), "requests" if is_first else "httpx")
     hub = huggingface_hub.HfApi()
+    # ValueError: an answer that is no JSON, such as a proxy's page.
+    failures: tuple[type[Exception], ...] = (*hub_client_failures(), ValueError)
     try:
         repository = hub.create_repo(repo_id, private=private, exist_ok=True)
         hub.upload_folder(
@@ -45,7 +47,7 @@ def push_folder(folder: Path, repo_id: str, *, private: bool) -> str:
             allow_patterns=UPLOADED,
             commit_message="Upload the policy, its processors and its card",
         )
-    except (*hub_client_failures(), ValueError) as error:  # an answer that is no JSON, a bad card
+    except failures as error:
         reason = without_credentials(" ".join(str(error).split()))[:200]
         raise InvalidInputError(
             f"--push_to_hub {repo_id}: the hub{through_proxy(hub_endpoint())} did not take it "
