@@ -64,6 +64,12 @@ class FrameReader:
             model_name=config.vision_model_name,
             trust_remote_code=config.trust_remote_code,
         )
+        expected = record.policy.frame.observation.embedding_dim
+        if encoder.embedding_dim != expected:
+            raise InvalidInputError(
+                f"the vision encoder {encoder.name} gives D={encoder.embedding_dim}, but the policy "
+                f"was trained on D={expected}; export the checkpoint again"
+            )
         return cls(record, encoder, load_quantiser(record.codebook, arrays))
 
     def read(self, batch: Mapping[str, Any]) -> ObservedFrame:

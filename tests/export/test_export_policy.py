@@ -174,6 +174,15 @@ def test_a_policy_of_several_world_tokens_is_refused(home, tmp_path):
         exported(path, tmp_path / "out")
 
 
+def test_a_policy_of_more_than_its_encoders_vector_is_refused(home, tmp_path):
+    path = home.checkpoints["C"]
+    manifest = load_checkpoint(path, CPU).manifest
+    manifest = {**manifest, "observation": {"grid_size": 1, "components": {}}}
+    path = changed_checkpoint(path, tmp_path / "changed", manifest=manifest)
+    with pytest.raises(InvalidInputError, match="views, cells or components"):
+        exported(path, tmp_path / "out")
+
+
 def test_columns_get_the_names_that_lerobots_processors_let_pass():
     assert lerobot_key("observation.images.top") == "observation.images.top"
     assert [lerobot_key(name) for name in ("image", "state")] == [

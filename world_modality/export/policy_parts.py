@@ -134,6 +134,12 @@ def _require_one_vector(checkpoint: Checkpoint) -> None:
                 f"the checkpoint reads {count} {what}; this version exports policies of one. Roll "
                 "it out with this project's own evaluation"
             )
+    # Where a cache keeps more of a frame than the encoder's own vector, this section says what.
+    if checkpoint.manifest.get("observation") is not None:
+        raise InvalidInputError(
+            "the checkpoint reads views, cells or components of its encoder's vectors; this version "
+            "exports policies of the whole vector. Roll it out with this project's own evaluation"
+        )
 
 
 def _checked_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
