@@ -67,8 +67,8 @@ class FrameReader:
         expected = record.policy.frame.observation.embedding_dim
         if encoder.embedding_dim != expected:
             raise InvalidInputError(
-                f"the vision encoder {encoder.name} gives D={encoder.embedding_dim}, but the policy "
-                f"was trained on D={expected}; export the checkpoint again"
+                f"the vision encoder {encoder.name} gives D={encoder.embedding_dim}, but the "
+                f"policy was trained on D={expected}; export the checkpoint again"
             )
         return cls(record, encoder, load_quantiser(record.codebook, arrays))
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import rollout
 
@@ -139,6 +140,26 @@ def test_a_saved_policy_acts_as_before(home, folders, tmp_path, arm):
     torch.testing.assert_close(
         again.predict_action_chunk(batch), policy.predict_action_chunk(batch), rtol=0, atol=0
     )
+
+
+def test_a_robots_loop_gets_these_actions(home, folders):
+    policy, preprocess, postprocess = loaded(folders["C"])
+    expected = own_actions(home, "C", 1)
+    for step, frame in enumerate(home.frames_of(1)[:NUM_STEPS]):
+        seen = {IMAGE_KEY: home.images[frame].copy(), STATE_KEY: home.states[frame].copy()}
+        # As lerobot-record and lerobot-rollout do it, at every tick.
+        batch = prepare_observation_for_inference(seen, torch.device("cpu"), TASKS[1], "drawn")
+        action = postprocess(policy.select_action(preprocess(batch)))
+        np.testing.assert_allclose(action[0].numpy(), expected[step], rtol=1e-5, atol=1e-6)
+
+
+def test_what_lerobot_knows_of_a_dataset_changes_nothing(home, folders):
+    config = PreTrainedConfig.from_pretrained(folders["C"], cli_overrides=["--device=cpu"])
+    known = {"dataset_stats": {"action": {"mean": 3.0}}, "dataset_meta": object()}
+    policy = WorldModalityPolicy.from_pretrained(folders["C"], config=config, **known)
+    batch = home.batch(home.frames_of(1)[:1])
+    expected = loaded(folders["C"])[0].predict_action_chunk(batch)
+    torch.testing.assert_close(policy.predict_action_chunk(batch), expected, rtol=0, atol=0)
 
 
 class RecordedEnv(gymnasium.Env):  # type: ignore[misc]

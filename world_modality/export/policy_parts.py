@@ -137,8 +137,9 @@ def _require_one_vector(checkpoint: Checkpoint) -> None:
     # Where a cache keeps more of a frame than the encoder's own vector, this section says what.
     if checkpoint.manifest.get("observation") is not None:
         raise InvalidInputError(
-            "the checkpoint reads views, cells or components of its encoder's vectors; this version "
-            "exports policies of the whole vector. Roll it out with this project's own evaluation"
+            "the checkpoint reads views, cells or components of its encoder's vectors; this "
+            "version exports policies of the whole vector. Roll it out with this project's own "
+            "evaluation"
         )
 
 

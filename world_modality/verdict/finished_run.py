@@ -96,7 +96,7 @@ class FinishedRun:
     def command(self) -> str:
         """The command that trains it."""
         script = ARMS[self.model_type].script
-        return repeated_command(script, self.config, ("num_workers", "resume", "overwrite"))
+        return repeated_command(script, self.config, ("num_workers", "resume", "overwrite", "tracker"))
 
 
 def repeated_command(program: str, config: Mapping[str, Any], left_out: Collection[str]) -> str:
