@@ -96,7 +96,8 @@ class FinishedRun:
     def command(self) -> str:
         """The command that trains it."""
         script = ARMS[self.model_type].script
-        return repeated_command(script, self.config, ("num_workers", "resume", "overwrite", "tracker"))
+        left_out = ("num_workers", "resume", "overwrite", "tracker")
+        return repeated_command(script, self.config, left_out)
 
 
 def repeated_command(program: str, config: Mapping[str, Any], left_out: Collection[str]) -> str:
