@@ -16,5 +16,5 @@ from jaxtyping import install_import_hook
 from tests import fixtures
 
 # Before the first import of a module that it is to check.
-packages = ["world_modality", "benchmarks", "coc_vla"]
+packages = ["world_modality", "benchmarks", "coc_vla", "lerobot_policy_world_modality"]
 install_import_hook(packages, f"{fixtures.__name__}.check_signature")

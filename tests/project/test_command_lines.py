@@ -33,6 +33,8 @@ STAGES = [
     "world_modality.doctor",
     "world_modality.eval_offline",
     "world_modality.experiment",
+    "world_modality.export_policy",
+    "world_modality.inspect_checkpoint",
     "world_modality.inspect_token_images",
     "world_modality.intervention_corrupt_world",
     "world_modality.precompute_instruction_embeddings",

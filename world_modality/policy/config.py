@@ -38,6 +38,7 @@ BEFORE_THE_FLAG: Mapping[str, Any] = {
     "num_world_slots": 1,
     "action_head": "mse",
     "observation_tokens": "cell",
+    "tracker": "none",
 }
 _CONTROLS = ", ".join(f"{n} ({arm.model_type}: {arm.tokens})" for n, arm in CONTROLS.items())
 
@@ -132,7 +133,7 @@ class TrainConfig:
     # What may differ between a run and its resumption without changing its result.
     may_change: ClassVar[frozenset[str]] = frozenset(
         {"resume", "overwrite", "device", "log_every", "cache_dir", "log_dir"}
-        | {"save_every_steps", "keep_last", "embeddings_on", "cuda_graph"}
+        | {"save_every_steps", "keep_last", "embeddings_on", "cuda_graph", "tracker"}
     )
 
     dataset_name: str
@@ -198,6 +199,9 @@ class TrainConfig:
     the same."""
     log_every: int = 50
     """Steps between the training lines of metrics.jsonl."""
+    tracker: Literal["none", "wandb"] = "none"
+    """Where losses and metrics go beside metrics.jsonl and TensorBoard: wandb (pip install wandb;
+    WANDB_MODE=offline needs no account), or nowhere."""
     save_every_steps: int | None = None
     """Save a checkpoint every this many optimiser steps as well; without it one is saved after each
     epoch only."""

@@ -9,7 +9,6 @@ import importlib.metadata
 import re
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape
 from pathlib import Path
@@ -27,6 +26,7 @@ from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError, MissingFileError
 from world_modality.system.network import (
+    hub_client_failures,
     hub_endpoint,
     require_proxy_support,
     through_proxy,
@@ -246,18 +246,12 @@ def _asked(name: str, request: Callable[[Any], Answer]) -> Answer:
         InvalidInputError: the environment names a proxy that cannot be used.
     """
     import huggingface_hub
-    from huggingface_hub.errors import HFValidationError
 
     is_first = importlib.metadata.version("huggingface_hub").startswith("0.")
     require_proxy_support(hub_endpoint(), "requests" if is_first else "httpx")
-    failures: list[type[Exception]] = [OSError, HFValidationError, ImportError]
-    with suppress(ImportError):  # the client of release 1 speaks through it
-        import httpx
-
-        failures.append(httpx.HTTPError)
     try:
         return request(huggingface_hub)
-    except tuple(failures) as error:
+    except hub_client_failures() as error:
         if isinstance(error, OSError) and error.errno in DISK_ERRORS:
             raise
         reason = without_credentials(" ".join(str(error).split()))[:200]

@@ -8,6 +8,7 @@ from typing import Any
 from world_modality.policy.checkpoint import RunPosition
 from world_modality.system.atomic import LineFile, replacing
 from world_modality.system.errors import InvalidInputError
+from world_modality.training.tracker import Tracker
 
 
 class RunLog:
@@ -21,12 +22,15 @@ class RunLog:
         log_dir: folder of the run.
         start: where the run goes on from; at its beginning the log starts empty.
         num_steps: how many optimiser steps were made until there.
+        tracker: gets the same numbers; None for none.
 
     Raises:
         InvalidInputError: the log that the run goes on from is damaged.
     """
 
-    def __init__(self, log_dir: Path, start: RunPosition, num_steps: int) -> None:
+    def __init__(
+        self, log_dir: Path, start: RunPosition, num_steps: int, tracker: Tracker | None = None
+    ) -> None:
         path = log_dir / "metrics.jsonl"
         kept = _lines_up_to(path, start, num_steps)
         self.last_epoch_metrics: dict[str, float] = _last_epoch_metrics(kept)
@@ -37,6 +41,7 @@ class RunLog:
         self._num_steps = num_steps
         self._tensorboard_dir = log_dir
         self._tensorboard: Any = None
+        self._tracker = tracker
 
     def step(self, global_step: int, losses: dict[str, float], learning_rate: float) -> None:
         """Log the losses of one training step, by name."""
@@ -63,9 +68,14 @@ class RunLog:
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
+        if self._tracker is not None:
+            self._tracker.close()
 
     def _add(self, group: str, line: dict[str, Any], values: dict[str, float]) -> None:
         self._pending.append(json.dumps({**line, **values}))
+        if self._tracker is not None:
+            named = {f"{group}/{name}": value for name, value in values.items()}
+            self._tracker.log(named, line["global_step"])
         if self._tensorboard is False:
             return
         try:

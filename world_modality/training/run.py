@@ -20,6 +20,7 @@ from world_modality.system.errors import InvalidInputError
 from world_modality.system.stop_signals import StopSignals
 from world_modality.training.log import NoLog, RunLog
 from world_modality.training.saver import CheckpointSaver
+from world_modality.training.tracker import open_tracker
 from world_modality.training.trainer import StepRecord, Trainer
 
 
@@ -77,7 +78,7 @@ class TrainingRun:
         self.saver = CheckpointSaver(config.log_dir, config.model_type, config.keep_last)
         self._group = trainer.group
         self._log = (
-            RunLog(config.log_dir, self.position, trainer.global_step)
+            RunLog(config.log_dir, self.position, trainer.global_step, open_tracker(config))
             if self._group.is_first
             else NoLog()
         )

@@ -17,7 +17,7 @@ FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight")
 # Where a run lies and what started it says nothing about what was trained.
 _NOT_SETTINGS = (
     *("resume", "overwrite", "device", "log_every", "num_workers", "cache_dir", "log_dir"),
-    *("save_every_steps", "keep_last", "embeddings_on", "cuda_graph"),
+    *("save_every_steps", "keep_last", "embeddings_on", "cuda_graph", "tracker"),
     *("model_type", "token_control", "seed", "dataset_name"),
 )
 _OTHER_STAGE = "coc_loss_weight"
@@ -101,7 +101,8 @@ class FinishedRun:
     def command(self) -> str:
         """The command that trains it."""
         script = ARMS[self.model_type].script
-        return repeated_command(script, self.config, ("num_workers", "resume", "overwrite"))
+        left_out = ("num_workers", "resume", "overwrite", "tracker")
+        return repeated_command(script, self.config, left_out)
 
 
 def repeated_command(program: str, config: Mapping[str, Any], left_out: Collection[str]) -> str:

@@ -1,0 +1,90 @@
+"""The model card: what the policy is, what it was trained on, how well it does, where it ends."""
+
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+
+from world_modality.arms import ARMS
+from world_modality.export.policy_parts import PolicyParts
+from world_modality.export.policy_record import POLICY_TYPE
+from world_modality.export.reported_results import PREDICTORS, ReportedResults
+
+_TEMPLATE = Path(__file__).with_name("card.md.j2")
+# Of more, the card lists these many.
+_MAX_INSTRUCTIONS = 30
+
+
+def model_card(
+    parts: PolicyParts,
+    results: ReportedResults,
+    action_range: tuple[float, float] | None,
+    *,
+    repo_id: str | None,
+    license_name: str | None,
+) -> str:
+    """Return the card as Markdown, with the hub's metadata on top.
+
+    Args:
+        parts: the policy.
+        results: what its reports say.
+        action_range: what its actions are clipped to.
+        repo_id: where it is uploaded to.
+        license_name: of the weights, as the hub spells it; None states none.
+    """
+    environment = jinja2.Environment(
+        autoescape=False,  # Markdown
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters["line"] = one_line
+    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
+    checkpoint, record = parts.checkpoint, parts.record
+    return template.render(
+        metadata=_metadata(parts, license_name),
+        record=record,
+        policy=record.policy,
+        train=checkpoint.train_config,
+        arm=ARMS[record.policy.model_type],
+        arms={name: ARMS[name] for name in ("A", "B", "C", "C_no_world_input")},
+        split={part: len(checkpoint.manifest["split"][part]) for part in ("train", "val")},
+        suite=parts.suite,
+        rendering=parts.rendering,
+        action_range=action_range,
+        instructions=record.instructions[:_MAX_INSTRUCTIONS],
+        num_instructions=len(record.instructions),
+        results=results,
+        predictors=PREDICTORS,
+        repo=repo_id or "PATH/TO/THIS/FOLDER",
+        metaworld_task=_metaworld_task(parts),
+        has_further_head=checkpoint.auxiliary_head is not None,
+    )
+
+
+def one_line(text: object) -> str:
+    """Return a text as one line that ends neither a code span nor a table's cell."""
+    return " ".join(str(text).split()).replace("`", "'").replace("|", "/")
+
+
+def _metaworld_task(parts: PolicyParts) -> str | None:
+    """Return the first task of a recording of MetaWorld; None for any other dataset."""
+    tasks = list(parts.recording.get("tasks") or {})
+    return tasks[0] if parts.suite == "metaworld" and tasks else None
+
+
+def _metadata(parts: PolicyParts, license_name: str | None) -> str:
+    name = parts.record.dataset["name"]
+    # A recording of one's own, or a folder that was given a name, is no dataset of the hub.
+    is_of_hub = parts.record.dataset["revision"] is not None and not parts.recording
+    entries: dict[str, Any] = {
+        "library_name": "lerobot",
+        "pipeline_tag": "robotics",
+        "tags": ["lerobot", "robotics", POLICY_TYPE],
+        **({"license": license_name} if license_name else {}),
+        **({"datasets": [name]} if is_of_hub else {}),
+    }
+    text: str = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+    return text.strip()
