@@ -81,7 +81,7 @@ def test_it_is_rebuilt_from_a_manifest_and_arrays():
     assert (again.num_slots, again.num_codes, again.slots) == (16, 4, "cell")
     expected = WorldTokeniser(quantiser, "cell", SHAPE).encode(None, CELLS)
     np.testing.assert_array_equal(again.encode(None, CELLS), expected)
-    with pytest.raises(InvalidInputError, match="gives 16 tokens a frame, .* says 8"):
+    with pytest.raises(InvalidInputError, match=r"gives 16 tokens a frame, .* says 8"):
         load_tokeniser(manifest_of(flags, 8), quantiser.arrays)
     strange = manifest_of(flags, 16)
     strange["codebook"]["slots"] = "object"
