@@ -7,12 +7,8 @@ from tests.tokens.test_kmeans import brute_force
 from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.codebook import CodebookFlags, load_quantiser
-from world_modality.tokens.world_tokens import (
-    WorldTokeniser,
-    load_tokeniser,
-    num_slot_vectors,
-    slot_vectors,
-)
+from world_modality.tokens.world_slots import num_slot_vectors, slot_vectors
+from world_modality.tokens.world_tokens import WorldTokeniser, load_tokeniser
 
 SHAPE = ObservationShape(6, num_views=2, grid_size=2)
 RNG = np.random.default_rng(0)

@@ -17,18 +17,15 @@ from world_modality.precompute.cache_steps import (
     require_space,
 )
 from world_modality.precompute.inputs import PrecomputeInputs
-from world_modality.tokens.codebook import (
+from world_modality.tokens.codebook import QUANTISERS, CodebookFlags
+from world_modality.tokens.world_slots import (
     FIRST_SLOTS,
-    QUANTISERS,
-    CodebookFlags,
     WorldSlots,
-)
-from world_modality.tokens.world_tokens import (
-    WorldTokeniser,
     num_slot_vectors,
     require_cells,
     slot_vectors,
 )
+from world_modality.tokens.world_tokens import WorldTokeniser
 
 BLOCK_ROWS = 2_048
 # More frames than memory holds may be fitted; float16's rounding is seen on these.
