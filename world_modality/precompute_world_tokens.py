@@ -181,9 +181,13 @@ def codebook_advice(codebook: dict[str, Any]) -> list[str]:
             f"only {num_used} of {num_tokens} codes are used; lower --vq_num_tokens, or look at "
             "the frames with python -m world_modality.inspect_token_images"
         )
-    if codebook["fit_frames"] < MIN_FRAMES_PER_TOKEN * num_tokens:
+    # Where a frame has several vectors with tokens the codebook is fitted to all of them.
+    per_frame = codebook.get("num_slots", 1) // codebook.get("levels", 1)
+    num_fitted = codebook["fit_frames"] * per_frame
+    if num_fitted < MIN_FRAMES_PER_TOKEN * num_tokens:
+        what = "training frames" if per_frame == 1 else "vectors of training frames"
         advice.append(
-            f"the codebook has {codebook['fit_frames'] / num_tokens:.0f} training frames a code, "
+            f"the codebook has {num_fitted / num_tokens:.0f} {what} a code, "
             f"fewer than {MIN_FRAMES_PER_TOKEN}; lower --vq_num_tokens where tokens look noisy"
         )
     return advice
