@@ -18,8 +18,8 @@ from world_modality.cache.contract import (
     Cache,
     cache_folder,
     require_arrays,
-    update_manifest,
 )
+from world_modality.cache.writer import update_manifest
 from world_modality.system import atomic
 from world_modality.system.errors import InvalidInputError, MissingFileError, MissingKeyError
 
@@ -294,7 +294,7 @@ def test_stages_that_finish_side_by_side_both_count_as_done(cache):
 
 
 def test_a_manifest_that_is_being_written_is_waited_for(cache, monkeypatch):
-    monkeypatch.setattr("world_modality.cache.contract.MANIFEST_WAIT_S", 0.1)
+    monkeypatch.setattr("world_modality.cache.writer.MANIFEST_WAIT_S", 0.1)
     with (
         cache.lock("manifest"),
         pytest.raises(InvalidInputError, match=r"--cache_dir: .* is being written by"),
