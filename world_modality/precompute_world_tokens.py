@@ -5,16 +5,13 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.cache.contract import Cache
-from world_modality.encode.vision_encoders import VisionEncoderFlags
+from world_modality.cache.frame_shapes import ObservationShape
+from world_modality.encode.observation_encoder import ObservationFlags
+from world_modality.precompute.codebook_step import check_codebook, codebook_step
 from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed
 from world_modality.precompute.inputs import DatasetFlags, PrecomputeInputs
 from world_modality.precompute.shards import FrameShard
-from world_modality.precompute.steps import (
-    codebook_step,
-    columns_step,
-    embeddings_step,
-    shard_step,
-)
+from world_modality.precompute.steps import columns_step, embeddings_step, shard_step
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.codebook import CodebookFlags
@@ -27,7 +24,7 @@ MIN_FRAMES_PER_TOKEN = 39
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig(CodebookFlags, VisionEncoderFlags, DatasetFlags):
+class PrecomputeConfig(CodebookFlags, ObservationFlags, DatasetFlags):
     """Embed every frame of a LeRobot dataset, fit a codebook, and write the cache."""
 
     split: str = "train"
@@ -100,14 +97,18 @@ def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob
     """Check the dataset; return the cache to write, and what is embedded for it."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     inputs = PrecomputeInputs.read(config)
-    num_fitted = len(inputs.training_sample(config.max_fit_frames, config.seed))
-    config.quantiser.check(config, num_fitted)
     print(
-        f"{inputs.source.name}: {inputs.source.num_frames} frames of {inputs.image_key}, "
+        f"{inputs.source.name}: {inputs.source.num_frames} frames of "
+        f"{', '.join(inputs.image_keys)}, "
         f"{len(inputs.split.train)} training and {len(inputs.split.val)} validation episodes, "
         f"{len(inputs.source.tasks)} tasks"
     )
-    return cache, EmbeddingJob(inputs, config, config.batch_size, device)
+    job = EmbeddingJob(inputs, config, config.batch_size, device)
+    config.check_observation()
+    cells = ObservationShape(1, len(inputs.image_keys), config.embedding_grid)
+    check_codebook(inputs, config, cells if job.stores_cells else None)
+    job.check()
+    return cache, job
 
 
 def _write_shard(cache: Cache, job: EmbeddingJob, shard: FrameShard) -> PrecomputeResult:
@@ -150,6 +151,8 @@ def print_summary(result: PrecomputeResult) -> None:
         f"  encoder           {encoder['name']}, D={encoder['embedding_dim']}, pooling "
         f"{encoder['pooling']}"
     )
+    if observation := manifest.get("observation"):
+        print(f"  observation       {observation_line(observation)}")
     others = ("num_tokens", "num_used", "fitted_on", "rounding_to_spread")
     about = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
@@ -161,9 +164,21 @@ def print_summary(result: PrecomputeResult) -> None:
         f"training frames; {about}"
     )
     print(f"  float16 rounding  {codebook['rounding_to_spread']:.2%} of the embeddings' spread")
+    print(f"  arrays            {result.cache.bytes_per_frame:,} bytes a frame")
     for note in (encoder["note"], *codebook_advice(codebook)):
         if note:
             print(f"  note: {note}")
+
+
+def observation_line(section: dict[str, Any]) -> str:
+    """Say in words what a manifest's `observation` section keeps of a frame."""
+    keys, side, dim = section["image_keys"], section["grid_size"], section["embedding_dim"]
+    cells = f"{side}x{side} cells" if side > 1 else "one vector"
+    line = f"{', '.join(keys)}: {cells} of M={dim} each"
+    if components := section["components"]:
+        share, num_frames = components["explained_variance"], components["fit_frames"]
+        line += f", components with {share:.1%} of the variance in {num_frames} training frames"
+    return line
 
 
 def codebook_advice(codebook: dict[str, Any]) -> list[str]:
@@ -180,9 +195,13 @@ def codebook_advice(codebook: dict[str, Any]) -> list[str]:
             f"only {num_used} of {num_tokens} codes are used; lower --vq_num_tokens, or look at "
             "the frames with python -m world_modality.inspect_token_images"
         )
-    if codebook["fit_frames"] < MIN_FRAMES_PER_TOKEN * num_tokens:
+    # Where a frame has several vectors with tokens the codebook is fitted to all of them.
+    per_frame = codebook.get("num_slots", 1) // codebook.get("levels", 1)
+    num_fitted = codebook["fit_frames"] * per_frame
+    if num_fitted < MIN_FRAMES_PER_TOKEN * num_tokens:
+        what = "training frames" if per_frame == 1 else "vectors of training frames"
         advice.append(
-            f"the codebook has {codebook['fit_frames'] / num_tokens:.0f} training frames a code, "
+            f"the codebook has {num_fitted / num_tokens:.0f} {what} a code, "
             f"fewer than {MIN_FRAMES_PER_TOKEN}; lower --vq_num_tokens where tokens look noisy"
         )
     return advice

@@ -40,6 +40,7 @@ from benchmarks.speed.harness.measuring import (
 )
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
+from world_modality.encode.observation_encoder import ObservationEncoder
 from world_modality.encode.random_vit import RandomVitSize
 from world_modality.encode.vision_encoders import VisionEncoder, VisionEncoderFlags, build_encoder
 from world_modality.precompute.embedding_pass import write_embeddings
@@ -154,7 +155,8 @@ def compare_pass(
 
     def embed() -> float:
         writer = CacheWriter(next(caches), "embeddings", {})
-        return write_embeddings(writer, source, CAMERA, encoder, config.batch_size).seconds
+        observed = ObservationEncoder(encoder)
+        return write_embeddings(writer, source, [CAMERA], observed, config.batch_size).seconds
 
     turns: dict[str, Callable[[], object]] = {
         f"{name}: decoding alone": decode,
@@ -281,7 +283,7 @@ def encode_only(config: PrecomputeConfig, index: int, num_processes: int) -> tup
     source = job.inputs.source
     frames = FrameShard(index, num_processes).frames(source.num_frames, config.batch_size)
     blocks = list(frame_blocks(source, CAMERA, np.array(frames), config.batch_size))
-    encoder = job.make_encoder()
+    encoder = job.make_encoder().encoder
     began = _begin(num_processes)
     for _ in encoder.encode_blocks(iter(blocks), config.batch_size):
         pass

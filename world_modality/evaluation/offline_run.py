@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -154,6 +154,11 @@ class OfflineRun:
         """Codebook size V."""
         return self.policy.config.frame.world.num_world_tokens
 
+    @property
+    def num_world_slots(self) -> int:
+        """World tokens a frame W."""
+        return self.policy.config.frame.world.num_world_slots
+
     def describe(self) -> dict[str, object]:
         """Return what every report of this run states about it."""
         encoder = self.cache.manifest["encoder"]
@@ -188,7 +193,16 @@ class OfflineRun:
             "codebook_tokens": codebook["num_tokens"],
             "codebook_seed": codebook.get("seed"),
             "pooling": manifest["encoder"].get("pooling"),
+            **_observation_data(manifest.get("observation")),
+            **self._slots_record(codebook),
         }
+
+    def _slots_record(self, codebook: Mapping[str, Any]) -> dict[str, object]:
+        """Return how a frame comes to have several world tokens; nothing where it has one."""
+        if self.num_world_slots == 1:
+            return {}
+        own = {f"codebook_{name}": codebook.get(name) for name in ("slots", "kind")}
+        return {"num_world_slots": self.num_world_slots, **own}
 
     def mean_over_frames(
         self,
@@ -226,6 +240,15 @@ class OfflineRun:
         """Add up per-frame values within each validation episode."""
         sums = sum_by_episode(values, self._episode_of_frame[frames], len(self.tensors.episodes))
         return sums[self.tensors.episodes.positions_of(self.val_ids)]
+
+
+def _observation_data(section: Mapping[str, Any] | None) -> dict[str, object]:
+    """Return what views and cells the policy reads, where there is more than one pooled vector."""
+    if section is None:
+        return {}
+    components = section["components"] or {}
+    data = {name: section[name] for name in ("image_keys", "grid_size")}
+    return {"observation": {**data, "num_components": components.get("num_components")}}
 
 
 def write_report(

@@ -21,6 +21,7 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from world_modality.cache.contract import Cache, require_arrays
+from world_modality.cache.manifest_differences import differences
 from world_modality.policy.config import (
     PolicyConfig,
     TrainConfig,
@@ -40,6 +41,9 @@ _LENGTH_BYTES = 2
 _COMMENT = re.compile(rb"sha256:[0-9a-f]{64}")
 _COMMENT_BYTES = len("sha256:") + 64
 _BLOCK_BYTES = 2**20
+# Sections of a manifest of which two caches' differences are shown, at most so many.
+_COMPARED = ("dataset", "encoder", "observation", "codebook")
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,18 @@ class Checkpoint:
         with_language = self.policy_config.reads_language
         if cache.fingerprint(with_language=with_language) == self.cache_fingerprint:
             return
+        there, here = self.manifest, cache.manifest
         sections = [
             name
-            for name in ("dataset", "encoder", "codebook", "split", "text", "arrays")
-            if cache.manifest.get(name) != self.manifest.get(name)
+            for name in (*_COMPARED, "split", "text", "arrays")
+            if here.get(name) != there.get(name)
         ]
+        shown = differences(*({name: m.get(name) for name in _COMPARED} for m in (there, here)))
+        details = f" ({'; '.join(shown[:_SHOWN])})" if shown else ""
         raise InvalidInputError(
             f"the checkpoint was trained on another cache than {cache.folder}: "
-            f"{', '.join(sections)} differ; give the cache it was trained on "
-            f"({self.manifest['dataset'].get('name')}), or train again"
+            f"{', '.join(sections)} differ{details}; "
+            f"give the cache it was trained on ({there['dataset'].get('name')}), or train again"
         )
 
 
@@ -112,8 +119,8 @@ def checkpoint_arrays(cache: Cache) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
-    """Count how often training episodes have each world token, per task.
+def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks *W V"]:
+    """Count how often training episodes have each world token, per task (and slot).
 
     Rows are in the order of the manifest's `dataset.tasks`. Validation frames are left out, so that
     a rollout that draws tokens from these counts knows no more than the policy does.
@@ -124,9 +131,13 @@ def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
     )
     frames = episodes.frames_of(cache.manifest["split"]["train"])
     rows = {int(task): row for row, task in enumerate(cache.manifest["dataset"]["tasks"])}
-    counts = np.zeros((len(rows), cache.num_tokens), dtype=np.int32)
-    tasks = [rows[task] for task in arrays["task_index"][frames].tolist()]
-    np.add.at(counts, (tasks, arrays["world_tokens"][frames]), 1)
+    tokens = arrays["world_tokens"][frames]
+    tasks = np.array([rows[task] for task in arrays["task_index"][frames].tolist()], dtype=int)
+    counts = np.zeros((len(rows), *tokens.shape[1:], cache.num_tokens), dtype=np.int32)
+    if tokens.ndim == 1:
+        np.add.at(counts, (tasks, tokens), 1)
+    else:
+        np.add.at(counts, (tasks[:, None], np.arange(tokens.shape[1]), tokens), 1)
     return counts
 
 
