@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks.metaworld.cameras import MetaworldRendering
 from benchmarks.metaworld.simulator import (
     SUITE_NAME,
-    MetaworldRendering,
     MetaworldSimulator,
     MetaworldSuite,
     evaluation_episodes,

@@ -8,7 +8,8 @@ import pytest
 
 from benchmarks.libero.environment import LiberoRendering
 from benchmarks.libero.simulator import LiberoSuite
-from benchmarks.metaworld.simulator import MetaworldRendering, MetaworldSuite
+from benchmarks.metaworld.cameras import MetaworldRendering
+from benchmarks.metaworld.simulator import MetaworldSuite
 from benchmarks.rendering import gl_backend
 from benchmarks.suite import DemoSimulator, Suite
 from world_modality.system.errors import InvalidInputError, MissingKeyError

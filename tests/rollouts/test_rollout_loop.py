@@ -5,13 +5,8 @@ from multiprocessing.connection import wait
 import numpy as np
 import pytest
 
-from benchmarks.metaworld.simulator import (
-    IMAGE_KEY,
-    STATE_KEY,
-    MetaworldRendering,
-    MetaworldSimulator,
-    MetaworldSuite,
-)
+from benchmarks.metaworld.cameras import IMAGE_KEY, MetaworldRendering
+from benchmarks.metaworld.simulator import STATE_KEY, MetaworldSimulator, MetaworldSuite
 from benchmarks.rollouts import loop
 from benchmarks.rollouts.loop import EpisodeQueue, is_observed, roll_out
 from benchmarks.rollouts.slot import environment_slots
