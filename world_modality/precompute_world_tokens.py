@@ -6,15 +6,11 @@ from typing import Any
 
 from world_modality.cache.contract import Cache
 from world_modality.encode.vision_encoders import VisionEncoderFlags
+from world_modality.precompute.codebook_step import codebook_step
 from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed
 from world_modality.precompute.inputs import DatasetFlags, PrecomputeInputs
 from world_modality.precompute.shards import FrameShard
-from world_modality.precompute.steps import (
-    codebook_step,
-    columns_step,
-    embeddings_step,
-    shard_step,
-)
+from world_modality.precompute.steps import columns_step, embeddings_step, shard_step
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.codebook import CodebookFlags

@@ -27,7 +27,7 @@ from benchmarks.speed.harness.measuring import (
     take_turns,
     timed,
 )
-from world_modality.precompute.steps import StoredRows
+from world_modality.precompute.codebook_step import StoredRows
 from world_modality.system.cli import run_cli
 from world_modality.system.device import resolve_device
 from world_modality.tokens import kmeans

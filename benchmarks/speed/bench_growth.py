@@ -29,7 +29,7 @@ from benchmarks.speed.harness.measuring import machine, reset_peak, status_bytes
 from benchmarks.speed.harness.trainers import drawn_train_config, endless_steps, open_trainer
 from world_modality.encode.random_vit import RandomVitSize
 from world_modality.policy.predictions import predict
-from world_modality.precompute.steps import StoredRows
+from world_modality.precompute.codebook_step import StoredRows
 from world_modality.precompute_world_tokens import PrecomputeConfig
 from world_modality.precompute_world_tokens import run as precompute
 from world_modality.system.atomic import replacing, write_json

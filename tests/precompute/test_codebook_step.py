@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from world_modality.cache.contract import sha256_of_file
-from world_modality.precompute.steps import StoredRows, rounding_to_spread
+from world_modality.precompute.codebook_step import StoredRows, rounding_to_spread
 from world_modality.precompute_world_tokens import run
 from world_modality.system.errors import InvalidInputError
 

@@ -2,8 +2,9 @@
 
 Axis legend, used in every signature of the project:
     B batch, N frames, E episodes, T context, H action chunk, K future tokens, A action dim,
-    S state dim, D embedding dim, V codebook size, L instruction embedding dim,
-    P embeddings a frame, W world tokens a frame (no axis where there is one).
+    S state dim, D embedding dim, V codebook size, L instruction embedding dim, O dim of the
+    simulator's own state, P embeddings a frame and M their dimension as stored, W world tokens a
+    frame. In memory P and W have no axis where there is one.
 
 `<cache_dir>/<dataset_name>/` holds one file per array, indexed by the dataset's global frame index,
 and `<split>_manifest.json`, written last, which says what each array is made of. Readers refuse
@@ -14,13 +15,14 @@ import hashlib
 import json
 import re
 import tokenize
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError, MissingFileError, missing_key
 from world_modality.system.output_lock import OutputLock
@@ -29,7 +31,9 @@ FORMAT = "world-modality-cache/1"
 PRECOMPUTE_COMMAND = "python -m world_modality.precompute_world_tokens"
 INSTRUCTION_COMMAND = "python -m world_modality.precompute_instruction_embeddings"
 CHECKSUM_KEY = "checksum"
-SECTIONS = ("dataset", "encoder", "codebook", "split", "text", "steps")
+SECTIONS = ("dataset", "encoder", "observation", "codebook", "split", "text", "steps")
+# These are not even named in the manifest of a cache that has none.
+OPTIONAL_SECTIONS = ("observation",)
 # A manifest is written in milliseconds.
 MANIFEST_WAIT_S = 60.0
 # What an array's file says of its numbers.
@@ -42,24 +46,39 @@ ARRAY_NAME = re.compile("[a-z][a-z0-9_]*")
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """What one array of the cache is on disk; without `axes` the manifest alone says its shape."""
+    """What one array of the cache is on disk; without `axes` the manifest alone says its shape.
+
+    An axis with a star is there only where it is longer than 1.
+    """
 
     file_stem: str
     dtype: str
     axes: tuple[str, ...]
     command: str = PRECOMPUTE_COMMAND
 
+    def fits(self, num_axes: int) -> bool:
+        """Say whether an array may have so many axes."""
+        num_always = sum(not axis.startswith("*") for axis in self.axes)
+        return not self.axes or num_always <= num_axes <= len(self.axes)
+
+    def sizes(self, shape: tuple[int, ...]) -> dict[str, int]:
+        """Return the size of each axis by its letter; of a starred one that is not there, 1."""
+        sizes = (*shape, *[1] * (len(self.axes) - len(shape)))
+        return {a.removeprefix("*"): size for a, size in zip(self.axes, sizes, strict=False)}
+
 
 ARRAYS: dict[str, ArraySpec] = {
     "embeddings": ArraySpec("embeddings.fp16", "float16", ("N", "D")),
-    "world_tokens": ArraySpec("world_tokens.int", "int32", ("N",)),
+    # Only where a frame has more than one embedding, or components of them; see `observation`.
+    "view_embeddings": ArraySpec("view_embeddings.fp16", "float16", ("N", "P", "M")),
+    "world_tokens": ArraySpec("world_tokens.int", "int32", ("N", "*W")),
     "codebook_centroids": ArraySpec("codebook_centroids.f32", "float32", ("V", "D")),
     "states": ArraySpec("states.f32", "float32", ("N", "S")),
     "actions": ArraySpec("actions.f32", "float32", ("N", "A")),
     "episode_index": ArraySpec("episode_index.i32", "int32", ("N",)),
     "task_index": ArraySpec("task_index.i32", "int32", ("N",)),
     # Only where the recording has the simulator's own state (object positions, say).
-    "environment_states": ArraySpec("environment_states.f32", "float32", ("N", "P")),
+    "environment_states": ArraySpec("environment_states.f32", "float32", ("N", "O")),
     "instruction_embeddings": ArraySpec(
         "instruction_embeddings.fp16", "float16", ("N", "L"), INSTRUCTION_COMMAND
     ),
@@ -125,6 +144,12 @@ def without_checksum(content: dict[str, Any]) -> dict[str, Any]:
     if CHECKSUM_KEY in content and sha256_of_json(rest) != content[CHECKSUM_KEY]:
         raise ValueError(f"its {CHECKSUM_KEY} differs from its content: changed or damaged")
     return rest
+
+
+def image_keys_of(dataset: Mapping[str, Any]) -> list[str]:
+    """Return the cameras that a manifest's `dataset` section names, in the order of the views."""
+    keys = dataset.get("image_keys") or [dataset.get("image_key")]
+    return [str(key) for key in keys if key is not None]
 
 
 class Cache:
@@ -254,6 +279,61 @@ class Cache:
         return num_tokens
 
     @property
+    def num_slots(self) -> int:
+        """World tokens a frame W.
+
+        Raises:
+            InvalidInputError: the manifest says something else than a whole number.
+        """
+        num_slots = (self.manifest.get("codebook") or {}).get("num_slots", 1)
+        if type(num_slots) is not int or num_slots < 1:
+            raise InvalidInputError(
+                f"{self.manifest_path} has {num_slots!r} world tokens a frame, expected a whole "
+                f"number above 0; {self.mend('world_tokens')}"
+            )
+        return num_slots
+
+    @property
+    def image_keys(self) -> list[str]:
+        """The cameras that were embedded, in the order of the views."""
+        return image_keys_of(self.manifest.get("dataset") or {})
+
+    @property
+    def observation_array(self) -> str:
+        """The array that a policy reads: `view_embeddings` where there is one, or `embeddings`."""
+        return "view_embeddings" if self.has("view_embeddings") else "embeddings"
+
+    @property
+    def observation_shape(self) -> ObservationShape:
+        """What a policy sees of a frame.
+
+        Raises:
+            MissingFileError: the embeddings were never written.
+            InvalidInputError: the manifest contradicts itself.
+        """
+        record = self.manifest["arrays"].get(self.observation_array)
+        if record is None:
+            raise MissingFileError(f"{self.folder} has no embeddings; {self.mend()}")
+        if self.observation_array == "embeddings":
+            return ObservationShape(record["shape"][-1])
+        section = self.manifest.get("observation") or {}
+        keys = section.get("image_keys")
+        grid_size, dim = section.get("grid_size"), section.get("embedding_dim")
+        if not (isinstance(keys, list) and type(grid_size) is int and type(dim) is int):
+            raise InvalidInputError(
+                f"{self.manifest_path} has observation {section!r:.80}, expected image_keys, "
+                f"grid_size and embedding_dim; {self.mend('view_embeddings')}"
+            )
+        shape = ObservationShape(dim, len(keys), grid_size)
+        if (found := record["shape"][1:]) != [shape.num_vectors, dim]:
+            raise InvalidInputError(
+                f"view_embeddings holds {found} a frame, but {self.manifest_path.name} says "
+                f"{len(keys)} views of {grid_size}x{grid_size} cells of dimension {dim} in "
+                f"{self.folder}; {self.mend('view_embeddings')}"
+            )
+        return shape
+
+    @property
     def episode_key(self) -> str:
         """The dataset's column that numbers the episodes."""
         return str((self.manifest.get("dataset") or {}).get("episode_key", "episode_index"))
@@ -301,7 +381,7 @@ class Cache:
         spec = self.array_spec(name)
         expected = (spec.dtype, list(record.get("shape", [])))
         found = (str(array.dtype), list(array.shape))
-        if found != expected or (spec.axes and array.ndim != len(spec.axes)):
+        if found != expected or not spec.fits(array.ndim):
             raise InvalidInputError(
                 f"{path} holds {found[0]} {found[1]}, but {self.manifest_path.name} says "
                 f"{expected[0]} {expected[1]}; {self.mend(name)}"
@@ -321,6 +401,7 @@ class Cache:
         """
         manifest = self.manifest
         sections = ["dataset", "encoder", "codebook", "split"] + (["text"] if with_language else [])
+        sections += [name for name in OPTIONAL_SECTIONS if name in manifest]
         arrays = {
             name: record["sha256"]
             for name, record in manifest["arrays"].items()
@@ -337,7 +418,7 @@ def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, An
     Args:
         cache: whose manifest is written, atomically.
         sections: top-level entries to set (`dataset`, `encoder`, `codebook`, `split`, `text`);
-            those of `steps` are set one by one, and None forgets a step.
+            those of `steps` are set one by one, and None forgets a step, or an optional section.
         arrays: per-array record `{file, shape, dtype, sha256}`; None removes the array's entry.
     """
     with cache.lock("manifest", wait_s=MANIFEST_WAIT_S):
@@ -350,6 +431,9 @@ def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, An
         records: dict[str, Any] = {**manifest["arrays"], **arrays}
         steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
         manifest = {**manifest, **sections}
+        for name in OPTIONAL_SECTIONS:
+            if manifest.get(name) is None:
+                manifest.pop(name, None)
         if steps:
             manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
         manifest["arrays"] = {name: r for name, r in records.items() if r is not None}
@@ -360,7 +444,8 @@ def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, An
 def require_arrays(cache: Cache, names: Iterable[str]) -> dict[str, np.ndarray]:
     """Map several arrays and check that they agree with each other.
 
-    World tokens are checked together with the codebook that they are tokens of.
+    World tokens are checked together with the codebook that they are tokens of, which is one of
+    pooled embeddings, or of what `view_embeddings` holds.
 
     Raises:
         InvalidInputError: the frame counts, embedding dims or codebook sizes differ, or a token
@@ -371,9 +456,14 @@ def require_arrays(cache: Cache, names: Iterable[str]) -> dict[str, np.ndarray]:
     checked = dict(arrays)
     if "world_tokens" in arrays:
         sizes["V"] = ("the manifest's codebook", cache.num_tokens)
+        sizes["W"] = ("the manifest's codebook", cache.num_slots)
         checked |= {name: cache.load(name) for name in cache.model_arrays if name not in arrays}
+    if "view_embeddings" in arrays:
+        shape = cache.observation_shape
+        sizes["P"] = ("the manifest's observation", shape.num_vectors)
+        sizes["M"] = ("the manifest's observation", shape.embedding_dim)
     for name, array in checked.items():
-        for axis, size in zip(cache.array_spec(name).axes, array.shape, strict=False):
+        for axis, size in _sizes_of(name, array, cache).items():
             first, expected = sizes.setdefault(axis, (name, size))
             if size != expected:
                 raise InvalidInputError(
@@ -388,3 +478,11 @@ def require_arrays(cache: Cache, names: Iterable[str]) -> dict[str, np.ndarray]:
                 f"V={cache.num_tokens} in {cache.folder}; {cache.mend('world_tokens')}"
             )
     return arrays
+
+
+def _sizes_of(name: str, array: np.ndarray, cache: Cache) -> dict[str, int]:
+    sizes = cache.array_spec(name).sizes(array.shape)
+    is_of_cells = (cache.manifest.get("codebook") or {}).get("slots", "frame") != "frame"
+    if name == "codebook_centroids" and is_of_cells and cache.has("view_embeddings"):
+        sizes["M"] = sizes.pop("D")
+    return sizes
