@@ -31,8 +31,9 @@ class RolloutConfig:
     Default: two a core, since each waits for the policy part of the time."""
     max_steps: int | None = None
     """Steps after which an episode has failed. Default: the suite's standard limit."""
-    camera_key: str | None = None
-    """Camera that the policy sees. Default: the one that it was trained on."""
+    camera_key: tuple[str, ...] = ()
+    """Cameras that the policy sees, as many as it was trained on and in that order. Default: those
+    that it was trained on. No other camera is rendered."""
     state_key: str | None = None
     """Robot state that the policy sees. Default: the one that it was trained on."""
     seed: int = 0

@@ -71,7 +71,7 @@ class EndlessSuite(MetaworldSuite):
 
     def open(self, task: str) -> MetaworldSimulator:
         """Build the simulator of one task."""
-        return _EndlessSimulator(task, self.rendering)
+        return _EndlessSimulator(task, self.rendering, self.image_keys)
 
 
 class _EndlessSimulator(MetaworldSimulator):
