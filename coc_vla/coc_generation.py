@@ -140,7 +140,7 @@ def run(config: CocGenerationConfig) -> GenerationSummary:
         config.dataset_name,
         dataset_root=config.dataset_root,
         revision=config.revision,
-        image_key=config.image_key,
+        image_keys=() if config.image_key is None else (config.image_key,),
         needs_images=config.is_model,
     )
     # A server decodes files itself; decoding and encoding them here is for nothing.

@@ -163,15 +163,14 @@ def _source_of(cache: Cache, config: InspectConfig) -> LeRobotSource:
     recorded = cache.manifest["dataset"]
     camera = config.image_key or recorded["image_key"]
     # What identifies the dataset covers the pictures that the tokens were made from.
-    for image_key in dict.fromkeys((camera, recorded["image_key"])):
-        source = open_dataset(
-            config.dataset_name,
-            dataset_root=config.dataset_root,
-            revision=config.revision,
-            image_key=image_key,
-            needs_images=True,
-        )
-    found = source.describe(recorded["image_key"])
+    source = open_dataset(
+        config.dataset_name,
+        dataset_root=config.dataset_root,
+        revision=config.revision,
+        image_keys=tuple(dict.fromkeys((camera, *cache.image_keys))),
+        needs_images=True,
+    )
+    found = source.describe(cache.image_keys)
     for entry in ("num_frames", "content_sha256"):
         if found[entry] != recorded[entry]:
             raise InvalidInputError(

@@ -99,7 +99,7 @@ def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob
     num_fitted = len(inputs.training_sample(config.max_fit_frames, config.seed))
     config.quantiser.check(config, num_fitted)
     print(
-        f"{inputs.source.name}: {inputs.source.num_frames} frames of {inputs.image_key}, "
+        f"{inputs.source.name}: {inputs.source.num_frames} frames of {inputs.image_keys[0]}, "
         f"{len(inputs.split.train)} training and {len(inputs.split.val)} validation episodes, "
         f"{len(inputs.source.tasks)} tasks"
     )

@@ -71,7 +71,7 @@ def embedding_pass(frames: int, width: int, folder: Path) -> Work:
             config = PrecomputeConfig(
                 dataset_name="bench/growth",
                 dataset_root=root,
-                image_key=CAMERA,
+                image_key=(CAMERA,),
                 cache_dir=Path(cache_dir),
                 vision_model_name="random-vit",
                 random_vit_size=VIT_SIZES[width],

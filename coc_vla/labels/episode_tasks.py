@@ -155,10 +155,11 @@ class TaskPlan:
     def settings(self) -> dict[str, Any]:
         """What labels of these episodes depend on, beside the author."""
         flags, columns, camera = self.flags, self.columns, self.image_key
+        cameras = () if camera is None else (camera,)
         key = flags.episode_id_key
         axes = flags.position_axes
         return {
-            "dataset_sha256": content_sha256(self.source.root, self.source.data_files, camera),
+            "dataset_sha256": content_sha256(self.source.root, self.source.data_files, cameras),
             # None as in files that were written before the column was kept.
             "episode_key": None if key == EPISODE_KEY else key,
             "instruction_origin": self.instructions.origin,

@@ -84,7 +84,7 @@ def stages(root, out, text_model):
         dataset_name=NAME,
         dataset_root=root,
         cache_dir=out / "cache",
-        image_key=CAMERA,
+        image_key=(CAMERA,),
         vision_model_name="random-vit",
         random_vit_size="tiny",
         random_vit_image_size=14,

@@ -61,7 +61,9 @@ def versioned(original, tmp_path, version):
 
 
 def opened(camera=TOP, **settings):
-    return open_dataset(NAME, image_key=camera, needs_images=True, **settings)
+    return open_dataset(
+        NAME, image_keys=() if camera is None else (camera,), needs_images=True, **settings
+    )
 
 
 def fetched(hub, part):
@@ -76,7 +78,7 @@ def test_a_copy_equals_the_hubs_dataset_and_is_used_without_the_hub(hub, home, o
     np.testing.assert_array_equal(frames_at(source, TOP, wanted), frames_at(local, TOP, wanted))
     hub.is_down = True
     again = opened()
-    assert again.describe(TOP) == source.describe(TOP) == local.describe(TOP)
+    assert again.describe([TOP]) == source.describe([TOP]) == local.describe([TOP])
 
 
 @pytest.mark.parametrize("path", ["meta/tasks.parquet", SECOND_FILE])
@@ -96,14 +98,14 @@ def test_an_interrupted_download_goes_on_and_fetches_only_the_rest(hub, home, pa
 
 def test_only_the_camera_that_is_needed_is_fetched_and_the_other_later(hub, original):
     first = opened()
-    identity = first.describe(TOP)["content_sha256"]
+    identity = first.describe([TOP])["content_sha256"]
     assert fetched(hub, "videos/") == [f"videos/{TOP}/chunk-000/file-000.mp4"]
     second = opened(WRIST)
     frames = frames_at(second, WRIST, np.arange(3))
     local = open_dataset(NAME, dataset_root=original)
     np.testing.assert_array_equal(frames, frames_at(local, WRIST, np.arange(3)))
     # What is fetched later makes no other dataset of it.
-    assert open_dataset(NAME).describe(TOP)["content_sha256"] == identity
+    assert open_dataset(NAME).describe([TOP])["content_sha256"] == identity
 
 
 @pytest.mark.parametrize("key", ["observation.tpo", None])

@@ -171,11 +171,11 @@ def test_an_empty_dataset_an_old_format_and_no_dataset_are_refused(copy, tmp_pat
 
 
 def test_the_identity_of_a_dataset_does_not_depend_on_its_folder(roots, copy):
-    original = opened(roots["image"]).describe(CAMERA)
-    assert opened(copy).describe(CAMERA) == original
+    original = opened(roots["image"]).describe([CAMERA])
+    assert opened(copy).describe([CAMERA]) == original
     assert original["recording"] == {"simulator": "drawn", "seed": 0}
     (copy / "meta" / "stats.json").write_text("{}")
-    assert opened(copy).describe(CAMERA) != original
+    assert opened(copy).describe([CAMERA]) != original
 
 
 @pytest.mark.parametrize(

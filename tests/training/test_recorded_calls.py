@@ -120,7 +120,7 @@ def test_recorded_embeddings_are_those_kernel_by_kernel(precision):
     blocks = [rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8) for _ in range(NUM_DIRECT + 4)]
     blocks.append(blocks[0][:3])
     found = list(encoder.encode_blocks(iter(blocks), 8))
-    assert len(encoder._recorded._recordings) == 1
+    assert len(encoder._recorded()._recordings) == 1
     for images, embeddings in zip(blocks, found, strict=True):
         inputs = {"images": torch.from_numpy(images).to(GPU)}
         np.testing.assert_array_equal(embeddings, encoder._embed(inputs).cpu().numpy())

@@ -101,16 +101,28 @@ class FittedEncoder(ABC):
     @property
     def weights_sha256(self) -> str:
         """SHA-256 of its arrays' numbers, one array behind the other."""
-        digest = hashlib.sha256()
-        for name in self.array_names:
-            digest.update(np.ascontiguousarray(self.arrays[name]).tobytes())
-        return digest.hexdigest()
+        return sha256_of(self.arrays[name] for name in self.array_names)
+
+    def encode_grid(
+        self, images: UInt8[np.ndarray, "B H W 3"], grid_size: int
+    ) -> tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]:
+        """Refuse, unless the kind has a map: this one embeds an image as a whole."""
+        raise InvalidInputError(
+            f"--embedding_grid {grid_size}: {self.kind} has no map to divide into cells, and the "
+            "largest grid is 1; take an encoder that has one, like efficientnet-lite0"
+        )
 
     def encode_blocks(
         self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int
     ) -> Iterator[Float[np.ndarray, "B D"]]:
         """Embed one block after another: decoding takes longer, and has threads of its own."""
         return map(self.encode, blocks)
+
+    def grid_blocks(
+        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int, grid_size: int
+    ) -> Iterator[tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]]:
+        """Embed one block after another, cells included."""
+        return (self.encode_grid(images, grid_size) for images in blocks)
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says about the encoder."""
@@ -127,3 +139,11 @@ class FittedEncoder(ABC):
             "is_stand_in": self.stand_in_note is not None,
             "note": self.stand_in_note,
         }
+
+
+def sha256_of(arrays: Iterable[np.ndarray]) -> str:
+    """Return the SHA-256 of arrays' numbers, one array behind the other."""
+    digest = hashlib.sha256()
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()

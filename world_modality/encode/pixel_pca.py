@@ -32,7 +32,7 @@ class PixelPcaFlags:
 
 
 @cache
-def _averaging_matrix(num_pixels: int, size: int) -> Float[np.ndarray, "size pixels"]:
+def averaging_matrix(num_pixels: int, size: int) -> Float[np.ndarray, "size pixels"]:
     """Return the weights that average `num_pixels` into `size` equal stretches.
 
     Target cell i covers [i, i + 1) * num_pixels / size of the source axis; each source pixel counts
@@ -62,8 +62,8 @@ def area_average(images: UInt8[np.ndarray, "B H W 3"], size: int) -> Float[np.nd
             f"images of {height}x{width} cannot be averaged down to --pixel_pca_size {size}; lower "
             f"it to {min(height, width)} or less"
         )
-    rows = _averaging_matrix(height, size)
-    columns = _averaging_matrix(width, size)
+    rows = averaging_matrix(height, size)
+    columns = averaging_matrix(width, size)
     narrow = rows @ images.reshape(batch, height, width * 3).astype(np.float32)
     cells = columns @ narrow.reshape(batch * size, width, 3)
     features: np.ndarray = cells.reshape(batch, size * size * 3) / np.float32(255)

@@ -5,20 +5,23 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 import torch
 from jaxtyping import Float, UInt8
 
+from world_modality.encode.pixel_pca import averaging_matrix
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.network import through_hub_proxy
 from world_modality.system.recorded_calls import RecordedCalls, Tensors
 
 if TYPE_CHECKING:
     from world_modality.encode.vision_encoders import Pooling, Precision, VisionEncoderFlags
+
+Encoded = TypeVar("Encoded")
 
 # Workers on a CPU; each holds the activations of a block.
 MAX_WORKERS = 4
@@ -139,33 +142,64 @@ class TransformersEncoder:
             return encode_side_by_side(self.encode, blocks, block_size)
         return self._one_ahead(blocks)
 
-    def _one_ahead(self, blocks: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+    def encode_grid(
+        self, images: UInt8[np.ndarray, "B H W 3"], grid_size: int
+    ) -> tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]:
+        """Embed images as a whole, as `encode` does, and cell by cell; float32.
+
+        Raises:
+            InvalidInputError: the map of patches has fewer rows or columns than the grid.
+        """
+        return _apart(self._embedded(images, grid_size).cpu().numpy())
+
+    def grid_blocks(
+        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int, grid_size: int
+    ) -> Iterator[tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]]:
+        """Embed block after block, cells included, several at a time, with the same numbers."""
+        if self.device.type == "cpu":
+            encode = partial(self.encode_grid, grid_size=grid_size)
+            return encode_side_by_side(encode, blocks, block_size)
+        return map(_apart, self._one_ahead(blocks, grid_size))
+
+    def _one_ahead(
+        self, blocks: Iterable[np.ndarray], grid_size: int | None = None
+    ) -> Iterator[np.ndarray]:
         """Yield a block's embeddings when the GPU has begun with the next block."""
         ahead: deque[_Arriving] = deque()
         for images in blocks:
-            ahead.append(_Arriving(self._embedded(images)))
+            ahead.append(_Arriving(self._embedded(images, grid_size)))
             if len(ahead) > 1:
                 yield ahead.popleft().array()
         for arriving in ahead:
             yield arriving.array()
 
-    def _embedded(self, images: np.ndarray) -> Float[torch.Tensor, "B D"]:
-        """Start to embed images; the result is on the device."""
+    def _embedded(
+        self, images: np.ndarray, grid_size: int | None = None
+    ) -> Float[torch.Tensor, "B ..."]:
+        """Start to embed images; the result is on the device, see `_embed`."""
         if self._on_device_processor is None:
             inputs = {"pixels": self._preprocess(images)}
         else:
             inputs = {"images": torch.from_numpy(images)}
         if self.device.type == "cpu":
-            return self._embed(inputs)
-        return self._recorded(
+            return self._embed(inputs, grid_size)
+        return self._recorded(grid_size)(
             {k: v.pin_memory().to(self.device, non_blocking=True) for k, v in inputs.items()}
         )
 
-    @cached_property
-    def _recorded(self) -> RecordedCalls:
-        return RecordedCalls(self._embed, self.device, f"the vision encoder {self.name}")
+    def _recorded(self, grid_size: int | None = None) -> RecordedCalls:
+        if grid_size not in self._recorded_by_grid:
+            embed = partial(self._embed, grid_size=grid_size)
+            calls = RecordedCalls(embed, self.device, f"the vision encoder {self.name}")
+            self._recorded_by_grid[grid_size] = calls
+        return self._recorded_by_grid[grid_size]
 
-    def _embed(self, inputs: Tensors) -> torch.Tensor:
+    @cached_property
+    def _recorded_by_grid(self) -> dict[int | None, RecordedCalls]:
+        return {}
+
+    def _embed(self, inputs: Tensors, grid_size: int | None = None) -> Float[torch.Tensor, "B ..."]:
+        """Return embeddings [B, D], or with a grid [B, 1 + g², D]: whole images, then cells."""
         autocast = torch.autocast(
             self.device.type, self.compute_dtype, enabled=self.compute_dtype != torch.float32
         )
@@ -176,7 +210,12 @@ class TransformersEncoder:
                 pixels = preprocess_on_device(processor, inputs["images"])
             with autocast:
                 hidden = self.model(pixel_values=pixels).last_hidden_state
-                return self._pool(hidden.float(), pixels.shape[-2], pixels.shape[-1])
+            hidden = hidden.float()
+            pooled = self._pool(hidden, pixels.shape[-2], pixels.shape[-1])
+            if grid_size is None:
+                return pooled
+            cells = self._cells(hidden, pixels.shape[-2], pixels.shape[-1], grid_size)
+            return torch.cat([pooled[:, None], cells], dim=1)
 
     def record(self) -> dict[str, Any]:
         """Return what the manifest says about the encoder."""
@@ -214,9 +253,8 @@ class TransformersEncoder:
     def _pool(self, hidden: torch.Tensor, height: int, width: int) -> torch.Tensor:
         if hidden.ndim == 4 and self.pooling == "mean":  # a convolutional network's [B, D, h, w]
             return hidden.mean(dim=(2, 3))
-        patch = getattr(self.model.config, "patch_size", None)
-        side = (patch, patch) if isinstance(patch, int) else patch
-        num_patches = (height // side[0]) * (width // side[1]) if side else None
+        patches = self._patches(height, width)
+        num_patches = patches[0] * patches[1] if patches else None
         num_prefix = hidden.shape[1] - num_patches if num_patches else -1
         if hidden.ndim != 3 or num_prefix < 0 or (self.pooling == "cls" and num_prefix == 0):
             raise InvalidInputError(
@@ -225,10 +263,62 @@ class TransformersEncoder:
             )
         return hidden[:, 0] if self.pooling == "cls" else hidden[:, num_prefix:].mean(dim=1)
 
+    def _patches(self, height: int, width: int) -> tuple[int, int] | None:
+        """Return the rows and columns of patches of an image, None where there are none."""
+        patch = getattr(self.model.config, "patch_size", None)
+        if not patch:
+            return None
+        side = (patch, patch) if isinstance(patch, int) else patch
+        return height // side[0], width // side[1]
+
+    def _cells(
+        self, hidden: torch.Tensor, height: int, width: int, grid_size: int
+    ) -> Float[torch.Tensor, "B cells D"]:
+        """Average what `_pool` has found to fit over the cells of a grid."""
+        if hidden.ndim == 4:
+            feature_map = hidden.permute(0, 2, 3, 1)
+        else:
+            rows, columns = self._patches(height, width) or (0, 0)
+            feature_map = hidden[:, -rows * columns :].unflatten(1, (rows, columns))
+        largest = min(feature_map.shape[1:3])
+        if not 1 <= grid_size <= largest:
+            raise InvalidInputError(
+                f"--embedding_grid {grid_size} must lie between 1 and {largest}: the map of "
+                f"{self.name} has {feature_map.shape[1]}x{feature_map.shape[2]} places"
+            )
+        return averages_of_cells(feature_map, grid_size)
+
+
+def averages_of_cells(
+    feature_map: Float[torch.Tensor, "B h w D"], grid_size: int
+) -> Float[torch.Tensor, "B cells D"]:
+    """Return the area averages of a map over g×g cells of equal size, row by row.
+
+    A place of the map that lies in several cells counts in each by its part there, so that the mean
+    of the cells is the mean of the map.
+    """
+    rows, columns = (
+        _averaging_matrix_on(num, grid_size, feature_map.device) for num in feature_map.shape[1:3]
+    )
+    narrow = torch.einsum("yh,bhwd->bywd", rows, feature_map)
+    return torch.einsum("xw,bywd->byxd", columns, narrow).flatten(1, 2)
+
+
+@cache
+def _averaging_matrix_on(num_pixels: int, size: int, device: torch.device) -> torch.Tensor:
+    # Kept for good: a recorded call reads it where it lies.
+    return torch.tensor(averaging_matrix(num_pixels, size), device=device)
+
+
+def _apart(
+    vectors: Float[np.ndarray, "B _ D"],
+) -> tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]:
+    return vectors[:, 0].copy(), vectors[:, 1:]
+
 
 def encode_side_by_side(
-    encode: Callable[[np.ndarray], np.ndarray], blocks: Iterable[np.ndarray], block_size: int
-) -> Iterator[np.ndarray]:
+    encode: Callable[[np.ndarray], Encoded], blocks: Iterable[np.ndarray], block_size: int
+) -> Iterator[Encoded]:
     """Yield what `encode` gives for each block, in order.
 
     Many threads on one block wait for each other at every layer, and for the slowest of them
@@ -247,7 +337,7 @@ def encode_side_by_side(
     pool = ThreadPoolExecutor(
         num_workers, initializer=torch.set_num_threads, initargs=(num_threads // num_workers,)
     )
-    ahead: deque[Future[np.ndarray]] = deque()
+    ahead: deque[Future[Encoded]] = deque()
     try:
         for block in blocks:
             if len(block) != block_size:

@@ -60,6 +60,28 @@ class VisionEncoder(Protocol):
     ) -> Iterator[Float[np.ndarray, "B D"]]:
         """Embed block after block, all but the last of `block_size` images, as fast as it can."""
 
+    def encode_grid(
+        self, images: UInt8[np.ndarray, "B H W 3"], grid_size: int
+    ) -> tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]:
+        """Embed images as a whole and cell by cell, from one pass of the model; float32.
+
+        Args:
+            images: RGB.
+            grid_size: g.
+
+        Returns:
+            What `encode` gives, and the exact area averages of the model's map (patch tokens, or
+            a convolutional network's output) over g×g cells of equal size, row by row.
+
+        Raises:
+            InvalidInputError: the encoder has no map, or one of fewer than g rows or columns.
+        """
+
+    def grid_blocks(
+        self, blocks: Iterable[UInt8[np.ndarray, "B H W 3"]], block_size: int, grid_size: int
+    ) -> Iterator[tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]]:
+        """Give what `encode_grid` gives for block after block, as `encode_blocks` does."""
+
     def record(self) -> dict[str, Any]:
         """Return what the manifest says about it; with `arrays`, enough for `load_encoder`."""
 

@@ -81,7 +81,7 @@ class EmbeddingJob:
         frames = self.inputs.training_sample(settings["fit_frames"], settings["seed"])
 
         def sampled() -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
-            source, camera = self.inputs.source, self.inputs.image_key
+            source, camera = self.inputs.source, self.inputs.image_keys[0]
             progress = tqdm(total=len(frames), unit="frame", desc=f"sample for {fitted.kind}")
             with progress, threadpool_limits(1, user_api="blas"):
                 for images in prefetch(frame_blocks(source, camera, frames, self.batch_size)):

@@ -29,8 +29,9 @@ class DatasetFlags:
     """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
     revision: str | None = None
     """Hub revision (tag, branch or commit) to pin the dataset to."""
-    image_key: str | None = None
-    """Camera to embed; may be left out where there is only one."""
+    image_key: tuple[str, ...] = ()
+    """Camera to embed, or several, each of which is a view of the frame; may be left out where
+    there is only one."""
     proprio_key: str = "observation.state"
     """Column of the robot's state; several joined by + are put one behind the other."""
     action_key: str = "action"
@@ -52,7 +53,7 @@ class PrecomputeInputs:
     """The dataset as the steps see it."""
 
     source: LeRobotSource
-    image_key: str
+    image_keys: tuple[str, ...]
     keys: ColumnKeys
     scan: ColumnScan
     split: Split
@@ -69,10 +70,10 @@ class PrecomputeInputs:
             flags.dataset_name,
             dataset_root=flags.dataset_root,
             revision=flags.revision,
-            image_key=flags.image_key,
+            image_keys=flags.image_key,
             needs_images=True,
         )
-        camera = source.camera(flags.image_key)
+        image_keys = source.cameras(flags.image_key)
         keys = ColumnKeys.of(
             source,
             state=flags.proprio_key,
@@ -89,7 +90,7 @@ class PrecomputeInputs:
             "train": drawn.train,
             "val": drawn.val,
         }
-        return cls(source, camera, keys, scan, drawn, section)
+        return cls(source, image_keys, keys, scan, drawn, section)
 
     @property
     def episodes(self) -> Episodes:
@@ -107,7 +108,7 @@ class PrecomputeInputs:
         }
         numbered = self.scan.numbered_ids
         return {
-            **self.source.describe(self.image_key),
+            **self.source.describe(self.image_keys),
             **self.keys.record,
             **names,
             **({} if numbered is None else {"episode_ids": numbered}),

@@ -279,7 +279,7 @@ class ShardSet:
         speed = write_embeddings(
             writer,
             job.inputs.source,
-            job.inputs.image_key,
+            job.inputs.image_keys[0],
             self.encoder(job),
             self.plan.batch_size,
             frames,

@@ -64,7 +64,7 @@ def embeddings_step(cache: Cache, job: EmbeddingJob) -> PassSpeed | None:
     for name, array in encoder.arrays.items():
         writer.put(name, array)
     if shards is None:
-        source, camera = job.inputs.source, job.inputs.image_key
+        source, camera = job.inputs.source, job.inputs.image_keys[0]
         speed = write_embeddings(writer, source, camera, encoder, job.batch_size)
     else:
         shards.write_missing(job)

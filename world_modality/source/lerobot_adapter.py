@@ -8,7 +8,7 @@ import errno
 import importlib.metadata
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from glob import escape
@@ -47,7 +47,7 @@ def open_dataset(
     *,
     dataset_root: Path | None = None,
     revision: str | None = None,
-    image_key: str | None = None,
+    image_keys: Sequence[str] = (),
     needs_images: bool = False,
 ) -> LeRobotSource:
     """Find a dataset and read its metadata; of a hub's, fetch what is not there yet.
@@ -56,8 +56,8 @@ def open_dataset(
         name: repository id, or the name given to a local dataset.
         dataset_root: a local dataset's folder.
         revision: hub revision to pin.
-        image_key: a camera; it has to exist even where its images are not needed.
-        needs_images: fetch the camera's video; no `image_key` stands for the only camera.
+        image_keys: cameras; they have to exist even where their images are not needed.
+        needs_images: fetch the cameras' videos; no `image_keys` stand for the only camera.
 
     Raises:
         MissingFileError: no such folder, and no hub that has it.
@@ -76,10 +76,10 @@ def open_dataset(
         )
     source = LeRobotSource.at(root, name, revision)
     parts = ["data/"]
-    if needs_images or image_key is not None:
-        camera = source.camera(image_key)
-        if needs_images and source.features[camera]["dtype"] == "video":
-            parts.append(f"videos/{camera}/")
+    if needs_images or image_keys:
+        for camera in source.cameras(image_keys):
+            if needs_images and source.features[camera]["dtype"] == "video":
+                parts.append(f"videos/{camera}/")
     if copy is not None:
         for part in parts:
             copy.fetch(part)

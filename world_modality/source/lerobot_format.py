@@ -192,16 +192,17 @@ def _flat(names: Any) -> list[str]:
     return [] if names is None else [str(names)]
 
 
-def content_sha256(root: Path, data_files: Sequence[Path], image_key: str | None) -> str:
+def content_sha256(root: Path, data_files: Sequence[Path], image_keys: Sequence[str]) -> str:
     """Return a hash of what a dataset is, wherever its folder lies.
 
-    Covers the metadata with its statistics and the names and sizes of all data files and of one
-    camera's videos: of a hub's dataset, no other camera has to be there.
+    Covers the metadata with its statistics and the names and sizes of all data files and of these
+    cameras' videos, in whatever order: of a hub's dataset, no other camera has to be there.
     """
     digest = hashlib.sha256()
     for path in (root / INFO_PATH, root / STATS_PATH, root / TASKS_PATH):
         digest.update(path.read_bytes() if path.exists() else b"-")
-    videos = [] if image_key is None else sorted(root.glob(f"videos/{escape(image_key)}/*/*.mp4"))
+    patterns = [f"videos/{escape(key)}/*/*.mp4" for key in sorted(image_keys)]
+    videos = [path for pattern in patterns for path in sorted(root.glob(pattern))]
     for path in [*data_files, *videos]:
         digest.update(f"{path.relative_to(root)} {path.stat().st_size}\n".encode())
     return digest.hexdigest()

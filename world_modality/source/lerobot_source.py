@@ -120,6 +120,22 @@ class LeRobotSource:
             raise MissingKeyError(f"{self._where} has {named}; choose one with --image_key")
         return cameras[0]
 
+    def cameras(self, image_keys: Sequence[str]) -> tuple[str, ...]:
+        """Return the cameras to read, in this order: those named, or the only one there is.
+
+        Raises:
+            MissingKeyError: no such camera, or several and none named.
+            InvalidInputError: a camera is named twice.
+        """
+        if not image_keys:
+            return (self.camera(None),)
+        for key in image_keys:
+            if image_keys.count(key) > 1:
+                raise InvalidInputError(
+                    f"--image_key names {key} {image_keys.count(key)} times; name each camera once"
+                )
+        return tuple(self.camera(key) for key in image_keys)
+
     def require(self, key: str) -> None:
         """Check that a column exists.
 
@@ -134,9 +150,10 @@ class LeRobotSource:
         names = dimension_names(self.features[key].get("names"), num_dims)
         return names if names and len(set(names)) == num_dims else None
 
-    def describe(self, image_key: str) -> dict[str, Any]:
+    def describe(self, image_keys: Sequence[str]) -> dict[str, Any]:
         """Return what a manifest says about the dataset, independent of where it lies.
 
+        All cameras that are read are named where there are several, the first alone otherwise.
         Of a simulator recording it keeps what concerns every frame, the rendering above all, and
         leaves the list of episodes with the dataset.
         """
@@ -144,14 +161,15 @@ class LeRobotSource:
         return {
             "name": self.name,
             "revision": self.revision,
-            "content_sha256": content_sha256(self.root, self.data_files, image_key),
+            "content_sha256": content_sha256(self.root, self.data_files, image_keys),
             "num_frames": self.num_frames,
             "num_episodes": int(self.info["total_episodes"]),
             "num_tasks": len(self.tasks),
             "tasks": {str(index): text for index, text in sorted(self.tasks.items())},
             "fps": self.fps,
-            "image_key": image_key,
-            "image_dtype": self.features[image_key]["dtype"],
+            "image_key": image_keys[0],
+            **({"image_keys": list(image_keys)} if len(image_keys) > 1 else {}),
+            "image_dtype": self.features[image_keys[0]]["dtype"],
             "camera_keys": self.camera_keys,
             "recording": recording,
         }

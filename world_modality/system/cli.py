@@ -78,13 +78,13 @@ def write_config(config: Any, path: Path) -> None:
 
 
 def flag_arguments(flags: Mapping[str, Any]) -> list[str]:
-    """Return the arguments that give a stage these flags; a flag that is None is left out."""
+    """Return the arguments that give a stage these flags; None and no values are left out."""
     arguments: list[str] = []
     for name, value in flags.items():
         if isinstance(value, bool):
             arguments.append(f"--{name}" if value else f"--no_{name}")
-        elif isinstance(value, list):
-            arguments += [f"--{name}", *map(str, value)]
+        elif isinstance(value, list | tuple):
+            arguments += [f"--{name}", *map(str, value)] if value else []
         elif value is not None:
             arguments += [f"--{name}", str(value)]
     return arguments

@@ -12,6 +12,7 @@ from benchmarks.demos.recording import EXECUTED_ACTION, SUCCESS, RecordedEpisode
 from benchmarks.rollouts.acting.suite_fit import joined_vectors
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.suite import Suite
+from world_modality.cache.contract import image_keys_of
 from world_modality.precompute.dataset_columns import joined_columns
 from world_modality.source.dataset_episodes import read_episodes
 from world_modality.source.frame_decoding import frames_at
@@ -75,13 +76,13 @@ class RecordedDemonstrations:
             InvalidInputError: it is of another suite, another dataset, or without signals.
         """
         dataset = checkpoint.manifest["dataset"]
-        name = dataset["name"]
+        name, image_keys = dataset["name"], image_keys_of(dataset)
         _require_recording(dataset.get("recording"), name, suite)
         try:
             source = open_dataset(
                 name,
                 dataset_root=config.dataset_root,
-                image_key=dataset["image_key"],
+                image_keys=image_keys,
                 needs_images=True,
             )
             signals = [
@@ -93,7 +94,7 @@ class RecordedDemonstrations:
                 f"the parity check replays {name}, which the checkpoint was trained on: {error}. "
                 f"Say where the recording lies with --dataset_root, or {WAIVE}"
             ) from error
-        found = content_sha256(source.root, source.data_files, dataset["image_key"])
+        found = content_sha256(source.root, source.data_files, image_keys)
         if found != dataset["content_sha256"]:
             raise InvalidInputError(
                 f"{source.root} is not the recording that the checkpoint was trained on (its "
