@@ -5,6 +5,7 @@ from typing import Any
 
 from world_modality.evaluation.metrics import (
     HorizonAccuracy,
+    SlotAccuracy,
     action_metrics,
     token_sums,
     trivial_errors,
@@ -42,7 +43,8 @@ class EvalOfflineResult:
         episodes: the policy's error sums and their counts per episode, and its token hits and
             their counts per horizon and episode, from which two checkpoints on the same cache can
             be compared pairwise.
-        world: accuracies per horizon on `all` and on `changed` frames; None for arm A.
+        world: accuracies per horizon on `all` and on `changed` frames, and where a frame has
+            several world tokens on those of each slot; None for arm A.
     """
 
     run: dict[str, Any]
@@ -109,6 +111,27 @@ def _print(result: EvalOfflineResult) -> None:
             print(f"  {row.horizon:>3}{row.frames_ahead:>8}{cells}{row.num_frames:>9}")
     first = result.world["all"][0].model_minus_bigram
     print(f"\n  top-1 at k = 1, model minus bigram: {first.percent} (in points, paired)")
+    _print_slots(result.world)
+
+
+def _print_slots(world: dict[str, list[HorizonAccuracy]]) -> None:
+    """Print what is known of each slot; nothing where a frame has one world token."""
+    rows = {
+        "mean" if name == "all" else name.removeprefix("all_slot"): horizons[0]
+        for name, horizons in world.items()
+        if name.startswith("all")
+    }
+    by_slot = {name: row for name, row in rows.items() if isinstance(row, SlotAccuracy)}
+    if not by_slot:
+        return
+    print("\nworld tokens by slot at k = 1, all frames; cross-entropy in nats (the rest in JSON)")
+    columns = ("model_top1", "copy_top1", "bigram_top1")
+    entropies = "".join(f"{f'{name} nats':>24}" for name in by_slot["mean"].cross_entropy)
+    print(f"  {'slot':>6}" + "".join(f"{column:>24}" for column in columns) + entropies)
+    for name, row in by_slot.items():
+        cells = [row.accuracy[column].percent for column in columns]
+        cells += [interval.with_decimals(3) for interval in row.cross_entropy.values()]
+        print(f"  {name:>6}" + "".join(f"{cell:>24}" for cell in cells))
 
 
 _COLUMNS = {

@@ -1,6 +1,7 @@
 """Corrupt the world token that a policy reads, and see whether its actions get worse."""
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -29,6 +30,13 @@ class CorruptWorldConfig(OfflineConfig):
     """Draws of each random corruption."""
     stale_steps: tuple[int, ...] = (1, 8, 32)
     """Ages in frames of the stale tokens."""
+    corrupt_slot: int | None = None
+    """Make only this world token of a frame wrong, counted from 0; without it all of them."""
+
+    def report_dir(self, report: str) -> Path:
+        """Return the folder for this report: one slot's does not replace that of all slots."""
+        slot = "" if self.corrupt_slot is None else f"_slot{self.corrupt_slot}"
+        return super().report_dir(report + slot)
 
     def __post_init__(self) -> None:
         if self.num_draws < 1:
@@ -47,7 +55,7 @@ class CorruptionEffect:
             logarithms, so no bound lies below 0. No value where either error is 0.
         ratio_per_draw: the ratio of each draw alone; their spread is the draws' noise. None where
             either error is 0.
-        changed_tokens: share of frames whose token the corruption really changed.
+        changed_tokens: share of the tokens made wrong that the corruption really changed.
     """
 
     corrupted_mse: float
@@ -63,7 +71,7 @@ class CorruptWorldResult:
     Attributes:
         run: what was evaluated.
         clean_mse: with the recorded tokens.
-        corruptions: each one's effect.
+        corruptions: each one's effect, by its spelling; `<name>@<slot>` where one slot is hit.
         episodes: summed squared errors per episode, `clean` and under each corruption (the mean
             over its draws), from which several seeds' ratios can be put together.
     """
@@ -81,14 +89,16 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
     opened = OfflineRun.open(config)
+    slots = _corrupted_slots(opened, config)
     with config.report_lock("corrupt_world"):
         counts = opened.episode_counts
         own = opened.input_tokens()
         recorded = opened.tokens[opened.val_frames] if own is None else own
+        recorded = recorded.reshape(len(recorded), -1)[:, slots]
         clean_sums = _sums_with(opened, own, "clean")
         effects = {}
         episodes = {"clean": clean_sums.tolist()}
-        for name, draws in _corruptions(opened, config).items():
+        for name, draws in _corruptions(opened, config, own).items():
             corrupted = np.stack(
                 [_sums_with(opened, opened.input_tokens(tokens), name) for tokens in draws]
             )
@@ -101,7 +111,9 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
                 corrupted,
                 mean,
                 mse_per_sum=1 / counts.sum(),
-                changed=float(np.mean([tokens != recorded for tokens in draws])),
+                changed=float(
+                    np.mean([t.reshape(len(t), -1)[:, slots] != recorded for t in draws])
+                ),
                 seed=config.seed,
             )
         result = CorruptWorldResult(
@@ -115,22 +127,45 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         return result
 
 
+def _corrupted_slots(opened: OfflineRun, config: CorruptWorldConfig) -> list[int]:
+    """Return the slots that are made wrong.
+
+    Raises:
+        InvalidInputError: a frame has no such slot.
+    """
+    num_slots, slot = opened.num_world_slots, config.corrupt_slot
+    if slot is None:
+        return list(range(num_slots))
+    if not 0 <= slot < num_slots:
+        raise InvalidInputError(
+            f"--corrupt_slot {slot}: a frame of {config.dataset_name} has {num_slots} world "
+            f"token{'s' if num_slots > 1 else ''}, numbered from 0 to {num_slots - 1}"
+        )
+    return [slot]
+
+
 def _sums_with(
-    opened: OfflineRun, tokens: Int[np.ndarray, " M"] | None, name: str
+    opened: OfflineRun, tokens: Int[np.ndarray, " M *W"] | None, name: str
 ) -> Float[np.ndarray, " E"]:
     """Return each episode's squared error where the policy reads these tokens (None: its own)."""
     errors = predict(opened.policy, opened.tensors, opened.val_frames, tokens, progress=name)
     return opened.episode_sums(errors)
 
 
-def _corruptions(opened: OfflineRun, config: CorruptWorldConfig) -> dict[str, list[np.ndarray]]:
-    """Return, by name, the tokens of each draw at the validation frames."""
+def _corruptions(
+    opened: OfflineRun, config: CorruptWorldConfig, own: Int[np.ndarray, " M *W"] | None
+) -> dict[str, list[np.ndarray]]:
+    """Return, by name, the tokens of each draw at the validation frames.
+
+    `own` is what is read there otherwise, None for the recorded tokens.
+    """
     recorded = opened.recorded_tokens
     corrupted: dict[str, list[np.ndarray]] = {}
     for kind in OFFLINE:
-        for one in map(kind.aged, config.stale_steps) if kind.lag else [kind]:
+        for every in map(kind.aged, config.stale_steps) if kind.lag else [kind]:
+            one = every.of_slot(config.corrupt_slot)
             corrupted[str(one)] = [
-                one.offline_tokens(recorded, np.random.default_rng([config.seed, i]))
+                one.offline_tokens(recorded, np.random.default_rng([config.seed, i]), own)
                 for i in range(1 if one.lag else config.num_draws)
             ]
     return corrupted
@@ -159,18 +194,20 @@ def _effect(
 def _print(result: CorruptWorldResult) -> None:
     print_header(result.run)
     print("\naction MSE in training std², corrupted / clean [95 % interval over episodes, paired]")
-    print(f"  {'corruption':14}{'MSE':>10}{'ratio':>30}{'draws':>7}{'tokens changed':>16}")
-    print(f"  {'clean':14}{result.clean_mse.value:>10.4f}")
+    width = max(14, *(len(name) + 2 for name in result.corruptions))
+    print(f"  {'corruption':{width}}{'MSE':>10}{'ratio':>30}{'draws':>7}{'tokens changed':>16}")
+    print(f"  {'clean':{width}}{result.clean_mse.value:>10.4f}")
     for name, effect in result.corruptions.items():
         print(
-            f"  {name:14}{effect.corrupted_mse:>10.4f}{effect.ratio!s:>30}"
+            f"  {name:{width}}{effect.corrupted_mse:>10.4f}{effect.ratio!s:>30}"
             f"{len(effect.ratio_per_draw):>7}{100 * effect.changed_tokens:>14.1f} %"
         )
     print("\n" + _reading(result))
 
 
 def _reading(result: CorruptWorldResult) -> str:
-    ratio = result.corruptions["task_shuffle"].ratio
+    name = next(one for one in result.corruptions if one.startswith("task_shuffle"))
+    ratio = result.corruptions[name].ratio
     if ratio.value is None:
         return "An action error is exactly 0: the ratio of corrupted to clean is not defined."
     if ratio.low is None or ratio.high is None:
@@ -178,6 +215,9 @@ def _reading(result: CorruptWorldResult) -> str:
     if ratio.low == ratio.high == 1:
         return "No corruption changes the actions: they do not depend on the world token."
     token, use = "Another frame's token of the same task", "the actions use what the token says"
+    if "@" in name:
+        slot = name.split("@")[1]
+        token, use = f"{token} in slot {slot}", f"the actions use what the token of slot {slot} says"
     more = f"{100 * (ratio.value - 1):.1f} %"
     return {
         -1: f"{token} lowers the action error: the token misleads.",

@@ -30,9 +30,10 @@ from benchmarks.speed.harness.measuring import (
 from world_modality.precompute.codebook_step import StoredRows
 from world_modality.system.cli import run_cli
 from world_modality.system.device import resolve_device
-from world_modality.tokens import kmeans
+from world_modality.tokens import torch_kmeans
+from world_modality.tokens.centroids import VqBackend, assign_world_tokens
 from world_modality.tokens.codebook import CodebookFlags
-from world_modality.tokens.kmeans import KMeans, VqBackend, assign_world_tokens
+from world_modality.tokens.kmeans import KMeans
 
 # The matrix product that stands for the machine's limit: N, V and D of one block.
 SGEMM_SHAPE = (16_384, 1_024, 768)
@@ -127,7 +128,7 @@ def measure_assignment(config: BenchCodebookConfig, rows: np.ndarray) -> Iterato
     product = torch.empty(num_rows, num_columns, device=device)
 
     def multiply() -> None:
-        with kmeans.full_precision():
+        with torch_kmeans.full_precision():
             torch.mm(left, right, out=product)
 
     part, centroids = rows[:ASSIGNED_ROWS], rows[: config.num_tokens]
@@ -160,9 +161,9 @@ def measure_memory(config: BenchCodebookConfig, folder: Path) -> Iterator[Figure
 
 def fit_mapped_rows(path: str, num_frames: int) -> None:
     """Fit to all rows of a mapped array, of which few are held in memory."""
-    kmeans.RESIDENT_BYTES = MEMORY_RESIDENT_BYTES
+    torch_kmeans.RESIDENT_BYTES = MEMORY_RESIDENT_BYTES
     rows = StoredRows(Path(path), np.arange(num_frames))
-    kmeans.fit_in_torch(rows, 128, device=torch.device("cpu"), seed=0, num_rounds=3)
+    torch_kmeans.fit_in_torch(rows, 128, device=torch.device("cpu"), seed=0, num_rounds=3)
 
 
 def measure(config: BenchCodebookConfig, folder: Path) -> Iterator[Figure]:

@@ -110,7 +110,7 @@ class Condition:
     explainer: Explainer
     episodes: EvaluatedEpisodes
     frames: Int[np.ndarray, "shares E"] | None = None
-    world_tokens: Int[np.ndarray, " N"] | None = None
+    world_tokens: Int[np.ndarray, " N *W"] | None = None
     temperature: float | None = None
 
     def losses(self) -> TextLosses:

@@ -8,15 +8,11 @@ import pytest
 import torch
 
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens import kmeans
+from world_modality.tokens import torch_kmeans
+from world_modality.tokens.centroids import assign_world_tokens, in_codebook_space, spread_of
 from world_modality.tokens.codebook import CodebookFlags, load_quantiser
-from world_modality.tokens.kmeans import (
-    KMeans,
-    assign_world_tokens,
-    fit_in_torch,
-    in_codebook_space,
-    kmeans_plus_plus,
-)
+from world_modality.tokens.kmeans import KMeans
+from world_modality.tokens.torch_kmeans import fit_in_torch, full_precision, kmeans_plus_plus
 
 CPU = torch.device("cpu")
 WITH_EACH_BACKEND = pytest.mark.parametrize("backend", ["faiss", "sklearn", "torch"])
@@ -136,7 +132,7 @@ def test_it_is_rebuilt_from_its_record_and_array():
     assert (again.num_codes, again.embedding_dim) == (8, 12)
     with pytest.raises(InvalidInputError, match="holds no codebook_centroids"):
         load_quantiser({"l2_normalize": True}, {})
-    with pytest.raises(InvalidInputError, match="kind 'unheard-of'; this release knows kmeans"):
+    with pytest.raises(InvalidInputError, match="kind 'unheard-of'; this release knows kmeans, residual, product"):
         load_quantiser({"kind": "unheard-of"}, codebook.arrays)
 
 
@@ -212,7 +208,7 @@ def test_empty_clusters_are_refilled(seed):
     rows = torch.from_numpy(sample(1000))
     far = torch.full((6, rows.shape[1]), 1e3) * torch.arange(1, 7)[:, None]
     centroids = torch.cat([rows[:4], far])
-    moved, _ = kmeans._lloyd(
+    moved, _ = torch_kmeans._lloyd(
         lambda: [rows], centroids, rows, np.random.default_rng(seed), (1e-3, 25)
     )
     counts = np.bincount(brute_force(rows.numpy(), moved.numpy()), minlength=10)
@@ -231,8 +227,8 @@ def test_it_is_no_worse_than_the_plain_algorithm_from_random_rows():
 def test_rows_beyond_memory_are_read_in_blocks(monkeypatch):
     rows = sample(6000)
     whole, whole_inertia = fit(rows, 80)
-    monkeypatch.setattr(kmeans, "RESIDENT_BYTES", 3000 * rows[0].nbytes)
-    monkeypatch.setattr(kmeans, "STREAM_ROWS", 512)
+    monkeypatch.setattr(torch_kmeans, "RESIDENT_BYTES", 3000 * rows[0].nbytes)
+    monkeypatch.setattr(torch_kmeans, "STREAM_ROWS", 512)
     counted = CountedRows(rows)
     centroids, measured = fit(counted, 80)
     assert counted.most <= 512
@@ -247,7 +243,7 @@ def test_lower_precision_elsewhere_in_the_program_changes_nothing():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        with kmeans.full_precision():
+        with full_precision():
             assert torch.get_float32_matmul_precision() == "highest"
         tokens = assign_world_tokens(rows, centroids, CPU)
         assert torch.get_float32_matmul_precision() == "medium"

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 
 from world_modality.evaluation.offline_run import OfflineRun
 from world_modality.policy.predictions import EVAL_BATCH_SIZE, FrameErrors, action_errors
@@ -98,14 +98,27 @@ class HorizonAccuracy:
 
 
 @dataclass(frozen=True)
+class SlotAccuracy(HorizonAccuracy):
+    """The same where a frame has several slots: of one of them, or of all together.
+
+    Attributes:
+        cross_entropy: of `model` and `bigram`, in nats a token.
+    """
+
+    cross_entropy: dict[str, Interval]
+
+
+@dataclass(frozen=True)
 class _Horizon:
     """What is to be predicted so many frames ahead, and which tokens count in each subset.
 
     Past the episode's end the rank is -1, and the target means nothing.
     """
 
+    number: int
     steps: int
     rank: Int[np.ndarray, "M slots"]
+    nats: Float[np.ndarray, "M slots"]
     source: Int[np.ndarray, "M slots"]
     target: Int[np.ndarray, "M slots"]
     counted: dict[str, Bool[np.ndarray, "M slots"]]
@@ -113,15 +126,19 @@ class _Horizon:
 
 def _horizons(run: OfflineRun, errors: FrameErrors) -> Iterator[_Horizon]:
     assert errors.token_rank is not None, "the arm predicts no tokens"
+    assert errors.token_nats is not None, "the arm predicts no tokens"
     tokens = _by_slot(run)
-    for number, rank in enumerate(errors.token_rank.swapaxes(0, 1), 1):
+    by_horizon = zip(
+        errors.token_rank.swapaxes(0, 1), errors.token_nats.swapaxes(0, 1), strict=True
+    )
+    for number, (rank, nats) in enumerate(by_horizon, 1):
         steps = number * run.policy.config.window.future_stride
-        rank = rank.reshape(len(rank), -1)
+        rank, nats = (values.reshape(len(values), -1) for values in (rank, nats))
         inside = rank >= 0
         source = tokens[errors.frames]
         target = tokens[np.where(inside[:, 0], errors.frames + steps, errors.frames)]
         counted = {"all": inside, "changed": inside & (source != target)}
-        yield _Horizon(steps, rank, source, target, counted)
+        yield _Horizon(number, steps, rank, nats, source, target, counted)
 
 
 def _by_slot(run: OfflineRun) -> Int[np.ndarray, "N slots"]:
@@ -133,45 +150,69 @@ def world_metrics(
 ) -> dict[str, list[HorizonAccuracy]]:
     """Return accuracies per horizon, on `all` frames and where the token has `changed`.
 
+    With several slots these are over all of them, and `all_slot0`, `changed_slot0`, … are of one.
+
     The bigram tables are counted on training episodes. Copying predicts w[t]; where w[t+k] differs
     from it, copying is wrong by construction, and a bigram that mostly copies nearly so. There
     `change_bigram` is the harder one to beat: counted on changed pairs alone, it knows what the
     policy does not, that the token changes.
     """
     metrics: dict[str, list[HorizonAccuracy]] = {"all": [], "changed": []}
-    for number, at in enumerate(_horizons(run, errors), 1):
+    for at in _horizons(run, errors):
         hits = {
             "model_top1": at.rank == 0,
             "model_top5": (at.rank >= 0) & (at.rank < 5),
             "copy_top1": at.source == at.target,
-            **_bigram_hits(run, at),
         }
-        gain = hits["model_top1"].astype(np.int8) - hits["bigram_top1"]
+        nats = {"model": at.nats}
+        for name, values in _bigram(run, at).items():
+            (nats if name == "bigram" else hits)[name] = values
+        num_slots = at.rank.shape[1]
         for subset, counted in at.counted.items():
-            means = {
-                name: run.mean_over_frames(
-                    errors.frames, (values * counted).sum(axis=1), counted.sum(axis=1), seed
-                )
-                for name, values in {**hits, "gain": gain}.items()
-            }
-            model_minus_bigram = means.pop("gain")
-            metrics[subset].append(
-                HorizonAccuracy(number, at.steps, int(counted.sum()), means, model_minus_bigram)
-            )
+            metrics[subset].append(_accuracy(run, errors, at, hits, nats, counted, seed))
+            for slot in range(num_slots if num_slots > 1 else 0):
+                only = counted & (np.arange(num_slots) == slot)
+                rows = metrics.setdefault(f"{subset}_slot{slot}", [])
+                rows.append(_accuracy(run, errors, at, hits, nats, only, seed))
     return metrics
 
 
-def _bigram_hits(run: OfflineRun, at: _Horizon) -> dict[str, Bool[np.ndarray, "M slots"]]:
-    """Return where tables hit that are counted slot by slot."""
-    hits: dict[str, list[np.ndarray]] = {}
+def _accuracy(
+    run: OfflineRun,
+    errors: FrameErrors,
+    at: _Horizon,
+    hits: dict[str, Bool[np.ndarray, "M slots"]],
+    nats: dict[str, Float[np.ndarray, "M slots"]],
+    counted: Bool[np.ndarray, "M slots"],
+    seed: int,
+) -> HorizonAccuracy:
+    """Average over the counted tokens."""
+
+    def mean(values: np.ndarray) -> Interval:
+        sums = (values * counted).sum(axis=1)
+        return run.mean_over_frames(errors.frames, sums, counted.sum(axis=1), seed)
+
+    accuracy = {name: mean(values) for name, values in hits.items()}
+    gain = mean(hits["model_top1"].astype(np.int8) - hits["bigram_top1"])
+    about = at.number, at.steps, int(counted.sum()), accuracy, gain
+    if counted.shape[1] == 1:
+        return HorizonAccuracy(*about)
+    return SlotAccuracy(*about, {name: mean(values) for name, values in nats.items()})
+
+
+def _bigram(run: OfflineRun, at: _Horizon) -> dict[str, Shaped[np.ndarray, "M slots"]]:
+    """Return where tables hit that are counted slot by slot, and the `bigram`'s cross-entropy."""
+    found: dict[str, list[np.ndarray]] = {}
     for tokens, source, target in zip(_by_slot(run).T, at.source.T, at.target.T, strict=True):
         fitted = tokens, run.tensors.episodes, run.train_ids, at.steps, run.num_world_tokens
-        top5 = BigramBaseline.fit(*fitted).top(source, 5)
+        bigram = BigramBaseline.fit(*fitted)
+        top5 = bigram.top(source, 5)
         where_to = BigramBaseline.fit(*fitted, changed_only=True).top(source, 1)
-        hits.setdefault("bigram_top1", []).append(top5[:, 0] == target)
-        hits.setdefault("bigram_top5", []).append((top5 == target[:, None]).any(axis=1))
-        hits.setdefault("change_bigram_top1", []).append(where_to[:, 0] == target)
-    return {name: np.stack(slots, axis=1) for name, slots in hits.items()}
+        found.setdefault("bigram_top1", []).append(top5[:, 0] == target)
+        found.setdefault("bigram_top5", []).append((top5 == target[:, None]).any(axis=1))
+        found.setdefault("change_bigram_top1", []).append(where_to[:, 0] == target)
+        found.setdefault("bigram", []).append(bigram.nats(source, target))
+    return {name: np.stack(slots, axis=1) for name, slots in found.items()}
 
 
 def token_sums(run: OfflineRun, errors: FrameErrors) -> dict[str, list[list[float]]]:

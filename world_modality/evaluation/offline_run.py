@@ -2,7 +2,7 @@
 
 import dataclasses
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
@@ -148,6 +148,11 @@ class OfflineRun:
         """Codebook size V."""
         return self.policy.config.frame.world.num_world_tokens
 
+    @property
+    def num_world_slots(self) -> int:
+        """World tokens a frame W."""
+        return self.policy.config.frame.world.num_world_slots
+
     def describe(self) -> dict[str, object]:
         """Return what every report of this run states about it."""
         encoder = self.cache.manifest["encoder"]
@@ -182,7 +187,15 @@ class OfflineRun:
             "codebook_tokens": codebook["num_tokens"],
             "codebook_seed": codebook.get("seed"),
             "pooling": manifest["encoder"].get("pooling"),
+            **self._slots_record(codebook),
         }
+
+    def _slots_record(self, codebook: Mapping[str, Any]) -> dict[str, object]:
+        """Return how a frame comes to have several world tokens; nothing where it has one."""
+        if self.num_world_slots == 1:
+            return {}
+        own = {f"codebook_{name}": codebook.get(name) for name in ("slots", "kind")}
+        return {"num_world_slots": self.num_world_slots, **own}
 
     def mean_over_frames(
         self,

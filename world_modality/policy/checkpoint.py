@@ -95,7 +95,7 @@ class Checkpoint:
             return
         sections = [
             name
-            for name in ("dataset", "encoder", "codebook", "split", "text", "arrays")
+            for name in ("dataset", "encoder", "observation", "codebook", "split", "text", "arrays")
             if cache.manifest.get(name) != self.manifest.get(name)
         ]
         raise InvalidInputError(
@@ -112,8 +112,8 @@ def checkpoint_arrays(cache: Cache) -> dict[str, Tensor]:
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
-    """Count how often training episodes have each world token, per task.
+def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks *W V"]:
+    """Count how often training episodes have each world token, per task (and slot).
 
     Rows are in the order of the manifest's `dataset.tasks`. Validation frames are left out, so that
     a rollout that draws tokens from these counts knows no more than the policy does.
@@ -124,9 +124,13 @@ def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks V"]:
     )
     frames = episodes.frames_of(cache.manifest["split"]["train"])
     rows = {int(task): row for row, task in enumerate(cache.manifest["dataset"]["tasks"])}
-    counts = np.zeros((len(rows), cache.num_tokens), dtype=np.int32)
-    tasks = [rows[task] for task in arrays["task_index"][frames].tolist()]
-    np.add.at(counts, (tasks, arrays["world_tokens"][frames]), 1)
+    tokens = arrays["world_tokens"][frames]
+    tasks = np.array([rows[task] for task in arrays["task_index"][frames].tolist()], dtype=int)
+    counts = np.zeros((len(rows), *tokens.shape[1:], cache.num_tokens), dtype=np.int32)
+    if tokens.ndim == 1:
+        np.add.at(counts, (tasks, tokens), 1)
+    else:
+        np.add.at(counts, (tasks[:, None], np.arange(tokens.shape[1]), tokens), 1)
     return counts
 
 

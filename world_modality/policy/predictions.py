@@ -27,6 +27,7 @@ class FrameErrors:
         valid: which chunk steps lie inside the episode.
         token_rank: how many tokens were rated above the true one (0 is a top-1 hit); -1 past the
             episode's end; None for an arm that predicts no tokens.
+        token_nats: cross-entropy of the true token; 0 past the episode's end; None likewise.
     """
 
     frames: Int[np.ndarray, " M"]
@@ -34,6 +35,7 @@ class FrameErrors:
     squared_error_raw: Float[np.ndarray, "M H"]
     valid: Bool[np.ndarray, "M H"]
     token_rank: Int[np.ndarray, "M K *W"] | None
+    token_nats: Float[np.ndarray, "M K *W"] | None = None
 
 
 @torch.inference_mode()
@@ -58,14 +60,17 @@ def predict(
         errors = list(action_errors(policy, output.actions, batch))
         if output.world_logits is not None:
             errors.append(token_rank(output.world_logits, batch.future_tokens))
+            errors.append(token_nats(output.world_logits, batch.future_tokens))
         parts.append([error.cpu() for error in errors])
     columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
+    rank, nats = columns[3:] if policy.config.predicts_world else (None, None)
     return FrameErrors(
         frames=frames,
         squared_error=columns[0],
         squared_error_raw=columns[1],
         valid=columns[2],
-        token_rank=columns[3] if policy.config.predicts_world else None,
+        token_rank=rank,
+        token_nats=nats,
     )
 
 
@@ -140,3 +145,12 @@ def token_rank(
     ids = torch.arange(logits.shape[-1], device=logits.device)
     above = (logits > score) | ((logits == score) & (ids < true))
     return above.sum(dim=-1).masked_fill(~inside, -1)
+
+
+def token_nats(
+    logits: Float[Tensor, "B K *W V"], future_tokens: Int[Tensor, "B K *W"]
+) -> Float[Tensor, "B K *W"]:
+    """Return the cross-entropy of the true token in nats; 0 where it lies past the episode."""
+    inside = future_tokens != IGNORED_TOKEN
+    score = logits.gather(-1, future_tokens.clamp(min=0)[..., None])[..., 0]
+    return (logits.float().logsumexp(dim=-1) - score.float()).masked_fill(~inside, 0)

@@ -1,11 +1,14 @@
-"""The codebook step: a quantiser fitted to stored embeddings, then one token for each frame."""
+"""The codebook step: a quantiser fitted to stored embeddings, then the tokens of each frame."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from world_modality.cache.contract import Cache
+from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.cache.writer import CacheWriter
 from world_modality.precompute.cache_steps import (
     done_step,
@@ -14,7 +17,18 @@ from world_modality.precompute.cache_steps import (
     require_space,
 )
 from world_modality.precompute.inputs import PrecomputeInputs
-from world_modality.tokens.codebook import QUANTISERS, CodebookFlags
+from world_modality.tokens.codebook import (
+    FIRST_SLOTS,
+    QUANTISERS,
+    CodebookFlags,
+    WorldSlots,
+)
+from world_modality.tokens.world_tokens import (
+    WorldTokeniser,
+    num_slot_vectors,
+    require_cells,
+    slot_vectors,
+)
 
 BLOCK_ROWS = 2_048
 # More frames than memory holds may be fitted; float16's rounding is seen on these.
@@ -22,7 +36,7 @@ ROUNDING_FRAMES = 65_536
 
 
 class StoredRows:
-    """Some frames of the embeddings on the disk, in float16; `Cache.load` has checked the file."""
+    """Some frames of an array on the disk, in float16; `Cache.load` has checked the file."""
 
     def __init__(self, path: Path, frames: Int[np.ndarray, " N"]) -> None:
         self.path, self.frames = path, frames
@@ -30,7 +44,7 @@ class StoredRows:
     def __len__(self) -> int:
         return len(self.frames)
 
-    def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
+    def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B *P D"]:
         """Copy rows; mapped again for every block, for pages that were read stay resident."""
         frames = self.frames[indices]
         blocks = [
@@ -40,6 +54,55 @@ class StoredRows:
             for start in range(0, len(frames), BLOCK_ROWS)
         ]
         return np.concatenate(blocks)
+
+
+@dataclass(frozen=True)
+class StoredVectors:
+    """The vectors of some frames that are quantised, frame by frame, read as they are asked for.
+
+    Attributes:
+        frames: whose vectors; rows of the pooled embeddings, or of the cells.
+        shape: of the cells.
+        slots: which vectors of a frame have tokens.
+    """
+
+    frames: StoredRows
+    shape: ObservationShape
+    slots: WorldSlots
+
+    @classmethod
+    def of(cls, cache: Cache, frames: Int[np.ndarray, " N"], slots: WorldSlots) -> "StoredVectors":
+        """Return the vectors of these frames of a cache."""
+        name = "embeddings" if slots == FIRST_SLOTS else cache.observation_array
+        return cls(StoredRows(cache.array_path(name), frames), cache.observation_shape, slots)
+
+    @property
+    def per_frame(self) -> int:
+        """How many vectors of a frame are quantised."""
+        return num_slot_vectors(self.shape, self.slots)
+
+    def __len__(self) -> int:
+        return len(self.frames) * self.per_frame
+
+    def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
+        """Copy vectors."""
+        if self.slots == FIRST_SLOTS:
+            return self.frames[indices]
+        frames, rows = np.unique(indices // self.per_frame, return_inverse=True)
+        vectors = slot_vectors(None, self.frames[frames], self.shape, self.slots)
+        return vectors[rows, indices % self.per_frame]
+
+
+def codebook_sample(
+    inputs: PrecomputeInputs, flags: CodebookFlags, vectors_per_frame: int
+) -> Int[np.ndarray, " N"]:
+    """Draw the training frames that the codebook is fitted to.
+
+    As many frames as hold no more vectors than `--vq_fit_frames`, so that neither memory nor time
+    of the fit grow with the number of slots.
+    """
+    num_frames = max(1, flags.max_fit_frames // vectors_per_frame)
+    return inputs.training_sample(num_frames, flags.seed)
 
 
 def codebook_step(
@@ -53,37 +116,48 @@ def codebook_step(
     The embeddings have been checked or written just before.
 
     Raises:
-        InvalidInputError: the disk or the memory is too small.
+        InvalidInputError: the disk or the memory is too small, or the frames have no vectors of
+            views or cells that could have tokens.
     """
+    read = "embeddings" if flags.world_slots == FIRST_SLOTS else cache.observation_array
     identity = {
-        "embeddings": cache.manifest["arrays"]["embeddings"]["sha256"],
+        read: cache.manifest["arrays"][read]["sha256"],
         "codebook": flags.codebook_settings,
         "split": inputs.split_section,
     }
     kind = flags.quantiser
     if is_done(cache, "codebook", identity, (*kind.array_names, "world_tokens")):
         return True
-    num_frames = inputs.source.num_frames
-    require_space(cache, {"world_tokens": (num_frames,)})
-    path = cache.array_path("embeddings")
-    sample = StoredRows(path, inputs.training_sample(flags.max_fit_frames, flags.seed))
-    print(f"fitting {flags.vq_num_tokens} codes to {len(sample)} training frames")
+    require_cells(flags.world_slots, are_kept=cache.has("view_embeddings"))
+    per_frame = num_slot_vectors(cache.observation_shape, flags.world_slots)
+    num_frames, num_slots = inputs.source.num_frames, per_frame * kind.levels(flags)
+    shape = (num_frames,) if num_slots == 1 else (num_frames, num_slots)
+    require_space(cache, {"world_tokens": shape})
+    frames = codebook_sample(inputs, flags, per_frame)
+    sample = StoredVectors.of(cache, frames, flags.world_slots)
+    print(f"fitting {flags.vq_num_tokens} codes to {_size(sample)}")
     quantiser = kind.fit(flags, sample, device)
+    if quantiser.explained_variance is not None:
+        print(f"the codebook explains {quantiser.explained_variance:.1%} of their variance")
+    tokeniser = WorldTokeniser(quantiser, flags.world_slots, sample.shape)
     writer = CacheWriter(cache, "codebook", identity)
     for name, array in quantiser.arrays.items():
         writer.put(name, array)
-    stored = StoredRows(path, np.arange(num_frames))
-    for start in range(writer.open("world_tokens", (num_frames,)), num_frames, BLOCK_ROWS):
-        block = np.arange(start, min(start + BLOCK_ROWS, num_frames))
-        writer.write(start, {"world_tokens": quantiser.encode(stored[block])})
+    stored = StoredRows(sample.frames.path, np.arange(num_frames))
+    step = max(1, BLOCK_ROWS // per_frame)
+    for start in range(writer.open("world_tokens", shape), num_frames, step):
+        block = stored[np.arange(start, min(start + step, num_frames))]
+        pooled, cells = (block, None) if flags.world_slots == FIRST_SLOTS else (None, block)
+        writer.write(start, {"world_tokens": tokeniser.encode(pooled, cells)})
     in_training = inputs.episodes.frame_mask(inputs.split.train)
     codebook = {
         **flags.codebook_settings,
         "num_tokens": quantiser.num_codes,
-        "fit_frames": len(sample),
+        **({} if num_slots == 1 else {"num_slots": num_slots}),
+        "fit_frames": len(frames),
         "fitted_on": "training episodes",
         **quantiser.fit_record,
-        "num_used": len(np.unique(writer.read_back("world_tokens")[in_training])),
+        **_usage(writer.read_back("world_tokens")[in_training], quantiser.num_levels),
         "rounding_to_spread": _rounding(sample),
     }
     sections = {
@@ -98,7 +172,19 @@ def codebook_step(
     return False
 
 
-def _rounding(sample: StoredRows) -> float:
+def _size(sample: StoredVectors) -> str:
+    frames = f"{len(sample.frames)} training frames"
+    return frames if sample.per_frame == 1 else f"{len(sample)} vectors of {frames}"
+
+
+def _usage(tokens: Int[np.ndarray, "N *W"], num_levels: int) -> dict[str, Any]:
+    """Return how many codes the training frames use; of several levels, the fewest of a level."""
+    by_level = tokens.reshape(-1, num_levels).T
+    used = [len(np.unique(level)) for level in by_level]
+    return {"num_used": min(used), **({} if num_levels == 1 else {"num_used_per_level": used})}
+
+
+def _rounding(sample: StoredVectors) -> float:
     """Return float16's rounding over the spread of the fitted embeddings."""
     num_seen = min(len(sample), ROUNDING_FRAMES)
     return rounding_to_spread(sample[np.linspace(0, len(sample) - 1, num_seen).astype(np.int64)])

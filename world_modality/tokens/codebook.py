@@ -7,17 +7,26 @@ flags of its own are a dataclass beside it that `CodebookFlags` inherits.
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
 from world_modality.system.errors import InvalidInputError, missing_key
-from world_modality.tokens.kmeans import KMeans, KMeansFlags
+from world_modality.tokens.centroids import KMeansFlags
+from world_modality.tokens.kmeans import KMeans
+from world_modality.tokens.multi_codebook import ProductQuantiser, ResidualQuantiser
 from world_modality.tokens.quantiser import Quantiser
 
 # What made a codebook whose record names no kind.
 FIRST_KIND = "kmeans"
-QUANTISERS: dict[str, type[Quantiser]] = {FIRST_KIND: KMeans}
+QUANTISERS: dict[str, type[Quantiser]] = {
+    FIRST_KIND: KMeans,
+    "residual": ResidualQuantiser,
+    "product": ProductQuantiser,
+}
+WorldSlots = Literal["frame", "view", "cell"]
+# What the tokens of a codebook are of whose record does not say it.
+FIRST_SLOTS: WorldSlots = "frame"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,11 +34,19 @@ class CodebookFlags(KMeansFlags):
     """Flags of the codebook."""
 
     vq_kind: str = FIRST_KIND
-    """Kind of the quantiser; kmeans is the one there is."""
+    """Kind of the quantiser: kmeans gives each vector one token; residual gives it one token for
+    each level, where a level quantises what the levels before it left; product gives it one token
+    for each of several parts."""
+    vq_levels: int | None = None
+    """Levels of residual (2 unless it is given), or parts of product (4)."""
     vq_num_tokens: int = 1024
-    """Size V of the codebook."""
+    """Size V of the codebook; residual and product have one of this size for each level."""
+    world_slots: WorldSlots = FIRST_SLOTS
+    """What has world tokens of its own: frame is the pooled embedding of the first view; view is
+    each view, by the mean of its cells; cell is each cell of each view. All share one codebook."""
     vq_fit_frames: int = 65_536
-    """At most this many training frames are sampled to fit the codebook; 0 is all."""
+    """At most this many training frames are sampled to fit the codebook, and fewer frames where
+    each has several vectors, so that there are no more vectors; 0 is all."""
     seed: int = 0
     """Seed of the sample and of the fit."""
 
@@ -39,9 +56,15 @@ class CodebookFlags(KMeansFlags):
 
         Raises:
             MissingKeyError: there is no such kind.
+            InvalidInputError: it has no levels, and a number of them is given.
         """
         if self.vq_kind not in QUANTISERS:
             raise missing_key("--vq_kind", self.vq_kind, QUANTISERS, "this release")
+        if self.vq_levels is not None and self.vq_kind == FIRST_KIND:
+            raise InvalidInputError(
+                f"--vq_levels {self.vq_levels} has no effect on --vq_kind {FIRST_KIND}, which has "
+                "one level; give --vq_kind residual or product"
+            )
         return QUANTISERS[self.vq_kind]
 
     @property
@@ -60,9 +83,13 @@ class CodebookFlags(KMeansFlags):
 
     @property
     def codebook_settings(self) -> dict[str, Any]:
-        """All settings of the codebook, as the manifest has them; k-means is named by no kind."""
+        """All settings of the codebook, as the manifest has them.
+
+        k-means is named by no kind, and tokens of whole frames by no slots.
+        """
         return {
             **({} if self.vq_kind == FIRST_KIND else {"kind": self.vq_kind}),
+            **({} if self.world_slots == FIRST_SLOTS else {"slots": self.world_slots}),
             "num_tokens": self.vq_num_tokens,
             **self.quantiser.settings(self),
             "fit_frames": self.vq_fit_frames,

@@ -3,6 +3,9 @@
 Offline, tokens can be moved between recorded frames. Closed loop has the training episodes' token
 counts and what the policy saw so far. Where the two differ, so do the names: `task_shuffle`
 permutes recorded frames of a task, `task_marginal` draws from the task's training frames.
+
+Where a frame has several tokens (slots), all of them are made wrong, or one: moved tokens are those
+of one other frame, drawn ones are drawn for each slot from what that slot had in training.
 """
 
 import dataclasses
@@ -23,7 +26,7 @@ Tokens = Int[np.ndarray, " M"]
 class RecordedTokens:
     """World tokens, the frames that are evaluated, and those that random tokens come from."""
 
-    tokens: Int[np.ndarray, " N"]
+    tokens: Int[np.ndarray, " N *W"]
     episodes: Episodes
     frames: Int[np.ndarray, " M"]
     train_frames: Int[np.ndarray, " P"]
@@ -58,6 +61,7 @@ class Corruption:
         offline, closed_loop: whether `intervention_corrupt_world` and `--corrupt_world` have it.
         older_name: what flags and results of older versions call it.
         lag: age of the token in frames; any number above 0 in the table.
+        slot: the only token of a frame that is made wrong; None for all.
     """
 
     name: str
@@ -70,39 +74,77 @@ class Corruption:
     closed_loop: bool = True
     older_name: str = ""
     lag: int = 0
+    slot: int | None = None
 
     def __str__(self) -> str:
-        return f"{self.name}:{self.lag}" if self.lag else self.name
+        name = f"{self.name}:{self.lag}" if self.lag else self.name
+        return name if self.slot is None else f"{name}@{self.slot}"
 
     @property
-    def severity(self) -> tuple[int, int]:
-        """Sort key: the less a token still says about its frame, the larger."""
-        return -[one.name for one in CORRUPTIONS].index(self.name), self.lag
+    def severity(self) -> tuple[int, int, int]:
+        """Sort key: the less a frame's tokens still say about it, the larger."""
+        place = [one.name for one in CORRUPTIONS].index(self.name)
+        return -place, self.lag, 1 if self.slot is None else -self.slot
 
     def aged(self, lag: int) -> "Corruption":
         """Return it with the token of `lag` frames before."""
         return dataclasses.replace(self, lag=lag, label=f"{self.label} {lag}")
 
-    def offline_tokens(self, recorded: RecordedTokens, rng: np.random.Generator) -> Tokens:
-        """Return what the policy reads at the evaluated frames instead of their own tokens."""
-        if self.pool is not None:
-            pool = self.pool(recorded.tokens[recorded.train_frames])
-            return rng.choice(pool, len(recorded.frames))
-        assert self.moved_from is not None, f"{self} is for closed loop"
-        return recorded.tokens[self.moved_from(recorded, self.lag, rng)]
+    def of_slot(self, slot: int | None) -> "Corruption":
+        """Return it with only this token of a frame made wrong; with None it is as it was."""
+        if slot is None:
+            return self
+        return dataclasses.replace(self, slot=slot, label=f"{self.label} (slot {slot})")
 
-    def shares(self, counts: Int[np.ndarray, "num_tasks V"]) -> Float[np.ndarray, "rows V"] | None:
+    def offline_tokens(
+        self,
+        recorded: RecordedTokens,
+        rng: np.random.Generator,
+        own: Int[np.ndarray, " M *W"] | None = None,
+    ) -> Int[np.ndarray, " M *W"]:
+        """Return what the policy reads at the evaluated frames instead of their own tokens.
+
+        Args:
+            recorded: what tokens are taken from.
+            rng: of random ones. One slot reads what it would read if all were made wrong.
+            own: what the other slots read where only one is made wrong, if not the recorded tokens.
+        """
+        wrong = self._all_wrong(recorded, rng)
+        if self.slot is None or wrong.ndim == 1:
+            return wrong
+        tokens = recorded.tokens[recorded.frames] if own is None else own.copy()
+        tokens[:, self.slot] = wrong[:, self.slot]
+        return tokens
+
+    def _all_wrong(
+        self, recorded: RecordedTokens, rng: np.random.Generator
+    ) -> Int[np.ndarray, " M *W"]:
+        if self.pool is None:
+            assert self.moved_from is not None, f"{self} is for closed loop"
+            return recorded.tokens[self.moved_from(recorded, self.lag, rng)]
+        trained, num_frames = recorded.tokens[recorded.train_frames], len(recorded.frames)
+        if trained.ndim == 1:
+            return rng.choice(self.pool(trained), num_frames)
+        return np.stack([rng.choice(self.pool(slot), num_frames) for slot in trained.T], axis=1)
+
+    def shares(
+        self, counts: Int[np.ndarray, "num_tasks *W V"]
+    ) -> Float[np.ndarray, "rows *W V"] | None:
         """Return how probable each token is in closed loop, from the training frames' counts.
 
-        A row for each task if tokens of the task are drawn, else one; None where none is drawn.
+        A row for each task if tokens of the task are drawn, else one; None where none is drawn. Of
+        several slots each has shares of its own.
         """
         if self.pool is None:
             return None
         rows = counts if self.of_task else counts.sum(axis=0, keepdims=True)
-        num_tokens = counts.shape[1]
-        pools = [self.pool(np.repeat(np.arange(num_tokens), row)) for row in rows]
+        num_tokens = counts.shape[-1]
+        pools = [
+            self.pool(np.repeat(np.arange(num_tokens), row)) for row in rows.reshape(-1, num_tokens)
+        ]
         drawn = np.stack([np.bincount(pool, minlength=num_tokens) for pool in pools])
-        return drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1)
+        shares = drawn / np.maximum(drawn.sum(axis=1, keepdims=True), 1)
+        return shares.reshape(rows.shape)
 
 
 # From the most wrong token to the policy's own. `uniform` leaves out codes that no training frame
@@ -136,7 +178,10 @@ CLOSED_LOOP = tuple(one for one in CORRUPTIONS if one.closed_loop)
 
 
 def spellings(offered: tuple[Corruption, ...]) -> dict[str, str]:
-    """Return the meaning of each corruption by the way it is spelled, `stale:<k>` for an age."""
+    """Return the meaning of each corruption by the way it is spelled, `stale:<k>` for an age.
+
+    In results `@<slot>` follows where only that token of a frame was made wrong.
+    """
     return {f"{one.name}:<k>" if one.lag else one.name: one.meaning for one in offered}
 
 
@@ -148,6 +193,9 @@ def read_corruption(
     Raises:
         InvalidInputError: it is none of them.
     """
+    name, *slots = text.split("@", 1)
+    if slots and re.fullmatch("[0-9]+", slots[0]):
+        return read_corruption(name, where, offered).of_slot(int(slots[0]))
     for one in offered:
         if text in (one.name, one.older_name or one.name) and not one.lag:
             return one

@@ -26,9 +26,12 @@ class Quantiser(ABC):
 
     Attributes:
         array_names: its arrays in a cache, a checkpoint, and `arrays`.
+        explained_variance: which share of the spread of the embeddings it was fitted to is not
+            quantisation error, in the space that it works in; None where that is not known.
     """
 
     array_names: ClassVar[tuple[str, ...]]
+    explained_variance: float | None = None
 
     @classmethod
     @abstractmethod
@@ -36,8 +39,13 @@ class Quantiser(ABC):
         """Return the settings that only this kind has, for the manifest's `codebook`."""
 
     @classmethod
-    def check(cls, flags: Any, num_frames: int) -> None:
-        """Refuse settings that cannot be fitted to so many frames, before any is embedded."""
+    def levels(cls, flags: Any) -> int:
+        """Return how many tokens the flags ask for of a vector."""
+        return 1
+
+    @classmethod
+    def check(cls, flags: Any, num_vectors: int) -> None:
+        """Refuse settings that cannot be fitted to so many vectors, before any is embedded."""
         if flags.vq_num_tokens < 1:
             raise InvalidInputError("--vq_num_tokens must be at least 1")
 
@@ -48,7 +56,7 @@ class Quantiser(ABC):
 
         Args:
             flags: the stage's `CodebookFlags`.
-            rows: of training frames, in float16.
+            rows: vectors of training frames, as the cache stores them.
             device: `--device`, for a kind that does not compute on the CPU alone.
         """
 
@@ -61,6 +69,11 @@ class Quantiser(ABC):
     @abstractmethod
     def num_codes(self) -> int:
         """V."""
+
+    @property
+    def num_levels(self) -> int:
+        """How many tokens it gives a vector."""
+        return 1
 
     @property
     @abstractmethod
@@ -78,5 +91,8 @@ class Quantiser(ABC):
         return {}
 
     @abstractmethod
-    def encode(self, embeddings: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N"]:
-        """Return the int32 world tokens, in [0, V), of embeddings as the cache stores them."""
+    def encode(self, embeddings: Float[np.ndarray, "N D"]) -> Int[np.ndarray, " N *levels"]:
+        """Return the int32 world tokens, in [0, V), of embeddings as the cache stores them.
+
+        One a vector, or [N, levels] where there are several.
+        """

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 from scipy import sparse
 
 from world_modality.source.episodes import Episodes, Split
@@ -37,6 +37,7 @@ class BigramBaseline:
         self._counts = sparse.coo_matrix((ones, (sources, targets)), shape=shape).tocsr()
         marginal = np.bincount(targets, minlength=num_tokens)
         self._tie_break = 0.4 * marginal / max(1, marginal.sum())
+        self._prior = (marginal + 1 / num_tokens) / (marginal.sum() + 1)
 
     @classmethod
     def fit(
@@ -74,6 +75,22 @@ class BigramBaseline:
                 :, :num_best
             ]
         return ranked[position]
+
+
+    def nats(
+        self, sources: Int[np.ndarray, " M"], targets: Int[np.ndarray, " M"]
+    ) -> Float[np.ndarray, " M"]:
+        """Return the cross-entropy of each target, given its source.
+
+        Counts are smoothed towards the targets' own frequencies, which weigh as much as one pair,
+        and these towards 1 / V (MacKay and Peto, 1995): a pair never seen in training is unlikely,
+        not impossible.
+        """
+        of_source = np.asarray(self._counts.sum(axis=1)).ravel()
+        of_pair = np.asarray(self._counts[sources, targets]).ravel()
+        shares = (of_pair + self._prior[targets]) / (of_source[sources] + 1)
+        nats: np.ndarray = -np.log(shares)
+        return nats
 
 
 @dataclass(frozen=True)
