@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.cache.contract import Cache
-from world_modality.encode.vision_encoders import VisionEncoderFlags
+from world_modality.encode.observation_encoder import ObservationFlags
 from world_modality.precompute.codebook_step import codebook_step
 from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed
 from world_modality.precompute.inputs import DatasetFlags, PrecomputeInputs
@@ -23,7 +23,7 @@ MIN_FRAMES_PER_TOKEN = 39
 
 
 @dataclass(frozen=True, kw_only=True)
-class PrecomputeConfig(CodebookFlags, VisionEncoderFlags, DatasetFlags):
+class PrecomputeConfig(CodebookFlags, ObservationFlags, DatasetFlags):
     """Embed every frame of a LeRobot dataset, fit a codebook, and write the cache."""
 
     split: str = "train"
@@ -99,11 +99,14 @@ def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob
     num_fitted = len(inputs.training_sample(config.max_fit_frames, config.seed))
     config.quantiser.check(config, num_fitted)
     print(
-        f"{inputs.source.name}: {inputs.source.num_frames} frames of {inputs.image_keys[0]}, "
+        f"{inputs.source.name}: {inputs.source.num_frames} frames of "
+        f"{', '.join(inputs.image_keys)}, "
         f"{len(inputs.split.train)} training and {len(inputs.split.val)} validation episodes, "
         f"{len(inputs.source.tasks)} tasks"
     )
-    return cache, EmbeddingJob(inputs, config, config.batch_size, device)
+    job = EmbeddingJob(inputs, config, config.batch_size, device)
+    job.check()
+    return cache, job
 
 
 def _write_shard(cache: Cache, job: EmbeddingJob, shard: FrameShard) -> PrecomputeResult:

@@ -159,7 +159,7 @@ def test_a_second_run_reuses_everything(config, monkeypatch):
     first = run(config)
     assert (first.reused, first.speed.num_frames) == ((), 135)
     fingerprint, before = first.cache.fingerprint(), files_of(first.cache)
-    monkeypatch.setattr(embedding_pass, "frame_blocks", None)  # no frame may be decoded
+    monkeypatch.setattr(embedding_pass, "view_blocks", None)  # no frame may be decoded
     second = run(config)
     assert second.reused == ("columns", "embeddings", "codebook")
     assert files_of(second.cache) == before
@@ -168,7 +168,7 @@ def test_a_second_run_reuses_everything(config, monkeypatch):
 
 def test_another_codebook_keeps_the_embeddings(config, monkeypatch):
     before = files_of(run(config).cache)
-    monkeypatch.setattr(embedding_pass, "frame_blocks", None)
+    monkeypatch.setattr(embedding_pass, "view_blocks", None)
     result = run(changed(config, vq_num_tokens=5, l2_normalize=True))
     assert result.reused == ("columns", "embeddings")
     assert result.cache.load("codebook_centroids").shape == (5, 6)

@@ -111,8 +111,8 @@ class FrameTensors:
 
     Args:
         arrays: `embeddings`, `states`, `actions`, `world_tokens` of the cache, and
-            `instruction_embeddings` for language. Embeddings are [N, D], or [N, P, D] with
-            `observation`; world tokens [N], or [N, W].
+            `instruction_embeddings` for language. Embeddings are those that the policy reads,
+            [N, D], or [N, P, D] with `observation`; world tokens [N], or [N, W].
         episodes: of the same cache.
         device: where the tensors live.
         mapped: leave the embeddings on the disk and copy rows of them batch by batch; they must
@@ -172,17 +172,24 @@ class FrameTensors:
         Raises:
             InvalidInputError, MissingFileError: the cache is damaged or incomplete.
         """
-        names = ["embeddings", "states", "actions", "world_tokens"]
+        observed = cache.observation_array
+        names = [observed, "states", "actions", "world_tokens"]
         if with_language:
             names.append("instruction_embeddings")
         arrays = require_arrays(cache, [*names, "episode_index", "task_index"])
+        observation = cache.observation_shape
+        embeddings = arrays.pop(observed)
+        row_shape = (*observation.axis, observation.embedding_dim)
+        # On the disk the axis of the vectors is there for one vector, too.
+        arrays["embeddings"] = embeddings.reshape(len(embeddings), *row_shape)
         episodes = Episodes.from_frames(
             arrays["episode_index"], arrays["task_index"], cache.episode_ids
         )
         num_bytes = sum(arrays[name].nbytes for name in _LARGE_ARRAYS if name in arrays)
         mapped = stays_on_disk(num_bytes, device, place)
-        tensors = cls(arrays, episodes, device, mapped=mapped)
-        for name in ("embeddings", "states", "actions"):
+        tensors = cls(arrays, episodes, device, mapped=mapped, observation=observation)
+        _require_finite(tensors.embeddings, observed, cache)
+        for name in ("states", "actions"):
             _require_finite(getattr(tensors, name), name, cache)
         if tensors.instructions is not None:
             _require_finite(tensors.instructions, "instruction_embeddings", cache)
@@ -288,7 +295,7 @@ def mean_and_std(
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if isinstance(array, np.memmap) and array.filename is not None:
         # Read, not copied out of the map, whose pages would count as memory on top of the copy.
-        array = np.load(array.filename, allow_pickle=False)
+        array = np.load(array.filename, allow_pickle=False).reshape(array.shape)
     return torch.from_numpy(array).to(device)
 
 

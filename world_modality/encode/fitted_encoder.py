@@ -107,8 +107,13 @@ class FittedEncoder(ABC):
         self, images: UInt8[np.ndarray, "B H W 3"], grid_size: int
     ) -> tuple[Float[np.ndarray, "B D"], Float[np.ndarray, "B cells D"]]:
         """Refuse, unless the kind has a map: this one embeds an image as a whole."""
-        raise InvalidInputError(
-            f"--embedding_grid {grid_size}: {self.kind} has no map to divide into cells, and the "
+        raise self.no_map(grid_size)
+
+    @classmethod
+    def no_map(cls, grid_size: int) -> InvalidInputError:
+        """Build the error for a grid that is asked of a kind without a map."""
+        return InvalidInputError(
+            f"--embedding_grid {grid_size}: {cls.kind} has no map to divide into cells, and the "
             "largest grid is 1; take an encoder that has one, like efficientnet-lite0"
         )
 

@@ -85,8 +85,14 @@ class ObservationEncoder:
         """What a policy reads of a frame."""
         dim = self.encoder.embedding_dim
         if self.components is not None:
-            dim = len(self.components.components)
+            dim = self.components.num_components
         return ObservationShape(dim, self.num_views, self.grid_size)
+
+    @property
+    def cell_shape(self) -> tuple[int, int] | None:
+        """P and M of the cells of a frame; None where none are stored."""
+        shape = self.shape
+        return (shape.num_vectors, shape.embedding_dim) if self.stores_cells else None
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
@@ -105,7 +111,7 @@ class ObservationEncoder:
         components = None
         if self.components is not None:
             fitted_to = {"encoder_sha256": self.record()["weights_sha256"]}
-            components = {**self.components.record, **fitted_to}
+            components = {**self.components.record(), **fitted_to}
         return {
             "image_keys": list(image_keys),
             "grid_size": self.grid_size,

@@ -21,6 +21,7 @@ from jaxtyping import Int32
 from torch import Tensor
 
 from world_modality.cache.contract import Cache, require_arrays
+from world_modality.cache.manifest_differences import differences
 from world_modality.policy.config import (
     PolicyConfig,
     TrainConfig,
@@ -40,6 +41,9 @@ _LENGTH_BYTES = 2
 _COMMENT = re.compile(rb"sha256:[0-9a-f]{64}")
 _COMMENT_BYTES = len("sha256:") + 64
 _BLOCK_BYTES = 2**20
+# Sections of a manifest of which two caches' differences are shown, at most so many.
+_COMPARED = ("dataset", "encoder", "observation", "codebook")
+_SHOWN = 3
 
 
 @dataclass(frozen=True)
@@ -93,15 +97,18 @@ class Checkpoint:
         with_language = self.policy_config.reads_language
         if cache.fingerprint(with_language=with_language) == self.cache_fingerprint:
             return
+        there, here = self.manifest, cache.manifest
         sections = [
             name
-            for name in ("dataset", "encoder", "observation", "codebook", "split", "text", "arrays")
-            if cache.manifest.get(name) != self.manifest.get(name)
+            for name in (*_COMPARED, "split", "text", "arrays")
+            if here.get(name) != there.get(name)
         ]
+        shown = differences(*({name: m.get(name) for name in _COMPARED} for m in (there, here)))
+        details = f" ({'; '.join(shown[:_SHOWN])})" if shown else ""
         raise InvalidInputError(
             f"the checkpoint was trained on another cache than {cache.folder}: "
-            f"{', '.join(sections)} differ; give the cache it was trained on "
-            f"({self.manifest['dataset'].get('name')}), or train again"
+            f"{', '.join(sections)} differ{details}; "
+            f"give the cache it was trained on ({there['dataset'].get('name')}), or train again"
         )
 
 

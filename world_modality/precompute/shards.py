@@ -7,9 +7,9 @@ has nothing to merge.
 """
 
 import json
+import math
 import re
 import shutil
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,21 @@ from typing import Any
 import numpy as np
 
 from world_modality.cache.contract import ARRAYS, PRECOMPUTE_COMMAND, Cache, sha256_of_json
+from world_modality.cache.manifest_differences import differences
 from world_modality.cache.writer import CacheWriter
-from world_modality.encode.vision_encoders import VisionEncoder
+from world_modality.encode.observation_encoder import ObservationEncoder, load_components
 from world_modality.precompute.cache_steps import require_space
-from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed, write_embeddings
+from world_modality.precompute.embedding_pass import (
+    EmbeddingJob,
+    PassSpeed,
+    array_shapes,
+    write_embeddings,
+)
 from world_modality.system.errors import InvalidInputError, UserError
 from world_modality.system.output_lock import OutputLock
 
 # A model is the same under another path.
 NOT_COMPARED = ("encoder.name", "encoder.revision")
-SHOWN_CHARACTERS = 60
 # The first shard fits a fitted encoder; the others wait for it.
 PLAN_WAIT_S = 3600.0
 MERGE_BYTES = 1 << 26
@@ -82,6 +87,7 @@ class ShardPlan:
         identity: the job's.
         encoder: the encoder's record; of a fitted one, with the hash of its weights.
         compute: device and number format that the encoder computes with.
+        observation: the manifest's section of that name; None where no cells are stored.
     """
 
     num_shards: int
@@ -89,6 +95,7 @@ class ShardPlan:
     identity: dict[str, Any]
     encoder: dict[str, Any]
     compute: dict[str, str]
+    observation: dict[str, Any] | None = None
 
     @classmethod
     def of(cls, folder: Cache) -> "ShardPlan":
@@ -107,6 +114,8 @@ class ShardPlan:
     def content(self) -> dict[str, Any]:
         """Return it as a manifest holds it."""
         content: dict[str, Any] = json.loads(json.dumps(asdict(self)))
+        if self.observation is None:
+            del content["observation"]
         return content
 
     @property
@@ -114,10 +123,12 @@ class ShardPlan:
         """Number of frames N of all shards."""
         return int(self.identity["dataset"]["num_frames"])
 
-    @property
-    def embedding_dim(self) -> int:
-        """D."""
-        return int(self.encoder["embedding_dim"])
+    def shapes(self, num_frames: int) -> dict[str, tuple[int, ...]]:
+        """Return the shape of each array of so many frames."""
+        section, cell_shape = self.observation, None
+        if section is not None:
+            cell_shape = (int(section["num_vectors"]), int(section["embedding_dim"]))
+        return array_shapes(num_frames, int(self.encoder["embedding_dim"]), cell_shape)
 
     def frames(self, index: int) -> range:
         """Return the frames of a shard."""
@@ -129,33 +140,13 @@ class ShardPlan:
         Raises:
             InvalidInputError: names each difference.
         """
-        found, asked = _entries(self.content()), _entries(other.content())
-        names = [name for name in {**found, **asked} if name not in NOT_COMPARED]
-        differences = [
-            f"{name} is {_shown(found, name)} there, {_shown(asked, name)} here"
-            for name in names
-            if found.get(name) != asked.get(name)
-        ]
-        if differences:
+        found = differences(self.content(), other.content(), NOT_COMPARED)
+        if found:
             raise InvalidInputError(
-                f"{folder} holds shards that were made otherwise: {'; '.join(differences)}; give "
+                f"{folder} holds shards that were made otherwise: {'; '.join(found)}; give "
                 f"the same flags (and the same kind of device) for every shard, or remove {folder} "
                 "to begin again"
             )
-
-
-def _entries(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return all values of nested objects by their dotted name."""
-    entries: dict[str, Any] = {}
-    for key, value in content.items():
-        name = f"{prefix}{key}"
-        entries |= _entries(value, f"{name}.") if isinstance(value, dict) else {name: value}
-    return entries
-
-
-def _shown(entries: Mapping[str, Any], name: str) -> str:
-    text = json.dumps(entries[name]) if name in entries else "absent"
-    return text if len(text) <= SHOWN_CHARACTERS else f"{text[:SHOWN_CHARACTERS]}…"
 
 
 class ShardFolder(Cache):
@@ -201,8 +192,14 @@ class ShardSet:
             found = cls.find(cache)
             if found is None:
                 encoder = job.make_encoder()
-                record, compute = encoder.record(), encoder.compute
-                plan = ShardPlan(num_shards, batch_size, job.identity, record, compute)
+                plan = ShardPlan(
+                    num_shards,
+                    batch_size,
+                    job.identity,
+                    encoder.record(),
+                    encoder.encoder.compute,
+                    encoder.observation_record(job.inputs.image_keys),
+                )
                 writer = CacheWriter(root, "plan", plan.content())
                 for name, array in encoder.arrays.items():
                     writer.put(name, array)
@@ -236,18 +233,18 @@ class ShardSet:
             job.identity,
             self.plan.encoder,
             self.plan.compute if compute is None else compute,
+            self.plan.observation,
         )
         self.plan.require_same(asked, self.folder)
 
-    def encoder(self, job: EmbeddingJob) -> VisionEncoder:
-        """Return the encoder of all shards: the job's own, or the one that was fitted for all."""
-        fitted = job.flags.fitted_kind
-        if fitted is None:
-            return job.make_encoder()
-        root = _root(self.cache)
-        return fitted.load(
-            self.plan.encoder, {name: root.load(name) for name in fitted.array_names}
-        )
+    def encoder(self, job: EmbeddingJob) -> ObservationEncoder:
+        """Return the encoder of all shards: what is fitted was fitted once, for all of them."""
+        root, fitted = _root(self.cache), job.flags.fitted_kind
+        arrays = {name: root.load(name) for name in job.encoder_arrays}
+        encoder = job.built if fitted is None else fitted.load(self.plan.encoder, arrays)
+        section = self.plan.observation
+        components = None if section is None else load_components(section, arrays, encoder)
+        return job.observation_encoder(encoder, components)
 
     def shard(self, index: int) -> ShardFolder:
         """Return the folder of a shard."""
@@ -274,12 +271,12 @@ class ShardSet:
     def _write(self, index: int, job: EmbeddingJob) -> PassSpeed:
         shard, frames = self.shard(index), self.plan.frames(index)
         plan = self.plan.content()
-        require_space(shard, {"embeddings": (len(frames), self.plan.embedding_dim)})
+        require_space(shard, self.plan.shapes(len(frames)))
         writer = CacheWriter(shard, "embeddings", {"plan": plan, "index": index})
         speed = write_embeddings(
             writer,
             job.inputs.source,
-            job.inputs.image_keys[0],
+            job.inputs.image_keys,
             self.encoder(job),
             self.plan.batch_size,
             frames,
@@ -308,7 +305,7 @@ class ShardSet:
             self.write(index, job)
 
     def merge_into(self, writer: CacheWriter) -> PassSpeed:
-        """Copy the rows of all shards into the array `embeddings`, which the caller publishes.
+        """Copy the rows of all shards into the cache's arrays, which the caller publishes.
 
         Goes on where an interrupted merge stopped.
 
@@ -319,10 +316,13 @@ class ShardSet:
             UserError: a shard is missing, being written, damaged, or not of this plan.
         """
         num_frames = seconds = 0.0
-        done = writer.open("embeddings", (self.plan.num_frames, self.plan.embedding_dim))
+        shapes = self.plan.shapes(self.plan.num_frames)
+        done = {name: writer.open(name, shape) for name, shape in shapes.items()}
         for index in range(self.plan.num_shards):
             with self.lock(index):
-                section = self._copy(index, writer, done)
+                for name, num_rows in done.items():
+                    self._copy(index, name, writer, num_rows)
+                section = self.shard(index).manifest["shard"]
             num_frames += section["num_frames"]
             seconds += section["seconds"]
         return PassSpeed(int(num_frames), seconds)
@@ -331,24 +331,23 @@ class ShardSet:
         """Remove the shards, once the cache holds their rows."""
         shutil.rmtree(self.folder)
 
-    def _copy(self, index: int, writer: CacheWriter, done: int) -> dict[str, Any]:
-        """Copy a shard's rows from row `done` of the whole on; return what it says of itself."""
+    def _copy(self, index: int, name: str, writer: CacheWriter, done: int) -> None:
+        """Copy a shard's rows of an array from row `done` of the whole on."""
         shard, frames = self.shard(index), self.plan.frames(index)
         self.plan.require_same(ShardPlan.of(shard), self.folder)
-        shape = shard.load("embeddings").shape
-        if shape != (len(frames), self.plan.embedding_dim):
+        shape, expected = shard.load(name).shape, self.plan.shapes(len(frames))[name]
+        if shape != expected:
             raise InvalidInputError(
-                f"{shard.array_path('embeddings')} has shape {list(shape)}, expected "
-                f"[{len(frames)}, {self.plan.embedding_dim}]; {shard.mend()}"
+                f"{shard.array_path(name)} has shape {list(shape)}, expected {list(expected)}; "
+                f"{shard.mend()}"
             )
-        row_bytes = self.plan.embedding_dim * np.dtype(ARRAYS["embeddings"].dtype).itemsize
+        row_bytes = math.prod(expected[1:]) * np.dtype(ARRAYS[name].dtype).itemsize
         block = max(MERGE_BYTES // row_bytes, 1)
         for start in range(max(done, frames.start), frames.stop, block):
             # Mapped again for every block: pages stay resident as long as their map.
-            rows = np.load(shard.array_path("embeddings"), mmap_mode="r", allow_pickle=False)
+            rows = np.load(shard.array_path(name), mmap_mode="r", allow_pickle=False)
             first = start - frames.start
-            writer.write(start, {"embeddings": rows[first : first + block]})
-        return dict(shard.manifest["shard"])
+            writer.write(start, {name: rows[first : first + block]})
 
     def _is_whole(self, index: int) -> bool:
         shard = self.shard(index)
@@ -356,7 +355,8 @@ class ShardSet:
             return False
         self.plan.require_same(ShardPlan.of(shard), self.folder)
         try:
-            shard.load("embeddings")
+            for name in self.plan.shapes(0):
+                shard.load(name)
         except UserError as error:
             print(f"shard {index} is written again: {error}")
             shard.manifest_path.unlink()

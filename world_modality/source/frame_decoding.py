@@ -4,8 +4,8 @@ Many episodes share a video file, which is decoded forwards instead of sought. I
 `image_decoding`.
 """
 
-from collections.abc import Iterator
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
+from itertools import pairwise, tee
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float64, Int, UInt8
 
 from world_modality.source.dataset_episodes import TIME_KEY, episode_table
-from world_modality.source.image_decoding import image_blocks
+from world_modality.source.image_decoding import RgbImage, image_blocks
 from world_modality.source.lerobot_format import MEND
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.errors import InvalidInputError, MissingFileError
@@ -34,20 +34,60 @@ YUV_MATRICES = frozenset({1, 2, 4, 5, 6, 7, 9})
 def frame_blocks(
     source: LeRobotSource, image_key: str, indices: Int[np.ndarray, " N"], block_size: int
 ) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
+    """Decode frames of one camera; see `view_blocks`."""
+    for (images,) in view_blocks(source, [image_key], indices, block_size):
+        yield images
+
+
+def view_blocks(
+    source: LeRobotSource,
+    image_keys: Sequence[str],
+    indices: Int[np.ndarray, " N"],
+    block_size: int,
+) -> Iterator[tuple[UInt8[np.ndarray, "B _ _ 3"], ...]]:
     """Decode frames in ascending order, `block_size` at a time; memory does not grow with N.
+
+    Cameras that are stored as images lie in the same rows, which are read once for all of them.
 
     Args:
         source: the dataset.
-        image_key: one of its cameras, stored as images or as video.
+        image_keys: cameras of it, stored as images or as video; each has an image size of its own.
         indices: strictly ascending global frame indices.
         block_size: frames per block; the last block may be smaller.
 
+    Yields:
+        the images of each camera, in the order of `image_keys`.
+
     Raises:
-        InvalidInputError: the camera measures depth, or a frame has other colours than RGB and
-            grey, differs in size, or is not there.
+        InvalidInputError: a camera measures depth, or a frame has other colours than RGB and
+            grey, differs in size from others of its camera, or is not there.
     """
     if len(indices) > 1 and not (np.diff(indices) > 0).all():
         raise ValueError("frame indices must ascend strictly")
+    for image_key in image_keys:
+        _require_colours(source, image_key)
+    stored = [key for key in image_keys if source.features[key]["dtype"] == "image"]
+    blocks: dict[str, Iterator[Sequence[np.ndarray]]] = {
+        key: _video_blocks(source, key, indices, block_size)
+        for key in image_keys
+        if key not in stored
+    }
+    if stored:
+        together = tee(image_blocks(source, stored, indices, block_size), len(stored))
+        for camera, (key, own) in enumerate(zip(stored, together, strict=True)):
+            blocks[key] = _of_camera(own, camera)
+    checked = [_whole(source, key, blocks[key], indices) for key in image_keys]
+    yield from zip(*checked, strict=True)
+
+
+def _of_camera(
+    blocks: Iterator[list[list[RgbImage]]], camera: int
+) -> Iterator[Sequence[np.ndarray]]:
+    for block in blocks:
+        yield [images[camera] for images in block]
+
+
+def _require_colours(source: LeRobotSource, image_key: str) -> None:
     feature = source.features[image_key]
     described = {**(feature.get("video_info") or {}), **(feature.get("info") or {})}
     if described.get("is_depth_map") or described.get("video.is_depth_map"):
@@ -55,10 +95,18 @@ def frame_blocks(
             f"camera {image_key} of {source.name} measures depth, expected colours; choose another "
             "with --image_key"
         )
-    read = image_blocks if feature["dtype"] == "image" else _video_blocks
+
+
+def _whole(
+    source: LeRobotSource,
+    image_key: str,
+    blocks: Iterator[Sequence[np.ndarray]],
+    indices: Int[np.ndarray, " N"],
+) -> Iterator[UInt8[np.ndarray, "B H W 3"]]:
+    """Yield the blocks of one camera, checked: its images are of one size, and all there."""
     sizes: set[tuple[int, ...]] = set()
     done = 0
-    for images in read(source, image_key, np.asarray(indices), block_size):
+    for images in blocks:
         sizes |= {image.shape for image in images}
         if len(sizes) > 1:
             raise InvalidInputError(f"camera {image_key} changes its image size: {sorted(sizes)}")
@@ -90,7 +138,7 @@ class _VideoSpan(NamedTuple):
 
 def _video_blocks(
     source: LeRobotSource, image_key: str, indices: Int[np.ndarray, " N"], block_size: int
-) -> Iterator[list[UInt8[np.ndarray, "H W 3"]]]:
+) -> Iterator[list[RgbImage]]:
     """Yield the images of `block_size` frames at a time; each file is decoded forwards, once."""
     images: list[np.ndarray] = []
     for path, timestamps in _video_requests(source, image_key, indices):

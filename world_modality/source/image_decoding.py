@@ -33,21 +33,33 @@ LAST_PNG_CHUNK = b"\x00\x00\x00\x00IEND\xaeB`\x82"
 RGB_PNG_HEADER = bytes([8, 2, 0, 0, 0])
 # Chunks that change no pixel. Others may: a text or EXIF says that the image is to be turned.
 PLAIN_PNG_CHUNKS = {b"IHDR", b"IDAT", b"IEND", b"gAMA", b"cHRM", b"sRGB", b"pHYs", b"tIME"}
+RgbImage = UInt8[np.ndarray, "H W 3"]
 _of_thread = threading.local()
 
 
 def image_blocks(
-    source: LeRobotSource, image_key: str, indices: Int[np.ndarray, " N"], block_size: int
-) -> Iterator[list[UInt8[np.ndarray, "H W 3"]]]:
-    """Yield the images of `block_size` frames at a time, decoded one block ahead."""
+    source: LeRobotSource,
+    image_keys: Sequence[str],
+    indices: Int[np.ndarray, " N"],
+    block_size: int,
+) -> Iterator[list[list[RgbImage]]]:
+    """Yield the images of `block_size` frames at a time, decoded one block ahead.
 
-    def decoded(contents: Sequence[bytes], frames: np.ndarray) -> list[np.ndarray]:
-        pairs = zip(contents, frames.tolist(), strict=True)
-        return [decode_image(content, image_key, frame) for content, frame in pairs]
+    The rows of the dataset are read once for all cameras.
 
-    encoded = encoded_images(source, image_key, indices)
+    Yields:
+        for each frame its images, one a camera.
+    """
+
+    def decoded(files: Sequence[list[bytes]], frames: np.ndarray) -> list[list[np.ndarray]]:
+        return [
+            [decode_image(file, key, frame) for file, key in zip(own, image_keys, strict=True)]
+            for own, frame in zip(files, frames.tolist(), strict=True)
+        ]
+
+    encoded = _encoded_views(source, image_keys, indices)
     num_threads = min(len(os.sched_getaffinity(0)), MAX_DECODE_THREADS)
-    ahead: deque[list[Future[list[np.ndarray]]]] = deque()
+    ahead: deque[list[Future[list[list[np.ndarray]]]]] = deque()
     with ThreadPoolExecutor(num_threads) as pool:
         for start in range(0, len(indices), block_size):
             wanted = indices[start : start + block_size]
@@ -59,9 +71,9 @@ def image_blocks(
                 ]
             )
             if len(ahead) > 1:
-                yield [image for job in ahead.popleft() for image in job.result()]
+                yield [images for job in ahead.popleft() for images in job.result()]
         for jobs in ahead:
-            yield [image for job in jobs for image in job.result()]
+            yield [images for job in jobs for images in job.result()]
 
 
 def encoded_images(source: LeRobotSource, image_key: str, indices: np.ndarray) -> Iterator[bytes]:
@@ -75,7 +87,16 @@ def encoded_images(source: LeRobotSource, image_key: str, indices: np.ndarray) -
     Raises:
         InvalidInputError: a frame has no image, or there is no such frame.
     """
+    for (file,) in _encoded_views(source, [image_key], indices):
+        yield file
+
+
+def _encoded_views(
+    source: LeRobotSource, image_keys: Sequence[str], indices: np.ndarray
+) -> Iterator[list[bytes]]:
+    """Yield the files of each frame, one a camera; arguments and errors as `encoded_images`."""
     done = first = 0
+    wanted_columns = [*image_keys, INDEX_KEY]
     for path in source.data_files:
         metadata = source.open_parquet(path).metadata
         for group in range(metadata.num_row_groups):
@@ -83,21 +104,19 @@ def encoded_images(source: LeRobotSource, image_key: str, indices: np.ndarray) -
             if not len(_within(indices, first, end)):
                 first = end
                 continue
-            for batch in source.batches(path, [image_key, INDEX_KEY], PARQUET_BATCH_ROWS, group):
+            for batch in source.batches(path, wanted_columns, PARQUET_BATCH_ROWS, group):
                 wanted = _within(indices, first, first + batch.num_rows)
                 if len(wanted):
                     frames = to_numpy(batch.column(INDEX_KEY), INDEX_KEY, path)
                     source.require_order(frames.reshape(-1), first, path)
-                for frame in wanted.tolist():
-                    yield _file_of(
-                        batch.column(image_key)[frame - first].as_py(), source, image_key
-                    )
+                for row in (wanted - first).tolist():
+                    yield [_file_of(batch.column(k)[row].as_py(), source, k) for k in image_keys]
                 done += len(wanted)
                 first += batch.num_rows
     if done != len(indices):
         raise InvalidInputError(
-            f"{source.name} has {first} frames of camera {image_key}, but {len(indices)} were "
-            f"asked for, {indices[0]} to {indices[-1]}, of which it has {done}"
+            f"{source.name} has {first} frames of camera {', '.join(image_keys)}, but "
+            f"{len(indices)} were asked for, {indices[0]} to {indices[-1]}, of which it has {done}"
         )
 
 

@@ -13,7 +13,12 @@ from jaxtyping import Float16, Int, Int32
 from threadpoolctl import ThreadpoolController
 
 from benchmarks.rollouts.config import RolloutConfig
-from world_modality.encode.vision_encoders import VisionEncoder
+from world_modality.cache.frame_shapes import ObservationShape
+from world_modality.encode.observation_encoder import (
+    ObservationEmbeddings,
+    ObservationEncoder,
+    load_observation_encoder,
+)
 from world_modality.precompute.embedding_pass import to_float16
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.codebook import FIRST_SLOTS
