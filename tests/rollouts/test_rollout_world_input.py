@@ -9,7 +9,7 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from benchmarks.rollouts.acting.world_input import WorldInput
+from benchmarks.rollouts.acting.world_input import Tokens, WorldInput
 from benchmarks.suite import EpisodeSpec
 from tests.fixtures.policy import tiny_policy_config
 from world_modality.policy.config import TrainConfig
@@ -38,7 +38,7 @@ def world_input(text: str, policy: Any) -> WorldInput:
     return WorldInput.of(read_corruption(text, "--corrupt_world", CLOSED_LOOP), policy)
 
 
-def draws(text: str, number: int = 1000, **changes) -> list[int]:
+def draws(text: str, number: int = 1000, **changes) -> list[Tokens]:
     world = world_input(text, checkpoint()).begin(dataclasses.replace(EPISODE, **changes))
     return [world.token(OWN, step) for step in range(number)]
 

@@ -126,7 +126,7 @@ class FrameEncoder:
         shape = self.encoder.shape
         return embeddings.cells.reshape(-1, *shape.axis, shape.embedding_dim)
 
-    def tokens(self, embeddings: ObservationEmbeddings) -> Int32[np.ndarray, "n *W"]:
+    def tokens(self, embeddings: ObservationEmbeddings) -> Int32[np.ndarray, " n *W"]:
         """Assign world tokens to frames that `embed` embedded."""
         pooled, cells = embeddings.pooled, embeddings.cells
         world_axis = () if self.tokeniser.num_slots == 1 else (self.tokeniser.num_slots,)

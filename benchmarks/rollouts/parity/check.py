@@ -179,8 +179,8 @@ class _Comparison:
         if recorded.states.shape == here.states.shape:
             state_difference = float(np.abs(recorded.states - here.states).max())
         views = [
-            self._view(keys, recorded.images, here.images, *measured)
-            for keys, *measured in zip(cameras, images, distances, strict=True)
+            self._view(keys, recorded.images, here.images, image, distance)
+            for keys, image, distance in zip(cameras, images, distances, strict=True)
         ]
         return EpisodeParity(
             episode=episode,
