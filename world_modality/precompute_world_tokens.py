@@ -6,7 +6,7 @@ from typing import Any
 
 from world_modality.cache.contract import Cache
 from world_modality.encode.observation_encoder import ObservationFlags
-from world_modality.precompute.codebook_step import codebook_step
+from world_modality.precompute.codebook_step import check_codebook, codebook_step
 from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed
 from world_modality.precompute.inputs import DatasetFlags, PrecomputeInputs
 from world_modality.precompute.shards import FrameShard
@@ -96,8 +96,7 @@ def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob
     """Check the dataset; return the cache to write, and what is embedded for it."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     inputs = PrecomputeInputs.read(config)
-    num_fitted = len(inputs.training_sample(config.max_fit_frames, config.seed))
-    config.quantiser.check(config, num_fitted)
+    check_codebook(inputs, config, _observed(inputs, config))
     print(
         f"{inputs.source.name}: {inputs.source.num_frames} frames of "
         f"{', '.join(inputs.image_keys)}, "
