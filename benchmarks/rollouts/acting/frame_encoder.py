@@ -115,8 +115,7 @@ class FrameEncoder:
                 embedded = self.encoder.encode(blocks)
                 pooled[chosen] = to_float16(embedded.pooled, int(chosen[0]))
                 if cells is not None and embedded.cells is not None:
-                    flat = embedded.cells.reshape(len(chosen), -1)
-                    cells[chosen] = to_float16(flat, int(chosen[0])).reshape(-1, *of_frame)
+                    cells[chosen] = to_float16(embedded.cells, int(chosen[0]))
         return ObservationEmbeddings(pooled, cells)
 
     def read(self, embeddings: ObservationEmbeddings) -> Float16[np.ndarray, "n *P M"]:
