@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from world_modality.cache.contract import Cache
+from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.encode.observation_encoder import ObservationFlags
 from world_modality.precompute.codebook_step import check_codebook, codebook_step
 from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed
@@ -96,7 +97,6 @@ def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob
     """Check the dataset; return the cache to write, and what is embedded for it."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     inputs = PrecomputeInputs.read(config)
-    check_codebook(inputs, config, _observed(inputs, config))
     print(
         f"{inputs.source.name}: {inputs.source.num_frames} frames of "
         f"{', '.join(inputs.image_keys)}, "
@@ -104,6 +104,9 @@ def open_job(config: PrecomputeConfig, device: str) -> tuple[Cache, EmbeddingJob
         f"{len(inputs.source.tasks)} tasks"
     )
     job = EmbeddingJob(inputs, config, config.batch_size, device)
+    config.check_observation()
+    cells = ObservationShape(1, len(inputs.image_keys), config.embedding_grid)
+    check_codebook(inputs, config, cells if job.stores_cells else None)
     job.check()
     return cache, job
 

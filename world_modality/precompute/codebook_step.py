@@ -105,6 +105,26 @@ def codebook_sample(
     return inputs.training_sample(num_frames, flags.seed)
 
 
+def check_codebook(
+    inputs: PrecomputeInputs, flags: CodebookFlags, cells: ObservationShape | None
+) -> None:
+    """Refuse a codebook that cannot be fitted to these frames, before any is embedded.
+
+    Args:
+        inputs: the dataset.
+        flags: of the codebook.
+        cells: that will be kept of a frame; None where the pooled vector is all.
+
+    Raises:
+        InvalidInputError: too few training frames, a setting that the kind does not have, or tokens
+            of cells where there are none.
+    """
+    require_cells(flags.world_slots, are_kept=cells is not None)
+    per_frame = num_slot_vectors(cells or ObservationShape(1), flags.world_slots)
+    num_vectors = len(codebook_sample(inputs, flags, per_frame)) * per_frame
+    flags.quantiser.check(flags, num_vectors)
+
+
 def codebook_step(
     cache: Cache, inputs: PrecomputeInputs, flags: CodebookFlags, device: str
 ) -> bool:
