@@ -4,6 +4,7 @@ Reads the cache and nothing else; prints a report and writes `analysis.json`, `a
 `config.json`.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +15,12 @@ from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.tokens.analysis import Analysis, advice, analyze_cache
 from world_modality.tokens.analysis_report import report_json, report_text, save_plot
+from world_modality.tokens.slots_report import (
+    save_slots_plot,
+    slots_advice,
+    slots_json,
+    slots_text,
+)
 
 
 @dataclass(frozen=True)
@@ -28,8 +35,12 @@ class AnalyzeConfig:
     """Split of the LeRobot dataset, the prefix of the cache's files (LeRobot datasets have one)."""
     max_k: int = 8
     """Longest horizon, in frames, that tokens are predicted ahead."""
+    slot: int | None = None
+    """Where a frame has several world tokens: print and draw everything about this one, counted
+    from 0; without it, a row for each."""
     out_dir: Path | None = None
-    """Folder of the output; `<cache folder>/analysis` by default."""
+    """Folder of the output; by default `analysis` in the cache's folder, `analysis_slot<i>` for one
+    of several slots."""
     max_probe_frames: int = 50_000
     """The linear probe takes at most this many training frames, and as many validation frames."""
     seed: int = 0
@@ -38,9 +49,9 @@ class AnalyzeConfig:
 
 @dataclass(frozen=True)
 class AnalyzeResult:
-    """The figures, the advice, and where they were written."""
+    """The figures of each slot, the advice, and where they were written."""
 
-    analysis: Analysis
+    analyses: list[Analysis]
     advice: list[tuple[str, str]]
     json_path: Path
     plot_path: Path
@@ -57,23 +68,52 @@ def run(config: AnalyzeConfig) -> AnalyzeResult:
         if value < 1:
             raise InvalidInputError(f"--{flag} must be at least 1, not {value}")
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    out_dir = config.out_dir or cache.folder / "analysis"
-    _ = cache.manifest  # before the folder is made: a mistyped name makes none
+    slots = _analyzed_slots(cache, config)  # before the folder is made: a mistyped name makes none
+    is_part = len(slots) < cache.num_slots
+    out_dir = config.out_dir or cache.folder / (
+        f"analysis_slot{slots[0]}" if is_part else "analysis"
+    )
     with OutputLock(out_dir, "--out_dir"):
-        analysis = analyze_cache(cache, config.max_k, config.max_probe_frames, config.seed)
-        sentences = advice(analysis)
-        print(report_text(analysis, sentences))
-
+        analyses = [
+            analyze_cache(cache, config.max_k, config.max_probe_frames, config.seed, slot)
+            for slot in slots
+        ]
+        if len(analyses) == 1:
+            sentences = advice(analyses[0])
+            text, content = report_text(analyses[0], sentences), report_json(analyses[0], sentences)
+        else:
+            sentences = slots_advice(analyses)
+            text, content = slots_text(analyses, sentences), slots_json(analyses, sentences)
+        print(text)
         result = AnalyzeResult(
-            analysis, sentences, out_dir / "analysis.json", out_dir / "analysis.png"
+            analyses, sentences, out_dir / "analysis.json", out_dir / "analysis.png"
         )
         write_config(config, out_dir / "config.json")
         tokens_sha256 = cache.manifest["arrays"]["world_tokens"]["sha256"]
-        content = {**report_json(analysis, sentences), "world_tokens_sha256": tokens_sha256}
-        write_json(result.json_path, content)
-        save_plot(analysis, result.plot_path)
+        write_json(result.json_path, {**content, "world_tokens_sha256": tokens_sha256})
+        if len(analyses) == 1:
+            save_plot(analyses[0], result.plot_path)
+        else:
+            save_slots_plot(analyses, result.plot_path)
         print(f"\nwrote {result.json_path} and {result.plot_path}")
         return result
+
+
+def _analyzed_slots(cache: Cache, config: AnalyzeConfig) -> Sequence[int | None]:
+    """Return the slots to analyze; None stands for the only token of a frame.
+
+    Raises:
+        InvalidInputError: a frame has no such slot.
+    """
+    num_slots, slot = cache.num_slots, config.slot
+    if slot is not None and not 0 <= slot < num_slots:
+        raise InvalidInputError(
+            f"--slot {slot}: a frame of {config.dataset_name} has {num_slots} world "
+            f"token{'s' if num_slots > 1 else ''}, numbered from 0 to {num_slots - 1}"
+        )
+    if num_slots == 1:
+        return [None]
+    return range(num_slots) if slot is None else [slot]
 
 
 def main() -> None:

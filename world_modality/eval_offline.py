@@ -126,12 +126,12 @@ def _print_slots(world: dict[str, list[HorizonAccuracy]]) -> None:
         return
     print("\nworld tokens by slot at k = 1, all frames; cross-entropy in nats (the rest in JSON)")
     columns = ("model_top1", "copy_top1", "bigram_top1")
-    entropies = "".join(f"{f'{name} nats':>24}" for name in by_slot["mean"].cross_entropy)
-    print(f"  {'slot':>6}" + "".join(f"{column:>24}" for column in columns) + entropies)
+    titles = [*columns, *(f"{name} nats" for name in by_slot["mean"].cross_entropy)]
+    print(f"  {'slot':>6}" + "".join(f"  {title:>22}" for title in titles))
     for name, row in by_slot.items():
         cells = [row.accuracy[column].percent for column in columns]
         cells += [interval.with_decimals(3) for interval in row.cross_entropy.values()]
-        print(f"  {name:>6}" + "".join(f"{cell:>24}" for cell in cells))
+        print(f"  {name:>6}" + "".join(f"  {cell:>22}" for cell in cells))
 
 
 _COLUMNS = {

@@ -1,5 +1,10 @@
-"""Show which frames share a world token: one grid a token, and all of them on one sheet."""
+"""Show which frames share a world token: one grid a token, and all of them on one sheet.
 
+Where views or cells have tokens of their own, these are shown: a cell beside its frame, in which it
+is outlined.
+"""
+
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -10,6 +15,12 @@ import numpy as np
 from jaxtyping import Int
 
 from world_modality.cache.contract import Cache, require_arrays
+from world_modality.evaluation.slot_places import (
+    SlotPlace,
+    cell_images,
+    seen_box,
+    slot_places,
+)
 from world_modality.evaluation.token_grid import (
     Tile,
     draw_contact_sheet,
@@ -47,7 +58,10 @@ class InspectConfig:
     split: str = "train"
     """Prefix of the cache's files."""
     image_key: str | None = None
-    """Camera to show; the one that was embedded where left out."""
+    """Camera to show; the one that was embedded where left out. Where views or cells have tokens of
+    their own: show only those of this camera."""
+    slot: int | None = None
+    """Where a frame has several world tokens: show only this one, counted from 0."""
     out_dir: Path = Path("token_inspection")
     """Receives token_<id>.jpg, contact_sheet.jpg and token_frames.json."""
     num_tokens: int = 10
@@ -62,17 +76,92 @@ class InspectConfig:
 
 @dataclass(frozen=True)
 class TokenSample:
-    """The frames drawn for one token, and how many frames have it in how many episodes."""
+    """The frames drawn for one token, and how many frames have it in how many episodes.
+
+    Attributes:
+        token: its id.
+        num_frames: how many frames have it, or vectors of frames (views, cells).
+        num_episodes: in how many episodes.
+        frames: drawn.
+        vectors: which vector of each of these frames has it; None where a frame has one.
+    """
 
     token: int
     num_frames: int
     num_episodes: int
     frames: Int[np.ndarray, " N"]
+    vectors: Int[np.ndarray, " N"] | None = None
 
     @property
     def file_name(self) -> str:
         """The grid's file."""
         return f"token_{self.token}.jpg"
+
+
+@dataclass(frozen=True)
+class ShownSlots:
+    """Which of a frame's tokens are shown.
+
+    Attributes:
+        slots: of the tokens, in [0, W).
+        vectors: of the frame that these tokens are of, likewise.
+        places: of all vectors of a frame that have tokens.
+    """
+
+    slots: Int[np.ndarray, " S"]
+    vectors: Int[np.ndarray, " S"]
+    places: list[SlotPlace]
+
+    @classmethod
+    def of(cls, cache: Cache, config: InspectConfig) -> "ShownSlots":
+        """Return the slots that the flags choose.
+
+        Raises:
+            InvalidInputError: there is no such slot, or none of this camera.
+        """
+        places = slot_places(cache)
+        num_slots, num_levels = cache.num_slots, cache.num_slots // len(places)
+        slots = np.arange(num_slots)
+        if config.slot is not None and not 0 <= config.slot < num_slots:
+            raise InvalidInputError(
+                f"--slot {config.slot}: a frame of {config.dataset_name} has {num_slots} world "
+                f"token{'s' if num_slots > 1 else ''}, numbered from 0 to {num_slots - 1}"
+            )
+        if config.slot is not None:
+            slots = slots[[config.slot]]
+        elif num_levels > 1:
+            # A code means something else at each level.
+            slots = slots[::num_levels]
+            print(
+                f"note: shown are the tokens of the first of {num_levels} levels; give --slot for "
+                "those of another"
+            )
+        vectors = slots // num_levels
+        if len(places) > 1 and config.image_key is not None:
+            seen = np.array([places[one].image_key == config.image_key for one in vectors])
+            if not seen.any():
+                cameras = ", ".join(dict.fromkeys(place.image_key for place in places))
+                raise InvalidInputError(
+                    f"--image_key {config.image_key} is none of the cameras that the shown tokens "
+                    f"are of: {cameras}"
+                )
+            slots, vectors = slots[seen], vectors[seen]
+        return cls(slots, vectors, places)
+
+    @property
+    def are_parts(self) -> bool:
+        """Whether tokens are of parts of a frame."""
+        return len(self.places) > 1
+
+    def tokens(self, world_tokens: Int[np.ndarray, " N *W"]) -> Int[np.ndarray, " NS"]:
+        """Return the tokens that are shown, frame by frame."""
+        return world_tokens.reshape(len(world_tokens), -1)[:, self.slots].reshape(-1)
+
+    def of_frames(self, sample: TokenSample) -> TokenSample:
+        """Return a sample of `tokens` as frames, and vectors of them."""
+        frames, shown = np.divmod(sample.frames, len(self.slots))
+        vectors = self.vectors[shown] if self.are_parts else None
+        return dataclasses.replace(sample, frames=frames, vectors=vectors)
 
 
 def run(config: InspectConfig) -> list[TokenSample]:
@@ -81,27 +170,30 @@ def run(config: InspectConfig) -> list[TokenSample]:
         raise InvalidInputError("--samples_per_token must be at least 1")
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     arrays = require_arrays(cache, ("world_tokens", "episode_index", "task_index"))
-    world_tokens = np.asarray(arrays["world_tokens"])
+    shown = ShownSlots.of(cache, config)
+    world_tokens = shown.tokens(np.asarray(arrays["world_tokens"]))
     episodes = Episodes.from_frames(
         arrays["episode_index"], arrays["task_index"], cache.episode_ids
     )
     chosen = choose_tokens(world_tokens, cache.num_tokens, config.num_tokens, config.tokens)
     rng = np.random.default_rng(config.seed)
+    episode_of_token = np.repeat(episodes.of_frame, len(shown.slots))
     samples = [
-        sample_frames(token, world_tokens, episodes.of_frame, config.samples_per_token, rng)
+        shown.of_frames(
+            sample_frames(token, world_tokens, episode_of_token, config.samples_per_token, rng)
+        )
         for token in chosen
     ]
     source = _source_of(cache, config)
-    image_key = source.camera(config.image_key or cache.manifest["dataset"]["image_key"])
     with OutputLock(config.out_dir, "--out_dir"):
-        thumbnails = _thumbnails(source, image_key, samples)
-        report = _report(cache, image_key, samples, episodes, arrays["task_index"])
-        _write(config, samples, report, thumbnails)
+        tiles = _images(cache, config, source, shown, samples)
+        report = _report(cache, config, shown, samples, episodes, arrays["task_index"])
+        _write(config, samples, report, tiles)
     print(f"{len(samples)} grids, {SHEET_FILE} and {FRAMES_FILE} are in {config.out_dir}")
     for token in report["tokens"]:
         print(
-            f"  token {token['token']:>5}: {token['num_frames']} frames ({token['share']:.1%}) "
-            f"in {token['num_episodes']} episodes"
+            f"  token {token['token']:>5}: {token['num_frames']} {_unit(report)} "
+            f"({token['share']:.1%}) in {token['num_episodes']} episodes"
         )
     if report["note"]:
         print(f"note: {report['note']}")
@@ -177,25 +269,63 @@ def _source_of(cache: Cache, config: InspectConfig) -> LeRobotSource:
                 f"the dataset at {source.root} has {entry} {found[entry]}, but the cache was made "
                 f"from one with {recorded[entry]}; {cache.mend()}"
             )
-    if camera != recorded["image_key"]:
+    if camera not in cache.image_keys:
         print(f"note: the tokens were made from {recorded['image_key']}, shown is {camera}")
     return source
 
 
-def _thumbnails(
-    source: LeRobotSource, image_key: str, samples: list[TokenSample]
-) -> dict[int, np.ndarray]:
-    """Decode each frame once and keep it small."""
-    frames = np.unique(np.concatenate([sample.frames for sample in samples]))
-    images: list[np.ndarray] = []
-    for block in frame_blocks(source, image_key, frames, DECODE_BATCH):
-        images += [thumbnail(image) for image in block]
-    return dict(zip(frames.tolist(), images, strict=True))
+# The images of one vector of a frame: in its token's grid, and on the contact sheet.
+Images = tuple[np.ndarray, np.ndarray | None]
+
+
+def _images(
+    cache: Cache,
+    config: InspectConfig,
+    source: LeRobotSource,
+    shown: ShownSlots,
+    samples: list[TokenSample],
+) -> dict[tuple[int, int], Images]:
+    """Decode each frame once and keep it small; by frame and vector."""
+    wanted: dict[str, dict[int, set[int]]] = {}
+    for sample in samples:
+        for frame, vector in _members(sample):
+            key = shown.places[vector].image_key
+            key = key if shown.are_parts else source.camera(config.image_key or key)
+            wanted.setdefault(key, {}).setdefault(frame, set()).add(vector)
+    preprocessing = cache.manifest["encoder"].get("preprocessing") or {}
+    images: dict[tuple[int, int], Images] = {}
+    for image_key, vectors_of in wanted.items():
+        frames = np.array(sorted(vectors_of))
+        blocks = frame_blocks(source, image_key, frames, DECODE_BATCH)
+        decoded = (image for block in blocks for image in block)
+        for frame, image in zip(frames.tolist(), decoded, strict=True):
+            for vector in vectors_of[frame]:
+                images[frame, vector] = _tile_images(
+                    cache, shown.places[vector], preprocessing, image
+                )
+    return images
+
+
+def _tile_images(
+    cache: Cache, place: SlotPlace, preprocessing: dict[str, Any], image: np.ndarray
+) -> Images:
+    if place.row is None or place.column is None:
+        return thumbnail(image), None
+    seen = seen_box(preprocessing, image.shape[1], image.shape[0])
+    grid_size = cache.observation_shape.grid_size
+    return cell_images(image, seen.cell(grid_size, place.row, place.column))
+
+
+def _members(sample: TokenSample) -> list[tuple[int, int]]:
+    """Return frame and vector of each member of a sample."""
+    vectors = np.zeros(len(sample.frames), int) if sample.vectors is None else sample.vectors
+    return list(zip(sample.frames.tolist(), vectors.tolist(), strict=True))
 
 
 def _report(
     cache: Cache,
-    image_key: str,
+    config: InspectConfig,
+    shown: ShownSlots,
     samples: list[TokenSample],
     episodes: Episodes,
     task_index: Int[np.ndarray, " N"],
@@ -204,41 +334,52 @@ def _report(
     tasks = cache.manifest["dataset"]["tasks"]
     position = episodes.of_frame
 
-    def describe(frame: int) -> dict[str, Any]:
+    def describe(frame: int, vector: int) -> dict[str, Any]:
         episode = int(position[frame])
+        place = {"vector": vector, **shown.places[vector].record} if shown.are_parts else {}
         return {
             "frame": frame,
             "episode_index": int(episodes.ids[episode]),
             "frame_in_episode": frame - int(episodes.starts[episode]),
             "task": tasks[str(int(task_index[frame]))],
+            **place,
         }
 
     encoder = cache.manifest["encoder"]
+    cameras = list(dict.fromkeys(shown.places[one].image_key for one in shown.vectors))
+    slots: dict[str, Any] = {"slots": shown.slots.tolist()} if cache.num_slots > 1 else {}
+    if shown.are_parts:
+        slots["unit"] = "views" if shown.places[0].row is None else "cells"
     return {
         "dataset_name": cache.dataset_name,
-        "image_key": image_key,
+        "image_key": ", ".join(cameras) if shown.are_parts else config.image_key or cameras[0],
         "encoder": encoder["name"],
         "is_stand_in": encoder["is_stand_in"],
         "note": encoder["note"],
+        **slots,
         "tokens": [
             {
                 "token": sample.token,
                 "file": sample.file_name,
                 "num_frames": sample.num_frames,
-                "share": sample.num_frames / episodes.num_frames,
+                "share": sample.num_frames / (episodes.num_frames * len(shown.slots)),
                 "num_episodes": sample.num_episodes,
-                "frames": [describe(int(frame)) for frame in sample.frames],
+                "frames": [describe(*member) for member in _members(sample)],
             }
             for sample in samples
         ],
     }
 
 
+def _unit(report: dict[str, Any]) -> str:
+    return str(report.get("unit", "frames"))
+
+
 def _write(
     config: InspectConfig,
     samples: list[TokenSample],
     report: dict[str, Any],
-    thumbnails: dict[int, np.ndarray],
+    images: dict[tuple[int, int], Images],
 ) -> None:
     config.out_dir.mkdir(parents=True, exist_ok=True)
     _remove_earlier_grids(config.out_dir)
@@ -246,21 +387,23 @@ def _write(
     encoder = report["encoder"] + (" (a stand-in, not DINOv2)" if report["is_stand_in"] else "")
     rows = []
     for sample, token in zip(samples, report["tokens"], strict=True):
-        tiles = [
-            Tile(
-                thumbnails[frame["frame"]],
-                f"episode {frame['episode_index']}, frame {frame['frame_in_episode']}",
-                frame["task"],
-            )
-            for frame in token["frames"]
-        ]
-        line = f"{sample.num_frames} frames ({token['share']:.1%})"
+        tiles = [_tile(frame, images) for frame in token["frames"]]
+        line = f"{sample.num_frames} {_unit(report)} ({token['share']:.1%})"
         title = f"token {sample.token}: {line} in {sample.num_episodes} episodes; {encoder}"
         save_jpeg(draw_grid(title, tiles), config.out_dir / sample.file_name)
         rows.append((f"token {sample.token}", line, tiles))
     title = f"{report['dataset_name']}, {report['image_key']}, {encoder}"
     save_jpeg(draw_contact_sheet(title, rows), config.out_dir / SHEET_FILE)
     write_json(config.out_dir / FRAMES_FILE, report)
+
+
+def _tile(frame: dict[str, Any], images: dict[tuple[int, int], Images]) -> Tile:
+    image, small = images[frame["frame"], frame.get("vector", 0)]
+    caption = f"episode {frame['episode_index']}, frame {frame['frame_in_episode']}"
+    if "vector" in frame:
+        place = SlotPlace(frame["image_key"], frame.get("row"), frame.get("column"))
+        caption += f", {place.name}"
+    return Tile(image, caption, frame["task"], small)
 
 
 def _remove_earlier_grids(out_dir: Path) -> None:

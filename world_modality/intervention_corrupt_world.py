@@ -217,7 +217,10 @@ def _reading(result: CorruptWorldResult) -> str:
     token, use = "Another frame's token of the same task", "the actions use what the token says"
     if "@" in name:
         slot = name.split("@")[1]
-        token, use = f"{token} in slot {slot}", f"the actions use what the token of slot {slot} says"
+        token, use = (
+            f"{token} in slot {slot}",
+            f"the actions use what the token of slot {slot} says",
+        )
     more = f"{100 * (ratio.value - 1):.1f} %"
     return {
         -1: f"{token} lowers the action error: the token misleads.",

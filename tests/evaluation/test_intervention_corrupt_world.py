@@ -76,6 +76,67 @@ def test_stale_tokens_equal_a_plain_loop(episodes, num_steps):
     assert corrupted(f"stale:{num_steps}", tokens, episodes, frames).tolist() == expected
 
 
+SLOTS = np.stack([np.arange(19), 100 + np.arange(19) // 5, 200 + np.arange(19)], axis=1)
+
+
+@pytest.mark.parametrize("name", ["task_shuffle", "stale:3"])
+def test_moved_tokens_are_all_those_of_one_other_frame(episodes, name):
+    wrong = corrupted(name, SLOTS, episodes, np.arange(19))
+    assert {tuple(row) for row in wrong.tolist()} <= {tuple(row) for row in SLOTS.tolist()}
+    assert (wrong != SLOTS).any(axis=0).all()
+
+
+@pytest.mark.parametrize("name", ["uniform", "marginal"])
+def test_drawn_tokens_are_those_that_the_slot_had_in_training(episodes, name):
+    wrong = corrupted(name, SLOTS, episodes, np.arange(10, 19), np.arange(10))
+    for slot in range(3):
+        assert set(wrong[:, slot]) <= set(SLOTS[:10, slot])
+    # Each slot is drawn by itself: rows that no frame has.
+    assert {tuple(row) for row in wrong.tolist()} - {tuple(row) for row in SLOTS.tolist()}
+
+
+@pytest.mark.parametrize("name", ["uniform", "task_shuffle", "stale:3"])
+def test_one_slot_is_made_wrong_as_if_all_were_and_the_others_stay(episodes, name):
+    frames = np.arange(3, 19)
+    every = corrupted(name, SLOTS, episodes, frames, seed=5)
+    one = corrupted(f"{name}@1", SLOTS, episodes, frames, seed=5)
+    np.testing.assert_array_equal(one[:, [0, 2]], SLOTS[frames][:, [0, 2]])
+    np.testing.assert_array_equal(one[:, 1], every[:, 1])
+    assert (one[:, 1] != SLOTS[frames, 1]).any()
+    # What is read otherwise need not be the recorded tokens.
+    recorded = RecordedTokens(SLOTS, episodes, frames, frames)
+    kept = read_corruption(f"{name}@1", "test").offline_tokens(recorded, rng(5), 7 + SLOTS[frames])
+    np.testing.assert_array_equal(kept[:, [0, 2]], 7 + SLOTS[frames][:, [0, 2]])
+    np.testing.assert_array_equal(kept[:, 1], every[:, 1])
+
+
+def test_a_corruption_of_one_slot_is_spelled_apart_and_is_less_severe():
+    every, one = (read_corruption(name, "test") for name in ("stale:8", "stale:8@2"))
+    assert (str(one), one.slot, one.lag) == ("stale:8@2", 2, 8)
+    assert one == every.of_slot(2)
+    assert one.label != every.label
+    assert one.severity < every.severity < read_corruption("marginal@0", "test").severity
+    for wrong in ("stale@2", "uniform@", "uniform@x", "@1"):
+        with pytest.raises(InvalidInputError, match="is none of"):
+            read_corruption(wrong, "test")
+
+
+def test_each_slot_has_closed_loop_shares_of_its_own():
+    counts = np.zeros((2, 3, 4), dtype=np.int32)
+    counts[0, :, 0], counts[1, 1, 2], counts[1, 2, 3] = 6, 2, 6
+    of_task = read_corruption("task_marginal", "test").shares(counts)
+    assert of_task.shape == (2, 3, 4)
+    assert of_task[0, :, 0].tolist() == [1, 1, 1]
+    assert of_task[1, 2].tolist() == [0, 0, 0, 1]
+    (every,) = read_corruption("marginal", "test").shares(counts)
+    np.testing.assert_allclose(every, [[1, 0, 0, 0], [0.75, 0, 0.25, 0], [0.5, 0, 0, 0.5]])
+    (uniform,) = read_corruption("uniform", "test").shares(counts)
+    np.testing.assert_allclose(uniform[1], [0.5, 0, 0.5, 0])
+    for slot in range(3):
+        (alone,) = read_corruption("marginal", "test").shares(counts[:, slot])
+        np.testing.assert_array_equal(alone, every[slot])
+
+
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
     """Return a cache whose actions only the token tells, and a checkpoint per arm."""
@@ -167,6 +228,12 @@ def test_through_the_command_line_with_the_documented_flags(trained, tmp_path):
     names = ["uniform", "marginal", "task_shuffle", "stale:2", "stale:5"]
     assert list(report["corruptions"]) == names
     assert (tmp_path / "corrupt_world.png").read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize("slot", [-1, 1])
+def test_a_slot_that_no_frame_has_is_refused(trained, tmp_path, slot):
+    with pytest.raises(InvalidInputError, match=f"--corrupt_slot {slot}: .* has 1 world token,"):
+        run(config(trained, "C", tmp_path, corrupt_slot=slot))
 
 
 @pytest.mark.parametrize("changes", [{"num_draws": 0}, {"stale_steps": (0,)}])

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
+from tests.fixtures.cache import SyntheticSpec, replace_arrays, write_synthetic_cache
 from tests.fixtures.policy import assert_same_content, save_sealed, tiny_train_config
 from world_modality.cache.contract import update_manifest
 from world_modality.policy.checkpoint import (
@@ -52,6 +52,23 @@ def test_it_counts_the_tokens_of_each_tasks_training_episodes(tmp_path):
     assert counts.dtype == torch.int32
     np.testing.assert_array_equal(counts.numpy(), expected)
     assert 0 < counts.sum() < len(token)
+
+
+def test_of_several_slots_it_counts_the_tokens_of_each(tmp_path):
+    spec = SyntheticSpec(num_tasks=3, num_episodes=12)
+    cache = write_synthetic_cache(tmp_path / "cache", spec)
+    one = cache.load("world_tokens")
+    tokens = np.stack([one, one[::-1], 7 - one], axis=1)
+    codebook = {**cache.manifest["codebook"], "num_slots": 3}
+    replace_arrays(cache, {"world_tokens": tokens}, {"codebook": codebook})
+    counts = checkpoint_arrays(cache)["train_token_counts"]
+    assert counts.shape == (3, 3, 8)
+    episode, task = cache.load("episode_index"), cache.load("task_index")
+    expected = np.zeros((3, 3, 8), np.int32)
+    for frame in np.flatnonzero(np.isin(episode, cache.manifest["split"]["train"])):
+        for slot in range(3):
+            expected[task[frame], slot, tokens[frame, slot]] += 1
+    np.testing.assert_array_equal(counts.numpy(), expected)
 
 
 def test_rows_of_the_token_counts_follow_the_manifests_tasks(tmp_path):

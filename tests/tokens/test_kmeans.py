@@ -132,7 +132,9 @@ def test_it_is_rebuilt_from_its_record_and_array():
     assert (again.num_codes, again.embedding_dim) == (8, 12)
     with pytest.raises(InvalidInputError, match="holds no codebook_centroids"):
         load_quantiser({"l2_normalize": True}, {})
-    with pytest.raises(InvalidInputError, match="kind 'unheard-of'; this release knows kmeans, residual, product"):
+    with pytest.raises(
+        InvalidInputError, match="kind 'unheard-of'; this release knows kmeans, residual, product"
+    ):
         load_quantiser({"kind": "unheard-of"}, codebook.arrays)
 
 

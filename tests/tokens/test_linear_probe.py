@@ -31,7 +31,8 @@ def frames_of(seed, num_episodes=12, noise=0.5, first_episode=0):
     linear = embeddings @ weights + noise * rng.normal(size=len(positions))
     by_token = np.array([5.0, -1, 4, 0, 2])[tokens] + 0.1 * rng.normal(size=len(positions))
     targets = np.stack([linear, by_token, rng.normal(size=len(positions))], axis=1)
-    return ProbeFrames(embeddings.astype(np.float32), tokens, targets.astype(np.float32), positions)
+    targets = targets.astype(np.float32)
+    return ProbeFrames(embeddings.astype(np.float32), tokens, targets, positions, positions % 2)
 
 
 TRAIN, VAL = frames_of(0), frames_of(1, first_episode=12)
@@ -92,6 +93,56 @@ def test_planted_structure_is_found_in_the_right_place():
     assert (result.num_train_frames, result.num_val_frames) == (240, 240)
 
 
+def test_within_the_task_a_score_is_that_of_the_deviations_from_the_tasks_mean():
+    predicted = VAL.targets + np.random.default_rng(5).normal(size=VAL.targets.shape)
+    score = probe_score(predicted, VAL, NAMES, 0, within_task=True)
+    for dim, name in enumerate(NAMES):
+        errors = deviations = 0.0
+        for task in (0, 1):
+            own = VAL.targets[VAL.tasks == task, dim].astype(np.float64)
+            errors += ((predicted[VAL.tasks == task, dim] - own) ** 2).sum()
+            deviations += ((own - own.mean()) ** 2).sum()
+        assert score.by_dim[name] == pytest.approx(1 - errors / deviations, abs=1e-6)
+    assert score.mean.value == pytest.approx(np.mean(list(score.by_dim.values())))
+
+
+def test_what_the_task_tells_is_no_merit_of_the_embedding():
+    """The embedding says which task it is, the target is the task's place plus noise."""
+    rng = np.random.default_rng(7)
+
+    def of_task(frames):
+        place = np.array([-3.0, 3.0])[frames.tasks]
+        embeddings = place[:, None] + 0.1 * rng.normal(size=(len(place), 4))
+        noisy = place + 0.3 * rng.normal(size=len(place))
+        targets = np.stack([noisy, place, frames.targets[:, 0]], axis=1)
+        return dataclasses.replace(
+            frames,
+            embeddings=embeddings.astype(np.float32),
+            targets=targets.astype(np.float32),
+            tokens=frames.tasks,
+        )
+
+    names = ["noisy place", "place", "elsewhere"]
+    result = run_probes(of_task(TRAIN), of_task(VAL), names, NUM_TOKENS)
+    for score in (result.embedding, result.token, result.task_mean):
+        assert score.by_dim["noisy place"] > 0.95
+    assert result.task_mean.by_dim["noisy place"] == pytest.approx(
+        r2_score(of_task(VAL).targets[:, 0], np.array([-3.0, 3.0])[VAL.tasks]), abs=0.02
+    )
+    assert result.embedding_within_task.by_dim["noisy place"] < 0.05
+    assert result.token_within_task.by_dim["noisy place"] < 0.05
+    # Told by the task alone: there is nothing within it to be read.
+    assert list(result.embedding_within_task.by_dim) == ["noisy place", "elsewhere"]
+
+
+def test_a_task_without_training_frames_is_predicted_by_the_overall_mean():
+    strange = dataclasses.replace(VAL, tasks=VAL.tasks + 5)
+    result = run_probes(TRAIN, strange, NAMES, NUM_TOKENS)
+    held = np.broadcast_to(TRAIN.targets.mean(axis=0, dtype=np.float64), VAL.targets.shape)
+    expected = probe_score(held, strange, NAMES, 0).by_dim
+    assert result.task_mean.by_dim == pytest.approx(expected, abs=1e-9)
+
+
 def test_noise_is_shrunk_more_than_signal():
     rng = np.random.default_rng(6)
     wide = rng.normal(size=(240, 150)).astype(np.float32)
@@ -143,9 +194,7 @@ def test_the_fit_does_not_look_at_validation_frames(monkeypatch):
 
 
 def test_one_training_episode_is_enough():
-    single = ProbeFrames(
-        TRAIN.embeddings, TRAIN.tokens, TRAIN.targets, np.zeros(len(TRAIN.tokens), dtype=np.int64)
-    )
+    single = dataclasses.replace(TRAIN, positions=np.zeros(len(TRAIN.tokens), dtype=np.int64))
     assert run_probes(single, VAL, NAMES, NUM_TOKENS).embedding.by_dim["linear"] > 0.9
 
 

@@ -126,9 +126,7 @@ def test_it_is_as_good_as_faiss():
 @WITH_EACH_BACKEND
 def test_the_seed_alone_decides(kind, backend):
     rows = sample()
-    first, again, other = (
-        fitted(rows, kind, backend=backend, seed=s).centroids for s in (3, 3, 4)
-    )
+    first, again, other = (fitted(rows, kind, backend=backend, seed=s).centroids for s in (3, 3, 4))
     np.testing.assert_array_equal(first, again)
     assert (first != other).any()
 

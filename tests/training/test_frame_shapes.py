@@ -15,6 +15,7 @@ from world_modality.policy.network import WorldPolicy
 from world_modality.policy.predictions import predict
 from world_modality.source.episodes import Episodes
 from world_modality.tokens.control_tokens import TokenControl
+from world_modality.tokens.statistics import BigramBaseline
 from world_modality.training.trainer import Trainer, fit_standardizers
 
 CPU = torch.device("cpu")
@@ -112,21 +113,75 @@ def test_one_vector_and_one_token_have_no_weights_of_their_own_place():
     assert several["world_embedding.weight"].shape == (SLOTS * 8, 32)
 
 
-@pytest.mark.parametrize("name", ["placebo", "dummy", "oracle"])
-def test_controls_change_all_slots(tensors, name):
+@pytest.mark.parametrize("name", ["placebo", "dummy", "oracle", "shuffled"])
+def test_controls_change_all_slots_and_keep_those_of_a_frame_together(tensors, name):
     window = build("C").config.window
-    frames = np.arange(16)
-    batch = TokenControl(name, tensors, frames, 0).gather(torch.arange(16), window, 0)
+    control = TokenControl(name, tensors, np.arange(NUM_FRAMES), 0)
+    batch = control.gather(torch.arange(16), window, 0)
     assert batch.world_tokens.shape == (16, SLOTS)
     assert batch.future_tokens.shape == (16, 3, SLOTS)
+    own, rows = tensors.world_tokens, {tuple(row) for row in tensors.world_tokens.tolist()}
+    read = batch.world_tokens if name != "placebo" else batch.future_tokens[:10].flatten(0, 1)
+    if name == "dummy":
+        assert (read == 0).all()
+    else:
+        assert {tuple(row) for row in read.tolist()} <= rows
+    if name == "oracle":
+        assert torch.equal(read, own[(torch.arange(16) + 6).clamp(max=19)].long())
+    elif name == "placebo":
+        ahead = own[torch.arange(10)[:, None] + torch.tensor([2, 4, 6])].long().flatten(0, 1)
+        assert (read != ahead).any(dim=0).all()
+    else:
+        assert (read != own[:16]).any(dim=0).all()
 
 
-def test_token_accuracies_count_every_slot(tensors):
+@pytest.fixture
+def offline(tensors):
+    """Return an untrained B opened on these frames, and its errors on the last episode."""
     run = object.__new__(OfflineRun)
     parts = {"tensors": tensors, "policy": build("B"), "train_ids": [0, 1], "val_ids": [2]}
     for name, part in parts.items():
         object.__setattr__(run, name, part)
-    errors = predict(run.policy, tensors, run.val_frames)
+    return run, predict(run.policy, tensors, run.val_frames)
+
+
+def test_each_slot_is_scored_by_itself_and_against_baselines_of_its_own(tensors, offline):
+    run, errors = offline
+    tokens = tensors.world_tokens.numpy()
+    inside = run.val_frames[:-2]
+    metrics = world_metrics(run, errors, seed=0)
+    by_slot = {f"{subset}_slot{slot}" for subset in ("all", "changed") for slot in range(SLOTS)}
+    assert metrics.keys() == {"all", "changed"} | by_slot
+    nats = []
+    for slot in range(SLOTS):
+        first = metrics[f"all_slot{slot}"][0]
+        own, ahead = tokens[inside, slot], tokens[inside + 2, slot]
+        assert first.num_frames == len(inside)
+        assert first.accuracy["copy_top1"].value == pytest.approx((own == ahead).mean())
+        hits = errors.token_rank[:-2, 0, slot] == 0
+        assert first.accuracy["model_top1"].value == pytest.approx(hits.mean())
+        pairs = (tokens[:, slot], tensors.episodes, run.train_ids, 2, 8)
+        bigram = BigramBaseline.fit(*pairs)
+        top = bigram.top(own, 1)[:, 0]
+        assert first.accuracy["bigram_top1"].value == pytest.approx((top == ahead).mean())
+        expected = bigram.nats(own, ahead).mean()
+        assert first.cross_entropy["bigram"].value == pytest.approx(expected)
+        nats.append(first.cross_entropy["model"].value)
+        changed = metrics[f"changed_slot{slot}"][0]
+        assert changed.num_frames == (own != ahead).sum()
+    with torch.no_grad():
+        batch = tensors.gather(torch.from_numpy(inside), run.policy.config.window)
+        logits = run.policy(batch.embeddings, batch.states, batch.world_tokens).world_logits
+    for slot in range(SLOTS):
+        expected = torch.nn.functional.cross_entropy(
+            logits[:, 0, slot], batch.future_tokens[:, 0, slot]
+        )
+        assert nats[slot] == pytest.approx(float(expected), rel=1e-5)
+    assert metrics["all"][0].cross_entropy["model"].value == pytest.approx(np.mean(nats))
+
+
+def test_token_accuracies_count_every_slot(tensors, offline):
+    run, errors = offline
     first = world_metrics(run, errors, seed=0)["all"][0]
     tokens = tensors.world_tokens.numpy()
     inside = run.val_frames[:-2]  # two frames ahead are still of the episode

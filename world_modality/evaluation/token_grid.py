@@ -26,11 +26,19 @@ JPEG_QUALITY = 90
 
 @dataclass(frozen=True)
 class Tile:
-    """One frame with what is written below it."""
+    """One frame with what is written below it.
+
+    Attributes:
+        image: as a grid shows it.
+        caption: the first line.
+        task: the second line.
+        small_image: as the contact sheet shows it, if not the same.
+    """
 
     image: UInt8[np.ndarray, "H W 3"]
     caption: str
     task: str
+    small_image: UInt8[np.ndarray, "H2 W2 3"] | None = None
 
 
 def thumbnail(
@@ -98,7 +106,8 @@ def draw_contact_sheet(title: str, rows: Sequence[tuple[str, str, Sequence[Tile]
         label = _fit(line, font, SHEET_LABEL_WIDTH - MARGIN)
         draw.text((MARGIN, y + 24), label, fill=FAINT_INK, font=font)
         for column, tile in enumerate(tiles):
-            small = Image.fromarray(thumbnail(tile.image, SHEET_TILE_SIDE))
+            shown = tile.image if tile.small_image is None else tile.small_image
+            small = Image.fromarray(thumbnail(shown, SHEET_TILE_SIDE))
             canvas.paste(small, (SHEET_LABEL_WIDTH + column * step, y))
     return canvas
 

@@ -197,7 +197,7 @@ def _size(sample: StoredVectors) -> str:
     return frames if sample.per_frame == 1 else f"{len(sample)} vectors of {frames}"
 
 
-def _usage(tokens: Int[np.ndarray, "N *W"], num_levels: int) -> dict[str, Any]:
+def _usage(tokens: Int[np.ndarray, " N *W"], num_levels: int) -> dict[str, Any]:
     """Return how many codes the training frames use; of several levels, the fewest of a level."""
     by_level = tokens.reshape(-1, num_levels).T
     used = [len(np.unique(level)) for level in by_level]

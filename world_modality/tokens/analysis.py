@@ -9,6 +9,7 @@ import numpy as np
 from world_modality.cache.contract import Cache, require_arrays
 from world_modality.source.episodes import Episodes, Split
 from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.codebook import FIRST_SLOTS
 from world_modality.tokens.linear_probe import ProbeFrames, ProbeResult, run_probes
 from world_modality.tokens.statistics import (
     Dependence,
@@ -23,6 +24,7 @@ from world_modality.tokens.statistics import (
     task_dependence,
     token_dwell,
 )
+from world_modality.tokens.world_tokens import num_slot_vectors
 
 # This little above "always the commonest token", successive tokens are as good as unrelated.
 _NOISE_MARGIN = 0.05
@@ -51,6 +53,7 @@ class Analysis:
         phase_counts: training frames by token and phase, [V, 10].
         probes: by array name, `states` and where recorded `environment_states`; None where nothing
             varies.
+        slot: which of a frame's tokens all this is about; None where a frame has one.
     """
 
     dataset_name: str
@@ -70,10 +73,20 @@ class Analysis:
     phase: Dependence
     phase_counts: np.ndarray
     probes: dict[str, ProbeResult | None]
+    slot: int | None = None
 
 
-def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) -> Analysis:
+def analyze_cache(
+    cache: Cache, max_k: int, max_probe_frames: int, seed: int, slot: int | None = None
+) -> Analysis:
     """Compute all figures from the cache alone; arguments as the stage's flags.
+
+    Args:
+        cache: to read.
+        max_k: longest horizon in frames.
+        max_probe_frames: of training, and of validation.
+        seed: of subsamples, shuffles and intervals.
+        slot: which of a frame's tokens; None where it has one.
 
     Raises:
         MissingFileError: an array or the manifest is not there.
@@ -85,6 +98,7 @@ def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) ->
     )
     split = _read_split(cache, episodes)
     tokens = np.asarray(arrays["world_tokens"])
+    tokens = tokens if slot is None else np.ascontiguousarray(tokens[:, slot])
     num_tokens = cache.num_tokens
     train = episodes.frames_of(split.train)
     dataset, encoder = cache.manifest["dataset"], cache.manifest["encoder"]
@@ -108,14 +122,41 @@ def analyze_cache(cache: Cache, max_k: int, max_probe_frames: int, seed: int) ->
         task=task_dependence(tokens, episodes, split.train, num_tokens, seed),
         phase=phase_dependence(tokens, episodes, split.train, num_tokens, seed),
         phase_counts=phase_histogram(tokens[train], episode_phase(episodes)[train], num_tokens),
-        probes=_probe_targets(cache, arrays, episodes, split, max_probe_frames, seed),
+        probes=_probe_targets(
+            cache, {**arrays, "world_tokens": tokens}, episodes, split, max_probe_frames, seed, slot
+        ),
+        slot=slot,
     )
 
 
 def _array_names(cache: Cache) -> list[str]:
     optional = ["environment_states"] if cache.has("environment_states") else []
-    required = ["world_tokens", "embeddings", "states"]
+    required = ["world_tokens", _quantised_array(cache), "states"]
     return [*required, "episode_index", "task_index", *optional]
+
+
+def _quantised_array(cache: Cache) -> str:
+    """Return the array that holds the vectors which tokens are of."""
+    slots = (cache.manifest.get("codebook") or {}).get("slots", FIRST_SLOTS)
+    return "embeddings" if slots == FIRST_SLOTS else "view_embeddings"
+
+
+def _quantised_vectors(
+    cache: Cache, arrays: dict[str, np.ndarray], frames: np.ndarray, slot: int | None
+) -> np.ndarray:
+    """Return the vectors whose tokens these frames have in a slot."""
+    stored = arrays[_quantised_array(cache)]
+    slots = cache.manifest["codebook"].get("slots", FIRST_SLOTS)
+    if slots == FIRST_SLOTS:
+        return stored[frames].astype(np.float32)
+    shape = cache.observation_shape
+    num_vectors = num_slot_vectors(shape, slots)
+    vector = (slot or 0) // (cache.num_slots // num_vectors)
+    # Only the cells that are asked for are read: a view's, or the one.
+    width = shape.num_vectors // num_vectors
+    cells = stored[frames, vector * width : (vector + 1) * width]
+    means: np.ndarray = cells.astype(np.float32).mean(axis=1)
+    return means
 
 
 def _read_split(cache: Cache, episodes: Episodes) -> Split:
@@ -146,6 +187,7 @@ def _probe_targets(
     split: Split,
     max_frames: int,
     seed: int,
+    slot: int | None,
 ) -> dict[str, ProbeResult | None]:
     rng = np.random.default_rng(seed)
     chosen = []
@@ -159,10 +201,11 @@ def _probe_targets(
         if target in arrays:
             parts = [
                 ProbeFrames(
-                    embeddings=arrays["embeddings"][frames].astype(np.float32),
+                    embeddings=_quantised_vectors(cache, arrays, frames, slot),
                     tokens=arrays["world_tokens"][frames],
                     targets=arrays[target][frames],
                     positions=episodes.of_frame[frames],
+                    tasks=episodes.tasks[episodes.of_frame[frames]],
                 )
                 for frames in chosen
             ]
@@ -254,37 +297,50 @@ def _few_codes(analysis: Analysis) -> str | None:
     )
 
 
-def _scene_probe(analysis: Analysis) -> tuple[str, float, float]:
-    """Return what says most about the scene (objects where recorded, else the robot).
-
-    And its R² from the embedding and from the token.
-    """
+def _scene_probe(analysis: Analysis) -> tuple[str, ProbeResult | None]:
+    """Return what says most about the scene: the objects where recorded, else the robot."""
     recorded = bool(analysis.probes.get("environment_states"))
     probe = analysis.probes.get("environment_states" if recorded else "states")
-    label = "object and simulator state" if recorded else "robot state"
-    if probe is None or probe.embedding.mean.value is None or probe.token.mean.value is None:
-        return label, math.nan, math.nan
-    return label, probe.embedding.mean.value, probe.token.mean.value
+    return "object and simulator state" if recorded else "robot state", probe
+
+
+def _within_task(analysis: Analysis) -> tuple[str, float, float, str]:
+    """Return the scene's label, its R² within a task from embedding and token, and the rest."""
+    label, probe = _scene_probe(analysis)
+    if probe is None:
+        return label, math.nan, math.nan, ""
+    embedding, token, pooled, by_task = (
+        math.nan if score.mean.value is None else score.mean.value
+        for score in (
+            probe.embedding_within_task,
+            probe.token_within_task,
+            probe.embedding,
+            probe.task_mean,
+        )
+    )
+    beside = f"over all tasks {pooled:.2f}, of which the task's mean alone gives {by_task:.2f}"
+    return label, embedding, token, beside
 
 
 def _encoder_blind(analysis: Analysis) -> str | None:
-    label, embedding, _ = _scene_probe(analysis)
+    label, embedding, _, beside = _within_task(analysis)
     if not embedding < _LOW_R2:
         return None
     return (
-        f"A linear probe reads the {label} with R² {embedding:.2f} from the embedding: the encoder "
-        "sees little of it. Try another --vision_model_name, --embedding_pooling mean, a larger "
-        "image or another --image_key; more tokens will not help."
+        f"Within a task, a linear probe reads the {label} with R² {embedding:.2f} from the "
+        f"embedding ({beside}): the encoder sees little of it. Try another --vision_model_name, "
+        "--embedding_pooling mean, a larger image or another --image_key; more tokens will not "
+        "help."
     )
 
 
 def _quantization_coarse(analysis: Analysis) -> str | None:
-    label, embedding, token = _scene_probe(analysis)
+    label, embedding, token, beside = _within_task(analysis)
     if not (embedding > 0 and embedding - token > _QUANTIZATION_LOSS):
         return None
     return (
-        f"Quantisation loses much of the {label}: R² {embedding:.2f} from the embedding, "
-        f"{token:.2f} from its token. Try more tokens "
+        f"Quantisation loses much of the {label}: within a task R² {embedding:.2f} from the "
+        f"embedding ({beside}), {token:.2f} from its token. Try more tokens "
         f"(--vq_num_tokens {2 * analysis.num_tokens}), and weigh that against predictability."
     )
 

@@ -47,8 +47,7 @@ def report_text(analysis: Analysis, sentences: list[tuple[str, str]]) -> str:
     """Return the printed report: tables in plain text, then the advice."""
     fps = f"{analysis.fps:g} fps" if analysis.fps else "fps unknown"
     lines = [
-        f"World tokens of {analysis.dataset_name}: V = {analysis.num_tokens}, encoder "
-        f"{analysis.encoder_name}, {fps}",
+        f"{heading(analysis)}, {fps}",
         f"{analysis.num_train_episodes} training episodes, {analysis.num_val_episodes} validation "
         "episodes; brackets are 95 % intervals over episodes",
     ]
@@ -75,6 +74,15 @@ def report_text(analysis: Analysis, sentences: list[tuple[str, str]]) -> str:
         lines += ["", *_probe_lines(TARGET_LABELS[target], probe)]
     lines += ["", "Advice", *(f"  - {sentence}" for _, sentence in sentences)]
     return "\n".join(lines)
+
+
+def heading(analysis: Analysis) -> str:
+    """Return what the figures are about."""
+    slot = "" if analysis.slot is None else f" (slot {analysis.slot})"
+    return (
+        f"World tokens of {analysis.dataset_name}{slot}: V = {analysis.num_tokens}, encoder "
+        f"{analysis.encoder_name}"
+    )
 
 
 def _usage_lines(label: str, usage: Usage) -> list[str]:
@@ -132,20 +140,36 @@ def _probe_lines(label: str, probe: ProbeResult | None) -> list[str]:
         else ""
     )
     width = max(len(name) for name in [*probe.embedding.by_dim, "mean"]) + 2
+    scores = {
+        "embedding": probe.embedding,
+        "world token": probe.token,
+        "task's mean": probe.task_mean,
+        "in task: embedding": probe.embedding_within_task,
+        "in task: token": probe.token_within_task,
+    }
     lines = [
         f"Linear probe of the {label}: validation R² ({probe.num_train_frames} training, "
         f"{probe.num_val_frames} validation frames{constant})",
-        f"  {'':{width}}{'embedding':>24}{'world token':>24}",
-        f"  {'mean':{width}}{_cell(probe.embedding.mean):>24}{_cell(probe.token.mean):>24}",
+        f"  {'':{width}}" + "".join(f"{name:>24}" for name in scores),
+        f"  {'mean':{width}}" + "".join(f"{_cell(one.mean):>24}" for one in scores.values()),
     ]
-    for name, explained in probe.embedding.by_dim.items():
-        lines.append(f"  {name:{width}}{explained:>24.3f}{probe.token.by_dim[name]:>24.3f}")
+    for name in probe.embedding.by_dim:
+        known = [one.by_dim.get(name) for one in scores.values()]
+        cells = "".join(f"{'task' if r2 is None else f'{r2:.3f}':>24}" for r2 in known)
+        lines.append(f"  {name:{width}}{cells}")
+    if len(probe.embedding_within_task.by_dim) < len(probe.embedding.by_dim):
+        lines.append("  task: told by the task alone, since it hardly varies within one")
     return lines
 
 
 def report_json(analysis: Analysis, sentences: list[tuple[str, str]]) -> dict[str, Any]:
-    """Return the analysis as JSON holds it; a number that is not finite becomes null."""
+    """Return the analysis as JSON holds it; a number that is not finite becomes null.
+
+    `slot` is there only where a frame has several.
+    """
     content = dataclasses.asdict(analysis)
+    if analysis.slot is None:
+        del content["slot"]
     for part in ("train_usage", "val_usage"):
         usage: Usage = getattr(analysis, part)
         content[part]["most_frequent"] = [
@@ -180,10 +204,7 @@ def save_plot(analysis: Analysis, path: Path) -> None:
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(2, 3, figsize=(18, 10.5), layout="constrained")
-    title = (
-        f"World tokens of {analysis.dataset_name}: V = {analysis.num_tokens}, "
-        f"encoder {analysis.encoder_name}"
-    )
+    title = heading(analysis)
     if analysis.encoder_note:
         title += "\n" + "\n".join(textwrap.wrap(analysis.encoder_note, 150))
     figure.suptitle(title, fontsize=14)
@@ -200,8 +221,8 @@ def save_plot(analysis: Analysis, path: Path) -> None:
         plt.close(figure)
 
 
-def _legend_below(axes: "Axes") -> None:
-    axes.legend(fontsize=8, ncols=4, loc="upper center", bbox_to_anchor=(0.5, -0.11))
+def _legend_below(axes: "Axes", num_columns: int = 4) -> None:
+    axes.legend(fontsize=8, ncols=num_columns, loc="upper center", bbox_to_anchor=(0.5, -0.11))
 
 
 def _draw_horizons(axes: "Axes", analysis: Analysis, *, changed: bool) -> None:
@@ -314,8 +335,9 @@ def _draw_information(axes: "Axes", analysis: Analysis) -> None:
 
 def _draw_probes(axes: "Axes", analysis: Analysis) -> None:
     labels: list[str] = []
-    embedding: list[float] = []
-    token: list[float] = []
+    series: dict[str, list[float]] = {
+        name: [] for name in ("embedding", "token", "task_mean", "embedding_within_task")
+    }
     num_frames = 0
     for target, probe in analysis.probes.items():
         if probe is None:
@@ -325,22 +347,26 @@ def _draw_probes(axes: "Axes", analysis: Analysis) -> None:
         more = len(probe.embedding.by_dim) - len(shown)
         note = f" ({more} dims more)" if more else ""
         labels += [f"MEAN {TARGET_LABELS[target]}{note}", *shown]
-        embedding += [
-            _number(probe.embedding.mean.value),
-            *(probe.embedding.by_dim[d] for d in shown),
-        ]
-        token += [_number(probe.token.mean.value), *(probe.token.by_dim[d] for d in shown)]
+        for name, values in series.items():
+            score = getattr(probe, name)
+            values += [_number(score.mean.value), *(_number(score.by_dim.get(d)) for d in shown)]
     places = np.arange(len(labels))
-    axes.barh(places - 0.2, np.clip(embedding, -1, 1), 0.38, label="from the embedding")
-    axes.barh(places + 0.2, np.clip(token, -1, 1), 0.38, label="from the world token")
+    drawn = {name: np.clip(np.array(values, float), -1, 1) for name, values in series.items()}
+    axes.barh(places - 0.2, drawn["embedding"], 0.38, label="from the embedding")
+    axes.barh(places + 0.2, drawn["token"], 0.38, label="from the world token")
+    axes.plot(drawn["task_mean"], places, "k|", markersize=11, label="mean of the task alone")
+    axes.plot(
+        drawn["embedding_within_task"], places, "D", color="tab:red", markersize=4,
+        label="embedding, within a task",
+    )  # fmt: skip
     axes.set_yticks(places, labels, fontsize=8)
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlim(min(0.0, *np.clip([*embedding, *token], -1, 1), 0.0) - 0.02, 1.02)
+    axes.set_xlim(min([0.0, *(np.nanmin([*v, 0.0]) for v in drawn.values())]) - 0.02, 1.02)
     axes.set_xlabel("R² on validation episodes (below −1 drawn as −1)")
     axes.set_title(f"Linear probe, n = {num_frames} validation frames", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
-    _legend_below(axes)
+    _legend_below(axes, 2)
 
 
 def _number(value: float | None) -> float:

@@ -2,6 +2,9 @@
 
 After Alain and Bengio (2016): the probe is linear and fitted apart, so that it measures what is
 there to be read, not what a network could learn.
+
+Tasks differ in where things are, so that who knows the task alone predicts much of the state. What
+an embedding says beyond that is the R² within the task: of the deviations from the task's own mean.
 """
 
 from dataclasses import dataclass, replace
@@ -17,6 +20,9 @@ _PENALTIES_PER_FRAME = np.logspace(-6, 1, 8)
 _SELECTION_SHARE = 0.2
 # Below float32 rounding a dimension that varies less than this share of its size holds no signal.
 _CONSTANT_TOLERANCE = 1e-6
+# A dimension that varies within the tasks by less than this share of its deviation is told by the
+# task; what is left is noise, of which a mean of R² would be full.
+_TOLD_BY_TASK = 1e-3
 
 
 @dataclass(frozen=True)
@@ -28,17 +34,26 @@ class ProbeFrames:
         tokens: their world tokens.
         targets: what the probe reads, in raw units.
         positions: the episode of each frame, as 0…E-1.
+        tasks: the task of each frame.
     """
 
     embeddings: Float[np.ndarray, "M D"]
     tokens: Int[np.ndarray, " M"]
     targets: Float[np.ndarray, "M P"]
     positions: Int[np.ndarray, " M"]
+    tasks: Int[np.ndarray, " M"]
 
 
 @dataclass(frozen=True)
 class ProbeScore:
-    """R² on validation episodes: 1 - squared error / squared deviation from the validation mean."""
+    """R² on validation episodes: 1 - squared error / squared deviation from the validation mean.
+
+    Within the task that is the mean of the task's validation frames.
+
+    Attributes:
+        mean: over the dimensions; no value where there is none.
+        by_dim: within the task without dimensions that hardly vary there.
+    """
 
     mean: Interval
     by_dim: dict[str, float]
@@ -52,12 +67,18 @@ class ProbeResult:
         embedding: ridge regression on the standardised embedding.
         token: regression on the one-hot world token, which is the mean of the target by token. It
             is no linear map of the embedding, so it can score above `embedding`.
+        task_mean: the task's mean over training frames, which looks at no frame.
+        embedding_within_task, token_within_task: the same predictions as `embedding` and `token`,
+            scored within the task.
         penalty: the ridge penalty chosen on held-out training episodes.
         constant: dimensions left out, since they do not vary in training or in validation.
     """
 
     embedding: ProbeScore
     token: ProbeScore
+    task_mean: ProbeScore
+    embedding_within_task: ProbeScore
+    token_within_task: ProbeScore
     penalty: float
     num_train_frames: int
     num_val_frames: int
@@ -132,7 +153,10 @@ def select_ridge(frames: ProbeFrames, seed: int) -> tuple[RidgeProbe, float]:
 def token_means(
     tokens: Int[np.ndarray, " M"], targets: Float[np.ndarray, "M P"], num_tokens: int
 ) -> Float[np.ndarray, "V P"]:
-    """Return the mean target of each token; the mean over all frames for a token that has none."""
+    """Return the mean target of each token; the mean over all frames for a token that has none.
+
+    Tasks are numbers like tokens here.
+    """
     counts = np.bincount(tokens, minlength=num_tokens)[:, None]
     sums = np.stack(
         [
@@ -147,12 +171,24 @@ def token_means(
 
 
 def probe_score(
-    predicted: Float[np.ndarray, "M P"], frames: ProbeFrames, names: list[str], seed: int
+    predicted: Float[np.ndarray, "M P"],
+    frames: ProbeFrames,
+    names: list[str],
+    seed: int,
+    *,
+    within_task: bool = False,
 ) -> ProbeScore:
     """Score predictions by R², per dimension and on average, with an interval over episodes."""
     targets = frames.targets.astype(np.float64)
-    errors = (predicted - targets) ** 2
     deviations = (targets - targets.mean(axis=0)) ** 2
+    if within_task:
+        within = (targets - _task_centers(frames)) ** 2
+        kept = within.sum(axis=0) > _TOLD_BY_TASK * deviations.sum(axis=0)
+        names = [name for name, keep in zip(names, kept, strict=True) if keep]
+        targets, predicted, deviations = targets[:, kept], predicted[:, kept], within[:, kept]
+        if not names:
+            return ProbeScore(Interval(None, None, None, 0), {})
+    errors = (predicted - targets) ** 2
     totals = deviations.sum(axis=0)
     num_episodes = int(frames.positions.max()) + 1
     # Divided by its total deviation, every dimension weighs the same in the mean.
@@ -169,6 +205,15 @@ def probe_score(
         mean=Interval(value, low, high, lost.num_episodes),
         by_dim=dict(zip(names, explained.tolist(), strict=True)),
     )
+
+
+def _task_centers(frames: ProbeFrames) -> Float[np.ndarray, "M P"]:
+    """Return the mean target over the frames of each frame's task."""
+    centers = np.empty(frames.targets.shape)
+    for task in np.unique(frames.tasks):
+        own = frames.tasks == task
+        centers[own] = frames.targets[own].mean(axis=0, dtype=np.float64)
+    return centers
 
 
 def run_probes(
@@ -191,10 +236,16 @@ def run_probes(
     kept = [name for name, keep in zip(names, varies, strict=True) if keep]
     train, val = (replace(part, targets=part.targets[:, varies]) for part in (train, val))
     probe, penalty = select_ridge(train, seed)
-    means = token_means(train.tokens, train.targets, num_tokens)
+    predicted = probe.predict(val.embeddings)
+    by_token = token_means(train.tokens, train.targets, num_tokens)[val.tokens]
+    num_tasks = 1 + int(max(train.tasks.max(), val.tasks.max()))
+    by_task = token_means(train.tasks, train.targets, num_tasks)[val.tasks]
     return ProbeResult(
-        embedding=probe_score(probe.predict(val.embeddings), val, kept, seed),
-        token=probe_score(means[val.tokens], val, kept, seed),
+        embedding=probe_score(predicted, val, kept, seed),
+        token=probe_score(by_token, val, kept, seed),
+        task_mean=probe_score(by_task, val, kept, seed),
+        embedding_within_task=probe_score(predicted, val, kept, seed, within_task=True),
+        token_within_task=probe_score(by_token, val, kept, seed, within_task=True),
         penalty=penalty,
         num_train_frames=len(train.targets),
         num_val_frames=len(val.targets),

@@ -1,4 +1,4 @@
-"""Quantisers of several codebooks: a vector's tokens say together what one token would say coarsely.
+"""Quantisers of several codebooks, whose tokens together say of a vector what one says coarsely.
 
 With L levels of V centroids a vector has L tokens, each in [0, V), and is read back from them with
 V^L different values: residual quantisation (Juang and Gray, 1982) as the sum of a centroid of each

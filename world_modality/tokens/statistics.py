@@ -76,7 +76,6 @@ class BigramBaseline:
             ]
         return ranked[position]
 
-
     def nats(
         self, sources: Int[np.ndarray, " M"], targets: Int[np.ndarray, " M"]
     ) -> Float[np.ndarray, " M"]:

@@ -109,9 +109,7 @@ class WorldTokeniser:
         return tokens.reshape(len(vectors), *((self.num_slots,) if self.num_slots > 1 else ()))
 
 
-def load_tokeniser(
-    manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]
-) -> WorldTokeniser:
+def load_tokeniser(manifest: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> WorldTokeniser:
     """Rebuild what gave the frames of a cache their tokens, from its manifest or a checkpoint's.
 
     Args:

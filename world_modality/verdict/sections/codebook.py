@@ -2,7 +2,7 @@
 
 import itertools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -48,7 +48,7 @@ def probe_r2(sources: Sources, run: FinishedRun) -> float | None:
 
 def codebook_section(findings: Findings) -> Section | None:
     """Return None where no token analysis was given."""
-    analyses = findings.evidence.sources.analyses
+    analyses = _by_slot(findings.evidence.sources.analyses)
     if not analyses:
         return None
     usage = table_of(
@@ -64,7 +64,7 @@ def codebook_section(findings: Findings) -> Section | None:
             "codes": lambda one: str(one[1]["num_tokens"]),
             "used": lambda one: str(one[1]["train_usage"]["num_used"]),
             "perplexity": lambda one: f"{one[1]['train_usage']['perplexity']:.1f}",
-            "frames a token stays": lambda one: f"{one[1]['train_dwell']['frames']['value']:.1f}",
+            "frames a token stays": lambda one: _dwell(one[1]),
             "of the task (%)": lambda one: _share(one[1].get("task")),
             "of the phase (%)": lambda one: _share(one[1].get("phase")),
             "probe R²: embedding": lambda one: _r2(one[1], "embedding"),
@@ -72,6 +72,22 @@ def codebook_section(findings: Findings) -> Section | None:
         },
     )
     return Section("Codebook audit", (usage, _stability(findings)))
+
+
+def _by_slot(
+    analyses: Sequence[tuple[Path, Mapping[str, Any]]],
+) -> list[tuple[Path, Mapping[str, Any]]]:
+    """Return the analyses of single tokens: a frame's only one, or each of several slots."""
+    return [
+        (folder if one is analysis else folder.with_name(f"{folder.name}, slot {one['slot']}"), one)
+        for folder, analysis in analyses
+        for one in analysis.get("slots", [analysis])
+    ]
+
+
+def _dwell(analysis: Mapping[str, Any]) -> str:
+    frames = analysis["train_dwell"]["frames"]["value"]
+    return NONE if frames is None else f"{frames:.1f}"
 
 
 def _share(information: Mapping[str, Any] | None) -> str:
@@ -121,7 +137,7 @@ def _tokens(run: FinishedRun) -> np.ndarray | None:
         cache = Cache(Path(config["cache_dir"]), config["dataset_name"], config["split"])
         if cache.manifest["arrays"]["world_tokens"]["sha256"] != run.data.get("world_tokens"):
             return None  # made again since the training
-        return np.array(cache.load("world_tokens"))
+        return np.array(cache.load("world_tokens")).ravel()  # of several slots, frame by frame
     except UserError:
         return None  # on another machine, or removed: the text says that it was not measured
 
