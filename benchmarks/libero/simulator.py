@@ -176,8 +176,12 @@ class LiberoSimulator(Scene):
         Raises:
             InvalidInputError: the task is none that it can play.
         """
+        from benchmarks.libero.fixture_expert import FixtureExpert
         from benchmarks.libero.scripted_expert import PickAndPlaceExpert
 
+        goals = self.goal()
+        if len(goals) == 1 and goals[0][0] in ("open", "turnon"):
+            return FixtureExpert(self, goals[0][1]).act
         return PickAndPlaceExpert(self).act
 
     def close(self) -> None:
