@@ -6,7 +6,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
-
 _ACROSS_THE_BAR = 0
 """The axis of a stove's knob that is across the bar which it is turned by."""
 
@@ -92,7 +91,7 @@ class Scene:
         return centres, to_object @ frames, model.geom_aabb[geoms, 3:]
 
     def moving_part(self, name: str) -> MovingPart:
-        """Return the drawer of a region such as `wooden_cabinet_1_top_region`, or a stove's knob."""
+        """Return the drawer of a region (`wooden_cabinet_1_top_region`), or a stove's knob."""
         import mujoco
 
         model, data = self._env.sim.model._model, self._env.sim.data._data

@@ -80,7 +80,13 @@ class PickAndPlaceExpert:
         names = scene.object_names()
         self._obstacles = [name for name in names if name != self._target]
         # A region such as basket_1_contain_region is named after what it belongs to.
-        self._place_body = max((n for n in names if self._place.startswith(n)), key=len)
+        owners = [name for name in names if self._place.startswith(name)]
+        if not owners:
+            raise InvalidInputError(
+                f"the scripted expert puts objects in or on others, not on {self._place} of the "
+                "table"
+            )
+        self._place_body = max(owners, key=len)
         self._num_steps_in_phase = 0
         self._phase_position = scene.eef_position()
         self._last_opening = scene.gripper_opening()
