@@ -6,6 +6,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float64
 
+_HINGE = 3
+"""MuJoCo's number of the joints that turn, `mjJNT_HINGE`."""
 _ACROSS_THE_BAR = 0
 """The axis of a stove's knob that is across the bar which it is turned by."""
 
@@ -92,8 +94,6 @@ class Scene:
 
     def moving_part(self, name: str) -> MovingPart:
         """Return the drawer of a region (`wooden_cabinet_1_top_region`), or a stove's knob."""
-        import mujoco
-
         model, data = self._env.sim.model._model, self._env.sim.data._data
         owner = self._env.object_sites_dict.get(name) or self._env.get_object(name)
         joint = model.joint(owner.joints[0])
@@ -105,7 +105,7 @@ class Scene:
         frames = data.geom_xmat[geoms].reshape(-1, 3, 3)
         offsets = np.einsum("nij,nj->ni", frames, model.geom_aabb[geoms, :3])
         return MovingPart(
-            is_hinge=joint.type[0] == mujoco.mjtJoint.mjJNT_HINGE,
+            is_hinge=bool(joint.type[0] == _HINGE),
             position=float(data.qpos[joint.qposadr[0]]),
             opening_axis=sign * data.xaxis[joint.id],
             anchor=data.xanchor[joint.id].copy(),
