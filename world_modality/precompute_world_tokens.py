@@ -151,6 +151,8 @@ def print_summary(result: PrecomputeResult) -> None:
         f"  encoder           {encoder['name']}, D={encoder['embedding_dim']}, pooling "
         f"{encoder['pooling']}"
     )
+    if observation := manifest.get("observation"):
+        print(f"  observation       {observation_line(observation)}")
     others = ("num_tokens", "num_used", "fitted_on", "rounding_to_spread")
     about = ", ".join(
         f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}"
@@ -162,9 +164,21 @@ def print_summary(result: PrecomputeResult) -> None:
         f"training frames; {about}"
     )
     print(f"  float16 rounding  {codebook['rounding_to_spread']:.2%} of the embeddings' spread")
+    print(f"  arrays            {result.cache.bytes_per_frame:,} bytes a frame")
     for note in (encoder["note"], *codebook_advice(codebook)):
         if note:
             print(f"  note: {note}")
+
+
+def observation_line(section: dict[str, Any]) -> str:
+    """Say in words what a manifest's `observation` section keeps of a frame."""
+    keys, side, dim = section["image_keys"], section["grid_size"], section["embedding_dim"]
+    cells = f"{side}x{side} cells" if side > 1 else "one vector"
+    line = f"{', '.join(keys)}: {cells} of M={dim} each"
+    if components := section["components"]:
+        share, num_frames = components["explained_variance"], components["fit_frames"]
+        line += f", components with {share:.1%} of the variance in {num_frames} training frames"
+    return line
 
 
 def codebook_advice(codebook: dict[str, Any]) -> list[str]:
@@ -181,9 +195,13 @@ def codebook_advice(codebook: dict[str, Any]) -> list[str]:
             f"only {num_used} of {num_tokens} codes are used; lower --vq_num_tokens, or look at "
             "the frames with python -m world_modality.inspect_token_images"
         )
-    if codebook["fit_frames"] < MIN_FRAMES_PER_TOKEN * num_tokens:
+    # Where a frame has several vectors with tokens the codebook is fitted to all of them.
+    per_frame = codebook.get("num_slots", 1) // codebook.get("levels", 1)
+    num_fitted = codebook["fit_frames"] * per_frame
+    if num_fitted < MIN_FRAMES_PER_TOKEN * num_tokens:
+        what = "training frames" if per_frame == 1 else "vectors of training frames"
         advice.append(
-            f"the codebook has {codebook['fit_frames'] / num_tokens:.0f} training frames a code, "
+            f"the codebook has {num_fitted / num_tokens:.0f} {what} a code, "
             f"fewer than {MIN_FRAMES_PER_TOKEN}; lower --vq_num_tokens where tokens look noisy"
         )
     return advice

@@ -53,7 +53,7 @@ VIT_SIZES: dict[int, RandomVitSize] = {192: "tiny", 384: "small", 768: "base"}
 LAZILY_IMPORTED = (
     *("faiss", "pandas", "sklearn.cluster", "torch._dynamo", "torchvision"),
     *("transformers.models.dinov2.modeling_dinov2", "world_modality.source.lerobot_adapter"),
-    "world_modality.encode.transformers_encoder",
+    "world_modality.encode.network_encoder",
 )
 _PANELS_A_ROW = 3
 

@@ -18,7 +18,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any, Literal
@@ -40,7 +40,7 @@ from benchmarks.speed.harness.measuring import (
 )
 from world_modality.cache.contract import Cache
 from world_modality.cache.writer import CacheWriter
-from world_modality.encode.pixel_pca import PixelPCA
+from world_modality.encode.observation_encoder import ObservationEncoder
 from world_modality.encode.random_vit import RandomVitSize
 from world_modality.encode.vision_encoders import VisionEncoder, VisionEncoderFlags, build_encoder
 from world_modality.precompute.embedding_pass import write_embeddings
@@ -79,6 +79,8 @@ class BenchPrecomputeConfig(BenchConfig):
     """N; memory is also measured at 10 N."""
     image_size: int = 128
     """Side of the drawn frames."""
+    encoders: tuple[str, ...] = ("random-vit", "efficientnet-lite0", "pixel-pca")
+    """Encoders whose pass is measured."""
     random_vit_size: RandomVitSize = "tiny"
     """Size of the random-vit that stands for a realistic encoder."""
     random_vit_image_size: int = 112
@@ -102,14 +104,15 @@ def measure_passes(config: BenchPrecomputeConfig, folder: Path) -> Iterator[Figu
         source = open_dataset(f"bench/{kind}", dataset_root=root)
         sample = next(frame_blocks(source, CAMERA, np.arange(config.num_frames), PCA_FRAMES))
         flags = VisionEncoderFlags(
-            vision_model_name="random-vit",
             random_vit_size=config.random_vit_size,
             random_vit_image_size=config.random_vit_image_size,
         )
-        for encoder in (
-            build_encoder(flags, device),
-            PixelPCA.fit(flags, [sample], len(sample)),
-        ):
+        for name in config.encoders:
+            named = replace(flags, vision_model_name=name)
+            fitted = named.fitted_kind
+            encoder = (
+                fitted.fit(named, [sample], len(sample)) if fitted else build_encoder(named, device)
+            )
             caches = folder / f"{kind}_{encoder.name}"
             yield from compare_pass(config, f"{kind}, {encoder.name}", source, encoder, caches)
         num_frames = min(PEER_FRAMES, config.num_frames)
@@ -152,7 +155,8 @@ def compare_pass(
 
     def embed() -> float:
         writer = CacheWriter(next(caches), "embeddings", {})
-        return write_embeddings(writer, source, CAMERA, encoder, config.batch_size).seconds
+        observed = ObservationEncoder(encoder)
+        return write_embeddings(writer, source, [CAMERA], observed, config.batch_size).seconds
 
     turns: dict[str, Callable[[], object]] = {
         f"{name}: decoding alone": decode,
@@ -279,7 +283,7 @@ def encode_only(config: PrecomputeConfig, index: int, num_processes: int) -> tup
     source = job.inputs.source
     frames = FrameShard(index, num_processes).frames(source.num_frames, config.batch_size)
     blocks = list(frame_blocks(source, CAMERA, np.array(frames), config.batch_size))
-    encoder = job.make_encoder()
+    encoder = job.make_encoder().encoder
     began = _begin(num_processes)
     for _ in encoder.encode_blocks(iter(blocks), config.batch_size):
         pass

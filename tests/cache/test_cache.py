@@ -18,8 +18,8 @@ from world_modality.cache.contract import (
     Cache,
     cache_folder,
     require_arrays,
-    update_manifest,
 )
+from world_modality.cache.writer import update_manifest
 from world_modality.system import atomic
 from world_modality.system.errors import InvalidInputError, MissingFileError, MissingKeyError
 
@@ -294,7 +294,7 @@ def test_stages_that_finish_side_by_side_both_count_as_done(cache):
 
 
 def test_a_manifest_that_is_being_written_is_waited_for(cache, monkeypatch):
-    monkeypatch.setattr("world_modality.cache.contract.MANIFEST_WAIT_S", 0.1)
+    monkeypatch.setattr("world_modality.cache.writer.MANIFEST_WAIT_S", 0.1)
     with (
         cache.lock("manifest"),
         pytest.raises(InvalidInputError, match=r"--cache_dir: .* is being written by"),
@@ -328,3 +328,34 @@ def test_a_write_that_raises_leaves_the_old_file_and_no_partial_one(tmp_path):
     with pytest.raises(ValueError, match="JSON"):
         atomic.write_json(path, float("nan"))
     assert json.loads(path.read_text("utf-8")) == {"a": 1}
+
+
+@pytest.mark.parametrize(
+    ("num_views", "grid_size", "num_components"),
+    [(1, 1, None), (2, 1, None), (2, 4, None), (2, 4, 64)],
+)
+def test_the_documented_size_of_a_frame_is_the_contracts(
+    tmp_path, num_views, grid_size, num_components
+):
+    num_frames, dim, num_tokens = 273_465, 768, 1024
+    shapes = {
+        "embeddings": [num_frames, dim],
+        "world_tokens": [num_frames],
+        "codebook_centroids": [num_tokens, dim],
+        "states": [num_frames, 8],
+        "actions": [num_frames, 7],
+        "episode_index": [num_frames],
+        "task_index": [num_frames],
+    }
+    if num_views * grid_size > 1:
+        shapes["view_embeddings"] = [num_frames, num_views * grid_size**2, num_components or dim]
+    records = {
+        name: {"shape": shape, "dtype": ARRAYS[name].dtype} for name, shape in shapes.items()
+    }
+    cache = Cache(tmp_path, "HuggingFaceVLA/libero")
+    update_manifest(cache, {}, records)
+    num_bytes = cache.bytes_per_frame
+    views = f"{num_views}, {f'{grid_size} × {grid_size}' if grid_size > 1 else 'pooled'}"
+    shown = f"{num_bytes:,} | {num_bytes * num_frames / 1e9:.2f} GB"
+    page = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    assert f"| {views} | {num_components or ''} | {shown} |".replace("|  |", "| |") in page

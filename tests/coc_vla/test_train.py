@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from coc_vla.eval_coc import EvalCocConfig
+from coc_vla.eval_coc import run as evaluate
 from coc_vla.head.decoding import write_traces
 from coc_vla.head.text_head import Explainer
 from coc_vla.train import run
@@ -203,3 +205,16 @@ def test_through_the_command_line(config):
     assert done.returncode == 0, done.stderr
     assert "coc head:" in done.stdout
     assert (config.log_dir / "model_C_epoch0.pt").exists()
+
+
+def test_a_policy_of_several_views_explains_itself(labels, tmp_path):
+    spec = replace(SPEC, num_views=2, grid_size=2, cell_dim=5)
+    views = write_coc_cache(tmp_path / "cache", spec)
+    config = coc_train_config(views, labels, tmp_path / "logs", num_epochs=1)
+    checkpoint = run(config).checkpoint
+    where = {"dataset_name": views.dataset_name, "cache_dir": views.cache_dir, "device": "cpu"}
+    opened = OfflineRun.open(OfflineConfig(checkpoint=checkpoint, **where))
+    assert opened.tensors.observation == views.observation_shape
+    assert opened.policy.config.frame.observation.num_vectors == 8
+    told = EvalCocConfig(checkpoint=checkpoint, labels_jsonl=labels, **where)
+    assert evaluate(told).run["data"]["observation"]["image_keys"] == views.image_keys

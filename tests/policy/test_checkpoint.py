@@ -8,7 +8,7 @@ import torch
 
 from tests.fixtures.cache import SyntheticSpec, replace_arrays, write_synthetic_cache
 from tests.fixtures.policy import assert_same_content, save_sealed, tiny_train_config
-from world_modality.cache.contract import update_manifest
+from world_modality.cache.writer import update_manifest
 from world_modality.policy.checkpoint import (
     RunPosition,
     checkpoint_arrays,

@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from world_modality.cache.contract import sha256_of_file
-from world_modality.precompute.codebook_step import StoredRows, rounding_to_spread
-from world_modality.precompute_world_tokens import run
+from world_modality.cache.frame_shapes import ObservationShape
+from world_modality.precompute.codebook_step import StoredRows, StoredVectors, rounding_to_spread
+from world_modality.precompute_world_tokens import codebook_advice, run
 from world_modality.system.errors import InvalidInputError
+from world_modality.tokens.world_slots import slot_vectors
 
 EMBEDDINGS = "train_embeddings.fp16.npy"
 
@@ -79,3 +81,26 @@ def test_the_rounding_estimate_is_the_rounding_error():
     embeddings = 1.5 + 0.02 * np.random.default_rng(0).normal(size=(2000, 16))
     error = np.sqrt(np.mean((embeddings - embeddings.astype(np.float16)) ** 2))
     assert rounding_to_spread(embeddings) == pytest.approx(error / 0.02, rel=0.05)
+
+
+@pytest.mark.parametrize(("slots", "num_vectors"), [("view", 2), ("cell", 8)])
+def test_vectors_of_views_and_cells_are_read_alone(tmp_path, slots, num_vectors):
+    cells = np.random.default_rng(0).normal(size=(30, 8, 5)).astype(np.float16)
+    shape = ObservationShape(5, num_views=2, grid_size=2)
+    np.save(tmp_path / "cells.npy", cells)
+    frames = np.array([3, 4, 11, 29])
+    parts = (frames[:, None] * num_vectors + np.arange(num_vectors)).ravel()
+    stored = StoredVectors(StoredRows(tmp_path / "cells.npy", parts, num_vectors), 2, slots)
+    expected = slot_vectors(None, cells[frames], shape, slots).reshape(-1, 5)
+    assert len(stored) == len(expected)
+    for indices in (np.arange(len(expected)), np.array([5, 0, 7])):
+        np.testing.assert_allclose(stored[indices], expected[indices], atol=1e-6)
+    assert stored.rows[np.array([5])].shape == (1, 8 // num_vectors, 5)
+
+
+def test_few_vectors_a_code_are_advised_against_and_slots_give_more_of_them():
+    codebook = {"num_tokens": 8, "num_used": 8, "rounding_to_spread": 0.0, "fit_frames": 100}
+    (sentence,) = codebook_advice(codebook)
+    assert "the codebook has 12 training frames a code" in sentence
+    assert "25 vectors" in codebook_advice({**codebook, "num_slots": 4, "levels": 2})[0]
+    assert codebook_advice({**codebook, "num_slots": 4}) == []

@@ -33,6 +33,7 @@ TINY_PRECOMPUTE = bench_precompute.BenchPrecomputeConfig(
     parts=("passes",),
     num_frames=192,
     image_size=32,
+    encoders=("random-vit", "pixel-pca"),
     random_vit_image_size=14,
     num_rounds=1,
     device="cpu",

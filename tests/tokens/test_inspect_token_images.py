@@ -10,7 +10,8 @@ from PIL import Image
 
 from tests.fixtures.lerobot import make_dataset
 from world_modality.cache.contract import Cache
-from world_modality.evaluation.token_grid import Tile, draw_grid, thumbnail
+from world_modality.evaluation.slot_places import GAP, OUTLINE, Box, cell_images, seen_box
+from world_modality.evaluation.token_grid import TILE_SIDE, Tile, draw_grid, thumbnail
 from world_modality.inspect_token_images import (
     InspectConfig,
     choose_tokens,
@@ -186,3 +187,44 @@ def test_a_grid_has_room_for_every_tile():
     for i in range(7):
         top, left = 24 + (i // 4) * (80 + 28 + 6), 6 + (i % 4) * (160 + 6)
         assert (pixels[top : top + 80, left : left + 160] == 10 * i).all()
+
+
+def test_a_cell_is_a_part_of_what_the_encoder_sees():
+    whole = seen_box({"resize": "area average"}, 40, 48)
+    assert whole == Box(0, 0, 40, 48)
+    # The shorter side of 40 becomes 32, of which the middle 28 are seen: 35 of 40, and of 48.
+    processor = {"do_resize": True, "size": {"shortest_edge": 32}, "do_center_crop": True}
+    processor["crop_size"] = {"height": 28, "width": 28}
+    seen = seen_box(processor, 40, 48)
+    assert seen == Box(2.5, 6.5, 35, 35)
+    assert seen.cell(2, 1, 0) == Box(2.5, 24, 17.5, 17.5)
+    assert seen_box({**processor, "do_center_crop": False}, 40, 48) == whole
+    squashed = {**processor, "size": {"height": 56, "width": 28}}
+    assert seen_box(squashed, 40, 48) == Box(0, 12, 40, 24)
+    # Nothing is seen beyond the image.
+    assert seen_box({**processor, "do_resize": False}, 20, 16) == Box(0, 0, 20, 16)
+
+
+def test_the_cells_of_a_grid_tile_what_is_seen():
+    seen = Box(2, 4, 30, 20)
+    covered = np.zeros((30, 40), dtype=int)
+    for row in range(3):
+        for column in range(3):
+            left, top, right, bottom = seen.cell(3, row, column).corners
+            covered[top:bottom, left:right] += 1
+    assert (covered[4:24, 2:32] == 1).all()
+    assert covered.sum() == 20 * 30
+
+
+def test_a_tile_shows_the_cell_beside_the_frame_that_outlines_it():
+    image = np.zeros((TILE_SIDE, TILE_SIDE, 3), dtype=np.uint8)
+    image[80:, 80:] = (10, 200, 30)
+    tile, crop = cell_images(image, Box(0, 0, 160, 160).cell(2, 1, 1))
+    assert (crop == (10, 200, 30)).all()
+    assert tile.shape[1] == TILE_SIDE + GAP + crop.shape[1]
+    np.testing.assert_array_equal(tile[: len(crop), TILE_SIDE + GAP :], crop)
+    outlined = (tile[:TILE_SIDE, :TILE_SIDE] == OUTLINE).all(axis=2)
+    rows, columns = np.nonzero(outlined)
+    assert (rows.min(), rows.max(), columns.min(), columns.max()) == (80, 159, 80, 159)
+    assert not outlined[90:150, 90:150].any()
+    assert (image[80, 80] == (10, 200, 30)).all()  # the frame itself is not drawn on

@@ -284,3 +284,17 @@ def test_dependence_looks_at_the_given_episodes_only(stream):
     for dependence in (task_dependence, phase_dependence):
         expected = dependence(tokens, episodes, split.train, 9)
         assert dependence(changed, episodes, split.train, 9) == expected
+
+
+def test_the_bigrams_cross_entropy_is_that_of_shares_that_sum_to_one(stream):
+    tokens, episodes, split = stream
+    bigram = BigramBaseline.fit(tokens, episodes, split.train, 2, 10)
+    codes = np.arange(10)
+    shares = np.exp(-bigram.nats(np.repeat(codes, 10), np.tile(codes, 10))).reshape(10, 10)
+    np.testing.assert_allclose(shares.sum(axis=1), 1)
+    assert shares.min() > 0  # code 9 is never seen
+    pairs = pairs_by_hand(tokens, episodes, split.train, 2)
+    counts, targets = Counter(pairs), Counter(target for _, target in pairs)
+    sources = Counter(source for source, _ in pairs)
+    prior = (targets[4] + 1 / 10) / (len(pairs) + 1)
+    assert shares[3, 4] == pytest.approx((counts[3, 4] + prior) / (sources[3] + 1))

@@ -7,12 +7,8 @@ from tests.tokens.test_kmeans import brute_force
 from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.codebook import CodebookFlags, load_quantiser
-from world_modality.tokens.world_tokens import (
-    WorldTokeniser,
-    load_tokeniser,
-    num_slot_vectors,
-    slot_vectors,
-)
+from world_modality.tokens.world_slots import num_slot_vectors, slot_vectors
+from world_modality.tokens.world_tokens import WorldTokeniser, load_tokeniser
 
 SHAPE = ObservationShape(6, num_views=2, grid_size=2)
 RNG = np.random.default_rng(0)
@@ -81,7 +77,7 @@ def test_it_is_rebuilt_from_a_manifest_and_arrays():
     assert (again.num_slots, again.num_codes, again.slots) == (16, 4, "cell")
     expected = WorldTokeniser(quantiser, "cell", SHAPE).encode(None, CELLS)
     np.testing.assert_array_equal(again.encode(None, CELLS), expected)
-    with pytest.raises(InvalidInputError, match="gives 16 tokens a frame, .* says 8"):
+    with pytest.raises(InvalidInputError, match=r"gives 16 tokens a frame, .* says 8"):
         load_tokeniser(manifest_of(flags, 8), quantiser.arrays)
     strange = manifest_of(flags, 16)
     strange["codebook"]["slots"] = "object"

@@ -120,10 +120,14 @@ def test_recorded_embeddings_are_those_kernel_by_kernel(precision):
     blocks = [rng.integers(0, 256, (8, 64, 64, 3), dtype=np.uint8) for _ in range(NUM_DIRECT + 4)]
     blocks.append(blocks[0][:3])
     found = list(encoder.encode_blocks(iter(blocks), 8))
-    assert len(encoder._recorded()._recordings) == 1
-    for images, embeddings in zip(blocks, found, strict=True):
+    with_cells = list(encoder.grid_blocks(iter(blocks), 8, 3))
+    assert len(encoder._recorded()._recordings) == len(encoder._recorded(3)._recordings) == 1
+    for images, embeddings, (pooled, cells) in zip(blocks, found, with_cells, strict=True):
         inputs = {"images": torch.from_numpy(images).to(GPU)}
         np.testing.assert_array_equal(embeddings, encoder._embed(inputs).cpu().numpy())
+        expected = encoder._embed(inputs, 3).cpu().numpy()
+        np.testing.assert_array_equal(pooled, expected[:, 0])
+        np.testing.assert_array_equal(cells, expected[:, 1:])
 
 
 def doubled_and_waiting(inputs):

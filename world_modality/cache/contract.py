@@ -13,6 +13,7 @@ whatever differs from it.
 
 import hashlib
 import json
+import math
 import re
 import tokenize
 from collections.abc import Iterable, Mapping
@@ -23,7 +24,6 @@ from typing import Any
 import numpy as np
 
 from world_modality.cache.frame_shapes import ObservationShape
-from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError, MissingFileError, missing_key
 from world_modality.system.output_lock import OutputLock
 
@@ -34,8 +34,6 @@ CHECKSUM_KEY = "checksum"
 SECTIONS = ("dataset", "encoder", "observation", "codebook", "split", "text", "steps")
 # These are not even named in the manifest of a cache that has none.
 OPTIONAL_SECTIONS = ("observation",)
-# A manifest is written in milliseconds.
-MANIFEST_WAIT_S = 60.0
 # What an array's file says of its numbers.
 DTYPE_SUFFIXES = {
     **{"float16": "fp16", "float32": "f32", "float64": "f64"},
@@ -311,11 +309,9 @@ class Cache:
             MissingFileError: the embeddings were never written.
             InvalidInputError: the manifest contradicts itself.
         """
-        record = self.manifest["arrays"].get(self.observation_array)
-        if record is None:
-            raise MissingFileError(f"{self.folder} has no embeddings; {self.mend()}")
+        row_shape = self._row_shape(self.observation_array)
         if self.observation_array == "embeddings":
-            return ObservationShape(record["shape"][-1])
+            return ObservationShape(row_shape[-1])
         section = self.manifest.get("observation") or {}
         keys = section.get("image_keys")
         grid_size, dim = section.get("grid_size"), section.get("embedding_dim")
@@ -325,13 +321,36 @@ class Cache:
                 f"grid_size and embedding_dim; {self.mend('view_embeddings')}"
             )
         shape = ObservationShape(dim, len(keys), grid_size)
-        if (found := record["shape"][1:]) != [shape.num_vectors, dim]:
+        if row_shape != [shape.num_vectors, dim]:
             raise InvalidInputError(
-                f"view_embeddings holds {found} a frame, but {self.manifest_path.name} says "
+                f"view_embeddings holds {row_shape} a frame, but {self.manifest_path.name} says "
                 f"{len(keys)} views of {grid_size}x{grid_size} cells of dimension {dim} in "
                 f"{self.folder}; {self.mend('view_embeddings')}"
             )
         return shape
+
+    @property
+    def bytes_per_frame(self) -> int:
+        """What all arrays that have a row per frame hold of one frame."""
+        specs = {name: self.array_spec(name) for name in self.manifest["arrays"]}
+        return sum(
+            math.prod(self._row_shape(name)) * np.dtype(spec.dtype).itemsize
+            for name, spec in specs.items()
+            if "N" in spec.axes
+        )
+
+    def _row_shape(self, name: str) -> list[int]:
+        """Return the shape of one frame's row, as the manifest has it."""
+        record = self.manifest["arrays"].get(name)
+        if record is None:
+            raise MissingFileError(f"{name} is missing in {self.folder}; {self.mend(name)}")
+        shape = record.get("shape")
+        is_shape = isinstance(shape, list) and all(type(size) is int for size in shape)
+        if not is_shape or not self.array_spec(name).fits(len(shape)):
+            raise InvalidInputError(
+                f"{self.manifest_path} gives {name} the shape {shape!r:.80}; {self.mend(name)}"
+            )
+        return list(shape[1:])
 
     @property
     def episode_key(self) -> str:
@@ -408,37 +427,6 @@ class Cache:
             if with_language or name != "instruction_embeddings"
         }
         return sha256_of_json({"arrays": arrays, **{name: manifest.get(name) for name in sections}})
-
-
-def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, Any]) -> None:
-    """Write `sections` and `arrays` into the manifest, keeping what other stages wrote.
-
-    Stages that run side by side wait here for each other.
-
-    Args:
-        cache: whose manifest is written, atomically.
-        sections: top-level entries to set (`dataset`, `encoder`, `codebook`, `split`, `text`);
-            those of `steps` are set one by one, and None forgets a step, or an optional section.
-        arrays: per-array record `{file, shape, dtype, sha256}`; None removes the array's entry.
-    """
-    with cache.lock("manifest", wait_s=MANIFEST_WAIT_S):
-        cache._manifest = None  # another stage may have written meanwhile
-        try:
-            manifest = cache.manifest
-        except (MissingFileError, InvalidInputError):
-            # Nothing in an unreadable manifest can be kept, and this very write is what mends it.
-            manifest = {"format": FORMAT, "arrays": {}}
-        records: dict[str, Any] = {**manifest["arrays"], **arrays}
-        steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
-        manifest = {**manifest, **sections}
-        for name in OPTIONAL_SECTIONS:
-            if manifest.get(name) is None:
-                manifest.pop(name, None)
-        if steps:
-            manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
-        manifest["arrays"] = {name: r for name, r in records.items() if r is not None}
-        write_json(cache.manifest_path, with_checksum(manifest))
-        cache._manifest = manifest
 
 
 def require_arrays(cache: Cache, names: Iterable[str]) -> dict[str, np.ndarray]:

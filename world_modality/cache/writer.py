@@ -10,17 +10,20 @@ from typing import Any
 import numpy as np
 
 from world_modality.cache.contract import (
+    FORMAT,
+    OPTIONAL_SECTIONS,
     Cache,
     sha256_of_file,
     sha256_of_json,
-    update_manifest,
     with_checksum,
     without_checksum,
 )
 from world_modality.system.atomic import partial_path, publish, write_json
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, MissingFileError
 
 READ_BYTES = 1 << 20
+# A manifest is written in milliseconds.
+MANIFEST_WAIT_S = 60.0
 
 
 class CacheWriter:
@@ -211,3 +214,34 @@ class CacheWriter:
             "dtype": str(array.dtype),
             "sha256": sha256,
         }
+
+
+def update_manifest(cache: Cache, sections: dict[str, Any], arrays: dict[str, Any]) -> None:
+    """Write `sections` and `arrays` into the manifest, keeping what other stages wrote.
+
+    Stages that run side by side wait here for each other.
+
+    Args:
+        cache: whose manifest is written, atomically.
+        sections: top-level entries to set (`dataset`, `encoder`, `codebook`, `split`, `text`);
+            those of `steps` are set one by one, and None forgets a step, or an optional section.
+        arrays: per-array record `{file, shape, dtype, sha256}`; None removes the array's entry.
+    """
+    with cache.lock("manifest", wait_s=MANIFEST_WAIT_S):
+        cache._manifest = None  # another stage may have written meanwhile
+        try:
+            manifest = cache.manifest
+        except (MissingFileError, InvalidInputError):
+            # Nothing in an unreadable manifest can be kept, and this very write is what mends it.
+            manifest = {"format": FORMAT, "arrays": {}}
+        records: dict[str, Any] = {**manifest["arrays"], **arrays}
+        steps = {**(manifest.get("steps") or {}), **sections.get("steps", {})}
+        manifest = {**manifest, **sections}
+        for name in OPTIONAL_SECTIONS:
+            if manifest.get(name) is None:
+                manifest.pop(name, None)
+        if steps:
+            manifest["steps"] = {name: step for name, step in steps.items() if step is not None}
+        manifest["arrays"] = {name: r for name, r in records.items() if r is not None}
+        write_json(cache.manifest_path, with_checksum(manifest))
+        cache._manifest = manifest

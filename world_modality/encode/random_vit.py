@@ -9,7 +9,7 @@ from world_modality.system.errors import InvalidInputError
 if TYPE_CHECKING:
     import torch
 
-    from world_modality.encode.transformers_encoder import TransformersEncoder
+    from world_modality.encode.network_encoder import NetworkEncoder
     from world_modality.encode.vision_encoders import VisionEncoderFlags
 
 KIND = "random-vit"
@@ -42,7 +42,7 @@ def random_vit_flags(record: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def build_random_vit(flags: "VisionEncoderFlags", device: "torch.device") -> "TransformersEncoder":
+def build_random_vit(flags: "VisionEncoderFlags", device: "torch.device") -> "NetworkEncoder":
     """Build the DINOv2 architecture with seeded random weights and DINOv2's preprocessing.
 
     The weights also depend on the releases of torch and transformers.
@@ -53,7 +53,7 @@ def build_random_vit(flags: "VisionEncoderFlags", device: "torch.device") -> "Tr
     import torch
     from transformers import BitImageProcessor, Dinov2Config, Dinov2Model
 
-    from world_modality.encode.transformers_encoder import TransformersEncoder
+    from world_modality.encode.network_encoder import NetworkEncoder
 
     image_size = flags.random_vit_image_size
     if image_size < 14 or image_size % 14:
@@ -77,7 +77,7 @@ def build_random_vit(flags: "VisionEncoderFlags", device: "torch.device") -> "Tr
         image_mean=IMAGENET_MEAN,
         image_std=IMAGENET_STD,
     )
-    return TransformersEncoder.of(
+    return NetworkEncoder.of(
         model,
         processor,
         flags,

@@ -184,7 +184,7 @@ def used_weights_sha256(model: Any, *, with_pooler: bool) -> str:
     A pooler that is not used is left out: many checkpoints lack it, and transformers then draws it
     at random again at every load.
     """
-    from world_modality.encode.transformers_encoder import weights_sha256
+    from world_modality.encode.network_encoder import weights_sha256
 
     weights = model.state_dict()
     used = {key: w for key, w in weights.items() if with_pooler or not _is_pooler(key)}

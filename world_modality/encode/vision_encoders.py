@@ -12,6 +12,11 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float, UInt8
 
+from world_modality.encode.efficientnet_lite0 import (
+    EfficientNetFlags,
+    build_efficientnet_lite0,
+    efficientnet_flags,
+)
 from world_modality.encode.fitted_encoder import FittedEncoder
 from world_modality.encode.pixel_pca import PixelPCA, PixelPcaFlags
 from world_modality.encode.random_vit import RandomVitFlags, build_random_vit, random_vit_flags
@@ -87,16 +92,17 @@ class VisionEncoder(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionEncoderFlags(RandomVitFlags, PixelPcaFlags):
+class VisionEncoderFlags(EfficientNetFlags, RandomVitFlags, PixelPcaFlags):
     """Flags of the vision encoder."""
 
     vision_model_name: str = "facebook/dinov2-base"
-    """Hub name or local folder of a transformers vision model; pixel-pca (stand-in, needs no hub)
-    or random-vit (untrained control)."""
+    """Hub name or local folder of a transformers vision model; or, where no hub is reachable,
+    efficientnet-lite0 (pretrained), pixel-pca (stand-in) or random-vit (untrained control)."""
     vision_revision: str | None = None
     """Hub revision of the vision model."""
     embedding_pooling: Pooling = "cls"
-    """What becomes the embedding: cls is the class token, mean the mean over patch tokens."""
+    """What becomes the embedding: cls is the class token, mean the mean over patch tokens, as
+    always for efficientnet-lite0, which has no class token."""
     trust_remote_code: bool = False
     """Run code that the vision model's repository brings along."""
     precision: Precision = "auto"
@@ -133,6 +139,7 @@ def _build_transformers(flags: VisionEncoderFlags, device: "torch.device") -> Vi
 
 ENCODERS = {
     "pixel-pca": EncoderKind(fitted=PixelPCA),
+    "efficientnet-lite0": EncoderKind(build_efficientnet_lite0, efficientnet_flags),
     "random-vit": EncoderKind(build_random_vit, random_vit_flags),
     "transformers": EncoderKind(_build_transformers),
 }

@@ -187,6 +187,7 @@ class OfflineRun:
             "codebook_tokens": codebook["num_tokens"],
             "codebook_seed": codebook.get("seed"),
             "pooling": manifest["encoder"].get("pooling"),
+            **_observation_data(manifest.get("observation")),
             **self._slots_record(codebook),
         }
 
@@ -233,6 +234,15 @@ class OfflineRun:
         """Add up per-frame values within each validation episode."""
         sums = sum_by_episode(values, self._episode_of_frame[frames], len(self.tensors.episodes))
         return sums[self.tensors.episodes.positions_of(self.val_ids)]
+
+
+def _observation_data(section: Mapping[str, Any] | None) -> dict[str, object]:
+    """Return what views and cells the policy reads, where there is more than one pooled vector."""
+    if section is None:
+        return {}
+    components = section["components"] or {}
+    data = {name: section[name] for name in ("image_keys", "grid_size")}
+    return {"observation": {**data, "num_components": components.get("num_components")}}
 
 
 def write_report(

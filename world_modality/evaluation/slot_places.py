@@ -10,7 +10,7 @@ from PIL import Image, ImageDraw
 
 from world_modality.cache.contract import Cache
 from world_modality.evaluation.token_grid import TILE_SIDE, thumbnail
-from world_modality.tokens.codebook import FIRST_SLOTS
+from world_modality.tokens.world_slots import FIRST_SLOTS
 
 OUTLINE = (255, 40, 40)
 GAP = 4

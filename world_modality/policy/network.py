@@ -137,7 +137,7 @@ class WorldPolicy(nn.Module):
             self.fut_queries = _learned(window.future_offset * world.num_world_slots, dim)
             self.world_head = nn.Linear(dim, world.num_world_tokens)
         if config.reads_world:
-            # A slot's tokens are of its own codebook: each slot has V rows.
+            # Each slot has V rows of its own: what a code means may depend on where it stands.
             num_rows = world.num_world_slots * world.num_world_tokens
             self.world_embedding = nn.Embedding(num_rows, dim)
             nn.init.normal_(self.world_embedding.weight, std=0.02)

