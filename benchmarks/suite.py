@@ -98,11 +98,14 @@ class Suite(Protocol):
 
     @property
     def image_keys(self) -> Sequence[str]:
-        """The cameras in an observation."""
+        """The cameras in an observation, all of which `observe` renders."""
 
     @property
     def state_keys(self) -> Sequence[str]:
         """The vectors in an observation."""
+
+    def observing(self, image_keys: Sequence[str]) -> "Suite":
+        """Return the suite with these of its cameras alone; its record is the same."""
 
     def record(self) -> dict[str, Any]:
         """Return `versions` (package to version), `gl_backend` and `rendering` (its settings)."""

@@ -35,7 +35,7 @@ class DemoConfig:
     success_hold: int = 10
     """Frames recorded after the first solved one: action chunks end in real actions, and a policy
     learns to go on into the region of success instead of stopping at its border."""
-    image_size: int = 128
+    image_size: int | None = 128
     """Height and width of the images in pixels."""
     use_videos: bool = False
     """Store images as video (lossy) instead of PNG."""
@@ -46,7 +46,7 @@ class DemoConfig:
     overwrite: bool = False
     """Delete an existing dataset or unfinished recording of that name and start again."""
 
-    NOT_IN_RECIPE: ClassVar = (
+    NOT_IN_RECIPE: ClassVar[tuple[str, ...]] = (
         *("dataset_root", "max_attempts_per_episode"),
         *("num_workers", "overwrite"),
     )

@@ -41,7 +41,9 @@ _PUBLIC_FPS = 10
 class CollectDemosConfig(DemoConfig):
     """Record a scripted expert in LIBERO as a LeRobot dataset.
 
-    It plays tasks that put one object in or on something: all of libero_object and libero_spatial.
+    It plays tasks that put one object in or on something, open a drawer or turn a stove on: all of
+    libero_object and libero_spatial, and of libero_goal all but open_the_top_drawer_and_put_the_
+    bowl_inside and push_the_plate_to_the_front_of_the_stove.
     """
 
     dataset_name: str = "local/libero_object_demo"

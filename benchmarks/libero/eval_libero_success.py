@@ -8,13 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benchmarks.libero import simulator
 from benchmarks.libero.environment import LiberoRendering
 from benchmarks.libero.simulator import LiberoSuite, evaluation_episodes
 from benchmarks.libero.suites import max_episode_steps, resolve_suite, select_tasks
 from benchmarks.rollouts.config import RolloutConfig
 from world_modality.system.cli import run_cli
-from world_modality.system.errors import missing_key
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,32 +40,22 @@ def run(config: EvalLiberoConfig) -> dict[str, Any]:
     max_steps = config.max_steps or max_episode_steps(name)
     tasks = select_tasks(name, config.tasks)
     episodes = evaluation_episodes(tasks, config.n_trials, config.seed, max_steps)
-    return evaluate(suite_for(config.checkpoint, name, config.camera_key), episodes, config)
+    return evaluate(suite_for(config.checkpoint[0], name), episodes, config)
 
 
-def suite_for(checkpoints: tuple[Path, ...], name: str, camera_key: str | None) -> LiberoSuite:
-    """Return a suite as the first checkpoint was trained on it, with the cameras that are needed.
+def suite_for(checkpoint: Path, name: str) -> LiberoSuite:
+    """Return a suite in the rendering that a checkpoint was trained on.
 
-    The recording that they were trained on need not be of the suite: LIBERO-PRO's suites are for
-    policies that were trained on LIBERO's. `camera_key` is the camera that policies see; None
-    stands for the one that each was trained on.
+    The recording that it was trained on need not be of the suite: LIBERO-PRO's suites are for
+    policies that were trained on LIBERO's.
 
     Raises:
-        UserError: a checkpoint is missing or damaged, or was trained on another simulator's data.
-        MissingKeyError: LIBERO has no such camera.
+        UserError: the checkpoint is missing or damaged, or was trained on another simulator's data.
     """
     from benchmarks.rollouts.acting.suite_fit import dataset_of, recorded_rendering
 
-    if camera_key is not None and camera_key not in simulator.IMAGE_KEYS:
-        raise missing_key(
-            "camera", camera_key, simulator.IMAGE_KEYS, "LIBERO (--camera_key chooses one)"
-        )
-    datasets = [dataset_of(path) for path in checkpoints]
-    # The camera of the training too: the parity check tells by it that another one was named.
-    wanted = {camera_key, *(dataset["image_key"] for dataset in datasets)}
-    image_keys = tuple(key for key in simulator.IMAGE_KEYS if key in wanted)
-    rendering = recorded_rendering(checkpoints[0], datasets[0], LiberoRendering, "libero")
-    return LiberoSuite(name, rendering, image_keys or simulator.IMAGE_KEYS)
+    rendering = recorded_rendering(checkpoint, dataset_of(checkpoint), LiberoRendering, "libero")
+    return LiberoSuite(name, rendering)
 
 
 def main() -> None:

@@ -1,9 +1,38 @@
 """The true state of a LIBERO scene, which scripted experts read."""
 
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float64
+
+_HINGE = 3
+"""MuJoCo's number of the joints that turn, `mjJNT_HINGE`."""
+_ACROSS_THE_BAR = 0
+"""The axis of a stove's knob that is across the bar which it is turned by."""
+
+
+@dataclass(frozen=True)
+class MovingPart:
+    """What of a fixture moves, as it is now, in the world's frame.
+
+    Attributes:
+        is_hinge: whether it turns (a stove's knob) or slides (a drawer).
+        position: of the joint, in rad or m; 0 is closed or off.
+        opening_axis: unit vector that it slides along, or turns about, to be opened or turned on.
+        anchor: a point on that axis.
+        across: horizontal unit vector across the bar of a knob, as it is turned now.
+        centres: of the boxes around its colliding geoms.
+        half_extents: of these boxes, along the world's axes.
+    """
+
+    is_hinge: bool
+    position: float
+    opening_axis: Float64[np.ndarray, "3"]
+    anchor: Float64[np.ndarray, "3"]
+    across: Float64[np.ndarray, "3"]
+    centres: Float64[np.ndarray, "n 3"]
+    half_extents: Float64[np.ndarray, "n 3"]
 
 
 class Scene:
@@ -30,8 +59,10 @@ class Scene:
         return tuple(self._env.object_sites_dict)
 
     def object_height(self) -> float:
-        """Return the height of the first object of interest in m."""
-        return float(self.object_position(self.objects_of_interest()[0])[2])
+        """Return the height of the first object of interest in m, or of a drawer's region."""
+        name = self.objects_of_interest()[0]
+        is_region = name in self.region_names()
+        return float((self.region_position if is_region else self.object_position)(name)[2])
 
     def object_position(self, name: str) -> Float64[np.ndarray, "3"]:
         """Return where the origin of an object's or fixture's body is."""
@@ -60,6 +91,28 @@ class Scene:
         offsets = np.einsum("nij,nj->ni", frames, model.geom_aabb[geoms, :3])
         centres = (data.geom_xpos[geoms] + offsets - data.xpos[body]) @ to_object.T
         return centres, to_object @ frames, model.geom_aabb[geoms, 3:]
+
+    def moving_part(self, name: str) -> MovingPart:
+        """Return the drawer of a region (`wooden_cabinet_1_top_region`), or a stove's knob."""
+        model, data = self._env.sim.model._model, self._env.sim.data._data
+        owner = self._env.object_sites_dict.get(name) or self._env.get_object(name)
+        joint = model.joint(owner.joints[0])
+        body = joint.bodyid[0]
+        low, high = joint.range
+        sign = 1.0 if abs(high) > abs(low) else -1.0
+        colliding = (model.geom_contype > 0) | (model.geom_conaffinity > 0)
+        geoms = np.flatnonzero((model.geom_bodyid == body) & colliding)
+        frames = data.geom_xmat[geoms].reshape(-1, 3, 3)
+        offsets = np.einsum("nij,nj->ni", frames, model.geom_aabb[geoms, :3])
+        return MovingPart(
+            is_hinge=bool(joint.type[0] == _HINGE),
+            position=float(data.qpos[joint.qposadr[0]]),
+            opening_axis=sign * data.xaxis[joint.id],
+            anchor=data.xanchor[joint.id].copy(),
+            across=data.xmat[body].reshape(3, 3)[:, _ACROSS_THE_BAR].copy(),
+            centres=data.geom_xpos[geoms] + offsets,
+            half_extents=np.einsum("nij,nj->ni", np.abs(frames), model.geom_aabb[geoms, 3:]),
+        )
 
     def region_position(self, name: str) -> Float64[np.ndarray, "3"]:
         """Return the centre of a region."""

@@ -1,8 +1,7 @@
 """A script that picks up one object and places it, from the true state of the simulator.
 
 It is a feedback law: at every step the action follows from the present state and the phase. An
-object that slips is approached again, so that noise on the actions is made good. Actions are those
-of LIBERO's OSC pose controller; position errors are divided by the controller's step of 5 cm.
+object that slips is approached again, so that noise on the actions is made good.
 """
 
 from dataclasses import dataclass
@@ -19,14 +18,9 @@ from benchmarks.libero.grasps import (
     highest_between,
     object_rotation,
 )
+from benchmarks.libero.pose_control import action_towards
 from benchmarks.libero.scene import Scene
 from world_modality.system.errors import InvalidInputError
-
-_STEP_M = 0.05
-_STEP_RAD = 0.5
-_MAX_SPEED = 0.8
-_MAX_TURN = 0.5
-_OPEN, _CLOSE = -1.0, 1.0
 
 _WAY_RADIUS_M = 0.09
 _REACHED_M = 0.008
@@ -76,8 +70,8 @@ class PickAndPlaceExpert:
         goals = scene.goal()
         if len(goals) != 1 or goals[0][0] not in ("in", "on") or len(goals[0]) != 3:
             raise InvalidInputError(
-                "the scripted expert puts one object in or on something; this task asks for "
-                f"{' and '.join(' '.join(goal) for goal in goals)}"
+                "the scripted expert puts one object in or on something, opens a drawer or turns a "
+                f"stove on; this task asks for {' and '.join(' '.join(goal) for goal in goals)}"
             )
         self.phase = Phase.APPROACH
         self._scene = scene
@@ -86,7 +80,13 @@ class PickAndPlaceExpert:
         names = scene.object_names()
         self._obstacles = [name for name in names if name != self._target]
         # A region such as basket_1_contain_region is named after what it belongs to.
-        self._place_body = max((n for n in names if self._place.startswith(n)), key=len)
+        owners = [name for name in names if self._place.startswith(name)]
+        if not owners:
+            raise InvalidInputError(
+                f"the scripted expert puts objects in or on others, not on {self._place} of the "
+                "table"
+            )
+        self._place_body = max(owners, key=len)
         self._num_steps_in_phase = 0
         self._phase_position = scene.eef_position()
         self._last_opening = scene.gripper_opening()
@@ -109,9 +109,8 @@ class PickAndPlaceExpert:
                 goal = self._release()
         self._last_opening = self._scene.gripper_opening()
         self._num_steps_in_phase += 1
-        move = _limited((goal - hand) / _STEP_M, _MAX_SPEED)
-        gripper = _OPEN if self.phase in (Phase.APPROACH, Phase.RELEASE) else _CLOSE
-        return np.array([*move, *_limited(turn / _STEP_RAD, _MAX_TURN), gripper], np.float32)
+        is_closed = self.phase not in (Phase.APPROACH, Phase.RELEASE)
+        return action_towards(goal - hand, turn, is_closed=is_closed)
 
     def _approach(
         self, hand: Float64[np.ndarray, "3"], turn_rad: float
@@ -236,8 +235,3 @@ class PickAndPlaceExpert:
 def _funnel(low: float, high: float, distance: float) -> float:
     """Return the height to fly at: high far away, low once the distance is zero or less."""
     return low + float(np.clip(_FUNNEL_SLOPE * distance, 0, high - low))
-
-
-def _limited(vector: Float64[np.ndarray, "3"], longest: float) -> Float64[np.ndarray, "3"]:
-    """Return the vector, shortened if need be; its direction stays."""
-    return vector * min(1.0, longest / max(float(np.linalg.norm(vector)), 1e-9))

@@ -14,7 +14,7 @@ and a 7-d action. With `LiberoRendering.lerobot()` images, states and outcomes a
 
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -176,8 +176,12 @@ class LiberoSimulator(Scene):
         Raises:
             InvalidInputError: the task is none that it can play.
         """
+        from benchmarks.libero.fixture_expert import FixtureExpert
         from benchmarks.libero.scripted_expert import PickAndPlaceExpert
 
+        goals = self.goal()
+        if len(goals) == 1 and goals[0][0] in ("open", "turnon"):
+            return FixtureExpert(self, goals[0][1]).act
         return PickAndPlaceExpert(self).act
 
     def close(self) -> None:
@@ -219,6 +223,10 @@ class LiberoSuite:
     state_keys: Sequence[str] = (STATE_KEY,)
     fps: int = FPS
     action_dim: int = ACTION_DIM
+
+    def observing(self, image_keys: Sequence[str]) -> "LiberoSuite":
+        """Return the suite with these of its cameras alone."""
+        return replace(self, image_keys=tuple(image_keys))
 
     def record(self) -> dict[str, Any]:
         """Return versions, GL backend and rendering."""

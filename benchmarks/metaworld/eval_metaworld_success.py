@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.metaworld import simulator
-from benchmarks.metaworld.simulator import MetaworldRendering, MetaworldSuite, evaluation_episodes
+from benchmarks.metaworld.cameras import MetaworldRendering
+from benchmarks.metaworld.simulator import MetaworldSuite, evaluation_episodes
 from benchmarks.metaworld.tasks import difficulty_groups, select_tasks
 from benchmarks.rollouts.config import RolloutConfig
 from world_modality.system.cli import run_cli

@@ -4,8 +4,8 @@ Conventions are those of LeRobot's public MetaWorld data: camera `corner2` at a 
 images turned by 180 degrees, a 4-d state and a 4-d action. Two things differ from LeRobot's
 `MetaworldEnv`:
 
-- images have the size asked for (lerobot 0.4.4 always renders 480x480), and no shadows, reflections
-  or multisampling, which cost most of the time on a machine without a GPU;
+- images have the size asked for (lerobot 0.4.4 always renders 480x480), and by default no shadows,
+  reflections or multisampling, which cost most of the time on a machine without a GPU;
 - `reset` brings derived quantities up to date before the first observation. MetaWorld 3.1.1 moves
   objects by editing the model and then observes without a forward pass: in drawer-open, both window
   tasks, faucet-open, dial-turn, door-lock and lever-pull, its first observation has the object
@@ -18,13 +18,14 @@ import os
 import pickle
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
-from benchmarks.rendering import RENDERING_ERRORS, Renderer, Rendering, rendering_failed
+from benchmarks.metaworld.cameras import IMAGE_KEY, MetaworldRendering
+from benchmarks.rendering import RENDERING_ERRORS, Renderer, rendering_failed
 from benchmarks.suite import (
     EVALUATION_STREAM,
     EpisodeSpec,
@@ -41,7 +42,6 @@ ACTION_DIM = 4
 STATE_DIM = 4
 MAX_EPISODE_STEPS = 500
 
-IMAGE_KEY = "observation.image"
 STATE_KEY = "observation.state"
 ENVIRONMENT_STATE_KEY = "observation.environment_state"
 
@@ -53,25 +53,6 @@ ENVIRONMENT_STATE_NAMES = (
     *(f"object_2_{part}" for part in _POSE),
     *(f"goal_{part}" for part in "xyz"),
 )
-
-
-@dataclass(frozen=True)
-class MetaworldRendering(Rendering):
-    """How MetaWorld's images are made."""
-
-    camera: str = "corner2"
-    camera_position: tuple[float, float, float] = (0.75, 0.075, 0.7)
-    flip_axes: tuple[int, ...] = (0, 1)
-    image_size: int = 128
-    offsamples: int = 0
-    shadows: bool = False
-    reflections: bool = False
-    gl_backend: str = "egl"
-
-    @classmethod
-    def lerobot(cls) -> "MetaworldRendering":
-        """Return the rendering of LeRobot's public data: MuJoCo's own settings, 480x480."""
-        return cls(image_size=480, offsamples=4, shadows=True, reflections=True)
 
 
 def simulator_versions() -> dict[str, str]:
@@ -90,16 +71,25 @@ def simulator_versions() -> dict[str, str]:
 class MetaworldSimulator:
     """One task of MetaWorld that resets to a layout, executes actions and renders.
 
-    Observations are dicts of `observation.image` (uint8 [height, width, 3]), `observation.state`
-    (float32 [4]: hand position in m, gripper opening in [0, 1]) and `observation.environment_state`
-    (float32 [17], see `ENVIRONMENT_STATE_NAMES`: two object poses and the goal position, in m;
-    tasks with one object have zeros for the second; a quaternion's order is the task's own).
+    Observations are dicts of an image of each camera (`observation.image`, uint8 [height, width,
+    3]; see `MetaworldRendering.cameras`), `observation.state` (float32 [4]: hand position in m,
+    gripper opening in [0, 1]) and `observation.environment_state` (float32 [17], see
+    `ENVIRONMENT_STATE_NAMES`: two object poses and the goal position, in m; tasks with one object
+    have zeros for the second; a quaternion's order is the task's own).
 
     The same layout seed and actions give the same observations, whatever was played before.
     """
 
-    def __init__(self, task: str, rendering: MetaworldRendering) -> None:
+    def __init__(
+        self, task: str, rendering: MetaworldRendering, image_keys: Sequence[str] | None = None
+    ) -> None:
         """Build the simulator and its renderer (0.5 to 0.8 s).
+
+        Args:
+            task: MetaWorld's name of the task.
+            rendering: how images are made.
+            image_keys: the cameras that `observe` renders, each of which costs as much as the
+                others; all of the rendering's if left out.
 
         Raises:
             MissingKeyError: the task is unknown.
@@ -111,9 +101,12 @@ class MetaworldSimulator:
             raise missing_key("task", task, environments, "MetaWorld")
         self.task = task
         self.rendering = rendering
+        self.image_keys = tuple(rendering.cameras if image_keys is None else image_keys)
         self._env = _build_environment(task, environments[task])
         model = self._env.model
-        model.cam_pos[model.camera(rendering.camera).id] = rendering.camera_position
+        for camera in rendering.cameras.values():
+            if camera.position is not None:
+                model.cam_pos[model.camera(camera.name).id] = camera.position
         self._renderer = Renderer(model, rendering)
         self._raw_observation: np.ndarray | None = None
 
@@ -141,7 +134,7 @@ class MetaworldSimulator:
         """Return what is seen now; this renders."""
         raw = self.raw_observation
         return {
-            IMAGE_KEY: self.render(),
+            **{key: self.render(key) for key in self.image_keys},
             STATE_KEY: raw[:STATE_DIM].astype(np.float32),
             ENVIRONMENT_STATE_KEY: np.hstack((raw[4:18], raw[36:39])).astype(np.float32),
         }
@@ -187,10 +180,11 @@ class MetaworldSimulator:
         """Return the height of the task's first object in m."""
         return float(self.raw_observation[6])
 
-    def render(self) -> UInt8[np.ndarray, "height width 3"]:
-        """Return the current image, turned as `rendering.flip_axes` says."""
-        image = self._renderer.render(self._env.data, self.rendering.camera)
-        return np.ascontiguousarray(np.flip(image, self.rendering.flip_axes))
+    def render(self, image_key: str = IMAGE_KEY) -> UInt8[np.ndarray, "height width 3"]:
+        """Return a camera's current image, turned as the camera's `flip_axes` says."""
+        camera = self.rendering.cameras[image_key]
+        image = self._renderer.render(self._env.data, camera.name)
+        return np.ascontiguousarray(np.flip(image, camera.flip_axes))
 
     def close(self) -> None:
         """Free the rendering context."""
@@ -199,14 +193,22 @@ class MetaworldSimulator:
 
 @dataclass(frozen=True)
 class MetaworldSuite:
-    """MetaWorld under one rendering."""
+    """MetaWorld under one rendering, with all of its cameras or some."""
 
     rendering: MetaworldRendering
     name: str = SUITE_NAME
     fps: int = FPS
     action_dim: int = ACTION_DIM
-    image_keys: Sequence[str] = (IMAGE_KEY,)
+    image_keys: Sequence[str] = ()
     state_keys: Sequence[str] = (STATE_KEY, ENVIRONMENT_STATE_KEY)
+
+    def __post_init__(self) -> None:
+        if not self.image_keys:
+            object.__setattr__(self, "image_keys", tuple(self.rendering.cameras))
+
+    def observing(self, image_keys: Sequence[str]) -> "MetaworldSuite":
+        """Return the suite with these of its cameras alone."""
+        return replace(self, image_keys=tuple(image_keys))
 
     def record(self) -> dict[str, Any]:
         """Return versions, GL backend and rendering."""
@@ -218,7 +220,7 @@ class MetaworldSuite:
 
     def open(self, task: str) -> MetaworldSimulator:
         """Build the simulator of one task."""
-        return MetaworldSimulator(task, self.rendering)
+        return MetaworldSimulator(task, self.rendering, self.image_keys)
 
 
 def evaluation_episodes(

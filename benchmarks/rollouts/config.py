@@ -31,8 +31,9 @@ class RolloutConfig:
     Default: two per core, since each waits for the policy part of the time."""
     max_steps: int | None = None
     """Steps after which an episode has failed. Default: the suite's standard limit."""
-    camera_key: str | None = None
-    """Camera that the policy sees. Default: the one that it was trained on."""
+    camera_key: tuple[str, ...] = ()
+    """Cameras that the policy sees, as many as it was trained on and in that order. Default: those
+    that it was trained on. No other camera is rendered."""
     state_key: str | None = None
     """Robot state that the policy sees. Default: the one that it was trained on."""
     seed: int = 0
@@ -50,6 +51,8 @@ class RolloutConfig:
     predict for that step, weighted by exp(-m i), i = 0 the oldest (ACT; Zhao et al., 2023); ACT's m
     is 0.01. Needs --n_action_steps 1."""
     corrupt_world: Annotated[str, tyro.conf.arg(help=_CORRUPT_WORLD)] = "none"
+    corrupt_slot: int | None = None
+    """Replace only this world token of a frame, counted from 0. Default: all of them."""
     wrong_instruction: bool = False
     """Control: give the policy the instruction of another selected task."""
     text_model_name: str | None = None
@@ -80,10 +83,14 @@ class RolloutConfig:
     @property
     def corruption(self) -> Corruption:
         """What --corrupt_world asks for; InvalidInputError if closed loop has it not."""
-        return read_corruption(self.corrupt_world, "--corrupt_world", CLOSED_LOOP)
+        kind = read_corruption(self.corrupt_world, "--corrupt_world", CLOSED_LOOP)
+        return kind.of_slot(self.corrupt_slot)
 
     def __post_init__(self) -> None:
-        _ = self.corruption
+        if self.corruption.slot is not None and self.corruption.name == "none":
+            raise InvalidInputError(
+                f"--corrupt_slot {self.corruption.slot} replaces nothing without --corrupt_world"
+            )
         counts = ("n_trials", "env_num", "max_steps", "policy_batch_size", "n_action_steps")
         for name in (*counts, "videos_per_task"):
             value = getattr(self, name)

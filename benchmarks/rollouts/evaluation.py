@@ -116,9 +116,14 @@ class _Evaluation:
             return
         from benchmarks.rollouts.parity.check import check_parity
 
-        for path, episodes in zip(self.config.checkpoint, remaining, strict=True):
+        for path, policy, episodes in zip(
+            self.config.checkpoint, self.policies, remaining, strict=True
+        ):
             if episodes:
-                check_parity(path, self.suite, self.config)
+                # The cameras of the training, too: by them it tells that another one is seen.
+                seen = (*policy.inputs.image_keys, *policy.inputs.trained_keys)
+                keys = [key for key in self.suite.image_keys if key in seen]
+                check_parity(path, self.suite.observing(keys), self.config)
 
     def roll_out(
         self, file: ResultsFile, remaining: Sequence[Sequence[EpisodeSpec]]
@@ -126,10 +131,12 @@ class _Evaluation:
         """Run what is left, one checkpoint after the other; return the throughput."""
         num_steps, started = 0, time.monotonic()
         num_slots = min(self.config.env_num, max(len(episodes) for episodes in remaining))
-        with environment_slots(self.suite, num_slots) as slots:
-            for index, episodes in enumerate(remaining):
-                if episodes:
-                    num_steps += self._roll_out_one(index, episodes, slots, file)
+        unfinished = [index for index, episodes in enumerate(remaining) if episodes]
+        # Environments render what the policy sees and nothing else.
+        for keys, group in itertools.groupby(unfinished, self._image_keys):
+            with environment_slots(self.suite.observing(keys), num_slots) as slots:
+                for index in group:
+                    num_steps += self._roll_out_one(index, remaining[index], slots, file)
         seconds = time.monotonic() - started
         return {
             "num_steps": num_steps,
@@ -191,7 +198,7 @@ class _Evaluation:
         videos = None
         if self.config.save_videos:
             folder, limit = self.out_dir / "videos" / label, self.config.videos_per_task
-            videos = VideoFolder(folder, policy.inputs.image_key, self.suite.fps, limit)
+            videos = VideoFolder(folder, policy.inputs.image_keys, self.suite.fps, limit)
         num_done = len(self.episodes) - len(episodes)
         with closing(Progress(label, num_done, len(self.episodes))) as progress:
 
@@ -206,6 +213,9 @@ class _Evaluation:
                 progress.say(f"{file.path} has the finished episodes; --resume goes on")
                 raise
         return progress.num_steps
+
+    def _image_keys(self, index: int) -> tuple[str, ...]:
+        return self.policies[index].inputs.image_keys
 
     def _origin(self, policy: "CheckpointPolicy") -> RolloutOrigin:
         return RolloutOrigin(

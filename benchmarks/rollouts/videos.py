@@ -1,5 +1,6 @@
 """MP4s of episodes: `<folder>/<task>/episode_003_success.mp4`, in H.264, which browsers play."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -21,13 +22,13 @@ class VideoFolder:
 
     Attributes:
         folder: with a folder a task.
-        image_key: the camera.
+        image_keys: the cameras, side by side.
         fps: frames per second.
         videos_per_task: the episodes below this number are filmed; None films all.
     """
 
     folder: Path
-    image_key: str
+    image_keys: tuple[str, ...]
     fps: int
     videos_per_task: int | None = None
 
@@ -49,7 +50,7 @@ class EpisodeVideo:
         self._stream: Any = None
 
     def add(self, observation: Observation) -> None:
-        """Append what the camera saw.
+        """Append what the cameras saw.
 
         Raises:
             MissingKeyError: there is no such camera in the observation.
@@ -57,10 +58,10 @@ class EpisodeVideo:
         """
         import av
 
-        key = self._videos.image_key
-        if key not in observation:
-            raise missing_key("image", key, observation, "the observation")
-        image = _even(observation[key])
+        for key in self._videos.image_keys:
+            if key not in observation:
+                raise missing_key("image", key, observation, "the observation")
+        image = _even(_side_by_side([observation[key] for key in self._videos.image_keys]))
         if self._container is None:
             self._open(*image.shape[:2])
         frame = av.VideoFrame.from_ndarray(image, format="rgb24")
@@ -105,6 +106,16 @@ def remove_videos(folder: Path) -> None:
     """Delete the videos of earlier rollouts, and nothing else that may lie there."""
     for path in folder.rglob("episode_*.mp4*"):
         path.unlink()
+
+
+def _side_by_side(
+    images: Sequence[UInt8[np.ndarray, "_ _ 3"]],
+) -> UInt8[np.ndarray, "height width 3"]:
+    # Lower ones stand on black.
+    height = max(len(image) for image in images)
+    return np.concatenate(
+        [np.pad(image, ((0, height - len(image)), (0, 0), (0, 0))) for image in images], axis=1
+    )
 
 
 def _even(image: UInt8[np.ndarray, "height width 3"]) -> UInt8[np.ndarray, "even_h even_w 3"]:

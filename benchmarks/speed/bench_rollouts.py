@@ -11,15 +11,15 @@ step.
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.metaworld.cameras import CAMERAS, MetaworldCamera, MetaworldRendering
 from benchmarks.metaworld.simulator import (
     SUITE_NAME,
-    MetaworldRendering,
     MetaworldSimulator,
     MetaworldSuite,
     evaluation_episodes,
@@ -40,6 +40,7 @@ from benchmarks.speed.harness.idle_policies import (
 from benchmarks.speed.harness.measuring import BenchConfig, Comparison, Figure, report, take_turns
 from benchmarks.suite import EpisodeSpec, Suite
 from world_modality.system.cli import run_cli
+from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
@@ -62,6 +63,8 @@ class BenchRolloutsConfig(BenchConfig):
     """Actions of each predicted chunk that are executed. Default: the whole chunk."""
     policy_batch_size: int | None = None
     """Observations that go through the policy at a time. Default: 1 on a CPU, 16 on a GPU."""
+    cameras: int = 1
+    """The environment alone is measured with one camera, with two, and so on up to this number."""
     device: str = "auto"
     """Where encoder and policy run: auto (CUDA or ROCm where there is one), cpu, cuda, cuda:1, …"""
 
@@ -71,7 +74,7 @@ class EndlessSuite(MetaworldSuite):
 
     def open(self, task: str) -> MetaworldSimulator:
         """Build the simulator of one task."""
-        return _EndlessSimulator(task, self.rendering)
+        return _EndlessSimulator(task, self.rendering, self.image_keys)
 
 
 class _EndlessSimulator(MetaworldSimulator):
@@ -115,8 +118,13 @@ def measure_loop(
     yield speed.figure("policy, every frame", "no-op, every frame", "at least 0.9")
 
 
-def measure_alone(suite: Suite, episode: EpisodeSpec, num_rounds: int) -> Figure:
-    """Measure one environment in this process that renders every frame."""
+def measure_alone(
+    rendering: MetaworldRendering, num_cameras: int, episode: EpisodeSpec, num_rounds: int
+) -> Figure:
+    """Measure one environment in this process that renders every frame from some cameras."""
+    others = [name for name in CAMERAS if name != rendering.camera][: num_cameras - 1]
+    further = tuple(MetaworldCamera.called(name) for name in others)
+    suite = EndlessSuite(replace(rendering, further_cameras=further))
     simulator = suite.open(episode.task)
     action = np.zeros(suite.action_dim, dtype=np.float32)
 
@@ -128,13 +136,23 @@ def measure_alone(suite: Suite, episode: EpisodeSpec, num_rounds: int) -> Figure
             simulator.observe()
 
     name = "one environment alone, every frame"
+    if num_cameras > 1:
+        name += f", {num_cameras} cameras"
     (seconds,) = take_turns({name: play}, num_rounds).values()
     simulator.close()
     return Figure.alone(name, "steps/s", *(episode.max_steps / seconds))
 
 
 def measure(config: BenchRolloutsConfig) -> Iterator[Figure]:
-    """Open the policy in the rendering of its recording, and measure."""
+    """Open the policy in the rendering of its recording, and measure.
+
+    Raises:
+        InvalidInputError: more cameras than MetaWorld has.
+    """
+    if not 1 <= config.cameras <= len(CAMERAS):
+        raise InvalidInputError(
+            f"--cameras {config.cameras}: MetaWorld has {len(CAMERAS)}; give 1 to {len(CAMERAS)}"
+        )
     dataset = dataset_of(config.checkpoint)
     rendering = recorded_rendering(config.checkpoint, dataset, MetaworldRendering, SUITE_NAME)
     suite = EndlessSuite(rendering)
@@ -146,10 +164,12 @@ def measure(config: BenchRolloutsConfig) -> Iterator[Figure]:
         policy_batch_size=config.policy_batch_size,
     )
     policy = CheckpointPolicy.open(config.checkpoint, suite, settings)
+    seen = suite.observing(policy.inputs.image_keys)
     tasks = select_tasks(config.tasks)
     episodes = evaluation_episodes(tasks, config.episodes_per_task, 0, config.max_steps)
-    yield from measure_loop(policy, suite, episodes, config)
-    yield measure_alone(suite, episodes[0], config.num_rounds)
+    yield from measure_loop(policy, seen, episodes, config)
+    for num_cameras in range(1, config.cameras + 1):
+        yield measure_alone(rendering, num_cameras, episodes[0], config.num_rounds)
 
 
 def run(config: BenchRolloutsConfig) -> list[Figure]:

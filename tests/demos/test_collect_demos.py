@@ -12,10 +12,10 @@ import pytest
 from benchmarks.demos.destination import DemoDestination, DemoStaging
 from benchmarks.demos.recorder import DemoRecorder
 from benchmarks.demos.recording import EXECUTED_ACTION, OBJECT_HEIGHT, SUCCESS, read_signal
+from benchmarks.metaworld.cameras import MetaworldRendering
 from benchmarks.metaworld.collect_demos import CollectDemosConfig, run
 from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_NAMES,
-    MetaworldRendering,
     MetaworldSimulator,
     MetaworldSuite,
 )

@@ -8,14 +8,21 @@ import pytest
 
 from benchmarks.libero.environment import LiberoRendering
 from benchmarks.libero.simulator import LiberoSuite
-from benchmarks.metaworld.simulator import MetaworldRendering, MetaworldSuite
+from benchmarks.metaworld.cameras import MetaworldCamera, MetaworldRendering
+from benchmarks.metaworld.simulator import MetaworldSuite
 from benchmarks.rendering import gl_backend
 from benchmarks.suite import DemoSimulator, Suite
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 
 GL = gl_backend()
 SUITES = {
-    "reach-v3": MetaworldSuite(MetaworldRendering(image_size=64, gl_backend=GL)),
+    "reach-v3": MetaworldSuite(
+        MetaworldRendering(
+            image_size=64,
+            gl_backend=GL,
+            further_cameras=(MetaworldCamera.called("gripperPOV"),),
+        )
+    ),
     "pick_up_the_milk_and_place_it_in_the_basket": LiberoSuite(
         "libero_object", LiberoRendering(image_size=64, gl_backend=GL)
     ),
@@ -54,6 +61,14 @@ def test_a_suite_is_plain_data_for_other_processes(suite):
     assert set(record) == {"versions", "gl_backend", "rendering"}
     assert json.loads(json.dumps(record)) == record
     assert "mujoco" in record["versions"]
+
+
+@pytest.mark.parametrize("suite", SUITES.values())
+def test_a_suite_with_fewer_cameras_is_the_same_suite(suite):
+    one = suite.observing(suite.image_keys[-1:])
+    assert one.image_keys == suite.image_keys[-1:]
+    assert (one.name, one.record()) == (suite.name, suite.record())
+    assert one.observing(suite.image_keys) == suite
 
 
 @pytest.mark.parametrize("kind", [MetaworldRendering, LiberoRendering])

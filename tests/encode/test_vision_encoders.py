@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.fixtures.lerobot import frame_image
+from tests.fixtures.tiny_models import save_vision_model as save_model
 from world_modality.encode.pixel_pca import PixelPCA, area_average
 from world_modality.encode.vision_encoders import VisionEncoderFlags, load_encoder
 from world_modality.system.errors import InvalidInputError
@@ -29,20 +30,6 @@ def images():
 def pixel_pca(images, num_components, size=8):
     flags = VisionEncoderFlags(pixel_pca_size=size, pixel_pca_components=num_components)
     return PixelPCA.fit(flags, [images[:5], images[5:]], len(images))
-
-
-def save_model(folder, model_type, **config):
-    """Save a tiny random vision model with a DINOv2-like image processor."""
-    from transformers import CONFIG_MAPPING, AutoModel, BitImageProcessor
-
-    torch.manual_seed(0)
-    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
-    model = AutoModel.from_config(CONFIG_MAPPING[model_type](**sizes, **config))
-    model.save_pretrained(folder)
-    BitImageProcessor(
-        size={"shortest_edge": 48}, crop_size={"height": 42, "width": 42}
-    ).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture(scope="module")

@@ -187,31 +187,21 @@ def test_policies_are_rolled_out_with_the_rendering_of_their_recording(tmp_path,
     rendering = LiberoRendering(image_size=96, reflections=True)
     recording = libero_recording("libero_object", rendering)
     path = write_checkpoint(tmp_path / "a.pt", IMAGE_KEY, recording)
-    suite = suite_for((path,), "libero_object_swap", None)
-    assert suite == LiberoSuite("libero_object_swap", rendering, (IMAGE_KEY,))
+    suite = suite_for(path, "libero_object_swap")
+    assert suite == LiberoSuite("libero_object_swap", rendering)
+    assert suite.image_keys == IMAGE_KEYS
+    assert suite.observing([IMAGE_KEY]) == LiberoSuite(suite.name, rendering, (IMAGE_KEY,))
     public = write_checkpoint(tmp_path / "public.pt", WRIST_IMAGE_KEY, None)
-    suite = suite_for((public,), "libero_goal", None)
-    assert suite == LiberoSuite("libero_goal", LiberoRendering.lerobot(), (WRIST_IMAGE_KEY,))
+    suite = suite_for(public, "libero_goal")
+    assert suite == LiberoSuite("libero_goal", LiberoRendering.lerobot())
     assert "public.pt records no rendering" in capsys.readouterr().out
-
-
-def test_every_camera_that_a_policy_sees_or_was_trained_on_is_rendered(tmp_path):
-    recording = libero_recording("libero_object", LiberoRendering())
-    paths = tuple(
-        write_checkpoint(tmp_path / name, key, recording)
-        for name, key in (("a.pt", WRIST_IMAGE_KEY), ("b.pt", IMAGE_KEY))
-    )
-    assert suite_for(paths, "libero_object", None).image_keys == IMAGE_KEYS
-    assert suite_for(paths[:1], "libero_object", IMAGE_KEY).image_keys == IMAGE_KEYS
-    with pytest.raises(MissingKeyError, match=r"there are: observation\.images\.image, "):
-        suite_for(paths, "libero_object", "observation.images.imag")
 
 
 def test_policies_of_another_simulator_are_refused(tmp_path):
     recording = {"suite": {"name": "metaworld"}, "rendering": {}}
     path = write_checkpoint(tmp_path / "a.pt", "observation.image", recording)
     with pytest.raises(InvalidInputError, match="a recording of metaworld, not of libero"):
-        suite_for((path,), "libero_object", None)
+        suite_for(path, "libero_object")
 
 
 def test_evaluation_gets_the_suites_limit_and_all_its_tasks(tmp_path, monkeypatch):

@@ -6,12 +6,14 @@ import sys
 import numpy as np
 import pytest
 
+from benchmarks.metaworld.cameras import CAMERAS, MetaworldRendering
+from benchmarks.metaworld.collect_demos import CollectDemosConfig
 from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_KEY,
     ENVIRONMENT_STATE_NAMES,
     STATE_KEY,
-    MetaworldRendering,
     MetaworldSimulator,
+    MetaworldSuite,
 )
 from benchmarks.metaworld.tasks import ALL_TASKS, instructions, select_tasks
 from benchmarks.rendering import gl_backend
@@ -63,6 +65,92 @@ def test_image_is_turned_by_180_degrees_and_has_no_shadows_or_multisampling(reac
     renderer.close()
     np.testing.assert_array_equal(reach.render(), raw[::-1, ::-1])
     assert reach._renderer._renderer._mjr_context.offSamples == 0
+
+
+def test_each_camera_shows_its_own_image_upright_and_only_those_asked_for_are_rendered():
+    import mujoco
+
+    names = tuple(CAMERAS)
+    rendering = CollectDemosConfig(camera=names, image_size=48).images
+    simulator = MetaworldSimulator("reach-v3", rendering)
+    assert sorted(simulator._env.model.camera(i).name for i in range(7)) == sorted(names)
+    seen = first_observation(simulator, 3)
+    assert [key for key in seen if "image" in key] == list(rendering.cameras)
+    assert list(rendering.cameras)[:2] == ["observation.image", "observation.images.topview"]
+    for key, camera in rendering.cameras.items():
+        view = mujoco.Renderer(simulator._env.model, 48, 48)
+        view.scene.flags[mujoco.mjtRndFlag.mjRND_SHADOW] = False
+        view.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = False
+        view.update_scene(simulator._env.data, camera=camera.name)
+        raw = view.render()
+        view.close()
+        upright = raw[::-1, ::-1] if camera.name.startswith("corner") else raw
+        np.testing.assert_array_equal(seen[key], upright)
+    simulator.close()
+    wanted = ("observation.images.topview",)
+    narrow = MetaworldSuite(rendering).observing(wanted).open("reach-v3")
+    second = first_observation(narrow, 3)
+    narrow.close()
+    assert [key for key in second if "image" in key] == list(wanted)
+    np.testing.assert_array_equal(second[wanted[0]], seen[wanted[0]])
+
+
+def test_a_second_camera_changes_nothing_of_the_first(reach):
+    rendering = CollectDemosConfig(camera=("corner2", "gripperPOV"), image_size=64).images
+    both = MetaworldSimulator("reach-v3", rendering)
+    for simulator in (reach, both):
+        first_observation(simulator, 7)
+        simulator.step(STILL)
+    one, two = reach.observe(), both.observe()
+    both.close()
+    assert set(two) - set(one) == {"observation.images.gripperPOV"}
+    for key, value in one.items():
+        np.testing.assert_array_equal(value, two[key])
+
+
+def test_a_camera_is_moved_where_a_flag_says():
+    def view(*positions: str) -> np.ndarray:
+        config = CollectDemosConfig(camera=("topview",), camera_position=positions, image_size=32)
+        simulator = MetaworldSimulator("reach-v3", config.images)
+        image = first_observation(simulator, 1)["observation.image"]
+        simulator.close()
+        return image
+
+    np.testing.assert_array_equal(view(), view("topview=0,0.5,1.5"))
+    assert not np.array_equal(view(), view("topview=0,0.5,1"))
+
+
+def test_one_camera_is_recorded_as_ever_and_more_are_added_to_the_record():
+    assert CollectDemosConfig().images.record() == MetaworldRendering().record()
+    assert "further_cameras" not in MetaworldRendering().record()
+    assert CollectDemosConfig(rendering="lerobot").images == MetaworldRendering.lerobot()
+    several = CollectDemosConfig(
+        camera=("corner2", "topview", "corner3"), camera_position=("corner3=1,0,1",)
+    ).images
+    record = several.record()
+    assert record.pop("further_cameras") == {
+        "topview": {"position": None, "flip_axes": []},
+        "corner3": {"position": [1.0, 0.0, 1.0], "flip_axes": [0, 1]},
+    }
+    assert record == MetaworldRendering().record()
+    assert MetaworldRendering.from_record(several.record()) == several
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"camera": ("corner2", "topvew")}, "no camera 'topvew' in MetaWorld .* are: topview"),
+        ({"camera": ("topview", "topview")}, "distinct cameras, got topview topview"),
+        ({"camera": ()}, "distinct cameras, got none"),
+        ({"camera_position": ("topview=0,0,1",)}, "is of a camera that is not recorded"),
+        ({"camera_position": ("corner2=0,1",)}, "corner2=0,1 is not name=x,y,z"),
+        ({"camera_position": ("corner2=0,0,inf",)}, "is not name=x,y,z"),
+        ({"camera_position": ("corner2=0,0,1", "corner2=0,0,2")}, "is given twice"),
+    ],
+)
+def test_cameras_that_cannot_be_are_refused(flags, message):
+    with pytest.raises(UserError, match=message):
+        _ = CollectDemosConfig(**flags).images
 
 
 def metaworlds_own_view() -> np.ndarray:

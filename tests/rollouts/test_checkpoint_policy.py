@@ -1,5 +1,6 @@
 import dataclasses
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,9 @@ class DrawnSuite:
 
     def record(self) -> dict[str, Any]:
         return {"versions": {}, "gl_backend": "egl", "rendering": self.rendering}
+
+    def observing(self, image_keys: Sequence[str]) -> "DrawnSuite":
+        return dataclasses.replace(self, image_keys=tuple(image_keys))
 
     def open(self, task: str) -> Any:
         raise NotImplementedError
@@ -291,7 +295,7 @@ def test_its_record_says_what_decides_its_actions(home):
     [
         ({"n_action_steps": 5}, "--n_action_steps 5: the policy predicts 4"),
         ({"corrupt_world": "noise"}, "--corrupt_world noise is none of"),
-        ({"camera_key": "observation.imag"}, "no camera 'observation.imag' in suite drawn"),
+        ({"camera_key": ("observation.imag",)}, "no camera 'observation.imag' in suite drawn"),
         ({"state_key": "observation.stat"}, "there are: observation.state, observation.envir"),
         ({"state_key": "observation.state+observation.stat"}, "'observation.stat' in suite drawn"),
     ],
@@ -391,6 +395,6 @@ def test_a_task_without_training_episodes_cannot_be_drawn_from(home):
 
 
 def test_joined_states_stand_one_behind_the_other():
-    inputs = PolicyInputs("camera", "hand+object", state_dim=3)
+    inputs = PolicyInputs(("camera",), ("camera",), "hand+object", state_dim=3)
     seen = {"object": np.float32([3]), "hand": np.float32([1, 2]), "camera": np.zeros((2, 2, 3))}
     np.testing.assert_array_equal(inputs.state(seen), np.float32([1, 2, 3]))

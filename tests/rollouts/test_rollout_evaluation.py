@@ -4,10 +4,14 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 
 from benchmarks.rollouts.evaluation import checkpoint_labels, with_wrong_instructions
 from tests.fixtures.rollout import (
+    IMAGE_KEY,
+    SIDE_KEY,
+    PointPolicy,
     PointSuite,
     evaluate_points,
     lines,
@@ -46,6 +50,61 @@ def test_checkpoints_share_episodes_and_are_compared(config, tmp_path):
         / f"episode_00{r['episode']}_{'success' if r['success'] else 'failure'}.mp4"
         for r in lines(both)
     }
+
+
+def test_each_policy_gets_the_images_of_its_own_cameras_and_no_others(config, monkeypatch):
+    seen = {}
+    act = PointPolicy.act
+
+    def watched(policy, queries):
+        for query in queries:
+            for number, frame in query.frames.items():
+                images = {key: image for key, image in frame.items() if image.dtype == np.uint8}
+                assert all(
+                    (image == number + 100 * (key == SIDE_KEY)).all()
+                    for key, image in images.items()
+                )
+                seen.setdefault(policy.path.name, set()).add(tuple(images))
+        return act(policy, queries)
+
+    monkeypatch.setattr(PointPolicy, "act", watched)
+    both = write_checkpoint(config.checkpoint[0].parent / "two_views.pt", 0.5)
+    suite = PointSuite(image_keys=(SIDE_KEY, "observation.images.top", IMAGE_KEY))
+    checkpoints = (*config.checkpoint, both)
+    evaluate_points(suite, point_episodes(), dataclasses.replace(config, checkpoint=checkpoints))
+    assert seen == {"model_A.pt": {(IMAGE_KEY,)}, "two_views.pt": {(IMAGE_KEY, SIDE_KEY)}}
+
+
+def test_parity_is_checked_with_the_cameras_that_are_seen_and_those_of_the_training(
+    config, monkeypatch
+):
+    checked = []
+    monkeypatch.setitem(
+        sys.modules,
+        "benchmarks.rollouts.parity.check",
+        SimpleNamespace(check_parity=lambda path, suite, config: checked.append(suite.image_keys)),
+    )
+    suite = PointSuite(image_keys=(SIDE_KEY, "observation.images.top", IMAGE_KEY))
+    flags = {"check_parity": True, "overwrite": True}
+    evaluate_points(suite, point_episodes(num_episodes=1), dataclasses.replace(config, **flags))
+    other = dataclasses.replace(config, camera_key=(SIDE_KEY,), **flags)
+    evaluate_points(suite, point_episodes(num_episodes=1), other)
+    assert checked == [(IMAGE_KEY,), (SIDE_KEY, IMAGE_KEY)]
+
+
+def test_videos_show_all_cameras_side_by_side(config):
+    import av
+
+    both = write_checkpoint(config.checkpoint[0].parent / "two_views.pt", 1.0)
+    filmed = dataclasses.replace(config, checkpoint=(both,), save_videos=True)
+    suite = PointSuite(image_keys=(IMAGE_KEY, SIDE_KEY))
+    evaluate_points(suite, point_episodes(("left",), num_episodes=1), filmed)
+    (path,) = filmed.out_dir.rglob("*.mp4")
+    with av.open(str(path)) as container:
+        frame = next(container.decode(video=0)).to_ndarray(format="rgb24").astype(int)
+    assert frame.shape == (16, 34, 3)
+    assert abs(frame[:, :15].mean() - 0) < 5
+    assert abs(frame[:, 19:].mean() - 100) < 5
 
 
 def test_the_first_episodes_of_each_task_can_be_filmed_alone(config):

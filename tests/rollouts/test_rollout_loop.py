@@ -5,13 +5,8 @@ from multiprocessing.connection import wait
 import numpy as np
 import pytest
 
-from benchmarks.metaworld.simulator import (
-    IMAGE_KEY,
-    STATE_KEY,
-    MetaworldRendering,
-    MetaworldSimulator,
-    MetaworldSuite,
-)
+from benchmarks.metaworld.cameras import IMAGE_KEY, MetaworldRendering
+from benchmarks.metaworld.simulator import STATE_KEY, MetaworldSimulator, MetaworldSuite
 from benchmarks.rollouts import loop
 from benchmarks.rollouts.loop import EpisodeQueue, is_observed, roll_out
 from benchmarks.rollouts.slot import environment_slots
@@ -157,7 +152,7 @@ def test_metaworld_behaves_in_the_loop_as_alone(tmp_path):
     rendering = MetaworldRendering(image_size=48)
     seeds = [layout_seed(0, EVALUATION_STREAM, "reach-v3", number) for number in range(2)]
     episodes = [EpisodeSpec("reach-v3", "reach", n, seed, 0, 10) for n, seed in enumerate(seeds)]
-    videos = VideoFolder(tmp_path, IMAGE_KEY, 80)
+    videos = VideoFolder(tmp_path, (IMAGE_KEY,), 80)
     policy = LiftPolicy()
     with environment_slots(MetaworldSuite(rendering), 2) as own:
         outcomes = played(policy, episodes, own, videos)
@@ -195,7 +190,7 @@ def assert_video_begins_with(path, image, num_frames):
 
 
 def test_crashed_episode_leaves_no_video(tmp_path, slots):
-    videos = VideoFolder(tmp_path, IMAGE_KEY, 20)
+    videos = VideoFolder(tmp_path, (IMAGE_KEY,), 20)
     played(PointPolicy(), point_episodes(("crashing", "left"), 1), slots, videos)
     names = [path.name for path in tmp_path.rglob("*.*")]
     assert names == ["episode_000_success.mp4"]

@@ -10,11 +10,10 @@ import pytest
 import torch
 
 from benchmarks.demos.recording import RecordedEpisode
+from benchmarks.metaworld.cameras import IMAGE_KEY, MetaworldRendering
 from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_KEY,
-    IMAGE_KEY,
     STATE_KEY,
-    MetaworldRendering,
     MetaworldSimulator,
     MetaworldSuite,
 )

@@ -9,9 +9,10 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from benchmarks.rollouts.acting.world_input import WorldInput
+from benchmarks.rollouts.acting.world_input import Tokens, WorldInput
 from benchmarks.suite import EpisodeSpec
 from tests.fixtures.policy import tiny_policy_config
+from world_modality.cache.frame_shapes import WorldShape
 from world_modality.policy.config import TrainConfig
 from world_modality.system.errors import InvalidInputError, MissingKeyError
 from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
@@ -38,7 +39,7 @@ def world_input(text: str, policy: Any) -> WorldInput:
     return WorldInput.of(read_corruption(text, "--corrupt_world", CLOSED_LOOP), policy)
 
 
-def draws(text: str, number: int = 1000, **changes) -> list[int]:
+def draws(text: str, number: int = 1000, **changes) -> list[Tokens]:
     world = world_input(text, checkpoint()).begin(dataclasses.replace(EPISODE, **changes))
     return [world.token(OWN, step) for step in range(number)]
 
@@ -122,6 +123,52 @@ def test_what_is_no_corruption_is_refused(text):
         InvalidInputError, match=r"uniform, marginal, task_marginal, stale:<k>, none with k"
     ):
         world_input(text, checkpoint())
+
+
+# The same tasks with three tokens a frame, each slot with tokens of its own.
+SLOT_COUNTS = np.stack([COUNTS, COUNTS[:, ::-1], np.roll(COUNTS, 1, axis=1)], axis=1)
+SLOT_TOKENS = {"uniform": [{0, 1, 2, 4}, {0, 2, 3, 4}, {0, 1, 2, 3}]}
+SLOT_TOKENS["task_marginal"] = [{0, 1, 4}, {0, 3, 4}, {0, 1, 2}]
+OWN_SLOTS = {frame: np.array([frame, frame + 100, frame + 200], np.int32) for frame in range(500)}
+
+
+def slot_checkpoint() -> Any:
+    several = checkpoint(SLOT_COUNTS)
+    frame = SimpleNamespace(world=WorldShape(5, 3))
+    several.policy_config = SimpleNamespace(frame=frame)
+    return several
+
+
+@pytest.mark.parametrize("text", ["uniform", "task_marginal"])
+def test_each_slot_draws_from_its_own_tokens(text):
+    world = world_input(text, slot_checkpoint()).begin(EPISODE)
+    drawn = np.stack([world.token(OWN_SLOTS, step) for step in range(500)])
+    assert (drawn.shape, drawn.dtype) == ((500, 3), np.int32)
+    assert [set(slot) for slot in drawn.T.tolist()] == SLOT_TOKENS[text]
+
+
+def test_a_stale_frames_tokens_stay_together():
+    world = world_input("stale:3", slot_checkpoint()).begin(EPISODE)
+    assert world.token(OWN_SLOTS, 10).tolist() == [7, 107, 207]
+
+
+@pytest.mark.parametrize(("text", "wrong"), [("stale:3@1", {107}), ("uniform@1", {0, 2, 3, 4})])
+def test_one_slot_alone_is_made_wrong_as_it_is_with_all(text, wrong):
+    one = world_input(text, slot_checkpoint())
+    assert str(one.corruption) == text
+    every = world_input(text.split("@")[0], slot_checkpoint()).begin(EPISODE)
+    world = one.begin(EPISODE)
+    for _ in range(20):
+        read, all_read = world.token(OWN_SLOTS, 10), every.token(OWN_SLOTS, 10)
+        assert (read[0], read[2]) == (10, 210)
+        assert read[1] == all_read[1]
+        assert read[1] in wrong
+    assert OWN_SLOTS[10].tolist() == [10, 110, 210], "what was seen stays as it was"
+
+
+def test_a_slot_that_is_not_there_is_refused():
+    with pytest.raises(InvalidInputError, match=r"3: the policy has 3 world tokens .* 0 to 2"):
+        world_input("stale:1@3", slot_checkpoint())
 
 
 @pytest.mark.parametrize("text", ["uniform", "marginal", "task_marginal"])

@@ -11,7 +11,7 @@ from jaxtyping import Float32
 from benchmarks.rollouts.acting.action_chunks import ChunkExecution
 from benchmarks.rollouts.acting.frame_encoder import FrameEncoder, filled_groups, single_thread
 from benchmarks.rollouts.acting.suite_fit import PolicyInputs, require_actions, require_rendering
-from benchmarks.rollouts.acting.world_input import EncodedFrame, EpisodeMemory, WorldInput
+from benchmarks.rollouts.acting.world_input import EncodedFrame, EpisodeMemory, Tokens, WorldInput
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.loop import Query
 from benchmarks.suite import EpisodeSpec, Observation, Suite
@@ -165,16 +165,17 @@ class CheckpointPolicy:
     def record(self) -> dict[str, Any]:
         """Return what decides its actions, as JSON."""
         manifest = self.checkpoint.manifest
-        world, text = self.world, self._text_encoder
+        world, text, image_keys = self.world, self._text_encoder, self.inputs.image_keys
         control = self.checkpoint.train_config.token_control
         return {
             **({} if control == "none" else {"token_control": control}),
             "model_type": self.model_type,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,
-            "encoder": self._encoder.encoder.name,
+            "encoder": self._encoder.encoder.encoder.name,
             "encoder_weights_sha256": manifest["encoder"]["weights_sha256"],
             "text_model": None if text is None else text.name,
-            "image_key": self.inputs.image_key,
+            "image_key": image_keys[0],
+            **({"image_keys": list(image_keys)} if len(image_keys) > 1 else {}),
             "state_key": self.inputs.state_key,
             "n_action_steps": self.n_action_steps,
             "temporal_ensemble_coeff": self.execution.ensemble_coeff,
@@ -199,12 +200,14 @@ class CheckpointPolicy:
             for number in sorted(query.frames)
         ]
         states = [self.inputs.state(observation) for _, _, observation in seen]
-        embeddings = self._encoder.embed([o[self.inputs.image_key] for _, _, o in seen])
-        tokens: list[int | None] = [None] * len(seen)
+        views = [[observed[key] for _, _, observed in seen] for key in self.inputs.image_keys]
+        embeddings = self._encoder.embed(views)
+        tokens: list[Tokens | None] = [None] * len(seen)
         if self.world is not None:
-            tokens = list(self._encoder.tokens(embeddings).tolist())
+            found = self._encoder.tokens(embeddings)
+            tokens = found.tolist() if found.ndim == 1 else list(found)
         for (memory, number, _), embedding, state, token in zip(
-            seen, embeddings, states, tokens, strict=True
+            seen, self._encoder.read(embeddings), states, tokens, strict=True
         ):
             memory.frames[number] = EncodedFrame(embedding, state, token)
 
@@ -213,11 +216,14 @@ class CheckpointPolicy:
         import torch
 
         config = self.checkpoint.policy_config
+        world_axis = config.frame.world.axis
         contexts = [q.memory.context(q.step, config.window.context_frames) for q in queries]
         inputs = [
             np.stack([[frame.embedding for frame in context] for context in contexts]),
             np.stack([[frame.state for frame in context] for context in contexts]),
-            np.array([q.memory.world_token(q.step) for q in queries], dtype=np.int64),
+            np.zeros((len(queries), *world_axis), dtype=np.int64)
+            if self.world is None
+            else np.array([q.memory.world_token(q.step) for q in queries], dtype=np.int64),
         ]
         if config.reads_language:
             inputs.append(np.stack([q.memory.instruction for q in queries]))

@@ -13,11 +13,16 @@ from jaxtyping import Float16, Int, Int32
 from threadpoolctl import ThreadpoolController
 
 from benchmarks.rollouts.config import RolloutConfig
-from world_modality.encode.vision_encoders import VisionEncoder, load_encoder
+from world_modality.cache.frame_shapes import ObservationShape
+from world_modality.encode.observation_encoder import (
+    ObservationEmbeddings,
+    ObservationEncoder,
+    load_observation_encoder,
+)
 from world_modality.precompute.embedding_pass import to_float16
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.codebook import load_quantiser
-from world_modality.tokens.quantiser import Quantiser
+from world_modality.tokens.world_slots import FIRST_SLOTS
+from world_modality.tokens.world_tokens import WorldTokeniser, load_tokeniser
 
 if TYPE_CHECKING:
     import torch
@@ -54,13 +59,13 @@ class FrameEncoder:
     """Embeds frames as the cache holds them, whatever other frames are embedded beside them.
 
     Attributes:
-        encoder: rebuilt from the checkpoint's manifest.
-        quantiser: the checkpoint's codebook.
+        encoder: of all views, rebuilt from the checkpoint's manifest.
+        tokeniser: the checkpoint's codebook, and what of a frame it quantises.
         group_size: frames that go through the encoder at a time.
     """
 
-    encoder: VisionEncoder
-    quantiser: Quantiser
+    encoder: ObservationEncoder
+    tokeniser: WorldTokeniser
     group_size: int
 
     @classmethod
@@ -74,68 +79,110 @@ class FrameEncoder:
                 of another encoder, or of other dimensions than encoder and policy.
         """
         arrays = {name: array.cpu().numpy() for name, array in checkpoint.cache_arrays.items()}
-        encoder = load_encoder(
-            checkpoint.manifest["encoder"],
+        encoder = load_observation_encoder(
+            checkpoint.manifest,
             arrays,
             device,
             model_name=config.vision_model_name,
             trust_remote_code=config.trust_remote_code,
         )
-        quantiser = load_quantiser(checkpoint.manifest["codebook"], arrays)
-        _require_own_codebook(checkpoint, encoder, quantiser)
+        tokeniser = load_tokeniser(checkpoint.manifest, arrays)
+        _require_own_codebook(checkpoint, encoder, tokeniser)
         return cls(
             encoder=encoder,
-            quantiser=quantiser,
+            tokeniser=tokeniser,
             group_size=config.policy_batch_size or (1 if device.type == "cpu" else 16),
         )
 
-    def embed(self, images: Sequence[np.ndarray]) -> Float16[np.ndarray, "n D"]:
-        """Embed uint8 [H, W, 3] images of one size, rounded as the cache rounds them.
+    def embed(self, views: Sequence[Sequence[np.ndarray]]) -> ObservationEmbeddings:
+        """Embed frames as the cache holds them, rounded to float16.
+
+        Args:
+            views: for each view, the uint8 [H, W, 3] images of all frames, which have one size.
 
         Raises:
             InvalidInputError: an embedding is not finite in float16.
         """
-        rows = np.empty((len(images), self.encoder.embedding_dim), dtype=np.float16)
+        num_frames, shape = len(views[0]), self.encoder.shape
+        pooled = np.empty((num_frames, self.encoder.encoder.embedding_dim), dtype=np.float16)
+        of_frame = (shape.num_vectors, shape.embedding_dim)
+        stores_cells = self.encoder.stores_cells
+        cells = np.empty((num_frames, *of_frame), dtype=np.float16) if stores_cells else None
         # A vision transformer gains from more threads, even beside busy environments.
-        with nullcontext() if self.encoder.uses_threads else single_thread():
-            for chosen in filled_groups(len(images), self.group_size):
-                block = np.stack([images[i] for i in chosen])
-                rows[chosen] = to_float16(self.encoder.encode(block), int(chosen[0]))
-        return rows
+        with nullcontext() if self.encoder.encoder.uses_threads else single_thread():
+            for chosen in filled_groups(num_frames, self.group_size):
+                blocks = [np.stack([images[i] for i in chosen]) for images in views]
+                embedded = self.encoder.encode(blocks)
+                pooled[chosen] = to_float16(embedded.pooled, int(chosen[0]))
+                if cells is not None and embedded.cells is not None:
+                    cells[chosen] = to_float16(embedded.cells, int(chosen[0]))
+        return ObservationEmbeddings(pooled, cells)
 
-    def tokens(self, embeddings: Float16[np.ndarray, "n D"]) -> Int32[np.ndarray, " n"]:
-        """Assign world tokens to embeddings that `embed` returned."""
-        tokens = np.empty(len(embeddings), dtype=np.int32)
+    def read(self, embeddings: ObservationEmbeddings) -> Float16[np.ndarray, "n *P M"]:
+        """Return what the policy reads of frames that `embed` embedded."""
+        if embeddings.cells is None:
+            return embeddings.pooled
+        shape = self.encoder.shape
+        return embeddings.cells.reshape(-1, *shape.axis, shape.embedding_dim)
+
+    def tokens(self, embeddings: ObservationEmbeddings) -> Int32[np.ndarray, " n *W"]:
+        """Assign world tokens to frames that `embed` embedded."""
+        pooled, cells = embeddings.pooled, embeddings.cells
+        world_axis = () if self.tokeniser.num_slots == 1 else (self.tokeniser.num_slots,)
+        tokens = np.empty((len(pooled), *world_axis), dtype=np.int32)
         with single_thread():
-            for chosen in filled_groups(len(embeddings), self.group_size):
-                tokens[chosen] = self.quantiser.encode(embeddings[chosen])
+            for chosen in filled_groups(len(pooled), self.group_size):
+                own = None if cells is None else cells[chosen]
+                tokens[chosen] = self.tokeniser.encode(pooled[chosen], own)
         return tokens
 
 
 def _require_own_codebook(
-    checkpoint: "Checkpoint", encoder: VisionEncoder, quantiser: Quantiser
+    checkpoint: "Checkpoint", encoder: ObservationEncoder, tokeniser: WorldTokeniser
 ) -> None:
-    policy = checkpoint.policy_config.frame
-    num_tokens, dim = quantiser.num_codes, quantiser.embedding_dim
-    found = {"the encoder": encoder.embedding_dim, "the policy": policy.observation.embedding_dim}
+    policy, quantiser = checkpoint.policy_config.frame, tokeniser.quantiser
+    name, dim = encoder.encoder.name, quantiser.embedding_dim
+    of_frame = tokeniser.slots == FIRST_SLOTS
+    own_dim = encoder.encoder.embedding_dim if of_frame else encoder.shape.embedding_dim
+    found = {"the encoder": own_dim}
+    if encoder.shape.embedding_dim == own_dim:
+        found["the policy"] = policy.observation.embedding_dim
     for part, expected in found.items():
         if dim != expected:
             raise InvalidInputError(
                 f"the checkpoint's codebook has D={dim} but {part} has D={expected}: the codebook "
-                f"is not that of the encoder {encoder.name}; train again on one cache"
+                f"is not that of the encoder {name}; train again on one cache"
             )
-    if num_tokens != policy.world.num_world_tokens:
+    if policy.observation != encoder.shape:
         raise InvalidInputError(
-            f"the checkpoint's codebook has V={num_tokens} but its policy was built for "
-            f"V={policy.world.num_world_tokens}; train again on one cache"
+            f"the checkpoint's policy was built for {_in_words(policy.observation)}, but its "
+            f"manifest describes {_in_words(encoder.shape)}; train again on one cache"
         )
-    for name, array in quantiser.arrays.items():
-        if _file_sha256(array) != checkpoint.manifest["arrays"].get(name, {}).get("sha256"):
+    counts = {
+        "V": (tokeniser.num_codes, policy.world.num_world_tokens),
+        "W": (tokeniser.num_slots, policy.world.num_world_slots),
+    }
+    for axis, (own, expected) in counts.items():
+        if own != expected:
+            raise InvalidInputError(
+                f"the checkpoint's codebook has {axis}={own} but its policy was built for "
+                f"{axis}={expected}; train again on one cache"
+            )
+    for array_name, array in quantiser.arrays.items():
+        recorded = checkpoint.manifest["arrays"].get(array_name, {}).get("sha256")
+        if _file_sha256(array) != recorded:
             raise InvalidInputError(
                 "the checkpoint's codebook is not the one that its manifest describes (the SHA-256 "
-                f"of {name} differs): it may be of another encoder than {encoder.name}; train "
+                f"of {array_name} differs): it may be of another encoder than {name}; train "
                 "again on one cache"
             )
+
+
+def _in_words(shape: ObservationShape) -> str:
+    return (
+        f"{shape.num_views} views of {shape.grid_size}x{shape.grid_size} vectors of dimension "
+        f"{shape.embedding_dim}"
+    )
 
 
 def _file_sha256(array: np.ndarray) -> str:

@@ -12,8 +12,9 @@ from jaxtyping import Float32
 from benchmarks.rendering import Rendering
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.suite import Observation, Suite
+from world_modality.cache.contract import image_keys_of
 from world_modality.precompute.dataset_columns import joined_columns
-from world_modality.system.errors import InvalidInputError, missing_key
+from world_modality.system.errors import InvalidInputError, MissingKeyError, missing_key
 
 if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
@@ -28,12 +29,14 @@ class PolicyInputs:
     """Which parts of an observation a policy sees.
 
     Attributes:
-        image_key: the camera.
+        image_keys: the cameras, one for each view of the policy, in their order.
+        trained_keys: the cameras that it was trained on.
         state_key: the robot's state; several joined by + are concatenated.
         state_dim: S that the policy was built for.
     """
 
-    image_key: str
+    image_keys: tuple[str, ...]
+    trained_keys: tuple[str, ...]
     state_key: str
     state_dim: int
 
@@ -43,14 +46,22 @@ class PolicyInputs:
 
         Raises:
             MissingKeyError: the suite has no such camera or state; lists those there are.
+            InvalidInputError: other cameras are named than one for each view, or one twice.
         """
         dataset = checkpoint.manifest["dataset"]
-        image_key = config.camera_key or str(dataset["image_key"])
+        trained_keys = tuple(image_keys_of(dataset))
+        image_keys = config.camera_key or trained_keys
+        if len(image_keys) != len(trained_keys) or len(set(image_keys)) != len(image_keys):
+            raise InvalidInputError(
+                f"--camera_key {' '.join(image_keys)}: name one camera for each view that the "
+                f"policy was trained on ({' '.join(trained_keys)}), in that order and each once"
+            )
+        _require_cameras(image_keys, suite)
         state_key = config.state_key or str(dataset["state_key"])
-        _require_key("camera", image_key, suite.image_keys, "--camera_key", suite)
         for key in joined_columns(state_key):
             _require_key("robot state", key, suite.state_keys, "--state_key", suite)
-        return cls(image_key, state_key, checkpoint.policy_config.frame.state_dim)
+        state_dim = checkpoint.policy_config.frame.state_dim
+        return cls(image_keys, trained_keys, state_key, state_dim)
 
     def state(self, observation: Observation) -> Float32[np.ndarray, " S"]:
         """Return a copy of an observation's state.
@@ -125,6 +136,18 @@ def differing_settings(recorded: dict[str, Any], present: dict[str, Any]) -> dic
 
 def _shown(settings: dict[str, Any], name: str) -> str:
     return json.dumps(settings[name]) if name in settings else "not known"
+
+
+def _require_cameras(image_keys: Sequence[str], suite: Suite) -> None:
+    missing = [key for key in image_keys if key not in suite.image_keys]
+    if missing and len(image_keys) > 1:
+        raise MissingKeyError(
+            f"the policy sees {' and '.join(image_keys)}, but suite {suite.name} has no "
+            f"{' and no '.join(missing)}; there are: {', '.join(suite.image_keys)}. Roll it out "
+            "with the cameras of its recording, or name others with --camera_key"
+        )
+    for key in missing:
+        _require_key("camera", key, suite.image_keys, "--camera_key", suite)
 
 
 def _require_key(kind: str, key: str, available: Sequence[str], flag: str, suite: Suite) -> None:

@@ -1,4 +1,4 @@
-"""The world token that arm C reads in closed loop: its own, or a wrong one.
+"""The world tokens that arm C reads in closed loop: its own, or wrong ones.
 
 Offline, `world_modality.intervention_corrupt_world` asks whether the actions depend on the token;
 this asks whether success does.
@@ -19,20 +19,24 @@ from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corru
 if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
 
+Tokens = int | np.ndarray
+"""Of one frame: its only token, or int32 [W]."""
+
 # Keeps these draws apart from the layouts', which are seeded by the same numbers.
 _STREAM = zlib.crc32(b"world input")
 
 
 @dataclass(frozen=True)
 class WorldInput:
-    """Which token is read instead of `w_t`.
+    """Which tokens are read instead of `w_t`: of several a frame, all of them or those of a slot.
 
     A control arm that was trained without its own token goes without it here too, whatever the
     corruption: `dummy` reads one code always, `shuffled` another frame's token of the task.
 
     Attributes:
         corruption: which, `none` for its own token.
-        shares: for the random ones, the probability of each token, `Corruption.shares`.
+        shares: for the random ones, the probability of each token, `Corruption.shares`: [rows, V],
+            or [rows, W, V], where each of a frame's W tokens is drawn by itself.
         task_rows: row of each task, by the suite's name where the recording says it, and by text.
     """
 
@@ -45,8 +49,8 @@ class WorldInput:
         """Return what a checkpoint reads under a corruption.
 
         Raises:
-            InvalidInputError: the checkpoint is an oracle's, or lacks the token counts that random
-                tokens are drawn from.
+            InvalidInputError: the checkpoint is an oracle's, has no such slot, or lacks the token
+                counts that random tokens are drawn from.
         """
         control = checkpoint.train_config.token_control
         reads = CLOSED_LOOP_READS[control]
@@ -55,9 +59,11 @@ class WorldInput:
                 f"--token_control {control} reads a token that closed loop does not have: this arm "
                 "is for offline evaluation only"
             )
+        _require_slot(corruption.slot, checkpoint)
         if reads == ONE_CODE:
-            shares = np.zeros((1, checkpoint.policy_config.frame.world.num_world_tokens))
-            shares[0, DUMMY_TOKEN] = 1
+            world = checkpoint.policy_config.frame.world
+            shares = np.zeros((1, *world.axis, world.num_world_tokens))
+            shares[..., DUMMY_TOKEN] = 1
             return cls(read_corruption(OWN_TOKEN, control), shares)
         if reads != OWN_TOKEN:
             corruption = read_corruption(reads, f"what {control} reads,", CLOSED_LOOP)
@@ -73,7 +79,8 @@ class WorldInput:
                 f"--cache_dir {train.cache_dir} --log_dir {train.log_dir} … --overwrite"
             )
         trained = counts.cpu().numpy()
-        rows = _task_rows(checkpoint, np.flatnonzero(trained.sum(axis=1)).tolist())
+        num_tokens = trained.reshape(len(trained), -1).sum(axis=1)
+        rows = _task_rows(checkpoint, np.flatnonzero(num_tokens).tolist())
         return cls(corruption, corruption.shares(trained), rows)
 
     def begin(self, episode: EpisodeSpec) -> "EpisodeWorldInput":
@@ -91,7 +98,8 @@ class WorldInput:
                 raise missing_key("task", episode.task, self.task_rows, where)
             shares = self.shares[row]
         words = [episode.seed, _STREAM, zlib.crc32(episode.task.encode()), episode.episode]
-        return EpisodeWorldInput(self.corruption.lag, shares, np.random.default_rng(words))
+        rng = np.random.default_rng(words)
+        return EpisodeWorldInput(self.corruption.lag, shares, rng, self.corruption.slot)
 
 
 @dataclass(frozen=True)
@@ -101,18 +109,40 @@ class EpisodeWorldInput:
     lag: int
     shares: np.ndarray | None
     rng: np.random.Generator
+    slot: int | None = None
 
-    def token(self, own: Mapping[int, int], step: int) -> int:
-        """Return what the policy reads at a frame.
+    def token(self, own: Mapping[int, Tokens], step: int) -> Tokens:
+        """Return what the policy reads at a frame: one token, or int32 [W].
 
         Args:
             own: the tokens seen so far, by frame; that of frame `step - lag` is among them, or,
                 where this lies before the start, that of frame 0.
             step: the frame that is acted in.
         """
-        if self.shares is None:
-            return own[max(step - self.lag, 0)]
-        return int(self.rng.choice(len(self.shares), p=self.shares))
+        read = own[max(step - self.lag, 0)] if self.shares is None else self._drawn(self.shares)
+        if self.slot is None or isinstance(read, int):
+            return read
+        mixed = np.array(own[step])
+        mixed[self.slot] = read[self.slot]
+        return mixed
+
+    def _drawn(self, shares: np.ndarray) -> Tokens:
+        num_tokens = shares.shape[-1]
+        if shares.ndim == 1:
+            return int(self.rng.choice(num_tokens, p=shares))
+        drawn = [self.rng.choice(num_tokens, p=of_slot) for of_slot in shares]
+        return np.array(drawn, dtype=np.int32)
+
+
+def _require_slot(slot: int | None, checkpoint: "Checkpoint") -> None:
+    if slot is None:
+        return
+    num_slots = checkpoint.policy_config.frame.world.num_world_slots
+    if not 0 <= slot < num_slots:
+        raise InvalidInputError(
+            f"--corrupt_slot {slot}: the policy has {num_slots} world tokens a frame, counted from "
+            f"0; give one of 0 to {num_slots - 1}, or leave it out for all"
+        )
 
 
 def _task_rows(checkpoint: "Checkpoint", trained: list[int]) -> dict[str, int]:
@@ -133,14 +163,15 @@ class EncodedFrame:
     """One observed frame as the policy's inputs hold it.
 
     Attributes:
-        embedding: float16 [D], as the cache would hold it.
+        embedding: float16 [D], or [P, M] where the policy reads several vectors, as the cache would
+            hold them.
         state: float32 [S], raw units.
-        token: the world token; None for a policy that reads none.
+        token: its world token, or int32 [W]; None for a policy that reads none.
     """
 
     embedding: np.ndarray
     state: np.ndarray
-    token: int | None
+    token: Tokens | None
 
 
 @dataclass
@@ -166,10 +197,9 @@ class EpisodeMemory:
         """
         return [self.frames[max(step - lag, 0)] for lag in range(num_frames - 1, -1, -1)]
 
-    def world_token(self, step: int) -> int:
-        """Return the world token that is read at a frame; 0 where none is read."""
-        if self.world is None:
-            return 0
+    def world_token(self, step: int) -> Tokens:
+        """Return the world token or tokens that are read at a frame, by a policy that reads any."""
+        assert self.world is not None, "the policy reads no world token"
         own = {number: f.token for number, f in self.frames.items() if f.token is not None}
         return self.world.token(own, step)
 

@@ -1,8 +1,8 @@
 """The gate before a rollout: recorded demonstrations, replayed here, have to come out the same.
 
 A flipped image or a permuted state costs a policy its success without raising an error. Compared
-are the robot's state in every frame, images and embeddings in some, and success; a difference is
-named by its likely cause.
+are the robot's state in every frame, each camera's images and embeddings in some, and success; a
+difference is named by its likely cause.
 """
 
 import time
@@ -12,7 +12,7 @@ from itertools import product
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float32, UInt8
+from jaxtyping import Float16, Float32, UInt8
 
 from benchmarks.demos.recording import RecordedEpisode
 from benchmarks.rollouts.acting.frame_encoder import FrameEncoder
@@ -64,8 +64,9 @@ class EpisodeParity:
     Attributes:
         episode: which one.
         state_difference: largest difference of the robot's state; None for other dimensions.
-        image_difference: mean difference in 8-bit levels; None for other sizes.
-        embedding_distance: see EMBEDDING_TOLERANCE.
+        image_difference: mean difference in 8-bit levels, of the camera where it is largest; None
+            for other sizes.
+        embedding_distance: see EMBEDDING_TOLERANCE; of the camera where it is largest.
         token_agreement: share of the compared frames that have the same world token.
         recorded_success: whether the task was solved in the recording.
         success: whether it is solved here.
@@ -163,27 +164,44 @@ class _Comparison:
     def of(self, episode: RecordedEpisode) -> EpisodeParity:
         """Replay and compare one episode."""
         recorded, here = self.recorded.replay(self._suite, episode, self._inputs.state_key)
-        before, now = recorded.images[self.recorded.image_key], here.images[self._inputs.image_key]
-        embeddings = [self._encoder.embed(list(images)) for images in (before, now)]
-        tokens = [self._encoder.tokens(one) for one in embeddings]
-        squared = np.square(np.subtract(*embeddings, dtype=np.float32)).sum(axis=1)
-        distance = float(np.sqrt(squared.mean())) / self._spread
-        images = ImageDifference.of(before, now) if before.shape == now.shape else None
+        cameras = list(zip(self.recorded.image_keys, self._inputs.image_keys, strict=True))
+        shown = [(recorded.images[before], here.images[now]) for before, now in cameras]
+        images = [
+            ImageDifference.of(before, now) if before.shape == now.shape else None
+            for before, now in shown
+        ]
+        known = [one for one in images if one is not None]
+        worst = max(known, key=lambda one: one.mean) if len(known) == len(images) else None
+        embedded = [self._encoder.embed(list(map(list, side))) for side in zip(*shown, strict=True)]
+        distances = self._distances(*map(self._encoder.read, embedded))
+        tokens = [self._encoder.tokens(one) for one in embedded]
         state_difference = None
         if recorded.states.shape == here.states.shape:
             state_difference = float(np.abs(recorded.states - here.states).max())
+        views = [
+            self._view(keys, recorded.images, here.images, image, distance)
+            for keys, image, distance in zip(cameras, images, distances, strict=True)
+        ]
         return EpisodeParity(
             episode=episode,
             state_difference=state_difference,
-            image_difference=None if images is None else images.mean,
-            embedding_distance=distance,
+            image_difference=None if worst is None else worst.mean,
+            embedding_distance=max(distances),
             token_agreement=float((tokens[0] == tokens[1]).mean()),
             recorded_success=recorded.success,
             success=here.success,
             difference=self._motion(recorded, here)
-            or self._view(before, here.images, images, distance)
-            or success_cause(recorded.success, here.success, images),
+            or next(filter(None, views), None)
+            or success_cause(recorded.success, here.success, worst),
         )
+
+    def _distances(
+        self, recorded: Float16[np.ndarray, "k *P M"], here: Float16[np.ndarray, "k *P M"]
+    ) -> list[float]:
+        """Return for each view how far its embeddings are apart, as EMBEDDING_TOLERANCE says."""
+        squared = np.square(np.subtract(recorded, here, dtype=np.float32)).sum(axis=-1)
+        by_view = squared.reshape(len(squared), len(self._inputs.image_keys), -1)
+        return [float(np.sqrt(one.mean())) / self._spread for one in np.moveaxis(by_view, 1, 0)]
 
     def _motion(self, recorded: Playback, here: Playback) -> str | None:
         """Say what is wrong with states and layout."""
@@ -207,18 +225,20 @@ class _Comparison:
 
     def _view(
         self,
-        recorded: np.ndarray,
+        keys: tuple[str, str],
+        recorded: Mapping[str, np.ndarray],
         images: Mapping[str, np.ndarray],
         difference: "ImageDifference | None",
         distance: float,
     ) -> str | None:
-        """Say what is wrong with the images."""
-        dtype = self.recorded.source.features[self.recorded.image_key]["dtype"]
+        """Say what is wrong with the images of a camera: its key in the recording, and here."""
+        dtype = self.recorded.source.features[keys[0]]["dtype"]
         limit = IMAGE_TOLERANCE if dtype == "image" else VIDEO_TOLERANCE
         if difference and difference.mean <= limit and distance <= EMBEDDING_TOLERANCE:
             return None
-        cause = image_cause(recorded, images, self._inputs.image_key, self._settings)
-        return f"{cause}; embeddings are {100 * distance:.0f} % of their spread apart"
+        cause = image_cause(recorded[keys[0]], images, keys[1], self._settings)
+        camera = f"{keys[0]}: " if len(self.recorded.image_keys) > 1 else ""
+        return f"{camera}{cause}; embeddings are {100 * distance:.0f} % of their spread apart"
 
     def _names(self, dim: int) -> list[str]:
         key = self.recorded.state_key

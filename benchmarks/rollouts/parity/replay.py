@@ -19,7 +19,7 @@ from world_modality.source.frame_decoding import frames_at
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.lerobot_format import content_sha256
 from world_modality.source.lerobot_source import LeRobotSource
-from world_modality.system.errors import InvalidInputError, MissingFileError
+from world_modality.system.errors import InvalidInputError, MissingFileError, MissingKeyError
 
 if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
@@ -52,7 +52,7 @@ class RecordedDemonstrations:
     Attributes:
         source: the dataset.
         recording: `meta/recording.json`.
-        image_key: the camera that was trained on.
+        image_keys: the cameras that were trained on.
         state_key: the column of the robot's state that was trained on.
         executed_actions: float32 [N, A].
         successes: float32 [N, 1].
@@ -60,7 +60,7 @@ class RecordedDemonstrations:
 
     source: LeRobotSource
     recording: dict[str, Any] = field(repr=False)
-    image_key: str
+    image_keys: tuple[str, ...]
     state_key: str
     executed_actions: np.ndarray = field(repr=False)
     successes: np.ndarray = field(repr=False)
@@ -73,10 +73,11 @@ class RecordedDemonstrations:
 
         Raises:
             MissingFileError: it is not there, or it is none of this project.
+            MissingKeyError: it has fewer cameras than the checkpoint has views.
             InvalidInputError: it is of another suite, another dataset, or without signals.
         """
         dataset = checkpoint.manifest["dataset"]
-        name, image_keys = dataset["name"], image_keys_of(dataset)
+        name, image_keys = dataset["name"], tuple(image_keys_of(dataset))
         _require_recording(dataset.get("recording"), name, suite)
         try:
             source = open_dataset(
@@ -94,6 +95,12 @@ class RecordedDemonstrations:
                 f"the parity check replays {name}, which the checkpoint was trained on: {error}. "
                 f"Say where the recording lies with --dataset_root, or {WAIVE}"
             ) from error
+        except MissingKeyError as error:
+            raise MissingKeyError(
+                f"the parity check replays {name} before the cameras that the checkpoint was "
+                f"trained on ({', '.join(image_keys)}), but {error}. Say where the recording with "
+                f"all of them lies with --dataset_root, or {WAIVE}"
+            ) from error
         found = content_sha256(source.root, source.data_files, image_keys)
         if found != dataset["content_sha256"]:
             raise InvalidInputError(
@@ -103,7 +110,7 @@ class RecordedDemonstrations:
             )
         _require_recording(source.recording, name, suite)
         assert source.recording is not None
-        return cls(source, source.recording, dataset["image_key"], dataset["state_key"], *signals)
+        return cls(source, source.recording, image_keys, dataset["state_key"], *signals)
 
     def replay(
         self, suite: Suite, episode: RecordedEpisode, state_key: str
@@ -122,7 +129,7 @@ class RecordedDemonstrations:
         recorded = Playback(
             states=joined_vectors(columns, self.state_key),
             scene={key: columns[key][0] for key in scene_keys},
-            images={self.image_key: frames_at(self.source, self.image_key, rows[frames])},
+            images={k: frames_at(self.source, k, rows[frames]) for k in self.image_keys},
             success=bool(self.successes[rows].any()),
         )
         states: list[np.ndarray] = []
