@@ -288,15 +288,25 @@ def test_each_process_of_a_launch_takes_a_shard_and_the_first_merges(config, mon
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("encoder", ENCODERS)
-def test_two_processes_of_accelerate_launch_write_the_cache_of_one(encoder, config_of, tmp_path):
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"vision_model_name": "pixel-pca"},
+        {"vision_model_name": "random-vit"},
+        {"vision_model_name": "random-vit", "embedding_grid": 2, "embedding_components": 5},
+    ],
+    ids=["pixel-pca", "random-vit", "cells"],
+)
+def test_two_processes_of_accelerate_launch_write_the_cache_of_one(
+    flags, precompute_config, tmp_path
+):
     # pixel-pca's fit depends on the number of threads, which accelerate sets to one.
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     caches = []
     launch = ["accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
     launch += ["--main_process_port", "0", "-m"]  # any free one
     for name, before in (("one", []), ("two", launch)):
-        config = config_of(encoder, tmp_path / name)
+        config = precompute_config(tmp_path / name, batch_size=8, **flags)
         words = ["-m", *before, "world_modality.precompute_world_tokens", *flags_of(config)]
         command = [sys.executable, *words]
         done = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -11,16 +11,19 @@ import torch
 import tyro
 
 from tests.fixtures.lerobot import change_rows, make_dataset
+from tests.fixtures.policy import tiny_train_config
 from tests.fixtures.process import flags_of, kill_after_first_rows
 from world_modality.cache.contract import ARRAYS, Cache, require_arrays
 from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.encode.embedding_components import EmbeddingComponents
 from world_modality.encode.observation_encoder import load_observation_encoder
+from world_modality.policy.checkpoint import load_checkpoint
 from world_modality.precompute import embedding_pass
 from world_modality.precompute_world_tokens import main, run
 from world_modality.source.frame_decoding import view_blocks
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.errors import InvalidInputError, MissingKeyError
+from world_modality.training.single import run as train
 
 NAME = "local/tiny"
 TOP, WRIST = "observation.images.image", "observation.images.image2"
@@ -111,6 +114,19 @@ def test_the_cells_are_those_of_the_encoder_that_the_manifest_rebuilds(whole, tw
     stored = require_arrays(cache, ("view_embeddings", "embeddings", "world_tokens"))
     np.testing.assert_array_equal(stored["embeddings"][:8], expected.pooled.astype(np.float16))
     np.testing.assert_array_equal(stored["view_embeddings"][:8], expected.cells.astype(np.float16))
+
+
+def test_a_checkpoint_carries_what_embeds_a_frame_again(whole, two_cameras, tmp_path):
+    cache = whole["components"]
+    trained = train(tiny_train_config(cache, tmp_path, "A", num_epochs=1, batch_size=64))
+    checkpoint = load_checkpoint(trained.checkpoint, torch.device("cpu"))
+    arrays = {name: array.numpy() for name, array in checkpoint.cache_arrays.items()}
+    encoder = load_observation_encoder(checkpoint.manifest, arrays, torch.device("cpu"))
+    assert encoder.shape == checkpoint.policy_config.frame.observation
+    source = open_dataset(NAME, dataset_root=two_cameras)
+    (views,) = view_blocks(source, [TOP, WRIST], np.arange(8), 8)
+    stored = np.asarray(cache.load("view_embeddings"))[:8]
+    np.testing.assert_array_equal(encoder.encode(views).cells.astype(np.float16), stored)
 
 
 def test_the_first_views_pooled_vectors_and_tokens_are_those_of_a_cache_of_one_view(whole):

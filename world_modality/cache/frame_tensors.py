@@ -1,5 +1,6 @@
 """The cache's arrays on the training device, and batches gathered from them by frame index."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
@@ -72,7 +73,7 @@ IGNORED_TOKEN = -100  # what torch's cross_entropy leaves out by default
 _LARGE_ARRAYS = ("embeddings", "instruction_embeddings")
 _LargeRows = tuple[Float[Tensor, "B T *P D"], Float[Tensor, "B L"] | None]
 
-# Frames that a statistic converts to float32 at a time: 2,048 x 768 are 6 MB, about a core's cache.
+# Vectors that a statistic converts to float32 at a time: 2,048 x 768 are 6 MB, a core's cache.
 _BLOCK = 2048
 
 
@@ -278,7 +279,7 @@ def mean_and_std(
     count = 0
     mean = torch.zeros(values.shape[-1], dtype=torch.float64, device=values.device)
     squares = torch.zeros_like(mean)
-    for chosen in index.split(_BLOCK):
+    for chosen in index.split(_block_frames(values)):
         block = values[chosen].float().flatten(0, -2)
         block_mean = block.mean(dim=0)
         squares += block.sub_(block_mean).square_().sum(dim=0)
@@ -292,6 +293,11 @@ def mean_and_std(
     return mean.float(), torch.where(constant, 1.0, std).float()
 
 
+def _block_frames(values: Tensor | MappedRows) -> int:
+    """Return how many frames have `_BLOCK` vectors together."""
+    return max(_BLOCK // math.prod(values.shape[1:-1]), 1)
+
+
 def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
     if isinstance(array, np.memmap) and array.filename is not None:
         # Read, not copied out of the map, whose pages would count as memory on top of the copy.
@@ -302,8 +308,9 @@ def _to_device(array: np.ndarray, device: torch.device) -> Tensor:
 def _require_finite(values: Tensor | MappedRows, name: str, cache: Cache) -> None:
     # A block's sum is finite only if all its values are: float16 cannot overflow a float32 sum of
     # this size, nor float32 a float64 sum. It takes a fifth of the time of isfinite on each value.
-    for start in range(0, len(values), _BLOCK):
-        block = values[start : start + _BLOCK]
+    step = _block_frames(values)
+    for start in range(0, len(values), step):
+        block = values[start : start + step]
         wide = torch.float32 if block.dtype == torch.float16 else torch.float64
         if torch.isfinite(block.sum(dtype=wide)):
             continue
