@@ -31,9 +31,8 @@ from world_modality.precompute.codebook_step import StoredRows
 from world_modality.system.cli import run_cli
 from world_modality.system.device import resolve_device
 from world_modality.tokens import torch_kmeans
-from world_modality.tokens.centroids import VqBackend, assign_world_tokens
 from world_modality.tokens.codebook import CodebookFlags
-from world_modality.tokens.kmeans import KMeans
+from world_modality.tokens.kmeans import KMeans, VqBackend, assign_world_tokens
 
 # The matrix product that stands for the machine's limit: N, V and D of one block.
 SGEMM_SHAPE = (16_384, 1_024, 768)

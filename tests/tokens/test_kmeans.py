@@ -9,9 +9,8 @@ import torch
 
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens import torch_kmeans
-from world_modality.tokens.centroids import assign_world_tokens, in_codebook_space
 from world_modality.tokens.codebook import CodebookFlags, load_quantiser
-from world_modality.tokens.kmeans import KMeans
+from world_modality.tokens.kmeans import KMeans, assign_world_tokens, in_codebook_space
 from world_modality.tokens.torch_kmeans import fit_in_torch, full_precision, kmeans_plus_plus
 
 CPU = torch.device("cpu")

@@ -8,11 +8,9 @@ import pytest
 
 from tests.tokens.test_kmeans import CountedRows, brute_force, sample
 from world_modality.system.errors import InvalidInputError, MissingKeyError
-from world_modality.tokens import centroids as centroids_module
-from world_modality.tokens import torch_kmeans
-from world_modality.tokens.centroids import spread_of
+from world_modality.tokens import kmeans, torch_kmeans
 from world_modality.tokens.codebook import QUANTISERS, CodebookFlags, load_quantiser
-from world_modality.tokens.kmeans import KMeans
+from world_modality.tokens.kmeans import KMeans, spread_of
 
 KINDS = ("residual", "product")
 ON_EACH_KIND = pytest.mark.parametrize("kind", KINDS)
@@ -104,7 +102,7 @@ def test_k_means_says_how_much_it_explains_and_keeps_it_out_of_the_manifest():
 
 @pytest.mark.parametrize("block", [7, 1000])
 def test_the_spread_is_added_up_in_blocks(block, monkeypatch):
-    monkeypatch.setattr(centroids_module, "SPREAD_ROWS", block)
+    monkeypatch.setattr(kmeans, "SPREAD_ROWS", block)
     rows = sample(500) * np.float32(0.02) + 300
     assert spread_of(rows) == pytest.approx(rows.var(axis=0, dtype=np.float64).sum(), rel=1e-9)
 
@@ -149,7 +147,7 @@ def test_rows_beyond_memory_are_read_in_blocks(kind, monkeypatch):
     rows = sample(6000)
     monkeypatch.setattr(torch_kmeans, "RESIDENT_BYTES", 3000 * rows[0].nbytes)
     monkeypatch.setattr(torch_kmeans, "STREAM_ROWS", 512)
-    monkeypatch.setattr(centroids_module, "SPREAD_ROWS", 512)
+    monkeypatch.setattr(kmeans, "SPREAD_ROWS", 512)
     counted = CountedRows(rows)
     quantiser = fitted(counted, kind, backend="torch")
     assert counted.most <= 512

@@ -18,6 +18,7 @@ from world_modality.precompute.cache_steps import (
 )
 from world_modality.precompute.inputs import PrecomputeInputs
 from world_modality.tokens.codebook import QUANTISERS, CodebookFlags
+from world_modality.tokens.quantiser import Quantiser
 from world_modality.tokens.world_slots import (
     FIRST_SLOTS,
     WorldSlots,
@@ -162,22 +163,12 @@ def codebook_step(
     require_space(cache, {"world_tokens": shape})
     frames = codebook_sample(inputs, flags, per_frame)
     sample = StoredVectors.of(cache, frames, flags.world_slots)
-    of_frames = f"{len(frames)} training frames"
-    fitted_to = of_frames if per_frame == 1 else f"{len(sample)} vectors of {of_frames}"
-    print(f"fitting {flags.vq_num_tokens} codes to {fitted_to}")
-    quantiser = kind.fit(flags, sample, device)
-    if quantiser.explained_variance is not None:
-        print(f"the codebook explains {quantiser.explained_variance:.1%} of their variance")
-    tokeniser = WorldTokeniser(quantiser, flags.world_slots, cache.observation_shape)
+    quantiser = _fitted(flags, sample, len(frames), device)
     writer = CacheWriter(cache, "codebook", identity)
     for name, array in quantiser.arrays.items():
         writer.put(name, array)
-    stored = StoredRows(sample.rows.path, np.arange(num_frames))
-    step = max(1, BLOCK_ROWS // per_frame)
-    for start in range(writer.open("world_tokens", shape), num_frames, step):
-        block = stored[np.arange(start, min(start + step, num_frames))]
-        pooled, cells = (block, None) if flags.world_slots == FIRST_SLOTS else (None, block)
-        writer.write(start, {"world_tokens": tokeniser.encode(pooled, cells)})
+    tokeniser = WorldTokeniser(quantiser, flags.world_slots, cache.observation_shape)
+    _write_tokens(writer, tokeniser, cache.array_path(read), shape)
     in_training = inputs.episodes.frame_mask(inputs.split.train)
     codebook = {
         **flags.codebook_settings,
@@ -199,6 +190,29 @@ def codebook_step(
     stale = others - set(kind.array_names)
     writer.publish(sections, tuple(name for name in sorted(stale) if cache.has(name)))
     return False
+
+
+def _fitted(flags: CodebookFlags, sample: StoredVectors, num_frames: int, device: str) -> Quantiser:
+    """Fit the quantiser, and print to what and how well."""
+    frames = f"{num_frames} training frames"
+    of_frames = frames if len(sample) == num_frames else f"{len(sample)} vectors of {frames}"
+    print(f"fitting {flags.vq_num_tokens} codes to {of_frames}")
+    quantiser = flags.quantiser.fit(flags, sample, device)
+    if quantiser.explained_variance is not None:
+        print(f"the codebook explains {quantiser.explained_variance:.1%} of their variance")
+    return quantiser
+
+
+def _write_tokens(
+    writer: CacheWriter, tokeniser: WorldTokeniser, path: Path, shape: tuple[int, ...]
+) -> None:
+    """Assign the tokens of all frames, from what an earlier run has left undone."""
+    num_frames, of_frames = shape[0], StoredRows(path, np.arange(shape[0]))
+    step = max(1, BLOCK_ROWS * tokeniser.quantiser.num_levels // tokeniser.num_slots)
+    for start in range(writer.open("world_tokens", shape), num_frames, step):
+        block = of_frames[np.arange(start, min(start + step, num_frames))]
+        pooled, cells = (block, None) if tokeniser.slots == FIRST_SLOTS else (None, block)
+        writer.write(start, {"world_tokens": tokeniser.encode(pooled, cells)})
 
 
 def _usage(tokens: Int[np.ndarray, " N *W"], num_levels: int) -> dict[str, Any]:

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 
 from world_modality.system.errors import InvalidInputError, missing_key
-from world_modality.tokens.centroids import KMeansFlags
-from world_modality.tokens.kmeans import KMeans
+from world_modality.tokens.kmeans import KMeans, KMeansFlags
 from world_modality.tokens.multi_codebook import ProductQuantiser, ResidualQuantiser
 from world_modality.tokens.quantiser import Quantiser
 from world_modality.tokens.world_slots import FIRST_SLOTS, WorldSlots

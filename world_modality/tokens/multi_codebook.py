@@ -17,8 +17,9 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.centroids import (
+from world_modality.tokens.kmeans import (
     FittedCentroids,
+    KMeans,
     PreparedRows,
     assign_world_tokens,
     explained_variance,
@@ -27,7 +28,6 @@ from world_modality.tokens.centroids import (
     require_fit,
     row_dim,
 )
-from world_modality.tokens.kmeans import KMeans
 from world_modality.tokens.quantiser import Quantiser, Rows
 
 if TYPE_CHECKING:
