@@ -35,7 +35,7 @@ class ObservationShape:
 
 @dataclass(frozen=True)
 class WorldShape:
-    """The world's state at a frame: W tokens (slots), each from a codebook of V of its own.
+    """The world's state at a frame: W tokens (slots), each one of V.
 
     Attributes:
         num_world_tokens: V.
