@@ -193,15 +193,22 @@ def test_token_accuracies_count_every_slot(tensors, offline):
     assert token_sums(run, errors)["top1_hits_all"][0] == [hits.sum()]
 
 
-def test_the_cells_of_a_view_make_one_token_in_their_order(tensors):
-    policy = build("A", observation_tokens="view")
-    batch = tensors.gather(torch.arange(8), policy.config.window)
-    reads = batch.embeddings, batch.states, batch.world_tokens
-    assert policy._kinds()["obs"] == policy.config.window.context_frames * VIEWS
-    before = policy(*reads).actions
-    swapped = policy(batch.embeddings[:, :, [1, 0, 2, 3]], *reads[1:]).actions
+@pytest.mark.parametrize("observation_tokens", ["view", "frame"])
+def test_several_cells_make_one_token_in_their_order(tensors, observation_tokens):
+    shapes = {"num_views": 2, "grid_size": 2, "observation_tokens": observation_tokens}
+    policy = WorldPolicy(tiny_policy_config("A", **shapes)).eval()
+    generator = torch.Generator().manual_seed(0)
+    embeddings = torch.randn(3, 2, 8, 6, generator=generator)
+    states = torch.randn(3, 2, 4, generator=generator)
+    tokens = torch.zeros(3, dtype=torch.long)
+    num_tokens = 2 if observation_tokens == "view" else 1
+    assert policy._kinds()["obs"] == 2 * num_tokens
+    by_hand = policy.embedding_in(policy.embedding_norm(embeddings).reshape(3, 2, num_tokens, -1))
+    by_hand = by_hand + policy.state_in(policy.state_norm(states))[:, :, None]
+    by_hand = by_hand + policy.obs_position[:, None]
+    if num_tokens > 1:
+        by_hand = by_hand + policy.view_position + policy.cell_position
+    torch.testing.assert_close(policy._observation(embeddings, states), by_hand.flatten(1, 2))
+    before = policy(embeddings, states, tokens).actions
+    swapped = policy(embeddings.flip(2), states, tokens).actions
     assert (before - swapped).abs().max() > 1e-4
-    by_hand = policy.embedding_norm(batch.embeddings).flatten(2) @ policy.embedding_in.weight.T
-    by_hand = by_hand + policy.embedding_in.bias + policy.state_in(policy.state_norm(batch.states))
-    by_hand = by_hand + policy.obs_position + policy.view_position + policy.cell_position
-    torch.testing.assert_close(policy._observation(*reads[:2]), by_hand)

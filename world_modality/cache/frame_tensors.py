@@ -269,18 +269,21 @@ def _reach(frames: Int[Tensor, " B"], start: int, step: int, count: int) -> Int[
 
 def mean_and_std(
     values: Float[Tensor, "N *P C"] | MappedRows, frames: Int[np.ndarray, " M"]
-) -> tuple[Float[Tensor, " C"], Float[Tensor, " C"]]:
-    """Return mean and standard deviation over all vectors of these frames, in one pass.
+) -> tuple[Float[Tensor, "*P C"], Float[Tensor, "*P C"]]:
+    """Return mean and standard deviation of each number over these frames, in one pass.
 
-    Blocks are merged in float64 (Chan, Golub and LeVeque, 1979, eq. 2.1). A dimension that does not
+    Those of a frame's several vectors are kept apart: of a camera that stands still, what tells
+    frames apart within a cell is small beside what tells cells apart.
+
+    Blocks are merged in float64 (Chan, Golub and LeVeque, 1979, eq. 2.1). A number that does not
     vary gets std 1, so that standardising leaves it at 0.
     """
     index = torch.from_numpy(frames).to(values.device)
     count = 0
-    mean = torch.zeros(values.shape[-1], dtype=torch.float64, device=values.device)
+    mean = torch.zeros(values.shape[1:], dtype=torch.float64, device=values.device)
     squares = torch.zeros_like(mean)
     for chosen in index.split(_block_frames(values)):
-        block = values[chosen].float().flatten(0, -2)
+        block = values[chosen].float()
         block_mean = block.mean(dim=0)
         squares += block.sub_(block_mean).square_().sum(dim=0)
         shift = block_mean - mean

@@ -25,7 +25,7 @@ from world_modality.cache.frame_shapes import FrameShape, WindowShape
 from world_modality.system.errors import InvalidInputError, missing_key, require_at_least
 
 ConfigT = TypeVar("ConfigT")
-ObservationTokens = Literal["cell", "view"]
+ObservationTokens = Literal["cell", "view", "frame"]
 
 # What runs and checkpoints of older versions had before there was a flag for it.
 BEFORE_THE_FLAG: Mapping[str, Any] = {
@@ -56,8 +56,8 @@ class TrunkConfig:
     dropout: float = 0.1
     """Dropout inside the trunk."""
     observation_tokens: ObservationTokens = "cell"
-    """What becomes one token of a frame: cell, each cell of each view; or view, all cells of a view
-    side by side, which is faster by the number of cells."""
+    """What of a frame becomes one token of the transformer: cell is each cell of each view, view all
+    cells of a view side by side, and frame all cells of all views, which is trained fastest."""
 
     def __post_init__(self) -> None:
         require_at_least("n_layers", self.n_layers, 1)

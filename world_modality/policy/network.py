@@ -70,10 +70,10 @@ class Standardizer(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, *shape: int) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.zeros(dim))
-        self.register_buffer("std", torch.ones(dim))
+        self.register_buffer("mean", torch.zeros(shape))
+        self.register_buffer("std", torch.ones(shape))
 
     def forward(self, values: Float[Tensor, "*batch C"]) -> Float[Tensor, "*batch C"]:
         """Standardise values in raw units, in float32."""
@@ -87,7 +87,7 @@ class Standardizer(nn.Module):
 class WorldPolicy(nn.Module):
     """`[LANG] OBS×T×P [WORLD_CUR×W] [FUT×K×W] ACT×H` through a pre-norm transformer encoder.
 
-    P is the number of a frame's vectors, or of its views where the cells of a view make one token
+    P is the number of a frame's vectors, or less where several of them make one token
     (`observation_tokens`).
 
     Who attends to whom: LANG to itself; OBS to LANG and OBS; WORLD_CUR to these and its own kind;
@@ -106,7 +106,7 @@ class WorldPolicy(nn.Module):
         self.config = config
         frame, window, dim = config.frame, config.window, config.trunk.d_model
         observation, world = frame.observation, frame.world
-        self.embedding_norm = Standardizer(observation.embedding_dim)
+        self.embedding_norm = Standardizer(*observation.axis, observation.embedding_dim)
         self.state_norm = Standardizer(frame.state_dim)
         self.action_norm = Standardizer(frame.action_dim)
         self.trunk = nn.TransformerEncoder(
@@ -130,7 +130,7 @@ class WorldPolicy(nn.Module):
         self.obs_position = _learned(window.context_frames, dim)
         self.act_queries = _learned(window.chunk_size, dim)
         self.action_head = build_action_head(config.action_head, dim, frame.action_dim)
-        if observation.num_vectors > 1:
+        if self._tokens_per_frame > 1:
             self.view_position = _learned(observation.num_views, dim)
             self.cell_position = _learned(self._tokens_per_frame // observation.num_views, dim)
         if config.reads_language:
@@ -159,9 +159,9 @@ class WorldPolicy(nn.Module):
     def _cells_of_tokens(self) -> tuple[int, int]:
         """Return how many tokens a frame is read as, and how many of its P vectors each holds."""
         observation = self.config.frame.observation
-        if self.config.trunk.observation_tokens == "view":
-            return observation.num_views, observation.grid_size**2
-        return observation.num_vectors, 1
+        num_tokens = {"cell": observation.num_vectors, "view": observation.num_views, "frame": 1}
+        count = num_tokens[self.config.trunk.observation_tokens]
+        return count, observation.num_vectors // count
 
     def _kinds(self) -> dict[str, int]:
         """Return how many tokens of each kind there are, in their order."""
@@ -246,7 +246,7 @@ class WorldPolicy(nn.Module):
         )
         obs = self.embedding_in(vectors).unflatten(1, (-1, num_tokens))
         obs = obs + self.state_in(self.state_norm(states))[:, :, None] + self.obs_position[:, None]
-        if self.config.frame.observation.num_vectors > 1:
+        if num_tokens > 1:
             obs = obs + (self.view_position[:, None] + self.cell_position).flatten(0, 1)
         return obs.flatten(1, 2)
 

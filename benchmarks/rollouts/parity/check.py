@@ -152,8 +152,9 @@ class _Comparison:
         self._suite = suite
         self._inputs = PolicyInputs.of(checkpoint, suite, config)
         self._encoder = FrameEncoder.of(checkpoint, config, device)
-        # Root mean square distance of training embeddings to their mean.
-        self._spread = float(checkpoint.model["embedding_norm.std"].square().sum().sqrt())
+        # Root mean square distance of training embeddings to their mean, over a frame's vectors.
+        variance = checkpoint.model["embedding_norm.std"].square()
+        self._spread = float(variance.sum(dim=-1).mean().sqrt())
         self._state_std = checkpoint.model["state_norm.std"].cpu().numpy()
         record, recording = suite.record(), self.recorded.recording
         self._settings = [
