@@ -31,7 +31,7 @@ round, and stops as soon as each contrast is answered (world_modality/statistics
 
 contrasts:
   - {first: C, second: B}             # by success within 3 points; without rollouts by action error
-  - {first: B, second: A, measure: action_error, margin: 5}      # in percent of B's error over A's
+  - {first: B, second: A, measure: action_error, margin: 5}      # in percent of A's error
   - {first: C_oracle, second: C, role: positive control}         # has to fire; usual for its arm
 max_seeds: 20                         # of every arm that a contrast names: the seeds 0 to 19
 seeds_per_round: 4

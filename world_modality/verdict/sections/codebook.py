@@ -226,9 +226,7 @@ def _rolled_out(findings: Findings) -> list[RolledOut]:
 
 
 def _is_same_policy(one: RolledOut, other: RolledOut) -> bool:
-    if one.run.folder == other.run.folder:
-        return True
-    # Two codebooks leave arm A as it is, too, where the cells of both were trained.
+    """Say whether two checkpoints are one, in two groups or under two names."""
     return (
         one.run.seed == other.run.seed
         and one.success == other.success
