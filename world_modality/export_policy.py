@@ -113,6 +113,12 @@ def _print(
         print(f"  actions are clipped to [{action_range[0]:g}, {action_range[1]:g}]")
     if record.instructions:
         print(f"  {len(record.instructions)} instructions are embedded inside")
+    for what, model in (("vision_model_name", record.encoder), ("text_model_name", record.text)):
+        if model is not None and Path(model["name"]).exists():
+            print(
+                f"note: {model['name']} is a folder of this machine; elsewhere, "
+                f"--policy.{what}=FOLDER says where the same model lies"
+            )
     offline = "its errors on held-out episodes" if results.offline else "no offline evaluation"
     print(f"  the card reports {offline} and {len(results.rollouts)} rollouts")
     if record.encoder.get("note"):

@@ -308,4 +308,6 @@ def test_what_is_printed_names_the_folder_and_what_is_not_known(home, tmp_path, 
     out = capsys.readouterr().out
     assert f"exported to {tmp_path / 'out'}" in out
     assert "actions are not clipped" in out
+    assert "distilbert-base-uncased is a folder of this machine" in out
+    assert "--policy.text_model_name=FOLDER" in out
     assert "no offline evaluation and 0 rollouts" in out
