@@ -56,8 +56,8 @@ class TrunkConfig:
     dropout: float = 0.1
     """Dropout inside the trunk."""
     observation_tokens: ObservationTokens = "cell"
-    """What of a frame becomes one token of the transformer: cell is each cell of each view, view all
-    cells of a view side by side, and frame all cells of all views, which is trained fastest."""
+    """What of a frame becomes one token of the transformer: cell is each cell of each view; view is
+    all cells of a view side by side; frame is all cells of all views, which is trained fastest."""
 
     def __post_init__(self) -> None:
         require_at_least("n_layers", self.n_layers, 1)
