@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, UInt8
 
 from world_modality.encode.pixel_pca import averaging_matrix
+from world_modality.system.device import keep_freed_memory
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.recorded_calls import RecordedCalls, Tensors
 
@@ -96,6 +97,8 @@ class NetworkEncoder:
 
         The weights' hash is that of the model's parameters unless it is among those.
         """
+        if device.type == "cpu":
+            keep_freed_memory()
         known.setdefault("weights_sha256", weights_sha256(model))
         return cls(
             model=model.eval().to(device),
