@@ -1,4 +1,7 @@
 import os
+import platform
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -56,3 +59,33 @@ def test_types_in_signatures_are_checked_under_pytest():
 
 def test_the_number_of_threads_is_limited_under_pytest():
     assert torch.get_num_threads() <= int(os.environ["OMP_NUM_THREADS"])
+
+
+# Tensors of 64 MiB, one after the other, in a second thread; prints the pages that the last five
+# asked the kernel for.
+TENSORS_IN_TURN = """
+import resource, sys, threading
+import torch
+from world_modality.system.device import keep_freed_memory
+if sys.argv[1] == "kept":
+    keep_freed_memory()
+def fill():
+    global before
+    for turn in range(25):
+        if turn == 20:
+            before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        torch.zeros(1 << 24).add_(1)
+thread = threading.Thread(target=fill)
+thread.start()
+thread.join()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other C libraries have no mallopt")
+def test_memory_of_large_tensors_is_used_again():
+    def num_pages(kind):
+        command = [sys.executable, "-c", TENSORS_IN_TURN, kind]
+        return int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+
+    assert num_pages("kept") < 0.1 * num_pages("given back")

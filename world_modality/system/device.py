@@ -66,9 +66,9 @@ def free_bytes(device: torch.device) -> int | None:
 def keep_freed_memory() -> None:
     """Let this process use the memory of large tensors again, instead of asking for it each time.
 
-    glibc gives a freed block above 32 MiB back to the kernel, which fills a new one with zeros: half
-    of a convolutional network's time on a CPU. One arena, since those of threads are too small for
-    such blocks. Up to 1 GiB stays with the process. Other C libraries are left alone.
+    glibc gives a freed block above 32 MiB back to the kernel, which fills a new one with zeros:
+    half of a convolutional network's time on a CPU. One arena, since those of threads are too small
+    for such blocks. Up to 1 GiB stays with the process. Other C libraries are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
