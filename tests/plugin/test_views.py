@@ -3,12 +3,16 @@
 import dataclasses
 import json
 import shutil
+from typing import Any, ClassVar
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
 from lerobot.configs.policies import PreTrainedConfig
 from lerobot.policies.factory import make_pre_post_processors
+from lerobot.processor import PolicyProcessorPipeline
+from lerobot.scripts.lerobot_eval import rollout
 
 from lerobot_policy_world_modality.modeling_world_modality import WorldModalityPolicy
 from tests.fixtures.exported import exported
@@ -114,6 +118,52 @@ def test_each_camera_is_a_feature_and_each_has_its_place(homes):
     expected, _ = played(home.open(n_action_steps=1, camera_key=CAMERAS[::-1]), home)
     np.testing.assert_allclose(swapped, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(swapped - actions_of(home, policy)).max() > 1e-4
+
+
+class TwoCameras(gymnasium.Env):  # type: ignore[misc]
+    """Shows the frames of a recorded episode from both cameras, whatever is done."""
+
+    metadata: ClassVar[dict[str, Any]] = {"render_modes": ["rgb_array"], "render_fps": 10}
+    _max_episode_steps = 6
+    task = task_description = "drawn"
+
+    def __init__(self, home):
+        self.home = home
+        space = gymnasium.spaces
+        height, width, _ = home.observations[0][CAMERAS[0]].shape
+        image = space.Box(0, 255, (height, width, 3), np.uint8)
+        cameras = space.Dict({key.rsplit(".", 1)[1]: image for key in CAMERAS})
+        state = space.Box(-10, 10, home.observations[0][STATE_KEY].shape, np.float64)
+        self.observation_space = space.Dict({"pixels": cameras, "agent_pos": state})
+        self.action_space = space.Box(-1, 1, (2,), np.float32)
+
+    def _observed(self):
+        seen = self.home.observations[self.home.rows[self.step_number]]
+        pixels = {key.rsplit(".", 1)[1]: seen[key] for key in CAMERAS}
+        return {"pixels": pixels, "agent_pos": seen[STATE_KEY].astype(np.float64)}
+
+    def reset(self, *, seed=None, options=None):
+        self.step_number = 0
+        return self._observed(), {}
+
+    def step(self, action):
+        self.step_number += 1
+        return self._observed(), 0.0, False, False, {"is_success": False}
+
+
+def test_lerobots_own_loop_gets_these_actions_from_two_cameras(homes):
+    home, folder = homes("cells")
+    policy = load(folder, "--n_action_steps=1")
+    processors = make_pre_post_processors(policy.config, pretrained_path=str(folder))
+    unchanged = PolicyProcessorPipeline(
+        steps=[], to_transition=lambda batch: batch, to_output=lambda batch: batch
+    )
+    env = gymnasium.vector.SyncVectorEnv([lambda: TwoCameras(home)])
+    done = rollout(env, policy, unchanged, unchanged, *processors)
+    found = done["action"][0].numpy()
+    expected, _ = played(home.open(n_action_steps=1), home)
+    np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-5, atol=1e-6)
+    assert len(found) == TwoCameras._max_episode_steps
 
 
 def test_a_missing_camera_and_cameras_that_differ_in_number_are_refused(homes):
