@@ -163,10 +163,8 @@ class PolicyRecord:
     @property
     def manifest(self) -> dict[str, Any]:
         """The sections of the manifest that encoder and codebook are rebuilt from."""
-        sections = {"encoder": self.encoder, "codebook": self.codebook}
-        return (
-            sections if self.observation is None else {**sections, "observation": self.observation}
-        )
+        kept = {} if self.observation is None else {"observation": self.observation}
+        return {"encoder": self.encoder, "codebook": self.codebook, **kept}
 
     @property
     def world_slots(self) -> WorldSlots:
