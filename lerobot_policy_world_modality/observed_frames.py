@@ -10,12 +10,11 @@ from jaxtyping import Float16, Float32, Int64, UInt8
 from torch import Tensor
 
 from lerobot_policy_world_modality.configuration_world_modality import WorldModalityConfig
-from world_modality.encode.vision_encoders import VisionEncoder, load_encoder
-from world_modality.export.policy_record import PolicyRecord
+from world_modality.encode.observation_encoder import ObservationEncoder, load_observation_encoder
+from world_modality.export.policy_record import PolicyRecord, require_own_shape
 from world_modality.precompute.embedding_pass import to_float16
 from world_modality.system.errors import InvalidInputError, missing_key
-from world_modality.tokens.codebook import load_quantiser
-from world_modality.tokens.quantiser import Quantiser
+from world_modality.tokens.world_tokens import WorldTokeniser
 
 
 @dataclass(frozen=True)
@@ -23,14 +22,14 @@ class ObservedFrame:
     """One frame of each of B robots or environments.
 
     Attributes:
-        embeddings: as a cache holds them.
+        embeddings: what the policy reads, as a cache holds it.
         states: in raw units.
-        tokens: the world token that is read; 0 where none is.
+        tokens: the world token or tokens that are read; 0 where none is.
     """
 
-    embeddings: Float16[np.ndarray, "B D"]
+    embeddings: Float16[np.ndarray, "B *P M"]
     states: Float32[np.ndarray, "B S"]
-    tokens: Int64[np.ndarray, " B"]
+    tokens: Int64[np.ndarray, " B *W"]
 
 
 @dataclass(frozen=True)
@@ -39,13 +38,13 @@ class FrameReader:
 
     Attributes:
         record: of the policy.
-        encoder: rebuilt from its record.
-        quantiser: the codebook.
+        encoder: of all views, rebuilt from its record.
+        tokeniser: the codebook, and what of a frame it quantises.
     """
 
     record: PolicyRecord
-    encoder: VisionEncoder
-    quantiser: Quantiser
+    encoder: ObservationEncoder
+    tokeniser: WorldTokeniser
 
     @classmethod
     def of(
@@ -54,43 +53,48 @@ class FrameReader:
         """Rebuild encoder and codebook.
 
         Raises:
-            InvalidInputError: the vision model cannot be loaded, or is not the one of the record.
+            UserError: the vision model cannot be loaded, or is not the one of the record; or
+                components or codebook do not belong to it or to the network.
         """
         record = config.policy_record
-        encoder = load_encoder(
-            record.encoder,
+        encoder = load_observation_encoder(
+            record.manifest,
             arrays,
             device,
             model_name=config.vision_model_name,
             trust_remote_code=config.trust_remote_code,
         )
-        expected = record.policy.frame.observation.embedding_dim
-        if encoder.embedding_dim != expected:
-            raise InvalidInputError(
-                f"the vision encoder {encoder.name} gives D={encoder.embedding_dim}, but the "
-                f"policy was trained on D={expected}; export the checkpoint again"
-            )
-        return cls(record, encoder, load_quantiser(record.codebook, arrays))
+        require_own_shape(encoder.shape, record.policy.frame.observation)
+        return cls(record, encoder, record.load_tokeniser(arrays))
 
     def read(self, batch: Mapping[str, Any]) -> ObservedFrame:
         """Encode one observation.
 
         Raises:
-            MissingKeyError: the camera or the state is not in it; lists what is.
+            MissingKeyError: a camera or the state is not in it; lists what is.
             InvalidInputError: an image or a state is not of the form that the policy takes.
         """
-        images = _whole_numbers(_entry(batch, self.record.observed_image))
+        views = [_whole_numbers(_entry(batch, key)) for key in self.record.observed_images]
         states = self._states(batch)
-        if len(states) != len(images):
-            raise InvalidInputError(
-                f"the observation has {len(images)} images but {len(states)} states"
-            )
-        embeddings = to_float16(self.encoder.encode(images), 0)
+        for key, images in zip(self.record.observed_images, views, strict=True):
+            if len(states) != len(images):
+                raise InvalidInputError(
+                    f"the observation has {len(images)} images of {key} but {len(states)} states"
+                )
+        embedded = self.encoder.encode(views)
+        pooled = to_float16(embedded.pooled, 0)
+        cells = None if embedded.cells is None else to_float16(embedded.cells, 0)
+        frame = self.record.policy.frame
         if self.record.reads_own_token:
-            tokens = self.quantiser.encode(embeddings).astype(np.int64)
+            tokens = self.tokeniser.encode(pooled, cells).astype(np.int64)
         else:
-            tokens = np.full(len(images), self.record.constant_token, dtype=np.int64)
-        return ObservedFrame(embeddings, states, tokens)
+            unread = (len(states), *frame.world.axis)
+            tokens = np.full(unread, self.record.constant_token, dtype=np.int64)
+        if cells is None:
+            return ObservedFrame(pooled, states, tokens)
+        shape = frame.observation
+        read = cells.reshape(len(states), *shape.axis, shape.embedding_dim)
+        return ObservedFrame(read, states, tokens)
 
     def _states(self, batch: Mapping[str, Any]) -> Float32[np.ndarray, "B S"]:
         parts = [_entry(batch, key).float() for key in self.record.observed_states]

@@ -106,7 +106,8 @@ def _print(
 ) -> None:
     record = parts.record
     print(f"{config.checkpoint} (arm {record.policy.model_type}) is exported to {config.out_dir}")
-    print(f"  camera {record.observed_image}, state {' + '.join(record.observed_states)}")
+    cameras, states = record.observed_images, record.observed_states
+    print(f"  camera {' and '.join(cameras)}, state {' + '.join(states)}")
     if action_range is None:
         print("  actions are not clipped: the dataset says no range (--action_range gives one)")
     else:

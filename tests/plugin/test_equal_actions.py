@@ -1,6 +1,5 @@
 """The plugin acts as this project's own evaluation does, and so does LeRobot's loop around it."""
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import gymnasium
@@ -20,26 +19,11 @@ from benchmarks.suite import EpisodeSpec
 from lerobot_policy_world_modality.modeling_world_modality import WorldModalityPolicy
 from tests.fixtures.exported import CHUNK, IMAGE_KEY, STATE_KEY, exported
 from tests.fixtures.lerobot import TASKS
+from tests.rollouts.test_views_in_closed_loop import CameraSuite
 from world_modality.arms import MODEL_TYPES
 
 NUM_STEPS = 9
-
-
-@dataclass(frozen=True)
-class DrawnSuite:
-    """The suite whose frames the dataset has."""
-
-    name: str = "drawn"
-    fps: int = 10
-    action_dim: int = 2
-    image_keys: tuple[str, ...] = (IMAGE_KEY,)
-    state_keys: tuple[str, ...] = (STATE_KEY,)
-
-    def record(self) -> dict[str, Any]:
-        return {"versions": {}, "gl_backend": "egl", "rendering": {}}
-
-    def open(self, task: str) -> Any:
-        raise NotImplementedError
+SUITE = CameraSuite(image_keys=(IMAGE_KEY,))
 
 
 @pytest.fixture(scope="session")
@@ -70,7 +54,7 @@ def own_actions(home, arm, episode, **flags):
     """Return the actions of this project's own closed loop on a recorded episode."""
     path = home.checkpoints[arm]
     config = RolloutConfig((path,), device="cpu", check_parity=False, **flags)
-    policy = CheckpointPolicy.open(path, DrawnSuite(), config)
+    policy = CheckpointPolicy.open(path, SUITE, config)
     frames = home.frames_of(episode)
     spec = EpisodeSpec(f"task-{episode % 3}", TASKS[episode % 3], episode, 0, 0, 50)
     memory, actions = policy.begin(spec), []

@@ -77,16 +77,14 @@ class Recorded:
 
 def recorded_in(folder: Path, **settings) -> Recorded:
     root = make_dataset(folder / "drawn", cameras=CAMERAS)
+    model = str(save_vision_model(folder / "dinov2", "dinov2", image_size=42, patch_size=14))
     config = PrecomputeConfig(
         dataset_name="local/drawn",
         dataset_root=root,
         cache_dir=folder / "cache",
-        vision_model_name=str(
-            save_vision_model(folder / "dinov2", "dinov2", image_size=42, patch_size=14)
-        ),
         batch_size=1,  # as the policy computes in closed loop: bit for bit the same
         device="cpu",
-        **{"image_key": CAMERAS, "vq_num_tokens": 12, **settings},
+        **{"vision_model_name": model, "image_key": CAMERAS, "vq_num_tokens": 12, **settings},
     )
     cache = precompute(config).cache
     source = open_dataset("local/drawn", dataset_root=root, image_keys=CAMERAS)

@@ -12,6 +12,8 @@ from world_modality.export.policy_record import POLICY_TYPE
 from world_modality.export.reported_results import PREDICTORS, ReportedResults
 
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
+# The one camera of LeRobot's own MetaWorld.
+METAWORLD_IMAGE = "observation.image"
 # Of more, the card lists these many.
 _MAX_INSTRUCTIONS = 30
 
@@ -70,9 +72,13 @@ def one_line(text: object) -> str:
 
 
 def _metaworld_task(parts: PolicyParts) -> str | None:
-    """Return the first task of a recording of MetaWorld; None for any other dataset."""
+    """Return the first task that LeRobot's MetaWorld shows the policy as it was recorded.
+
+    None for any other dataset, and for several cameras, of which that environment has one.
+    """
     tasks = list(parts.recording.get("tasks") or {})
-    return tasks[0] if parts.suite == "metaworld" and tasks else None
+    is_shown = parts.suite == "metaworld" and parts.record.observed_images == (METAWORLD_IMAGE,)
+    return tasks[0] if is_shown and tasks else None
 
 
 def _metadata(parts: PolicyParts, license_name: str | None) -> str:

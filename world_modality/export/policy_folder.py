@@ -35,12 +35,12 @@ def policy_config(
     Args:
         record: of the policy.
         action_range: what actions are clipped to; None leaves them as they are.
-        image_size: height and width of the camera's images where they are known.
+        image_size: height and width of the cameras' images where they are known.
     """
     frame, window = record.policy.frame, record.policy.window
     side = image_size or _UNKNOWN_SIZE
     features: dict[str, Any] = {
-        record.observed_image: {"type": "VISUAL", "shape": [3, side, side]},
+        key: {"type": "VISUAL", "shape": [3, side, side]} for key in record.observed_images
     }
     if len(record.observed_states) == 1:
         features[record.observed_states[0]] = {"type": "STATE", "shape": [frame.state_dim]}

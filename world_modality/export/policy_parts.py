@@ -12,13 +12,15 @@ import torch
 from jaxtyping import Float16
 from torch import Tensor
 
-from world_modality.cache.contract import sha256_of_file
+from world_modality.cache.contract import image_keys_of, sha256_of_file
+from world_modality.encode.embedding_components import EmbeddingComponents
 from world_modality.encode.text_encoder import IDENTITY, REQUESTED, load_text_encoder
 from world_modality.encode.vision_encoders import ENCODERS, load_encoder
 from world_modality.export.policy_record import (
     INSTRUCTION_ARRAY,
     ArrayRecord,
     PolicyRecord,
+    lerobot_key,
     require_readable_token,
 )
 from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
@@ -69,7 +71,6 @@ class PolicyParts:
                 f"{path} has no fingerprint of the cache it was trained on, so that its encoder "
                 "and codebook cannot be checked; train again"
             )
-        _require_one_vector(checkpoint)
         control = checkpoint.train_config.token_control
         require_readable_token(control)
         arrays = _checked_arrays(checkpoint)
@@ -82,7 +83,7 @@ class PolicyParts:
         record = PolicyRecord(
             policy=checkpoint.policy_config,
             token_control=control,
-            image_key=str(dataset["image_key"]),
+            image_key=image_keys_of(dataset)[0],
             state_key=str(dataset["state_key"]),
             encoder=manifest["encoder"],
             codebook=manifest["codebook"],
@@ -97,7 +98,10 @@ class PolicyParts:
                 "cache_fingerprint": checkpoint.cache_fingerprint,
                 "seed": checkpoint.train_config.seed,
             },
+            observation=manifest.get("observation"),
         )
+        _require_cameras(record, image_keys_of(dataset))
+        record.load_tokeniser(arrays)
         return cls(record, checkpoint.model, arrays, checkpoint)
 
     @property
@@ -122,51 +126,34 @@ class PolicyParts:
         return ranges[0] if ranges else None
 
 
-def _require_one_vector(checkpoint: Checkpoint) -> None:
-    frame = checkpoint.policy_config.frame
-    found = {
-        "vectors a frame": frame.observation.num_vectors,
-        "world tokens a frame": frame.world.num_world_slots,
-    }
-    for what, count in found.items():
-        if count != 1:
-            raise InvalidInputError(
-                f"the checkpoint reads {count} {what}; this version exports policies of one. Roll "
-                "it out with this project's own evaluation"
-            )
-    # Where a cache keeps more of a frame than the encoder's own vector, this section says what.
-    if checkpoint.manifest.get("observation") is not None:
+def _require_cameras(record: PolicyRecord, image_keys: list[str]) -> None:
+    if list(record.image_keys) != image_keys:
         raise InvalidInputError(
-            "the checkpoint reads views, cells or components of its encoder's vectors; this "
-            "version exports policies of the whole vector. Roll it out with this project's own "
-            "evaluation"
+            f"the checkpoint's dataset was read from {' and '.join(image_keys)}, but its frames "
+            f"are views of {' and '.join(record.image_keys)}; train again on one cache"
+        )
+    if len(set(record.observed_images)) < len(image_keys):
+        raise InvalidInputError(
+            f"LeRobot's names of the cameras {' and '.join(image_keys)} are the same "
+            f"({lerobot_key(image_keys[0])}, …); rename one in the dataset, and train again"
         )
 
 
 def _checked_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
-    """Return the arrays of codebook and encoder.
+    """Return the arrays of codebook, encoder and components.
 
     Raises:
-        InvalidInputError: one is missing, is not the one that the manifest describes, or does not
-            fit the network.
+        InvalidInputError: one is missing, or is not the one that the manifest describes.
     """
-    manifest, frame = checkpoint.manifest, checkpoint.policy_config.frame
+    manifest = checkpoint.manifest
     held = {name: one.cpu().numpy() for name, one in checkpoint.cache_arrays.items()}
-    quantiser = load_quantiser(manifest["codebook"], held)
-    sizes = {
-        "codes": (quantiser.num_codes, frame.world.num_world_tokens),
-        "dimensions": (quantiser.embedding_dim, frame.observation.embedding_dim),
-    }
-    for what, (found, expected) in sizes.items():
-        if found != expected:
-            raise InvalidInputError(
-                f"the checkpoint's codebook has {found} {what}, but its policy was built for "
-                f"{expected}; train again on one cache"
-            )
-    arrays = dict(quantiser.arrays)
+    arrays = dict(load_quantiser(manifest["codebook"], held).arrays)
     kind = manifest["encoder"]["kind"]
     if kind in ENCODERS and ENCODERS[kind].fitted is not None:
         arrays |= load_encoder(manifest["encoder"], held, CPU).arrays
+    observation = manifest.get("observation")
+    if observation is not None and observation["components"] is not None:
+        arrays |= EmbeddingComponents.load(observation["components"], held).arrays
     for name, array in arrays.items():
         if _npy_sha256(array) != manifest["arrays"].get(name, {}).get("sha256"):
             raise InvalidInputError(

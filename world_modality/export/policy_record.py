@@ -14,9 +14,12 @@ import torch
 from torch import Tensor
 
 from world_modality.arms import CLOSED_LOOP_READS, DUMMY_TOKEN, ONE_CODE, OWN_TOKEN, ControlName
+from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.policy.config import PolicyConfig, flags_of, stored_config
 from world_modality.precompute.dataset_columns import joined_columns
 from world_modality.system.errors import InvalidInputError, missing_key
+from world_modality.tokens.world_slots import FIRST_SLOTS, WorldSlots
+from world_modality.tokens.world_tokens import WorldTokeniser, load_tokeniser
 
 FORMAT = "world-modality-policy/1"
 POLICY_TYPE = "world_modality"
@@ -26,6 +29,8 @@ MODEL_PREFIX, ARRAY_PREFIX = "model.", "arrays."
 # LeRobot's processors let pass what begins so, and nothing else.
 OBSERVATION_PREFIX = "observation."
 WEIGHTS_FILE, CONFIG_FILE, CARD_FILE = "model.safetensors", "config.json", "README.md"
+# The entries of a manifest's section that says what more than one vector is kept of a frame.
+_OBSERVATION_ENTRIES = {"image_keys", "grid_size", "num_vectors", "embedding_dim", "components"}
 
 
 def lerobot_key(column: str) -> str:
@@ -61,16 +66,19 @@ class PolicyRecord:
     Attributes:
         policy: the network's configuration.
         token_control: what the world token of a control arm is taken from; `none` for its own.
-        image_key: the camera, as the dataset calls it.
+        image_key: the first camera, as the dataset calls it.
         state_key: the robot's state, as the dataset calls it; several columns are joined by +.
         encoder: the manifest's record of the vision encoder; its weights are not part of the
             export, unless it was fitted to the dataset.
         codebook: the manifest's record of the codebook.
         text: the manifest's record of the text model; None for a policy without language.
         instructions: the training instructions, in the order of the rows of their embeddings.
-        arrays: of the codebook, of a fitted encoder, and the instructions' embeddings.
+        arrays: of the codebook, of a fitted encoder, of components of its vectors, and the
+            instructions' embeddings.
         dataset: what it was trained on.
         checkpoint: which checkpoint it is.
+        observation: the manifest's record of a frame's views, cells and components; None, and no
+            entry of the file, where the encoder's own vector of one camera is read.
     """
 
     policy: PolicyConfig
@@ -84,6 +92,7 @@ class PolicyRecord:
     arrays: dict[str, ArrayRecord]
     dataset: dict[str, Any]
     checkpoint: dict[str, Any]
+    observation: dict[str, Any] | None = None
 
     @classmethod
     def read(cls, content: Mapping[str, Any], where: str) -> "PolicyRecord":
@@ -102,13 +111,16 @@ class PolicyRecord:
                 f"{FORMAT!r}; export the checkpoint again: python -m world_modality.export_policy "
                 "--checkpoint … --out_dir …"
             )
-        entries = {name: value for name, value in content.items() if name != "format"}
-        _require_entries(entries, cls, where)
+        own = {name: value for name, value in content.items() if name != "format"}
+        entries = {"observation": None, **own}
+        _require_entries(entries, _names(cls), where)
+        if entries["observation"] is not None:
+            _require_entries(entries["observation"], _OBSERVATION_ENTRIES, f"{where}, observation,")
         if entries["token_control"] not in CLOSED_LOOP_READS:
             known = CLOSED_LOOP_READS
             raise missing_key("control", str(entries["token_control"]), known, "this version")
         for name, array in entries["arrays"].items():
-            _require_entries(array, ArrayRecord, f"{where}, arrays.{name},")
+            _require_entries(array, _names(ArrayRecord), f"{where}, arrays.{name},")
         return cls(
             **{
                 **entries,
@@ -125,19 +137,70 @@ class PolicyRecord:
         """Return what a JSON file holds of it."""
         arrays = {name: asdict(one) for name, one in self.arrays.items()}
         own = {one.name: getattr(self, one.name) for one in fields(self)}
+        if self.observation is None:
+            own.pop("observation")
         content = {"format": FORMAT, **own, "policy": flags_of(self.policy), "arrays": arrays}
         plain: dict[str, Any] = json.loads(json.dumps(content, allow_nan=False))
         return plain
 
     @property
-    def observed_image(self) -> str:
-        """The camera, as LeRobot calls it."""
-        return lerobot_key(self.image_key)
+    def image_keys(self) -> tuple[str, ...]:
+        """The cameras in the order of the views, as the dataset calls them."""
+        if self.observation is None:
+            return (self.image_key,)
+        return tuple(self.observation["image_keys"])
+
+    @property
+    def observed_images(self) -> tuple[str, ...]:
+        """The cameras in the order of the views, as LeRobot calls them."""
+        return tuple(lerobot_key(key) for key in self.image_keys)
 
     @property
     def observed_states(self) -> tuple[str, ...]:
         """The parts of the robot's state, as LeRobot calls them."""
         return tuple(lerobot_key(column) for column in joined_columns(self.state_key))
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        """The sections of the manifest that encoder and codebook are rebuilt from."""
+        kept = {} if self.observation is None else {"observation": self.observation}
+        return {"encoder": self.encoder, "codebook": self.codebook, **kept}
+
+    @property
+    def world_slots(self) -> WorldSlots:
+        """Which vectors of a frame have world tokens."""
+        slots: WorldSlots = self.codebook.get("slots", FIRST_SLOTS)
+        return slots
+
+    @property
+    def codebook_dim(self) -> int:
+        """The dimension of the vectors that are quantised."""
+        if self.observation is None or self.world_slots == FIRST_SLOTS:
+            return int(self.encoder["embedding_dim"])
+        return int(self.observation["embedding_dim"])
+
+    def load_tokeniser(self, arrays: Mapping[str, np.ndarray]) -> WorldTokeniser:
+        """Rebuild what gives frames their world tokens.
+
+        Raises:
+            InvalidInputError: as `load_tokeniser`, or what the codebook gives or what is kept of a
+                frame is not what the network was built for.
+        """
+        tokeniser = load_tokeniser(self.manifest, arrays)
+        frame = self.policy.frame
+        sizes = {
+            "codes": (tokeniser.num_codes, frame.world.num_world_tokens),
+            "tokens a frame": (tokeniser.num_slots, frame.world.num_world_slots),
+            "dimensions": (tokeniser.quantiser.embedding_dim, self.codebook_dim),
+        }
+        for what, (found, expected) in sizes.items():
+            if found != expected:
+                raise InvalidInputError(
+                    f"the codebook has {found} {what}, but encoder and policy were built for "
+                    f"{expected}; train again on one cache, and export that checkpoint"
+                )
+        require_own_shape(tokeniser.shape, frame.observation)
+        return tokeniser
 
     @property
     def reads_own_token(self) -> bool:
@@ -146,12 +209,33 @@ class PolicyRecord:
 
     @property
     def constant_token(self) -> int:
-        """What is read instead of the frame's own token; a policy that reads none ignores it."""
+        """What is read instead of a frame's own tokens; a policy that reads none ignores it."""
         return DUMMY_TOKEN
 
 
-def _require_entries(content: Mapping[str, Any], kind: type[Any], where: str) -> None:
-    expected = {one.name for one in fields(kind)}
+def require_own_shape(found: ObservationShape, expected: ObservationShape) -> None:
+    """Refuse frames of other vectors than the network was built for.
+
+    Raises:
+        InvalidInputError: says both.
+    """
+    if found != expected:
+        own, built = (
+            f"{one.num_views} views of {one.grid_size}x{one.grid_size} vectors of dimension "
+            f"{one.embedding_dim}"
+            for one in (found, expected)
+        )
+        raise InvalidInputError(
+            f"a frame has {own}, but the policy was built for {built}; train again on one cache, "
+            "and export that checkpoint"
+        )
+
+
+def _names(kind: type[Any]) -> set[str]:
+    return {one.name for one in fields(kind)}
+
+
+def _require_entries(content: Mapping[str, Any], expected: set[str], where: str) -> None:
     if differing := expected ^ set(content):
         raise InvalidInputError(
             f"{where} lacks or adds {', '.join(sorted(differing))} compared with this version of "
