@@ -123,10 +123,12 @@ class PolicyParts:
 
 
 def _require_one_vector(checkpoint: Checkpoint) -> None:
-    frame = checkpoint.policy_config.frame
+    frame, window = checkpoint.policy_config.frame, checkpoint.policy_config.window
     found = {
         "vectors a frame": frame.observation.num_vectors,
         "world tokens a frame": frame.world.num_world_slots,
+        "frames' world tokens": 1 + window.world_history,
+        "steps for each frame of its context": window.context_stride,
     }
     for what, count in found.items():
         if count != 1:
