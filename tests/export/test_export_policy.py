@@ -174,6 +174,19 @@ def test_a_policy_of_several_world_tokens_is_refused(home, tmp_path):
         exported(path, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("past", "refusal"),
+    [({"world_history": 2}, "3 frames' world tokens"), ({"context_stride": 4}, "4 steps for each")],
+)
+def test_a_policy_of_a_past_that_lerobot_does_not_keep_is_refused(home, tmp_path, past, refusal):
+    path = home.checkpoints["C"]
+    config = load_checkpoint(path, CPU).policy_config
+    config = dataclasses.replace(config, window=dataclasses.replace(config.window, **past))
+    path = changed_checkpoint(path, tmp_path / "changed", policy_config=config)
+    with pytest.raises(InvalidInputError, match=refusal):
+        exported(path, tmp_path / "out")
+
+
 def test_a_policy_of_more_than_its_encoders_vector_is_refused(home, tmp_path):
     path = home.checkpoints["C"]
     manifest = load_checkpoint(path, CPU).manifest
