@@ -57,7 +57,7 @@ class BenchHistoryConfig(BenchConfig):
     n_layers: int = 4
     """Depth of the policy."""
     num_rounds: int = 5
-    """Measured rounds."""
+    """Rounds that are measured, in turns."""
     calls_per_round: int = 100
     """Policy calls of a round."""
 
