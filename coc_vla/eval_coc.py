@@ -172,8 +172,9 @@ def _conditions(config: EvalCocConfig, model: Condition) -> dict[str, Condition]
     if opened.policy.config.reads_world:
         for name in ("task_shuffle", "uniform"):
             corruption = read_corruption(name, "condition")
-            replaced = opened.tokens.copy()
-            replaced[opened.val_frames] = corruption.offline_tokens(opened.recorded_tokens, rng)
+            recorded = opened.recorded_tokens
+            replaced = recorded.read_at(np.arange(len(recorded.tokens)))
+            replaced[opened.val_frames] = corruption.offline_tokens(recorded, rng)
             conditions[f"world token: {corruption.meaning}"] = dataclasses.replace(
                 model, world_tokens=replaced
             )

@@ -20,6 +20,8 @@ WORLD_INPUT_FLAGS: Mapping[str, float | bool] = {
     "world_input_scale": 1.0,
     "world_input_dropout": 0.0,
     "world_input_layernorm": False,
+    "world_history": 0,
+    "world_history_stride": 1,
     "block_world_to_action": False,
 }
 

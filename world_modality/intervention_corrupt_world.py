@@ -92,8 +92,8 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
     with config.report_lock("corrupt_world"):
         counts = opened.episode_counts
         own = opened.input_tokens()
-        recorded = opened.tokens[opened.val_frames] if own is None else own
-        recorded = recorded.reshape(len(recorded), -1)[:, slots]
+        tokens_read = opened.recorded_tokens.read_at(opened.val_frames) if own is None else own
+        hit = _hit_tokens(opened, tokens_read, slots)
         clean_sums = _sums_with(opened, own, "clean")
         effects = {}
         episodes = {"clean": clean_sums.tolist()}
@@ -111,7 +111,7 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
                 mean,
                 mse_per_sum=1 / counts.sum(),
                 changed=float(
-                    np.mean([t.reshape(len(t), -1)[:, slots] != recorded for t in draws])
+                    np.mean([_hit_tokens(opened, tokens, slots) != hit for tokens in draws])
                 ),
                 seed=config.seed,
             )
@@ -143,8 +143,15 @@ def _corrupted_slots(opened: OfflineRun, config: CorruptWorldConfig) -> list[int
     return [slot]
 
 
+def _hit_tokens(
+    opened: OfflineRun, tokens: Int[np.ndarray, " M *RW"], slots: list[int]
+) -> Int[np.ndarray, "MR slots"]:
+    """Return those of the tokens that are read which lie in these slots."""
+    return tokens.reshape(-1, opened.num_world_slots)[:, slots]
+
+
 def _sums_with(
-    opened: OfflineRun, tokens: Int[np.ndarray, " M *W"] | None, name: str
+    opened: OfflineRun, tokens: Int[np.ndarray, " M *RW"] | None, name: str
 ) -> Float[np.ndarray, " E"]:
     """Return each episode's squared error where the policy reads these tokens (None: its own)."""
     errors = predict(opened.policy, opened.tensors, opened.val_frames, tokens, progress=name)
@@ -152,7 +159,7 @@ def _sums_with(
 
 
 def _corruptions(
-    opened: OfflineRun, config: CorruptWorldConfig, own: Int[np.ndarray, " M *W"] | None
+    opened: OfflineRun, config: CorruptWorldConfig, own: Int[np.ndarray, " M *RW"] | None
 ) -> dict[str, list[np.ndarray]]:
     """Return, by name, the tokens of each draw at the validation frames.
 

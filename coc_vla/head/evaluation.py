@@ -102,7 +102,7 @@ class Condition:
         explainer: the head on it.
         episodes: that are explained.
         frames: seen instead of the episodes' own.
-        world_tokens: of all N frames, given to the trunk instead of the recorded ones.
+        world_tokens: what the trunk reads at each of the N frames instead of the recorded ones.
         temperature: of sampling, None for greedy.
     """
 
@@ -110,7 +110,7 @@ class Condition:
     explainer: Explainer
     episodes: EvaluatedEpisodes
     frames: Int[np.ndarray, "shares E"] | None = None
-    world_tokens: Int[np.ndarray, " N *W"] | None = None
+    world_tokens: Int[np.ndarray, " N *RW"] | None = None
     temperature: float | None = None
 
     def losses(self) -> TextLosses:

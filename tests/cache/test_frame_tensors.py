@@ -8,7 +8,12 @@ from world_modality.cache.frame_shapes import WindowShape
 from world_modality.cache.frame_tensors import IGNORED_TOKEN, FrameTensors, mean_and_std
 from world_modality.system.errors import InvalidInputError
 
-SHAPES = [WindowShape(1, 1, 1, 1), WindowShape(3, 4, 2, 3), WindowShape(2, 20, 5, 4)]
+SHAPES = [
+    WindowShape(1, 1, 1, 1),
+    WindowShape(3, 4, 2, 3),
+    WindowShape(2, 20, 5, 4),
+    WindowShape(3, 4, 2, 3, context_stride=4, world_history=2, world_history_stride=5),
+]
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +33,7 @@ def test_windows_equal_a_plain_loop_over_every_frame(tensors, shape):
     for t in range(num_frames):
         start, end = episode_of[t]
         for i in range(shape.context_frames):
-            source = max(t - shape.context_frames + 1 + i, start)
+            source = max(t - (shape.context_frames - 1 - i) * shape.context_stride, start)
             assert torch.equal(batch.embeddings[t, i], tensors.embeddings[source])
             assert torch.equal(batch.states[t, i], tensors.states[source])
         for h in range(shape.chunk_size):
@@ -38,7 +43,11 @@ def test_windows_equal_a_plain_loop_over_every_frame(tensors, shape):
             ahead = t + k * shape.future_stride
             expected = int(tensors.world_tokens[ahead]) if ahead < end else IGNORED_TOKEN
             assert int(batch.future_tokens[t, k - 1]) == expected
-        assert int(batch.world_tokens[t]) == int(tensors.world_tokens[t])
+        num_read = 1 + shape.world_history
+        for i in range(num_read):
+            source = max(t - (num_read - 1 - i) * shape.world_history_stride, start)
+            read = batch.world_tokens[t, i] if num_read > 1 else batch.world_tokens[t]
+            assert int(read) == int(tensors.world_tokens[source])
 
 
 def test_a_window_does_not_change_when_other_episodes_or_later_frames_do(tmp_path):

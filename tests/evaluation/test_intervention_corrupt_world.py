@@ -110,6 +110,27 @@ def test_one_slot_is_made_wrong_as_if_all_were_and_the_others_stay(episodes, nam
     np.testing.assert_array_equal(kept[:, 1], every[:, 1])
 
 
+@pytest.mark.parametrize("name", ["uniform", "marginal", "task_shuffle", "stale:2", "stale:2@1"])
+def test_every_frame_of_a_history_is_made_wrong(episodes, name):
+    frames = np.arange(19)
+    recorded = RecordedTokens(SLOTS, episodes, frames, frames, lags=(4, 2, 0))
+    own = recorded.read_at(frames)
+    for start, end in zip(episodes.starts, episodes.ends, strict=True):
+        for t in range(start, end):
+            assert (own[t] == SLOTS[[max(t - 4, start), max(t - 2, start), t]]).all()
+    wrong = read_corruption(name, "test").offline_tokens(recorded, rng())
+    assert wrong.shape == own.shape == (19, 3, 3)
+    hit = [1] if "@" in name else [0, 2]
+    assert (wrong != own)[..., hit].any(axis=0).all()
+    if "@" in name:
+        np.testing.assert_array_equal(wrong[..., [0, 2]], own[..., [0, 2]])
+    elif name in ("task_shuffle", "stale:2"):  # another frame's, with that frame's own past
+        streams = {one.tobytes() for one in own}
+        assert {one.tobytes() for one in wrong} <= streams
+    else:
+        assert len(np.unique(wrong[..., 0] - wrong[:, -1:, 0])) > 3
+
+
 def test_a_corruption_of_one_slot_is_spelled_apart_and_is_less_severe():
     every, one = (read_corruption(name, "test") for name in ("stale:8", "stale:8@2"))
     assert (str(one), one.slot, one.lag) == ("stale:8@2", 2, 8)

@@ -177,6 +177,19 @@ def test_a_policy_of_more_world_tokens_than_its_codebook_gives_is_refused(home, 
         exported(path, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("past", "refusal"),
+    [({"world_history": 2}, "3 frames' world tokens"), ({"context_stride": 4}, "4 steps for each")],
+)
+def test_a_policy_of_a_past_that_lerobot_does_not_keep_is_refused(home, tmp_path, past, refusal):
+    path = home.checkpoints["C"]
+    config = load_checkpoint(path, CPU).policy_config
+    config = dataclasses.replace(config, window=dataclasses.replace(config.window, **past))
+    path = changed_checkpoint(path, tmp_path / "changed", policy_config=config)
+    with pytest.raises(InvalidInputError, match=refusal):
+        exported(path, tmp_path / "out")
+
+
 def test_columns_get_the_names_that_lerobots_processors_let_pass():
     assert lerobot_key("observation.images.top") == "observation.images.top"
     assert [lerobot_key(name) for name in ("image", "state")] == [

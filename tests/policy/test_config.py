@@ -72,9 +72,21 @@ def test_a_flag_that_there_is_not_is_an_error():
         ({"d_model": 30}, "multiple of --n_heads"),
         ({"context_frames": 0}, "--context_frames must be at least 1"),
         ({"future_stride": 0}, "--future_stride must be at least 1"),
+        ({"context_stride": 0}, "--context_stride must be at least 1"),
+        ({"world_history": -1}, "--world_history must be at least 0"),
+        ({"world_history": 2, "world_history_stride": 0}, "--world_history_stride must be at le"),
+        ({"world_history_stride": 2}, "--world_history_stride 2 has no effect with --world_hist"),
+        ({"context_frames": 1, "context_stride": 2}, "--context_stride 2 has no effect with --c"),
         ({"world_input_dropout": 1.0}, "--world_input_dropout must lie in"),
     ],
 )
 def test_impossible_values_are_refused(changes, message):
     with pytest.raises(InvalidInputError, match=message):
         tiny_policy_config("C", **changes)
+
+
+@pytest.mark.parametrize("model_type", ["A", "B"])
+def test_an_arm_that_reads_no_world_token_has_no_history(model_type):
+    flags = {"dataset_name": "x", "model_type": model_type, "world_history": 8}
+    with pytest.raises(InvalidInputError, match=f"type {model_type}, which reads no world token"):
+        from_flags(TrainConfig, flags)

@@ -151,3 +151,45 @@ def test_training_and_evaluation_mode_agree_without_dropout():
             evaluated = policy.eval()(*inputs()).actions
             trained = policy.train()(*inputs()).actions
         torch.testing.assert_close(evaluated, trained)
+
+
+def test_every_token_of_a_history_is_read_at_its_own_time_and_slot():
+    policy = build("C", world_history=2, world_history_stride=3, num_world_slots=2)
+    embeddings, states, _ = inputs()
+    tokens = torch.randint(0, 8, (BATCH, 3, 2), generator=torch.Generator().manual_seed(1))
+    before = policy(embeddings, states, tokens)
+    for position in range(3):
+        for slot in range(2):
+            other = tokens.clone()
+            other[:, position, slot] = (other[:, position, slot] + 1) % 8
+            after = policy(embeddings, states, other)
+            assert not torch.equal(before.actions, after.actions), (position, slot)
+            assert not torch.equal(before.world_logits, after.world_logits), (position, slot)
+    assert not torch.equal(before.actions, policy(embeddings, states, tokens.flip(1)).actions)
+    assert before.hidden.world.shape == (BATCH, 2, 32), "further heads read the newest frame's"
+
+
+def test_block_world_to_action_cuts_the_actions_off_from_the_whole_history():
+    policy = build("C", world_history=2, block_world_to_action=True)
+    embeddings, states, _ = inputs()
+    tokens = torch.randint(0, 8, (BATCH, 3), generator=torch.Generator().manual_seed(1))
+    one, other = (policy(embeddings, states, read) for read in (tokens, 7 - tokens))
+    assert torch.equal(one.actions, other.actions)
+    assert not torch.equal(one.world_logits, other.world_logits)
+
+
+def test_a_history_adds_one_position_a_frame_and_none_adds_nothing():
+    plain, history = build("C").state_dict(), build("C", world_history=4).state_dict()
+    assert set(history) - set(plain) == {"world_time_position"}
+    assert history["world_time_position"].shape == (5, 32)
+    assert all(torch.equal(tensor, history[name]) for name, tensor in plain.items())
+
+
+def test_world_input_dropout_drops_the_whole_stream():
+    policy = build("C", world_input_dropout=0.25, world_history=2)
+    tokens = torch.arange(12000).reshape(4000, 3) % 8
+    torch.manual_seed(0)
+    position = policy.world_time_position + policy.world_position
+    dropped = (policy.train()._world_input(tokens) == position).all(dim=2)
+    assert abs(float(dropped[:, 0].float().mean()) - 0.25) < 0.03
+    assert torch.equal(dropped.all(dim=1), dropped.any(dim=1))

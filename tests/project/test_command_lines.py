@@ -17,7 +17,9 @@ STAGES = [
     "benchmarks.metaworld.eval_metaworld_success",
     *(
         f"benchmarks.speed.bench_{stage}"
-        for stage in ("codebook", "growth", "labelling", "precompute", "rollouts", "sync")
+        for stage in (
+            *("codebook", "growth", "history", "labelling", "precompute", "rollouts", "sync"),
+        )
     ),
     "benchmarks.speed.bench_training",
     "coc_vla.coc_generation",

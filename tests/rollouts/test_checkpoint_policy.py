@@ -30,6 +30,7 @@ from world_modality.training.single import run as train
 
 CPU = torch.device("cpu")
 CHUNK = 4
+PAST = {"context_stride": 4, "world_history": 2, "world_history_stride": 3}
 RENDERING = {"image_size": 48, "shadows": False, "gl_backend": "egl"}
 
 
@@ -62,6 +63,7 @@ class Home:
     observations: list[Observation]
     reads_all: Path
     reads_least: Path
+    reads_past: Path
 
     def spec(self, episode: int) -> EpisodeSpec:
         return EpisodeSpec(f"task-{episode % 3}", TASKS[episode % 3], episode, 0, 0, 50)
@@ -94,6 +96,7 @@ def home(tmp_path_factory) -> Home:
         reads_least=train(
             tiny_train_config(cache, folder / "logs_a", "A", context_frames=1)
         ).checkpoint,
+        reads_past=train(tiny_train_config(cache, folder / "logs_past", "C", **PAST)).checkpoint,
     )
 
 
@@ -154,7 +157,7 @@ def test_it_fulfils_the_contract_of_the_loop(home):
     assert (policy.model_type, policy.label) == ("C", "logs_c/model_C_epoch1")
 
 
-@pytest.mark.parametrize("arm", ["reads_all", "reads_least"])
+@pytest.mark.parametrize("arm", ["reads_all", "reads_least", "reads_past"])
 @pytest.mark.parametrize("n_action_steps", [1, 3, 4])
 def test_it_acts_as_offline_evaluation_predicts(home, arm, n_action_steps):
     path = getattr(home, arm)
@@ -211,6 +214,27 @@ def test_only_frames_of_the_context_and_stale_ones_are_asked_for(home):
     assert opened(home.reads_all).observed_lags == (0, 1)
     assert opened(home.reads_all, corrupt_world="stale:7").observed_lags == (0, 1, 7)
     assert opened(home.reads_least).observed_lags == (0,)
+    assert opened(home.reads_past).observed_lags == (0, 3, 4, 6)
+    assert opened(home.reads_past, corrupt_world="stale:7").observed_lags == (0, 4, 7, 10, 13)
+
+
+@pytest.mark.parametrize("n_action_steps", [1, 3])
+def test_a_history_of_tokens_is_that_of_the_recorded_rows_and_is_all_that_is_kept(
+    home, n_action_steps
+):
+    policy = opened(home.reads_past, n_action_steps=n_action_steps)
+    tensors = FrameTensors.from_cache(home.cache, CPU)
+    window = policy.checkpoint.policy_config.window
+    playback = Playback(policy, home, 1)
+    for step in range(0, 12, n_action_steps):
+        query = playback.query(step)
+        policy._observe([query])
+        read = tensors.tokens_read(torch.tensor([playback.first + step]), window)
+        assert playback.memory.world_tokens(step).tolist() == read[0].tolist()
+        policy.act([query])
+    assert len(set(home.cache.load("world_tokens")[playback.first :][:12].tolist())) > 3
+    assert min(playback.memory.tokens) == 12 - 6
+    assert min(playback.memory.frames) >= 12 - 4
 
 
 def test_a_memory_does_not_grow_with_the_episode(home):

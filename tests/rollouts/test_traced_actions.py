@@ -12,18 +12,20 @@ def drawn_context(policy, group_size, generator):
     embeddings = torch.randn(*frames, frame.observation.embedding_dim, generator=generator).half()
     states = torch.randn(*frames, frame.state_dim, generator=generator)
     num_tokens = frame.world.num_world_tokens
-    world_tokens = torch.randint(num_tokens, (group_size,), generator=generator)
+    shape = (group_size, *config.world_axis)
+    world_tokens = torch.randint(num_tokens, shape, generator=generator)
     instructions = torch.randn(group_size, frame.instruction_dim, generator=generator).half()
     return [embeddings, states, world_tokens, *([instructions] if config.reads_language else [])]
 
 
-@pytest.mark.parametrize(("arm", "instruction_dim"), [("A", 0), ("C", 0), ("C", 6)])
+@pytest.mark.parametrize(
+    ("arm", "changes"),
+    [("A", {}), ("C", {}), ("C", {"instruction_dim": 6}), ("C", {"world_history": 2})],
+)
 @pytest.mark.parametrize("group_size", [1, 3])
-def test_a_trace_predicts_what_the_policy_predicts_to_the_last_bit(
-    arm, instruction_dim, group_size
-):
+def test_a_trace_predicts_what_the_policy_predicts_to_the_last_bit(arm, changes, group_size):
     torch.manual_seed(0)
-    policy = WorldPolicy(tiny_policy_config(arm, instruction_dim=instruction_dim)).eval()
+    policy = WorldPolicy(tiny_policy_config(arm, **changes)).eval()
     policy.action_norm.std.fill_(0.3)
     policy.action_norm.mean.fill_(0.7)
     traced = TracedActions(policy, group_size)

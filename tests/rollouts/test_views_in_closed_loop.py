@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
-from benchmarks.rollouts.acting.world_input import EncodedFrame
+from benchmarks.rollouts.acting.world_input import EncodedFrame, Tokens
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.loop import Query, is_observed
 from benchmarks.suite import EpisodeSpec, Observation, Suite
@@ -108,33 +108,37 @@ def recorded(tmp_path_factory) -> Recorded:
     )
 
 
-def played(policy: CheckpointPolicy, home: Recorded) -> tuple[np.ndarray, dict[int, EncodedFrame]]:
-    """Return the actions of a recorded episode and all frames as the policy encoded them."""
+def played(
+    policy: CheckpointPolicy, home: Recorded
+) -> tuple[np.ndarray, dict[int, EncodedFrame], dict[int, Tokens]]:
+    """Return a recorded episode's actions, and all frames and tokens as the policy made them."""
     memory = policy.begin(EpisodeSpec("task", TASKS[EPISODE], EPISODE, 0, 0, 50))
     encoded: dict[int, EncodedFrame] = {}
+    tokens: dict[int, Tokens] = {}
     actions = []
     observed = 0
     for step in range(0, len(home.rows), policy.n_action_steps):
         numbers = [n for n in range(observed, step + 1) if is_observed(n, policy)]
         frames = {n: home.observations[home.rows[n]] for n in numbers}
         observed = step + 1
-        kept = dict(memory.frames)
+        kept = dict(memory.frames), dict(memory.tokens)
         policy._observe([Query(memory, step, frames)])
         encoded |= memory.frames
-        memory.frames = kept
+        tokens |= memory.tokens
+        memory.frames, memory.tokens = kept
         actions.append(policy.act([Query(memory, step, frames)])[0])
-    return np.concatenate(actions), encoded
+    return np.concatenate(actions), encoded, tokens
 
 
 def test_embeddings_and_tokens_are_the_caches_rows(recorded):
     policy = recorded.open(n_action_steps=1)
-    _, encoded = played(policy, recorded)
+    _, encoded, of_frame = played(policy, recorded)
     rows = recorded.rows
     assert list(encoded) == list(range(len(rows)))
     embeddings = np.stack([frame.embedding for frame in encoded.values()])
     assert (embeddings.shape, embeddings.dtype) == ((len(rows), NUM_CELLS, 6), np.float16)
     np.testing.assert_array_equal(embeddings, recorded.cache.load("view_embeddings")[rows])
-    tokens = np.stack([frame.token for frame in encoded.values()])
+    tokens = np.stack([of_frame[number] for number in encoded])
     assert tokens.dtype == np.int32
     np.testing.assert_array_equal(tokens, recorded.cache.load("world_tokens")[rows])
     assert len(np.unique(tokens)) > 4
@@ -190,7 +194,7 @@ def test_cameras_that_do_not_fit_are_refused(recorded, suite, flags, message):
 
 def test_a_policy_sees_the_cameras_that_are_named_in_their_order(recorded):
     turned = recorded.open(n_action_steps=1, camera_key=CAMERAS[::-1])
-    _, encoded = played(turned, recorded)
+    _, encoded, _ = played(turned, recorded)
     views = recorded.cache.load("view_embeddings")[recorded.rows]
     swapped = np.concatenate([views[:, 4:], views[:, :4]], axis=1)
     found = np.stack([frame.embedding for frame in encoded.values()])
@@ -210,8 +214,8 @@ def test_a_manifest_of_other_views_than_the_policys_is_refused(recorded, tmp_pat
 
 def test_components_of_one_view_are_read_as_one_vector(tmp_path):
     own = recorded_in(tmp_path, image_key=CAMERAS[1:], embedding_components=5)
-    _, encoded = played(own.open(n_action_steps=1), own)
+    _, encoded, of_frame = played(own.open(n_action_steps=1), own)
     found = np.stack([frame.embedding for frame in encoded.values()])
     np.testing.assert_array_equal(found, own.cache.load("view_embeddings")[own.rows][:, 0])
-    tokens = [frame.token for frame in encoded.values()]
+    tokens = [of_frame[number] for number in encoded]
     np.testing.assert_array_equal(tokens, own.cache.load("world_tokens")[own.rows])

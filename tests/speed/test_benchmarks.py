@@ -10,7 +10,7 @@ from itertools import count
 
 import pytest
 
-from benchmarks.speed import bench_codebook, bench_precompute, bench_training
+from benchmarks.speed import bench_codebook, bench_history, bench_precompute, bench_training
 from benchmarks.speed.harness.measuring import Comparison, take_turns
 
 TINY_TRAINING = bench_training.BenchTrainingConfig(
@@ -48,10 +48,15 @@ TINY_CODEBOOK = bench_codebook.BenchCodebookConfig(
     device="cpu",
 )
 
+TINY_HISTORY = bench_history.BenchHistoryConfig(
+    lengths=(2,), embedding_dim=8, d_model=16, n_layers=1, num_rounds=1, calls_per_round=1
+)
+
 
 @pytest.mark.parametrize(
     ("benchmark", "config"),
     [
+        (bench_history, TINY_HISTORY),
         (bench_training, TINY_TRAINING),
         (bench_precompute, TINY_PRECOMPUTE),
         (bench_codebook, TINY_CODEBOOK),
@@ -82,3 +87,14 @@ def test_a_ratio_is_taken_round_by_round_without_the_round_that_warms_up():
     assert dataclasses.astuple(figure.ratio) == pytest.approx((4 / 6, 0.5, 1))
     for part in ("4 (3 to 6) samples/s", "0.667 (0.5 to 1) times fast", "wanted at least 2"):
         assert part in figure.line()
+
+
+def test_a_history_of_tokens_keeps_a_token_a_frame_and_a_context_the_frames():
+    figures = bench_history.run(TINY_HISTORY)
+    held = {f.name: f.value.median for f in figures if f.unit == "bytes remembered"}
+    frame, token = 2 * 8 + 4 * 8, 4
+    assert held == {
+        "no past": frame + token,
+        "--world_history 2": frame + 3 * token,
+        "--context_frames 3": 3 * frame + token,
+    }

@@ -239,3 +239,51 @@ def test_corrupting_a_token_that_is_not_read_changes_nothing(cache, trained, tmp
 def test_a_control_of_another_arm_is_refused(model_type, name):
     with pytest.raises(InvalidInputError, match=f"--token_control {name} is a control of model"):
         TrainConfig("x", model_type=model_type, token_control=name)
+
+
+PAST = dataclasses.replace(SHAPE, world_history=2, world_history_stride=3)
+
+
+@pytest.mark.parametrize("name", ["dummy", "shuffled", "oracle"])
+def test_a_control_reads_another_frame_with_that_frames_own_past(tensors, name):
+    frames = torch.arange(100)
+    read = control(name, tensors).gather(frames, PAST, 1).world_tokens
+    newest = control(name, tensors).gather(frames, SHAPE, 1).world_tokens
+    assert read.shape == (100, 3)
+    assert torch.equal(read[:, -1], newest)
+    evaluated = control(name, tensors).evaluation_tokens(frames.numpy(), PAST)
+    streams = {
+        tuple(row) for row in tensors.gather(everywhere(tensors), PAST).world_tokens.tolist()
+    }
+    for rows in (read, torch.from_numpy(evaluated)):
+        if name == "dummy":
+            assert not rows.any()
+        else:
+            assert {tuple(row) for row in rows.tolist()} <= streams
+            assert (rows != tensors.gather(frames, PAST).world_tokens).any(dim=0).all()
+
+
+def everywhere(tensors: FrameTensors) -> torch.Tensor:
+    return torch.arange(tensors.episodes.num_frames)
+
+
+@pytest.mark.parametrize("name", ["none", "shuffled"])
+def test_a_history_is_trained_evaluated_and_corrupted(cache, tmp_path, name):
+    past = {"world_history": 2, "world_history_stride": 3, "context_stride": 2}
+    result = run(tiny_train_config(cache, tmp_path / "log", "C", token_control=name, **past))
+    where = {"dataset_name": cache.dataset_name, "cache_dir": cache.cache_dir, "device": "cpu"}
+    report = evaluate(EvalOfflineConfig(result.checkpoint, **where))
+    assert report.actions["model"]["mse"].value == pytest.approx(
+        result.metrics["val_action_mse"], rel=1e-5
+    )
+    config = CorruptWorldConfig(result.checkpoint, num_draws=2, out_dir=tmp_path, **where)
+    ratios = {effect.ratio.value for effect in corrupt(config).corruptions.values()}
+    assert (ratios == {1.0}) == (name == "shuffled")
+
+
+@pytest.mark.parametrize(
+    "past", [{"world_history": 9, "world_history_stride": 8}, {"context_stride": 72}]
+)
+def test_a_past_longer_than_any_episode_is_refused(cache, tmp_path, past):
+    with pytest.raises(InvalidInputError, match=r"72 frames back, but the longest episode has \d"):
+        run(tiny_train_config(cache, tmp_path / "log", "C", **past))

@@ -123,8 +123,11 @@ def test_world_input_knobs_make_an_arm_of_its_own(tmp_path):
     world = World()
     write_run(tmp_path / "c", world, "C", 0, world.error_sums(0, 0))
     write_run(tmp_path / "soft", world, "C", 0, world.error_sums(0, 0), world_input_scale=0.1)
+    past = {"world_history": 8, "world_history_stride": 4}
+    write_run(tmp_path / "past", world, "C", 0, world.error_sums(0, 0), **past)
     evidence = collect_evidence([tmp_path])
-    assert evidence.main.arms == ["C", "C (scale 0.1)"]
+    with_past = "C (world_history 8, world_history_stride 4)"
+    assert evidence.main.arms == ["C", "C (scale 0.1)", with_past]
     assert "C (scale 0.1) − C" in verdicts(evidence, ACTION_ERROR)
 
 

@@ -4,7 +4,8 @@ Axis legend, used in every signature of the project:
     B batch, N frames, E episodes, T context, H action chunk, K future tokens, A action dim,
     S state dim, D embedding dim, V codebook size, L instruction embedding dim, O dim of the
     simulator's own state, P embeddings a frame and M their dimension as stored, W world tokens a
-    frame. In memory P and W have no axis where there is one.
+    frame, R frames whose world tokens are read. In memory P, W and R have no axis where there is
+    one; RW are the axes R and W together.
 
 `<cache_dir>/<dataset_name>/` holds one file per array, indexed by the dataset's global frame index,
 and `<split>_manifest.json`, written last, which says what each array is made of. Readers refuse

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from world_modality.system.errors import InvalidInputError
+from world_modality.system.errors import InvalidInputError, require_at_least
 
 
 @dataclass(frozen=True)
@@ -82,8 +82,38 @@ class WindowShape:
     """Number K of future world tokens that are predicted (arm A predicts none)."""
     future_stride: int = 1
     """Frames between the K predicted tokens."""
+    context_stride: int = 1
+    """Frames between the T frames that the policy sees."""
+    world_history: int = 0
+    """Number n of earlier frames whose world tokens are read beside the newest frame's (arm C)."""
+    world_history_stride: int = 1
+    """Frames between the 1 + n frames whose world tokens are read (arm C)."""
 
     def __post_init__(self) -> None:
         for name, value in vars(self).items():
-            if value < 1:
-                raise InvalidInputError(f"--{name} must be at least 1, not {value}")
+            require_at_least(name, value, 0 if name == "world_history" else 1)
+        for stride, is_used, without in (
+            ("context_stride", self.context_frames > 1, "--context_frames 1"),
+            ("world_history_stride", self.world_history > 0, "--world_history 0"),
+        ):
+            if (value := getattr(self, stride)) > 1 and not is_used:
+                raise InvalidInputError(f"--{stride} {value} has no effect with {without}")
+
+    @property
+    def context_lags(self) -> tuple[int, ...]:
+        """How many frames before the newest the T frames lie, oldest first."""
+        return _lags(self.context_frames, self.context_stride)
+
+    @property
+    def world_lags(self) -> tuple[int, ...]:
+        """How many frames before the newest the R = 1 + n frames lie whose tokens are read."""
+        return _lags(1 + self.world_history, self.world_history_stride)
+
+    @property
+    def history_axis(self) -> tuple[int, ...]:
+        """The axis R of the tokens that are read, which those of one frame do without."""
+        return (1 + self.world_history,) if self.world_history else ()
+
+
+def _lags(count: int, stride: int) -> tuple[int, ...]:
+    return tuple(stride * back for back in reversed(range(count)))

@@ -81,12 +81,15 @@ _BLOCK = 2048
 class Batch:
     """B windows, each around one frame t.
 
-    The axes P and W are there only where a frame has several vectors or world tokens.
+    The axes P and W are there only where a frame has several vectors or world tokens, the axis R
+    only where the tokens of earlier frames are read, too.
 
     Attributes:
-        embeddings: frames t-T+1…t; before the episode's start its first frame is repeated.
+        embeddings: T frames up to t, oldest first (`WindowShape.context_lags`); before the
+            episode's start its first frame is repeated.
         states: robot states of the same frames, raw units.
-        world_tokens: tokens of frame t.
+        world_tokens: tokens of the R frames up to t, oldest first (`WindowShape.world_lags`);
+            before the episode's start those of its first frame are repeated.
         future_tokens: tokens of t + stride·1…K, IGNORED_TOKEN past the episode's end.
         actions: actions of frames t…t+H-1, raw units; past the end the last action is repeated.
         action_is_pad: marks the repeated ones.
@@ -95,7 +98,7 @@ class Batch:
 
     embeddings: Float[Tensor, "B T *P D"]
     states: Float[Tensor, "B T S"]
-    world_tokens: Int[Tensor, " B *W"]
+    world_tokens: Int[Tensor, " B *RW"]
     future_tokens: Int[Tensor, "B K *W"]
     actions: Float[Tensor, "B H A"]
     action_is_pad: Bool[Tensor, "B H"]
@@ -220,7 +223,7 @@ class FrameTensors:
         first = self._first.cpu()
 
         def read(frames: Int[Tensor, " B"]) -> _LargeRows:
-            return self._large_rows(frames, _context(frames, first[frames], shape))
+            return self._large_rows(frames, _earlier(frames, first[frames], shape.context_lags))
 
         yield from self._read_ahead.over(batches, read)
 
@@ -229,7 +232,7 @@ class FrameTensors:
         large = self._read_ahead.take(frames)
         frames = frames.to(self.device)
         last = self._last[frames][:, None]
-        context = _context(frames, self._first[frames], shape)
+        context = _earlier(frames, self._first[frames], shape.context_lags)
         chunk = _reach(frames, 0, 1, shape.chunk_size)
         stride = shape.future_stride
         future = _reach(frames, stride, stride, shape.future_offset)
@@ -239,28 +242,37 @@ class FrameTensors:
         return Batch(
             embeddings=embeddings,
             states=self.states[context],
-            world_tokens=self.world_tokens[frames].long(),
+            world_tokens=self.tokens_read(frames, shape),
             future_tokens=tokens.masked_fill(is_past, IGNORED_TOKEN),
             actions=self.actions[torch.minimum(chunk, last)],
             action_is_pad=chunk > last,
             instructions=instructions,
         )
 
-    def tokens_ahead(self, frames: Int[Tensor, " B"], num_steps: int) -> Int[Tensor, " B *W"]:
-        """Return w[t + num_steps]; past the episode's end its last tokens."""
-        return self.world_tokens[torch.minimum(frames + num_steps, self._last[frames])].long()
+    def tokens_read(self, frames: Int[Tensor, " B"], shape: WindowShape) -> Int[Tensor, " B *RW"]:
+        """Return the tokens that are read at these frames, as `Batch.world_tokens` has them."""
+        if not shape.world_history:
+            return self.world_tokens[frames].long()
+        return self.world_tokens[_earlier(frames, self._first[frames], shape.world_lags)].long()
+
+    def frames_ahead(self, frames: Int[Tensor, " B"], num_steps: int) -> Int[Tensor, " B"]:
+        """Return t + num_steps; past the episode's end its last frame."""
+        return torch.minimum(frames + num_steps, self._last[frames])
 
     def _large_rows(self, frames: Int[Tensor, " B"], context: Int[Tensor, "B T"]) -> _LargeRows:
         instructions = None if self.instructions is None else self.instructions[frames]
         return self.embeddings[context], instructions
 
 
-def _context(
-    frames: Int[Tensor, " B"], first: Int[Tensor, " B"], shape: WindowShape
-) -> Int[Tensor, "B T"]:
-    """Return the frames that the policy sees, not before the first of the episode."""
-    reached = _reach(frames, 1 - shape.context_frames, 1, shape.context_frames)
-    return torch.maximum(reached, first[:, None])
+def _earlier(
+    frames: Int[Tensor, " B"], first: Int[Tensor, " B"], lags: tuple[int, ...]
+) -> Int[Tensor, "B count"]:
+    """Return the frames so many before each, not before the first of the episode.
+
+    `lags` are evenly spaced and end with 0.
+    """
+    stride = lags[-2] if len(lags) > 1 else 1
+    return torch.maximum(_reach(frames, -lags[0], stride, len(lags)), first[:, None])
 
 
 def _reach(frames: Int[Tensor, " B"], start: int, step: int, count: int) -> Int[Tensor, "B count"]:

@@ -124,12 +124,16 @@ class OfflineRun:
     def recorded_tokens(self) -> RecordedTokens:
         """What the validation frames' tokens are corrupted with."""
         return RecordedTokens(
-            self.tokens, self.tensors.episodes, self.val_frames, self._train_frames
+            self.tokens,
+            self.tensors.episodes,
+            self.val_frames,
+            self._train_frames,
+            self.policy.config.window.world_lags,
         )
 
     def input_tokens(
-        self, corrupted: Int[np.ndarray, " M *W"] | None = None
-    ) -> Int[np.ndarray, " M *W"] | None:
+        self, corrupted: Int[np.ndarray, " M *RW"] | None = None
+    ) -> Int[np.ndarray, " M *RW"] | None:
         """Return what the policy reads at the validation frames; None where it reads their own.
 
         Args:

@@ -39,6 +39,9 @@ BEFORE_THE_FLAG: Mapping[str, Any] = {
     "action_head": "mse",
     "observation_tokens": "cell",
     "tracker": "none",
+    "context_stride": 1,
+    "world_history": 0,
+    "world_history_stride": 1,
 }
 _CONTROLS = ", ".join(f"{n} ({arm.model_type}: {arm.tokens})" for n, arm in CONTROLS.items())
 
@@ -75,7 +78,7 @@ class WorldInputConfig:
     world_input_scale: float = 1.0
     """Factor on the world token's embedding (arm C)."""
     world_input_dropout: float = 0.0
-    """Share of training samples whose world token is dropped whole (arm C)."""
+    """Share of training samples whose world tokens are all dropped (arm C)."""
     world_input_layernorm: bool = False
     """Layer-normalise the world token's embedding (arm C)."""
 
@@ -114,6 +117,11 @@ class PolicyConfig:
     def reads_language(self) -> bool:
         """Whether the instruction's embedding is an input."""
         return self.frame.instruction_dim > 0
+
+    @property
+    def world_axis(self) -> tuple[int, ...]:
+        """The axes R and W of the tokens that are read; none for one token of one frame."""
+        return (*self.window.history_axis, *self.frame.world.axis)
 
     @property
     def reads_world(self) -> bool:

@@ -24,8 +24,8 @@ class TrunkHidden:
 
     Attributes:
         lang: at LANG, which attends to itself alone: a function of the instruction.
-        world: at WORLD_CUR×W.
-        future: at FUT×K×W, which see LANG, OBS, WORLD_CUR and each other.
+        world: at the newest frame's W world tokens, which see those of earlier frames.
+        future: at FUT×K×W, which see LANG, OBS, WORLD and each other.
     """
 
     lang: Float[Tensor, "B 1 d"] | None
@@ -85,15 +85,16 @@ class Standardizer(nn.Module):
 
 
 class WorldPolicy(nn.Module):
-    """`[LANG] OBS×T×P [WORLD_CUR×W] [FUT×K×W] ACT×H` through a pre-norm transformer encoder.
+    """`[LANG] OBS×T×P [WORLD×R×W] [FUT×K×W] ACT×H` through a pre-norm transformer encoder.
 
     P is the number of a frame's vectors, or less where several of them make one token
-    (`observation_tokens`).
+    (`observation_tokens`). R is 1, and WORLD is WORLD_CUR, unless the tokens of earlier frames are
+    read, too (`world_history`).
 
-    Who attends to whom: LANG to itself; OBS to LANG and OBS; WORLD_CUR to these and its own kind;
+    Who attends to whom: LANG to itself; OBS to LANG and OBS; WORLD to these and its own kind;
     FUT and ACT, two groups of learned queries, to all three and their own group. FUT and ACT do not
     see each other, so the future loss reaches the actions only through the shared weights, and
-    `w_t` only through WORLD_CUR: B minus A is the auxiliary loss alone, C minus B the input alone.
+    `w_t` only through WORLD: B minus A is the auxiliary loss alone, C minus B the input alone.
     `block_world_to_action` closes the remaining path, after which the actions do not depend on
     `w_t` at all.
 
@@ -148,6 +149,8 @@ class WorldPolicy(nn.Module):
             self.world_position = _learned(world.num_world_slots, dim)
             has_norm = config.world_input.world_input_layernorm
             self.world_norm = nn.LayerNorm(dim) if has_norm else nn.Identity()
+            if window.world_history:
+                self.world_time_position = _learned(1 + window.world_history, dim)
         self.register_buffer("_blocked", self._attention_mask(), persistent=False)
 
     def _redraw_layers(self) -> None:
@@ -171,7 +174,7 @@ class WorldPolicy(nn.Module):
         return {
             "lang": int(config.reads_language),
             "obs": window.context_frames * self._tokens_per_frame,
-            "world": num_slots * config.reads_world,
+            "world": num_slots * (1 + window.world_history) * config.reads_world,
             "fut": num_slots * window.future_offset * config.predicts_world,
             "act": window.chunk_size,
         }
@@ -194,7 +197,7 @@ class WorldPolicy(nn.Module):
         self,
         embeddings: Float[Tensor, "B T *P D"],
         states: Float[Tensor, "B T S"],
-        world_tokens: Int[Tensor, " B *W"],
+        world_tokens: Int[Tensor, " B *RW"],
         instructions: Float[Tensor, "B L"] | None = None,
     ) -> PolicyOutput:
         """Predict an action chunk and the future world tokens.
@@ -202,7 +205,8 @@ class WorldPolicy(nn.Module):
         Args:
             embeddings: frame embeddings as cached (not standardised), oldest first.
             states: robot states as cached, oldest first.
-            world_tokens: `w_t`, the tokens of the newest frame; only an arm that reads them does.
+            world_tokens: `w_t`, the tokens of the newest frame, after those of the n frames of
+                the history, oldest first; only an arm that reads them does.
             instructions: embedding of each sample's instruction, as cached; only for a policy that
                 reads language, and then required.
 
@@ -226,7 +230,7 @@ class WorldPolicy(nn.Module):
         lang, _, world, future, action = states_out.split(list(self._kinds().values()), dim=1)
         hidden = TrunkHidden(
             lang=lang if config.reads_language else None,
-            world=world if config.reads_world else None,
+            world=world[:, -config.frame.world.num_world_slots :] if config.reads_world else None,
             future=future if config.predicts_world else None,
         )
         return PolicyOutput(
@@ -250,18 +254,22 @@ class WorldPolicy(nn.Module):
             obs = obs + (self.view_position[:, None] + self.cell_position).flatten(0, 1)
         return obs.flatten(1, 2)
 
-    def _world_input(self, world_tokens: Int[Tensor, " B *W"]) -> Float[Tensor, "B slots d"]:
+    def _world_input(self, world_tokens: Int[Tensor, " B *RW"]) -> Float[Tensor, "B tokens d"]:
         world, knobs = self.config.frame.world, self.config.world_input
+        num_read = 1 + self.config.window.world_history
+        tokens = world_tokens.reshape(-1, num_read, world.num_world_slots)
         first_rows = torch.arange(world.num_world_slots, device=world_tokens.device)
-        rows = world_tokens[:, None].flatten(1) + world.num_world_tokens * first_rows
+        rows = (tokens + world.num_world_tokens * first_rows).flatten(1)
         content = knobs.world_input_scale * self.world_norm(self.world_embedding(rows))
         if self.training and knobs.world_input_dropout > 0:
-            # The token is dropped whole, as a modality, and not rescaled: the policy has to act
+            # The stream is dropped whole, as a modality, and not rescaled: the policy has to act
             # without it, not on a louder copy of it.
             shape = (len(content), 1)
             kept = torch.rand(shape, device=content.device) >= knobs.world_input_dropout
             content = content * kept[..., None]
-        return content + self.world_position
+        if num_read == 1:
+            return content + self.world_position
+        return content + (self.world_time_position[:, None] + self.world_position).flatten(0, 1)
 
     def _world_logits(self, future: Float[Tensor, "B KW d"]) -> Float[Tensor, "B K *W V"]:
         logits: Tensor = self.world_head(future)

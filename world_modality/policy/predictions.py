@@ -43,7 +43,7 @@ def predict(
     policy: WorldPolicy,
     tensors: FrameTensors,
     frames: Int[np.ndarray, " M"],
-    world_tokens: Int[np.ndarray, " M *W"] | None = None,
+    world_tokens: Int[np.ndarray, " M *RW"] | None = None,
     progress: str | None = None,
 ) -> FrameErrors:
     """Run the policy at every one of these frames.
@@ -52,7 +52,8 @@ def predict(
         policy: in any mode; it is evaluated without dropout and left in the mode it was in.
         tensors: the recorded frames.
         frames: where to predict.
-        world_tokens: given to the policy instead of the recorded `w_t`; the targets stay.
+        world_tokens: given to the policy instead of the recorded tokens that it reads; the
+            targets stay.
         progress: label of a progress bar, or None for no bar.
     """
     parts: list[list[Tensor]] = []
@@ -79,7 +80,7 @@ def hidden_states(
     policy: WorldPolicy,
     tensors: FrameTensors,
     frames: Int[np.ndarray, " M"],
-    world_tokens: Int[np.ndarray, " M *W"] | None = None,
+    world_tokens: Int[np.ndarray, " M *RW"] | None = None,
 ) -> TrunkHidden:
     """Return the trunk's states that further heads read, at every one of these frames.
 
@@ -93,7 +94,7 @@ def _outputs(
     policy: WorldPolicy,
     tensors: FrameTensors,
     frames: Int[np.ndarray, " M"],
-    world_tokens: Int[np.ndarray, " M *W"] | None,
+    world_tokens: Int[np.ndarray, " M *RW"] | None,
     progress: str | None,
 ) -> Iterator[tuple[Batch, PolicyOutput]]:
     """Yield batches and what the policy makes of them; its mode is restored at the end."""

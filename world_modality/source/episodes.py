@@ -111,6 +111,22 @@ class Episodes:
                 f"{self.lengths.min()} or less"
             )
 
+    def require_reach(self, flags: str, num_frames: int) -> None:
+        """Check that some episode is long enough to look this many frames back.
+
+        Args:
+            flags: what asks for it, as on the command line.
+            num_frames: how far back the oldest frame lies.
+
+        Raises:
+            InvalidInputError: in every episode the oldest frame would always be the first one.
+        """
+        if num_frames >= (longest := int(self.lengths.max())):
+            raise InvalidInputError(
+                f"{flags} reaches {num_frames} frames back, but the longest episode has {longest} "
+                f"frames; let it reach at most {longest - 1} frames back"
+            )
+
 
 @dataclass(frozen=True)
 class Split:

@@ -103,7 +103,7 @@ class TokenControl:
 
     def evaluation_tokens(
         self, frames: Int[np.ndarray, " M"], shape: WindowShape
-    ) -> Int[np.ndarray, " M *W"] | None:
+    ) -> Int[np.ndarray, " M *RW"] | None:
         """Return what the arm reads at these frames; None where it reads their own tokens."""
         if self.name in ("none", "placebo"):
             return None
@@ -111,16 +111,18 @@ class TokenControl:
 
     def _inputs(
         self, frames: Int[Tensor, " B"], shape: WindowShape, step: int
-    ) -> Int[Tensor, " B *W"]:
-        tokens = self._tensors.world_tokens
+    ) -> Int[Tensor, " B *RW"]:
+        """Return another frame's tokens with those of its own past, or one code everywhere."""
+        tensors = self._tensors
         if self._others is not None:  # the only control that needs the frames on the host
             rng = np.random.default_rng([self._seed, _STREAM, step])
             drawn = torch.from_numpy(self._others.draw(frames.cpu().numpy(), rng))
-            return tokens[drawn.to(tokens.device)].long()
+            return tensors.tokens_read(drawn.to(tensors.device), shape)
+        own = frames.to(tensors.device)
         if self.name == "oracle":
             ahead = shape.future_offset * shape.future_stride
-            return self._tensors.tokens_ahead(frames.to(tokens.device), ahead)
-        return torch.full_like(tokens[frames.to(tokens.device)], DUMMY_TOKEN, dtype=torch.long)
+            return tensors.tokens_read(tensors.frames_ahead(own, ahead), shape)
+        return torch.full_like(tensors.tokens_read(own, shape), DUMMY_TOKEN)
 
 
 def _shuffled_in_time(tensors: FrameTensors, seed: int) -> FrameTensors:

@@ -5,7 +5,9 @@ counts and what the policy saw so far. Where the two differ, so do the names: `t
 permutes recorded frames of a task, `task_marginal` draws from the task's training frames.
 
 Where a frame has several tokens (slots), all of them are made wrong, or one: moved tokens are those
-of one other frame, drawn ones are drawn for each slot from what that slot had in training.
+of one other frame, drawn ones are drawn for each slot from what that slot had in training. Where
+the tokens of earlier frames are read, too, those of every frame are made wrong: moved tokens are
+those of the other frame's own past, drawn ones are drawn for each frame.
 """
 
 import dataclasses
@@ -24,12 +26,28 @@ Tokens = Int[np.ndarray, " M"]
 
 @dataclass(frozen=True)
 class RecordedTokens:
-    """World tokens, the frames that are evaluated, and those that random tokens come from."""
+    """World tokens, and what is read of them.
+
+    Attributes:
+        tokens: of all frames.
+        episodes: of the same frames.
+        frames: those that are evaluated.
+        train_frames: those that random tokens come from.
+        lags: how many frames before a frame those lie whose tokens are read at it, oldest first.
+    """
 
     tokens: Int[np.ndarray, " N *W"]
     episodes: Episodes
     frames: Int[np.ndarray, " M"]
     train_frames: Int[np.ndarray, " P"]
+    lags: tuple[int, ...] = (0,)
+
+    def read_at(self, frames: Int[np.ndarray, " M2"]) -> Int[np.ndarray, " M2 *RW"]:
+        """Return what is read at frames; before an episode's start its first frame's tokens."""
+        if len(self.lags) == 1:
+            return self.tokens[frames]
+        starts = self.episodes.starts[self.episodes.of_frame[frames]]
+        return self.tokens[np.maximum(frames[:, None] - np.array(self.lags), starts[:, None])]
 
 
 def _shuffled_in_task(recorded: RecordedTokens, lag: int, rng: np.random.Generator) -> Tokens:
@@ -100,8 +118,8 @@ class Corruption:
         self,
         recorded: RecordedTokens,
         rng: np.random.Generator,
-        own: Int[np.ndarray, " M *W"] | None = None,
-    ) -> Int[np.ndarray, " M *W"]:
+        own: Int[np.ndarray, " M *RW"] | None = None,
+    ) -> Int[np.ndarray, " M *RW"]:
         """Return what the policy reads at the evaluated frames instead of their own tokens.
 
         Args:
@@ -110,22 +128,23 @@ class Corruption:
             own: what the other slots read where only one is made wrong, if not the recorded tokens.
         """
         wrong = self._all_wrong(recorded, rng)
-        if self.slot is None or wrong.ndim == 1:
+        if self.slot is None or recorded.tokens.ndim == 1:
             return wrong
-        tokens = recorded.tokens[recorded.frames] if own is None else own.copy()
-        tokens[:, self.slot] = wrong[:, self.slot]
+        tokens = recorded.read_at(recorded.frames) if own is None else own.copy()
+        tokens[..., self.slot] = wrong[..., self.slot]
         return tokens
 
     def _all_wrong(
         self, recorded: RecordedTokens, rng: np.random.Generator
-    ) -> Int[np.ndarray, " M *W"]:
+    ) -> Int[np.ndarray, " M *RW"]:
         if self.pool is None:
             assert self.moved_from is not None, f"{self} is for closed loop"
-            return recorded.tokens[self.moved_from(recorded, self.lag, rng)]
+            return recorded.read_at(self.moved_from(recorded, self.lag, rng))
         trained, num_frames = recorded.tokens[recorded.train_frames], len(recorded.frames)
+        count = num_frames if len(recorded.lags) == 1 else (num_frames, len(recorded.lags))
         if trained.ndim == 1:
-            return rng.choice(self.pool(trained), num_frames)
-        return np.stack([rng.choice(self.pool(slot), num_frames) for slot in trained.T], axis=1)
+            return rng.choice(self.pool(trained), count)
+        return np.stack([rng.choice(self.pool(slot), count) for slot in trained.T], axis=-1)
 
     def shares(
         self, counts: Int[np.ndarray, "num_tasks *W V"]

@@ -99,8 +99,18 @@ def open_run(
         InvalidInputError, MissingFileError: see `run`.
     """
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
-    tensors.episodes.require_context(config.window.context_frames)
-    val_frames = tensors.episodes.frames_of(cache.manifest["split"]["val"])
+    window, episodes = config.window, tensors.episodes
+    episodes.require_context(window.context_frames)
+    episodes.require_reach(
+        f"--context_frames {window.context_frames} --context_stride {window.context_stride}",
+        window.context_lags[0],
+    )
+    episodes.require_reach(
+        f"--world_history {window.world_history} "
+        f"--world_history_stride {window.world_history_stride}",
+        window.world_lags[0],
+    )
+    val_frames = episodes.frames_of(cache.manifest["split"]["val"])
     if stored is not None:
         stored.require_cache(cache)
     group = group or ProcessGroup(tensors.device)

@@ -40,7 +40,7 @@ class CheckpointPolicy:
         checkpoint: what it holds.
         inputs: what of an observation is seen.
         execution: how much of a predicted chunk is executed.
-        world: which world token is read; None for an arm that reads none.
+        world: which world tokens are read; None for an arm that reads none.
         notes: what to say beside its results.
     """
 
@@ -128,10 +128,16 @@ class CheckpointPolicy:
 
     @property
     def observed_lags(self) -> tuple[int, ...]:
-        """The context's frames, and the one whose world token is read where that is a stale one."""
-        context = range(self.checkpoint.policy_config.window.context_frames)
-        stale = () if self.world is None else (self.world.corruption.lag,)
-        return tuple(sorted({*context, *stale}))
+        """Those of the context's frames, and of the frames whose world tokens are needed."""
+        return tuple(sorted({*self._context_lags, *self._token_lags}))
+
+    @property
+    def _context_lags(self) -> tuple[int, ...]:
+        return self.checkpoint.policy_config.window.context_lags
+
+    @property
+    def _token_lags(self) -> frozenset[int]:
+        return frozenset() if self.world is None else self.world.observed_lags
 
     def begin(self, episode: EpisodeSpec) -> EpisodeMemory:
         """Return the memory of a new episode.
@@ -159,7 +165,8 @@ class CheckpointPolicy:
             memory.chunks[query.step] = chunk
             answers.append(self.execution.actions(memory.chunks, query.step))
             memory.chunks = self.execution.kept(memory.chunks, query.step)
-            memory.forget_before(query.step + self.n_action_steps, self.observed_lags)
+            next_step = query.step + self.n_action_steps
+            memory.forget_before(next_step, self._context_lags, self._token_lags)
         return answers
 
     def record(self) -> dict[str, Any]:
@@ -202,28 +209,28 @@ class CheckpointPolicy:
         states = [self.inputs.state(observation) for _, _, observation in seen]
         views = [[observed[key] for _, _, observed in seen] for key in self.inputs.image_keys]
         embeddings = self._encoder.embed(views)
-        tokens: list[Tokens | None] = [None] * len(seen)
+        for (memory, number, _), embedding, state in zip(
+            seen, self._encoder.read(embeddings), states, strict=True
+        ):
+            memory.frames[number] = EncodedFrame(embedding, state)
         if self.world is not None:
             found = self._encoder.tokens(embeddings)
-            tokens = found.tolist() if found.ndim == 1 else list(found)
-        for (memory, number, _), embedding, state, token in zip(
-            seen, self._encoder.read(embeddings), states, tokens, strict=True
-        ):
-            memory.frames[number] = EncodedFrame(embedding, state, token)
+            tokens: list[Tokens] = found.tolist() if found.ndim == 1 else list(found)
+            for (memory, number, _), token in zip(seen, tokens, strict=True):
+                memory.tokens[number] = token
 
     def _predict(self, queries: Sequence[Query]) -> Float32[np.ndarray, "n H A"]:
         """Predict the action chunk of each query, in the simulator's units."""
         import torch
 
         config = self.checkpoint.policy_config
-        world_axis = config.frame.world.axis
-        contexts = [q.memory.context(q.step, config.window.context_frames) for q in queries]
+        contexts = [q.memory.context(q.step, self._context_lags) for q in queries]
         inputs = [
             np.stack([[frame.embedding for frame in context] for context in contexts]),
             np.stack([[frame.state for frame in context] for context in contexts]),
-            np.zeros((len(queries), *world_axis), dtype=np.int64)
+            np.zeros((len(queries), *config.world_axis), dtype=np.int64)
             if self.world is None
-            else np.array([q.memory.world_token(q.step) for q in queries], dtype=np.int64),
+            else np.array([q.memory.world_tokens(q.step) for q in queries], dtype=np.int64),
         ]
         if config.reads_language:
             inputs.append(np.stack([q.memory.instruction for q in queries]))

@@ -78,7 +78,7 @@ def _context_shapes(
     shapes = [
         ((*frames, *observation.axis, observation.embedding_dim), torch.float16),
         ((*frames, frame.state_dim), torch.float32),
-        ((group_size, *frame.world.axis), torch.int64),
+        ((group_size, *config.world_axis), torch.int64),
     ]
     if config.reads_language:
         shapes.append(((group_size, frame.instruction_dim), torch.float16))

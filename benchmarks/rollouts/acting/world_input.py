@@ -7,7 +7,7 @@ this asks whether success does.
 import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
 
 Tokens = int | np.ndarray
-"""Of one frame: its only token, or int32 [W]."""
+"""Of one frame: its only token, or int32 [W]. What is read of R frames is int32 [R], or [R, W]."""
+
+T = TypeVar("T")
 
 # Keeps these draws apart from the layouts', which are seeded by the same numbers.
 _STREAM = zlib.crc32(b"world input")
@@ -33,16 +35,20 @@ class WorldInput:
     A control arm that was trained without its own token goes without it here too, whatever the
     corruption: `dummy` reads one code always, `shuffled` another frame's token of the task.
 
+    Where the tokens of earlier frames are read, too, those of every frame are replaced.
+
     Attributes:
         corruption: which, `none` for its own token.
         shares: for the random ones, the probability of each token, `Corruption.shares`: [rows, V],
             or [rows, W, V], where each of a frame's W tokens is drawn by itself.
         task_rows: row of each task, by the suite's name where the recording says it, and by text.
+        lags: how many frames before the present one those lie whose tokens are read, oldest first.
     """
 
     corruption: Corruption
     shares: np.ndarray | None = field(default=None, repr=False)
     task_rows: Mapping[str, int] = field(default_factory=dict, repr=False)
+    lags: tuple[int, ...] = (0,)
 
     @classmethod
     def of(cls, corruption: Corruption, checkpoint: "Checkpoint") -> "WorldInput":
@@ -60,15 +66,16 @@ class WorldInput:
                 "is for offline evaluation only"
             )
         _require_slot(corruption.slot, checkpoint)
+        lags = checkpoint.policy_config.window.world_lags
         if reads == ONE_CODE:
             world = checkpoint.policy_config.frame.world
             shares = np.zeros((1, *world.axis, world.num_world_tokens))
             shares[..., DUMMY_TOKEN] = 1
-            return cls(read_corruption(OWN_TOKEN, control), shares)
+            return cls(read_corruption(OWN_TOKEN, control), shares, lags=lags)
         if reads != OWN_TOKEN:
             corruption = read_corruption(reads, f"what {control} reads,", CLOSED_LOOP)
         if corruption.pool is None:
-            return cls(corruption)
+            return cls(corruption, lags=lags)
         counts = checkpoint.cache_arrays.get("train_token_counts")
         if counts is None:
             train = checkpoint.train_config
@@ -81,7 +88,14 @@ class WorldInput:
         trained = counts.cpu().numpy()
         num_tokens = trained.reshape(len(trained), -1).sum(axis=1)
         rows = _task_rows(checkpoint, np.flatnonzero(num_tokens).tolist())
-        return cls(corruption, corruption.shares(trained), rows)
+        return cls(corruption, corruption.shares(trained), rows, lags)
+
+    @property
+    def observed_lags(self) -> frozenset[int]:
+        """How many frames before the present one those lie whose own tokens are needed."""
+        moved = () if self.shares is not None else (lag + self.corruption.lag for lag in self.lags)
+        kept = () if self.corruption.slot is None else self.lags
+        return frozenset((*moved, *kept))
 
     def begin(self, episode: EpisodeSpec) -> "EpisodeWorldInput":
         """Return the input of one episode; its draws depend on seed, task and episode alone.
@@ -99,7 +113,8 @@ class WorldInput:
             shares = self.shares[row]
         words = [episode.seed, _STREAM, zlib.crc32(episode.task.encode()), episode.episode]
         rng = np.random.default_rng(words)
-        return EpisodeWorldInput(self.corruption.lag, shares, rng, self.corruption.slot)
+        corruption = self.corruption
+        return EpisodeWorldInput(corruption.lag, shares, rng, corruption.slot, self.lags)
 
 
 @dataclass(frozen=True)
@@ -110,19 +125,25 @@ class EpisodeWorldInput:
     shares: np.ndarray | None
     rng: np.random.Generator
     slot: int | None = None
+    lags: tuple[int, ...] = (0,)
 
-    def token(self, own: Mapping[int, Tokens], step: int) -> Tokens:
-        """Return what the policy reads at a frame: one token, or int32 [W].
+    def tokens(self, own: Mapping[int, Tokens], step: int) -> Tokens:
+        """Return what the policy reads at a frame: one token, or int32 [W], [R] or [R, W].
 
         Args:
-            own: the tokens seen so far, by frame; that of frame `step - lag` is among them, or,
-                where this lies before the start, that of frame 0.
+            own: the tokens seen so far, by frame; those of `WorldInput.observed_lags` are among
+                them, or, where one lies before the start, that of frame 0.
             step: the frame that is acted in.
         """
-        read = own[max(step - self.lag, 0)] if self.shares is None else self._drawn(self.shares)
+        read = [self._tokens_of(own, step - lag) for lag in self.lags]
+        return read[0] if len(read) == 1 else np.array(read, dtype=np.int32)
+
+    def _tokens_of(self, own: Mapping[int, Tokens], frame: int) -> Tokens:
+        """Return what is read instead of a frame's tokens; before the start there is frame 0."""
+        read = own[max(frame - self.lag, 0)] if self.shares is None else self._drawn(self.shares)
         if self.slot is None or isinstance(read, int):
             return read
-        mixed = np.array(own[step])
+        mixed = np.array(own[max(frame, 0)])
         mixed[self.slot] = read[self.slot]
         return mixed
 
@@ -166,12 +187,10 @@ class EncodedFrame:
         embedding: float16 [D], or [P, M] where the policy reads several vectors, as the cache would
             hold them.
         state: float32 [S], raw units.
-        token: its world token, or int32 [W]; None for a policy that reads none.
     """
 
     embedding: np.ndarray
     state: np.ndarray
-    token: Tokens | None
 
 
 @dataclass
@@ -180,30 +199,39 @@ class EpisodeMemory:
 
     Attributes:
         instruction: float16 [L], None without language.
-        world: chooses the world token that is read; None for a policy that reads none.
+        world: chooses the world tokens that are read; None for a policy that reads none.
         frames: the frames that later queries may need, by number.
+        tokens: the world tokens that later queries may need, by frame: with a history, those of
+            many more frames than are kept whole.
         chunks: the predicted action chunks [H, A] that later actions may need, by frame.
     """
 
     instruction: np.ndarray | None
     world: EpisodeWorldInput | None
     frames: dict[int, EncodedFrame] = field(default_factory=dict)
+    tokens: dict[int, Tokens] = field(default_factory=dict)
     chunks: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def context(self, step: int, num_frames: int) -> list[EncodedFrame]:
-        """Return the frames step-num_frames+1…step, oldest first.
+    def context(self, step: int, lags: Iterable[int]) -> list[EncodedFrame]:
+        """Return the frames so many before a frame.
 
         Before the episode's start its first frame is repeated, as `FrameTensors.gather` does.
         """
-        return [self.frames[max(step - lag, 0)] for lag in range(num_frames - 1, -1, -1)]
+        return [self.frames[max(step - lag, 0)] for lag in lags]
 
-    def world_token(self, step: int) -> Tokens:
+    def world_tokens(self, step: int) -> Tokens:
         """Return the world token or tokens that are read at a frame, by a policy that reads any."""
         assert self.world is not None, "the policy reads no world token"
-        own = {number: f.token for number, f in self.frames.items() if f.token is not None}
-        return self.world.token(own, step)
+        return self.world.tokens(self.tokens, step)
 
-    def forget_before(self, next_step: int, lags: Iterable[int]) -> None:
-        """Drop the frames that no query from frame `next_step` on needs."""
-        oldest = max(next_step - max(lags), 0)
-        self.frames = {number: f for number, f in self.frames.items() if number >= oldest}
+    def forget_before(
+        self, next_step: int, context_lags: Iterable[int], token_lags: Iterable[int]
+    ) -> None:
+        """Drop the frames and tokens that no query from frame `next_step` on needs."""
+        self.frames = _kept(self.frames, next_step, context_lags)
+        self.tokens = _kept(self.tokens, next_step, token_lags)
+
+
+def _kept(by_frame: dict[int, T], next_step: int, lags: Iterable[int]) -> dict[int, T]:
+    oldest = max(next_step - max(lags, default=0), 0)
+    return {number: one for number, one in by_frame.items() if number >= oldest}
