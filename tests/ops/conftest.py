@@ -1,6 +1,6 @@
 import pytest
 
-from tests.fixtures.ops import World
+from tests.ops.world import World
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from ops.store.errors import DamagedError
 from ops.store.manifest import FileEntry, Manifest, ManifestName, decode, newest_first, path_of
 from ops.store.rclone import RemoteFile
-from tests.fixtures.ops import MD5, SHA
+from tests.ops.world import MD5, SHA
 
 
 def manifest(path="model.pt", **changes):

@@ -10,7 +10,7 @@ from ops.store.errors import OpsError, RemoteError
 from ops.store.rclone import CallLimits, RcloneStore, parse_remote
 from ops.store.restore import Restorer
 from ops.store.uploader import AnotherRunError
-from tests.fixtures.ops import plant_json
+from tests.ops.world import plant_json
 
 
 def test_a_restore_beside_a_sync_that_saves_looks_again(world, monkeypatch):
