@@ -235,7 +235,8 @@ def main() -> int:
         return 1 if found else 0
     with tempfile.TemporaryDirectory() as folder:
         record = make_record(Path(folder))
-    RECORD_PATH.write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(record, indent=1, ensure_ascii=False) + "\n"
+    RECORD_PATH.write_text(text, encoding="utf-8")
     print(f"{RECORD_PATH} written, {time.monotonic() - started:.0f} s")
     return 0
 
