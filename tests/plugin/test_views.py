@@ -82,7 +82,7 @@ def actions_of(home, policy, preprocess=lambda batch: batch):
 @pytest.mark.parametrize("n_action_steps", [1, 4])
 def test_actions_on_recorded_frames_equal_those_of_our_own_loop(homes, kind, n_action_steps):
     home, folder = homes(kind)
-    expected, _ = played(home.open(n_action_steps=n_action_steps), home)
+    expected = played(home.open(n_action_steps=n_action_steps), home)[0]
     found = actions_of(home, load(folder, f"--n_action_steps={n_action_steps}"))
     np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-5, atol=1e-6)
     assert len(np.unique(found, axis=0)) > len(found) / 2
@@ -115,7 +115,7 @@ def test_each_camera_is_a_feature_and_each_has_its_place(homes):
         policy.config, pretrained_path=str(folder), preprocessor_overrides=overrides
     )
     swapped = actions_of(home, policy, swap)
-    expected, _ = played(home.open(n_action_steps=1, camera_key=CAMERAS[::-1]), home)
+    expected = played(home.open(n_action_steps=1, camera_key=CAMERAS[::-1]), home)[0]
     np.testing.assert_allclose(swapped, expected, rtol=1e-5, atol=1e-6)
     assert np.abs(swapped - actions_of(home, policy)).max() > 1e-4
 
@@ -161,7 +161,7 @@ def test_lerobots_own_loop_gets_these_actions_from_two_cameras(homes):
     env = gymnasium.vector.SyncVectorEnv([lambda: TwoCameras(home)])
     done = rollout(env, policy, unchanged, unchanged, *processors)
     found = done["action"][0].numpy()
-    expected, _ = played(home.open(n_action_steps=1), home)
+    expected = played(home.open(n_action_steps=1), home)[0]
     np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-5, atol=1e-6)
     assert len(found) == TwoCameras._max_episode_steps
 
@@ -199,7 +199,7 @@ def test_a_dummy_control_reads_its_one_code_in_every_slot(homes, tmp_path):
     policy = load(exported(dummy.checkpoint, tmp_path / "out", action_range=(-1.0, 1.0)))
     read = policy._reader.read(batch_of(home, home.rows[0]))
     assert read.tokens.tolist() == [[0] * NUM_CELLS]
-    expected, _ = played(dummy.open(n_action_steps=4), dummy)
+    expected = played(dummy.open(n_action_steps=4), dummy)[0]
     found = actions_of(home, policy)
     np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-5, atol=1e-6)
 
