@@ -23,7 +23,7 @@ EPISODE = EpisodeSpec("push-v3", "Push it", 0, initial_state=1, seed=0, max_step
 OWN = dict.fromkeys(range(1000), 4)
 
 
-def checkpoint(counts: np.ndarray | None = COUNTS, recorded: bool = True, **window: int) -> Any:
+def checkpoint(counts: np.ndarray | None = COUNTS, recorded: bool = True, **window: Any) -> Any:
     """Return the parts of a checkpoint that decide the world token."""
     tasks = {"0": "Push it", "1": "Lift it", "2": "Hide it"}
     names = {"push-v3": "Push it", "lift-v3": "Lift it", "hide-v3": "Hide it"}
@@ -133,7 +133,7 @@ SLOT_TOKENS["task_marginal"] = [{0, 1, 4}, {0, 3, 4}, {0, 1, 2}]
 OWN_SLOTS = {frame: np.array([frame, frame + 100, frame + 200], np.int32) for frame in range(500)}
 
 
-def slot_checkpoint(**window: int) -> Any:
+def slot_checkpoint(**window: Any) -> Any:
     several = checkpoint(SLOT_COUNTS, **window)
     several.policy_config.frame = SimpleNamespace(world=WorldShape(5, 3))
     return several
@@ -211,7 +211,7 @@ def test_the_oracle_has_no_future_to_read_in_closed_loop():
         world_input("none", controlled("oracle"))
 
 
-HISTORY = {"world_history": 2, "world_history_stride": 3}
+HISTORY: dict[str, Any] = {"world_history": 2, "world_history_stride": 3}
 
 
 def test_a_history_is_that_of_the_episode_and_at_first_its_first_frames():
