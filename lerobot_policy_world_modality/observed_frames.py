@@ -12,7 +12,6 @@ from torch import Tensor
 from lerobot_policy_world_modality.configuration_world_modality import WorldModalityConfig
 from world_modality.encode.observation_encoder import ObservationEncoder, load_observation_encoder
 from world_modality.export.policy_record import PolicyRecord, require_own_shape
-from world_modality.precompute.embedding_pass import to_float16
 from world_modality.system.errors import InvalidInputError, missing_key
 from world_modality.tokens.world_tokens import WorldTokeniser
 
@@ -81,20 +80,14 @@ class FrameReader:
                 raise InvalidInputError(
                     f"the observation has {len(images)} images of {key} but {len(states)} states"
                 )
-        embedded = self.encoder.encode(views)
-        pooled = to_float16(embedded.pooled, 0)
-        cells = None if embedded.cells is None else to_float16(embedded.cells, 0)
+        embedded = self.encoder.encode(views).rounded()
         frame = self.record.policy.frame
         if self.record.reads_own_token:
-            tokens = self.tokeniser.encode(pooled, cells).astype(np.int64)
+            tokens = self.tokeniser.encode(embedded.pooled, embedded.cells).astype(np.int64)
         else:
             unread = (len(states), *frame.world.axis)
             tokens = np.full(unread, self.record.constant_token, dtype=np.int64)
-        if cells is None:
-            return ObservedFrame(pooled, states, tokens)
-        shape = frame.observation
-        read = cells.reshape(len(states), *shape.axis, shape.embedding_dim)
-        return ObservedFrame(read, states, tokens)
+        return ObservedFrame(embedded.read(frame.observation), states, tokens)
 
     def _states(self, batch: Mapping[str, Any]) -> Float32[np.ndarray, "B S"]:
         parts = [_entry(batch, key).float() for key in self.record.observed_states]

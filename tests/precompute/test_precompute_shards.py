@@ -237,7 +237,7 @@ def test_a_single_run_that_was_begun_is_kept_by_the_merge(config, monkeypatch, w
         return array.astype("float16")
 
     with monkeypatch.context() as patched:
-        patched.setattr("world_modality.precompute.embedding_pass.to_float16", killed)
+        patched.setattr("world_modality.encode.observation_encoder.to_float16", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     run_shards(config, (0, 1), 2)

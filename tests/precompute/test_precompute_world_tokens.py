@@ -19,9 +19,10 @@ from tqdm import tqdm
 from tests.fixtures.lerobot import make_dataset
 from tests.fixtures.process import flags_of, kill_after_first_rows
 from world_modality.cache.contract import ARRAYS, Cache, require_arrays
+from world_modality.encode.observation_encoder import to_float16
 from world_modality.encode.pixel_pca import PixelPCA
 from world_modality.precompute import embedding_pass
-from world_modality.precompute.embedding_pass import prefetch, to_float16
+from world_modality.precompute.embedding_pass import prefetch
 from world_modality.precompute_world_tokens import main, run
 from world_modality.source.frame_decoding import frames_at
 from world_modality.source.lerobot_adapter import open_dataset

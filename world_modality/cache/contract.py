@@ -13,6 +13,7 @@ whatever differs from it.
 """
 
 import hashlib
+import io
 import json
 import math
 import re
@@ -120,6 +121,13 @@ def sha256_of_file(path: Path) -> str:
     """Return the SHA-256 of a file's bytes in hex; memory stays flat."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_of_array(array: np.ndarray) -> str:
+    """Return the SHA-256 of the .npy file that an array makes, as the manifest records it."""
+    content = io.BytesIO()
+    np.save(content, array)
+    return hashlib.sha256(content.getvalue()).hexdigest()
 
 
 def sha256_of_json(content: Any) -> str:

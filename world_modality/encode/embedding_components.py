@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from world_modality.encode.fitted_encoder import sha256_of
+from world_modality.encode.fitted_encoder import require_arrays, require_weights, sha256_of
 from world_modality.system.errors import InvalidInputError
 
 
@@ -95,19 +95,11 @@ class EmbeddingComponents:
         Raises:
             InvalidInputError: an array is not there, or they are not those of the record.
         """
-        missing = set(cls.array_names) - set(arrays)
-        if missing:
-            raise InvalidInputError(
-                f"the components of the embeddings need the arrays {sorted(missing)}; the cache or "
-                "checkpoint is incomplete"
-            )
+        what = "the components of the embeddings"
+        require_arrays(f"{what} need", cls.array_names, arrays)
         components, mean = (np.asarray(arrays[name]) for name in cls.array_names)
         loaded = cls(mean, components, record["explained_variance"], record["fit_frames"])
-        if loaded.weights_sha256 != record["weights_sha256"]:
-            raise InvalidInputError(
-                f"the components of the embeddings have hash {loaded.weights_sha256[:12]}, but the "
-                f"record says {record['weights_sha256'][:12]}; they belong to another cache"
-            )
+        require_weights(what, loaded.weights_sha256, record)
         return loaded
 
     @property

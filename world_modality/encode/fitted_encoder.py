@@ -78,19 +78,9 @@ class FittedEncoder(ABC):
         Raises:
             InvalidInputError: an array is not there, or they are not those of the record.
         """
-        missing = set(cls.array_names) - set(arrays)
-        if missing:
-            raise InvalidInputError(
-                f"the {cls.kind} encoder needs the arrays {sorted(missing)}; the cache or "
-                "checkpoint is incomplete"
-            )
+        require_arrays(f"the {cls.kind} encoder needs", cls.array_names, arrays)
         encoder = cls.from_arrays(record, {name: np.asarray(arrays[name]) for name in arrays})
-        found = encoder.weights_sha256
-        if found != record["weights_sha256"]:
-            raise InvalidInputError(
-                f"the {cls.kind} arrays have hash {found[:12]}, but the record says "
-                f"{record['weights_sha256'][:12]}; they belong to another cache"
-            )
+        require_weights(f"the {cls.kind} arrays", encoder.weights_sha256, record)
         return encoder
 
     @property
@@ -144,6 +134,32 @@ class FittedEncoder(ABC):
             "is_stand_in": self.stand_in_note is not None,
             "note": self.stand_in_note,
         }
+
+
+def require_arrays(who_needs: str, names: Iterable[str], arrays: Mapping[str, Any]) -> None:
+    """Check that what was fitted is all there.
+
+    Raises:
+        InvalidInputError: an array of these names is missing.
+    """
+    missing = set(names) - set(arrays)
+    if missing:
+        raise InvalidInputError(
+            f"{who_needs} the arrays {sorted(missing)}; the cache or checkpoint is incomplete"
+        )
+
+
+def require_weights(what: str, found: str, record: Mapping[str, Any]) -> None:
+    """Check the hash of arrays that were fitted.
+
+    Raises:
+        InvalidInputError: it is not the record's `weights_sha256`.
+    """
+    if found != record["weights_sha256"]:
+        raise InvalidInputError(
+            f"{what} have hash {found[:12]}, but the record says "
+            f"{record['weights_sha256'][:12]}; they belong to another cache"
+        )
 
 
 def sha256_of(arrays: Iterable[np.ndarray]) -> str:

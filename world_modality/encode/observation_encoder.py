@@ -48,7 +48,7 @@ class ObservationFlags(VisionEncoderFlags):
 
 @dataclass(frozen=True)
 class ObservationEmbeddings:
-    """What is kept of B frames, in float32.
+    """What is kept of B frames, in float32 until it is rounded.
 
     Attributes:
         pooled: of the first view, as its encoder gives it.
@@ -57,6 +57,43 @@ class ObservationEmbeddings:
 
     pooled: Float[np.ndarray, "B D"]
     cells: Float[np.ndarray, "B P M"] | None = None
+
+    def rounded(self, first_frame: int = 0) -> "ObservationEmbeddings":
+        """Round them to what a cache stores, float16; `first_frame` is the number of row 0.
+
+        Raises:
+            InvalidInputError: names the first frame whose embedding is not finite in float16.
+        """
+        cells = None if self.cells is None else to_float16(self.cells, first_frame)
+        return ObservationEmbeddings(to_float16(self.pooled, first_frame), cells)
+
+    def read(self, shape: ObservationShape) -> Float[np.ndarray, "B *P M"]:
+        """Return what a policy reads of the frames, given what its cache keeps of one."""
+        if self.cells is None:
+            return self.pooled
+        return self.cells.reshape(-1, *shape.axis, shape.embedding_dim)
+
+
+def to_float16(
+    embeddings: Float[np.ndarray, "B *P D"], first_frame: int
+) -> Float[np.ndarray, "B *P D"]:
+    """Round embeddings to what the cache stores.
+
+    Raises:
+        InvalidInputError: names the first frame whose embedding is not finite in float16.
+    """
+    with np.errstate(over="ignore"):
+        stored = embeddings.astype(np.float16)
+    bad = ~np.isfinite(stored).all(axis=tuple(range(1, stored.ndim)))
+    if bad.any():
+        frame = first_frame + int(np.argmax(bad))
+        largest = np.abs(embeddings[np.isfinite(embeddings)]).max(initial=0)
+        reason = "is not finite" if not np.isfinite(embeddings[bad]).all() else "overflows float16"
+        raise InvalidInputError(
+            f"the embedding of frame {frame} {reason} (largest finite number {largest:.3g}); check "
+            "the encoder's weights, or try --precision fp32"
+        )
+    return stored
 
 
 @dataclass(frozen=True)

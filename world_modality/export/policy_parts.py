@@ -1,7 +1,5 @@
 """From a checkpoint to the parts of an exported policy, each checked against the manifest."""
 
-import hashlib
-import io
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +10,7 @@ import torch
 from jaxtyping import Float16
 from torch import Tensor
 
-from world_modality.cache.contract import image_keys_of, sha256_of_file
+from world_modality.cache.contract import image_keys_of, sha256_of_array, sha256_of_file
 from world_modality.encode.embedding_components import EmbeddingComponents
 from world_modality.encode.text_encoder import IDENTITY, REQUESTED, load_text_encoder
 from world_modality.encode.vision_encoders import ENCODERS, load_encoder
@@ -170,18 +168,12 @@ def _checked_arrays(checkpoint: Checkpoint) -> dict[str, np.ndarray]:
     if observation is not None and observation["components"] is not None:
         arrays |= EmbeddingComponents.load(observation["components"], held).arrays
     for name, array in arrays.items():
-        if _npy_sha256(array) != manifest["arrays"].get(name, {}).get("sha256"):
+        if sha256_of_array(array) != manifest["arrays"].get(name, {}).get("sha256"):
             raise InvalidInputError(
                 f"the checkpoint's array {name} is not the one that its manifest describes (the "
                 "SHA-256 differs); train again on one cache"
             )
     return arrays
-
-
-def _npy_sha256(array: np.ndarray) -> str:
-    content = io.BytesIO()
-    np.save(content, array)
-    return hashlib.sha256(content.getvalue()).hexdigest()
 
 
 def _text_of(manifest: Mapping[str, Any]) -> tuple[dict[str, Any], tuple[str, ...]]:

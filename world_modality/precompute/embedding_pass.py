@@ -272,29 +272,8 @@ def rounded_rows(
     Raises:
         InvalidInputError: names the first frame with an embedding that float16 does not hold.
     """
-    rows = {"embeddings": to_float16(embeddings.pooled, first_frame)}
-    if embeddings.cells is not None:
-        rows["view_embeddings"] = to_float16(embeddings.cells, first_frame)
+    rounded = embeddings.rounded(first_frame)
+    rows = {"embeddings": rounded.pooled}
+    if rounded.cells is not None:
+        rows["view_embeddings"] = rounded.cells
     return rows
-
-
-def to_float16(
-    embeddings: Float[np.ndarray, "B *P D"], first_frame: int
-) -> Float[np.ndarray, "B *P D"]:
-    """Round embeddings to what the cache stores.
-
-    Raises:
-        InvalidInputError: names the first frame whose embedding is not finite in float16.
-    """
-    with np.errstate(over="ignore"):
-        stored = embeddings.astype(np.float16)
-    bad = ~np.isfinite(stored).all(axis=tuple(range(1, stored.ndim)))
-    if bad.any():
-        frame = first_frame + int(np.argmax(bad))
-        largest = np.abs(embeddings[np.isfinite(embeddings)]).max(initial=0)
-        reason = "is not finite" if not np.isfinite(embeddings[bad]).all() else "overflows float16"
-        raise InvalidInputError(
-            f"the embedding of frame {frame} {reason} (largest finite number {largest:.3g}); check "
-            "the encoder's weights, or try --precision fp32"
-        )
-    return stored

@@ -1,7 +1,5 @@
 """A checkpoint's own encoder and codebook: camera images in, embeddings and world tokens out."""
 
-import hashlib
-import io
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -13,13 +11,13 @@ from jaxtyping import Float16, Int, Int32
 from threadpoolctl import ThreadpoolController
 
 from benchmarks.rollouts.config import RolloutConfig
+from world_modality.cache.contract import sha256_of_array
 from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.encode.observation_encoder import (
     ObservationEmbeddings,
     ObservationEncoder,
     load_observation_encoder,
 )
-from world_modality.precompute.embedding_pass import to_float16
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.world_slots import FIRST_SLOTS
 from world_modality.tokens.world_tokens import WorldTokeniser, load_tokeniser
@@ -112,18 +110,15 @@ class FrameEncoder:
         with nullcontext() if self.encoder.encoder.uses_threads else single_thread():
             for chosen in filled_groups(num_frames, self.group_size):
                 blocks = [np.stack([images[i] for i in chosen]) for images in views]
-                embedded = self.encoder.encode(blocks)
-                pooled[chosen] = to_float16(embedded.pooled, int(chosen[0]))
+                embedded = self.encoder.encode(blocks).rounded(int(chosen[0]))
+                pooled[chosen] = embedded.pooled
                 if cells is not None and embedded.cells is not None:
-                    cells[chosen] = to_float16(embedded.cells, int(chosen[0]))
+                    cells[chosen] = embedded.cells
         return ObservationEmbeddings(pooled, cells)
 
     def read(self, embeddings: ObservationEmbeddings) -> Float16[np.ndarray, "n *P M"]:
         """Return what the policy reads of frames that `embed` embedded."""
-        if embeddings.cells is None:
-            return embeddings.pooled
-        shape = self.encoder.shape
-        return embeddings.cells.reshape(-1, *shape.axis, shape.embedding_dim)
+        return embeddings.read(self.encoder.shape)
 
     def tokens(self, embeddings: ObservationEmbeddings) -> Int32[np.ndarray, " n *W"]:
         """Assign world tokens to frames that `embed` embedded."""
@@ -170,7 +165,7 @@ def _require_own_codebook(
             )
     for array_name, array in quantiser.arrays.items():
         recorded = checkpoint.manifest["arrays"].get(array_name, {}).get("sha256")
-        if _file_sha256(array) != recorded:
+        if sha256_of_array(array) != recorded:
             raise InvalidInputError(
                 "the checkpoint's codebook is not the one that its manifest describes (the SHA-256 "
                 f"of {array_name} differs): it may be of another encoder than {name}; train "
@@ -183,10 +178,3 @@ def _in_words(shape: ObservationShape) -> str:
         f"{shape.num_views} views of {shape.grid_size}x{shape.grid_size} vectors of dimension "
         f"{shape.embedding_dim}"
     )
-
-
-def _file_sha256(array: np.ndarray) -> str:
-    """Return the SHA-256 of the .npy file that the array makes, as the manifest records it."""
-    content = io.BytesIO()
-    np.save(content, array)
-    return hashlib.sha256(content.getvalue()).hexdigest()
