@@ -60,6 +60,8 @@ class Arm:
         own_token: whether what it reads depends on the present frame's own token.
         closed_loop: what it reads in closed loop: OWN_TOKEN, ONE_CODE for DUMMY_TOKEN always, or
             the corruption that is the same; None where closed loop has no such token.
+        closed_loop_history: the corruption that is the same where the tokens of earlier frames
+            are read, too, and single draws would be no stream; empty for the same as without.
 
     Raises:
         ValueError: it does not read its own token, and does not say what it reads in closed loop.
@@ -73,6 +75,7 @@ class Arm:
     tokens: str = ""
     own_token: bool = True
     closed_loop: str | None = OWN_TOKEN
+    closed_loop_history: str = ""
 
     def __post_init__(self) -> None:
         if not self.own_token and self.closed_loop == OWN_TOKEN:
@@ -97,7 +100,12 @@ ARMS: Mapping[str, Arm] = {
     "B_placebo": replace(_B, control="placebo", tokens=_SHUFFLED),
     "C_dummy": replace(_C, control="dummy", tokens=_ONE, own_token=False, closed_loop=ONE_CODE),
     "C_shuffled": replace(
-        _C, control="shuffled", tokens=_OTHER, own_token=False, closed_loop="task_marginal"
+        _C,
+        control="shuffled",
+        tokens=_OTHER,
+        own_token=False,
+        closed_loop="task_marginal",
+        closed_loop_history="other_episode",
     ),
     "C_oracle": replace(_C, control="oracle", tokens=_AHEAD, closed_loop=None),
 }
@@ -115,6 +123,9 @@ CONTRASTS = (
 # What arm A is called on the cache of an encoder that knows less.
 CONTROL_ENCODERS = {"pixel-pca": "A_pca", "random-vit": "A_random"}
 CLOSED_LOOP_READS = {arm.control: arm.closed_loop for arm in ARMS.values()}
+CLOSED_LOOP_HISTORY_READS = {
+    arm.control: arm.closed_loop_history or arm.closed_loop for arm in ARMS.values()
+}
 CONTROLS = {arm.control: arm for arm in ARMS.values() if arm.control != "none"}
 # As tables list them: the arms of one letter together.
 _ORDER = sorted((*ARMS, *CONTROL_ENCODERS.values()), key=lambda name: name[0])

@@ -167,7 +167,10 @@ def _corruptions(
     """
     recorded = opened.recorded_tokens
     corrupted: dict[str, list[np.ndarray]] = {}
+    has_history = len(recorded.lags) > 1
     for kind in OFFLINE:
+        if kind.of_stream and not has_history:
+            continue
         for every in map(kind.aged, config.stale_steps) if kind.lag else [kind]:
             one = every.of_slot(config.corrupt_slot)
             corrupted[str(one)] = [

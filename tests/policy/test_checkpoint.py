@@ -17,6 +17,7 @@ from world_modality.policy.checkpoint import (
     save_checkpoint,
 )
 from world_modality.system.errors import InvalidInputError, MissingFileError
+from world_modality.tokens.token_streams import TokenStreams
 from world_modality.training.single import run
 
 CPU = torch.device("cpu")
@@ -80,6 +81,29 @@ def test_rows_of_the_token_counts_follow_the_manifests_tasks(tmp_path):
     after = checkpoint_arrays(cache)["train_token_counts"]
     assert torch.equal(after, before.flip(0))
     assert not torch.equal(after, before)
+
+
+def test_an_arm_that_reads_tokens_keeps_whole_training_episodes(trained):
+    stored = load_checkpoint(trained.checkpoint, CPU)
+    kept = {name for name in stored.cache_arrays if name.startswith("train_stream")}
+    assert len(kept) == (3 if stored.policy_config.reads_world else 0)
+
+
+def test_the_episodes_that_are_kept_are_training_episodes_of_their_task(tmp_path):
+    cache = write_synthetic_cache(tmp_path / "cache", SyntheticSpec(num_tasks=3, num_episodes=12))
+    arrays = {n: a.numpy() for n, a in checkpoint_arrays(cache, with_streams=True).items()}
+    streams = TokenStreams.from_arrays(arrays, 8)
+    assert streams is not None
+    episode, task, token = (
+        cache.load(name) for name in ("episode_index", "task_index", "world_tokens")
+    )
+    for row in range(3):
+        expected = [
+            token[episode == one].tolist()
+            for one in cache.manifest["split"]["train"]
+            if task[episode == one][0] == row
+        ]
+        assert [one.tolist() for one in streams.of_task(row)] == expected
 
 
 def test_a_checkpoint_that_lacks_a_part_says_which(trained, tmp_path):

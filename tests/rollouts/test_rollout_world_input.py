@@ -121,7 +121,7 @@ def test_a_stale_token_is_that_of_k_frames_before_and_at_first_the_first_frames(
 )
 def test_what_is_no_corruption_is_refused(text):
     with pytest.raises(
-        InvalidInputError, match=r"uniform, marginal, task_marginal, stale:<k>, none with k"
+        InvalidInputError, match="uniform, marginal, task_marginal, other_episode, stale:<k>, none "
     ):
         world_input(text, checkpoint())
 
@@ -247,3 +247,61 @@ def test_every_frame_of_a_random_history_is_drawn(policy):
 def test_a_dummy_history_is_one_code():
     world = world_input("stale:3", controlled("dummy", **HISTORY)).begin(EPISODE)
     assert world.tokens(OWN, 50).tolist() == [0, 0, 0]
+
+
+STREAMS = {"train_stream_ends": [4, 9, 12], "train_stream_tasks": [0, 1, 0]}
+STREAMS["train_stream_tokens"] = [1, 2, 3, 4, 0, 0, 0, 0, 0, 4, 4, 2]
+
+
+def with_streams(policy: Any) -> Any:
+    policy.cache_arrays |= {
+        name: torch.tensor(values, dtype=torch.int32) for name, values in STREAMS.items()
+    }
+    policy.policy_config = tiny_policy_config(
+        "C", num_world_tokens=5, world_history=policy.policy_config.window.world_history
+    )
+    return policy
+
+
+def test_another_episodes_tokens_are_read_by_the_frames_number():
+    world = world_input("other_episode", with_streams(checkpoint(world_history=2)))
+    assert not world.observed_lags, "no frame has to be rendered for tokens that are given"
+    expected = {(1, 2, 3, 4, 4, 4), (4, 4, 2, 2, 2, 2)}
+    seen = set()
+    for number in range(20):
+        episode = world.begin(dataclasses.replace(EPISODE, episode=number))
+        read = [episode.tokens(OWN, step).tolist() for step in range(6)]
+        stream = tuple(one[-1] for one in read)
+        assert read == [[stream[max(step - lag, 0)] for lag in (2, 1, 0)] for step in range(6)]
+        seen.add(stream)
+    assert seen == expected
+    lift = world.begin(dataclasses.replace(EPISODE, task="lift-v3"))
+    assert lift.tokens(OWN, 3).tolist() == [0, 0, 0]
+
+
+def test_without_a_history_one_token_of_the_other_episode_is_read():
+    episode = world_input("other_episode", with_streams(checkpoint())).begin(EPISODE)
+    read = [episode.tokens(OWN, step) for step in range(4)]
+    assert read in ([1, 2, 3, 4], [4, 4, 2, 2])
+    assert {type(one) for one in read} == {int}
+
+
+def test_a_shuffled_history_is_the_stream_of_another_episode_as_in_training():
+    policy = with_streams(controlled("shuffled", world_history=2))
+    world = world_input("uniform", policy)
+    assert (str(world.corruption), world.note) == ("other_episode", "")
+    assert world.begin(EPISODE).tokens(OWN, 9).tolist() in ([4, 4, 4], [2, 2, 2])
+    single = world_input("none", with_streams(controlled("shuffled")))
+    assert str(single.corruption) == "task_marginal", "one token is drawn as in training"
+
+
+def test_an_older_shuffled_history_stays_what_it_was_and_says_so():
+    world = world_input("none", controlled("shuffled", **HISTORY))
+    assert str(world.corruption) == "task_marginal"
+    assert "older version" in world.note
+
+
+def test_another_episode_of_a_checkpoint_without_any_says_how_to_get_them():
+    older = controlled("none", **HISTORY)
+    with pytest.raises(InvalidInputError, match=r"reads training episodes' .*train_model_c\.py"):
+        world_input("other_episode", older)

@@ -229,6 +229,7 @@ def test_corrupting_a_token_that_is_not_read_changes_nothing(cache, trained, tmp
     )
     ratios = {effect.ratio.value for effect in report.corruptions.values()}
     assert (ratios == {1.0}) == (name != "oracle")
+    assert "other_episode" not in report.corruptions, "of a history alone"
     stored = json.loads((tmp_path / "corrupt_world.json").read_text("utf-8"))
     assert len(stored["episodes"]["clean"]) == len(cache.manifest["split"]["val"])
 
@@ -277,8 +278,10 @@ def test_a_history_is_trained_evaluated_and_corrupted(cache, tmp_path, name):
         result.metrics["val_action_mse"], rel=1e-5
     )
     config = CorruptWorldConfig(result.checkpoint, num_draws=2, out_dir=tmp_path, **where)
-    ratios = {effect.ratio.value for effect in corrupt(config).corruptions.values()}
+    corruptions = corrupt(config).corruptions
+    ratios = {effect.ratio.value for effect in corruptions.values()}
     assert (ratios == {1.0}) == (name == "shuffled")
+    assert "other_episode" in corruptions
 
 
 @pytest.mark.parametrize(

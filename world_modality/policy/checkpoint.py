@@ -33,6 +33,7 @@ from world_modality.policy.network import WorldPolicy
 from world_modality.source.episodes import Episodes
 from world_modality.system.atomic import replacing
 from world_modality.system.errors import InvalidInputError, MissingFileError
+from world_modality.tokens.token_streams import TokenStreams
 
 # 2: the file ends with its SHA-256, and may have been made within an epoch.
 FORMAT = "world-modality-checkpoint/2"
@@ -60,7 +61,8 @@ class Checkpoint:
         manifest: the cache's manifest at training time (encoder, codebook, split, rendering).
         cache_fingerprint: of the cache that it was trained on.
         cache_arrays: of the quantiser, of the encoder where it was fitted to the data, and
-            `train_token_counts`, see `train_token_counts()`.
+            `train_token_counts`, see `train_token_counts()`; of an arm that reads world tokens
+            those of whole training episodes, too (`TokenStreams`).
         auxiliary_head: a further head's name, record and weights; None without one.
         further_flags: what the stage that trains a further head adds to `train_config`, by flag.
     """
@@ -112,10 +114,17 @@ class Checkpoint:
         )
 
 
-def checkpoint_arrays(cache: Cache) -> dict[str, Tensor]:
-    """Return the arrays of the cache that a rollout needs besides the weights."""
+def checkpoint_arrays(cache: Cache, *, with_streams: bool = False) -> dict[str, Tensor]:
+    """Return the arrays of the cache that a rollout needs besides the weights.
+
+    Args:
+        cache: that is trained on.
+        with_streams: whether the policy reads world tokens, and may be given another episode's.
+    """
     arrays = {name: np.array(cache.load(name)) for name in cache.model_arrays}
     arrays["train_token_counts"] = train_token_counts(cache)
+    if with_streams:
+        arrays |= _train_token_streams(cache).arrays()
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
@@ -130,7 +139,7 @@ def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks *W V"]:
         arrays["episode_index"], arrays["task_index"], cache.episode_ids
     )
     frames = episodes.frames_of(cache.manifest["split"]["train"])
-    rows = {int(task): row for row, task in enumerate(cache.manifest["dataset"]["tasks"])}
+    rows = _task_rows(cache)
     tokens = arrays["world_tokens"][frames]
     tasks = np.array([rows[task] for task in arrays["task_index"][frames].tolist()], dtype=int)
     counts = np.zeros((len(rows), *tokens.shape[1:], cache.num_tokens), dtype=np.int32)
@@ -139,6 +148,20 @@ def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks *W V"]:
     else:
         np.add.at(counts, (tasks[:, None], np.arange(tokens.shape[1]), tokens), 1)
     return counts
+
+
+def _train_token_streams(cache: Cache) -> TokenStreams:
+    arrays = require_arrays(cache, ("world_tokens", "episode_index", "task_index"))
+    episodes = Episodes.from_frames(
+        arrays["episode_index"], arrays["task_index"], cache.episode_ids
+    )
+    train_ids = cache.manifest["split"]["train"]
+    return TokenStreams.of_training(arrays["world_tokens"], episodes, train_ids, _task_rows(cache))
+
+
+def _task_rows(cache: Cache) -> dict[int, int]:
+    """Return the row of each `task_index` in the order of the manifest's `dataset.tasks`."""
+    return {int(task): row for row, task in enumerate(cache.manifest["dataset"]["tasks"])}
 
 
 def save_checkpoint(path: Path, checkpoint: Checkpoint) -> None:

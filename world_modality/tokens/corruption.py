@@ -1,8 +1,9 @@
 """Ways to make the world token that a policy reads wrong: one table for offline and closed loop.
 
 Offline, tokens can be moved between recorded frames. Closed loop has the training episodes' token
-counts and what the policy saw so far. Where the two differ, so do the names: `task_shuffle`
-permutes recorded frames of a task, `task_marginal` draws from the task's training frames.
+counts, the tokens of some whole training episodes, and what the policy saw so far. Where the two
+differ, so do the names: `task_shuffle` permutes recorded frames of a task, `task_marginal` draws
+from the task's training frames.
 
 Where a frame has several tokens (slots), all of them are made wrong, or one: moved tokens are those
 of one other frame, drawn ones are drawn for each slot from what that slot had in training. Where
@@ -59,6 +60,27 @@ def _shuffled_in_task(recorded: RecordedTokens, lag: int, rng: np.random.Generat
     return frames
 
 
+def _of_other_episode(recorded: RecordedTokens, lag: int, rng: np.random.Generator) -> Tokens:
+    """Return the frames with the same number of one other training episode of the task.
+
+    One is drawn for each evaluated episode; past its end its last frame is repeated. A task without
+    another training episode keeps its own frames.
+    """
+    episodes = recorded.episodes
+    trained = np.unique(episodes.of_frame[recorded.train_frames])
+    of_frame = episodes.of_frame[recorded.frames]
+    frames = recorded.frames.copy()
+    for episode in np.unique(of_frame):
+        is_of_task = episodes.tasks[trained] == episodes.tasks[episode]
+        others = trained[is_of_task & (trained != episode)]
+        if len(others):
+            other = rng.choice(others)
+            own = of_frame == episode
+            number = recorded.frames[own] - episodes.starts[episode]
+            frames[own] = np.minimum(episodes.starts[other] + number, episodes.ends[other] - 1)
+    return frames
+
+
 def _earlier(recorded: RecordedTokens, lag: int, rng: np.random.Generator) -> Tokens:
     """Return the frames `lag` before; before the episode's start its first frame."""
     starts = recorded.episodes.starts[recorded.episodes.of_frame[recorded.frames]]
@@ -77,6 +99,8 @@ class Corruption:
         moved_from: where none is drawn, the frames whose tokens are read offline.
         of_task: whether it is a token of the same task that is read.
         offline, closed_loop: whether `intervention_corrupt_world` and `--corrupt_world` have it.
+        of_stream: whether the tokens of a whole other episode are read, frame by frame. Offline it
+            is there for policies that read a history: without one `task_shuffle` asks the same.
         older_name: what flags and results of older versions call it.
         lag: age of the token in frames; any number above 0 in the table.
         slot: the only token of a frame that is made wrong; None for all.
@@ -90,6 +114,7 @@ class Corruption:
     of_task: bool = False
     offline: bool = True
     closed_loop: bool = True
+    of_stream: bool = False
     older_name: str = ""
     lag: int = 0
     slot: int | None = None
@@ -188,6 +213,14 @@ CORRUPTIONS = (
         of_task=True,
         offline=False,
         older_name="task",
+    ),
+    Corruption(
+        "other_episode",
+        "other episode",
+        "the same frame's of another training episode of the task",
+        moved_from=_of_other_episode,
+        of_task=True,
+        of_stream=True,
     ),
     Corruption("stale", "stale", "that of k frames before (stale)", moved_from=_earlier, lag=1),
     Corruption("none", "own token", "its own", offline=False),

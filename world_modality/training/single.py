@@ -226,5 +226,5 @@ def _blank_checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer) -> Ch
         training_state={},
         manifest=cache.manifest,
         cache_fingerprint=cache.fingerprint(with_language=config.use_language),
-        cache_arrays=checkpoint_arrays(cache),
+        cache_arrays=checkpoint_arrays(cache, with_streams=trainer.policy.config.reads_world),
     )

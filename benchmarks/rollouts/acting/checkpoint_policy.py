@@ -93,6 +93,9 @@ class CheckpointPolicy:
                 f"--corrupt_world {config.corruption} changes nothing for the control arm "
                 f"{control}, which does not read its own token"
             )
+        world = WorldInput.of(config.corruption, checkpoint) if reads_world else None
+        if world is not None and world.note:
+            notes.append(world.note)
         encoder = FrameEncoder.of(checkpoint, config, device)
         policy = cls(
             path=path,
@@ -100,7 +103,7 @@ class CheckpointPolicy:
             checkpoint=checkpoint,
             inputs=inputs,
             execution=ChunkExecution.of(config, checkpoint.policy_config.window.chunk_size),
-            world=WorldInput.of(config.corruption, checkpoint) if reads_world else None,
+            world=world,
             notes=tuple(notes),
             _encoder=encoder,
             _actions=TracedActions(checkpoint.build_policy(device), encoder.group_size),

@@ -12,9 +12,16 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 
 from benchmarks.suite import EpisodeSpec
-from world_modality.arms import CLOSED_LOOP_READS, DUMMY_TOKEN, ONE_CODE, OWN_TOKEN
+from world_modality.arms import (
+    CLOSED_LOOP_HISTORY_READS,
+    CLOSED_LOOP_READS,
+    DUMMY_TOKEN,
+    ONE_CODE,
+    OWN_TOKEN,
+)
 from world_modality.system.errors import InvalidInputError, missing_key
 from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption
+from world_modality.tokens.token_streams import TokenStreams
 
 if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
@@ -35,7 +42,9 @@ class WorldInput:
     A control arm that was trained without its own token goes without it here too, whatever the
     corruption: `dummy` reads one code always, `shuffled` another frame's token of the task.
 
-    Where the tokens of earlier frames are read, too, those of every frame are replaced.
+    Where the tokens of earlier frames are read, too, those of every frame are replaced: drawn ones
+    each by itself, those of another episode (`other_episode`, and what `shuffled` then reads) by
+    the number of the frame since the start, so that they are a stream as in training.
 
     Attributes:
         corruption: which, `none` for its own token.
@@ -43,12 +52,16 @@ class WorldInput:
             or [rows, W, V], where each of a frame's W tokens is drawn by itself.
         task_rows: row of each task, by the suite's name where the recording says it, and by text.
         lags: how many frames before the present one those lie whose tokens are read, oldest first.
+        streams: the training episodes of which one is read instead of the episode's own tokens.
+        note: what to say beside its results.
     """
 
     corruption: Corruption
     shares: np.ndarray | None = field(default=None, repr=False)
     task_rows: Mapping[str, int] = field(default_factory=dict, repr=False)
     lags: tuple[int, ...] = (0,)
+    streams: TokenStreams | None = field(default=None, repr=False)
+    note: str = ""
 
     @classmethod
     def of(cls, corruption: Corruption, checkpoint: "Checkpoint") -> "WorldInput":
@@ -56,17 +69,26 @@ class WorldInput:
 
         Raises:
             InvalidInputError: the checkpoint is an oracle's, has no such slot, or lacks the token
-                counts that random tokens are drawn from.
+                counts or the episodes that wrong tokens are taken from.
         """
         control = checkpoint.train_config.token_control
-        reads = CLOSED_LOOP_READS[control]
+        lags = checkpoint.policy_config.window.world_lags
+        reads, note = CLOSED_LOOP_READS[control], ""
+        if len(lags) > 1 and CLOSED_LOOP_HISTORY_READS[control] != reads:
+            if "train_stream_tokens" in checkpoint.cache_arrays:
+                reads = CLOSED_LOOP_HISTORY_READS[control]
+            else:
+                note = (
+                    f"the control arm {control} reads its history draw by draw, not as the stream "
+                    "of another episode as in training, which this checkpoint of an older version "
+                    "lacks; train again for that"
+                )
         if reads is None:
             raise InvalidInputError(
                 f"--token_control {control} reads a token that closed loop does not have: this arm "
                 "is for offline evaluation only"
             )
         _require_slot(corruption.slot, checkpoint)
-        lags = checkpoint.policy_config.window.world_lags
         if reads == ONE_CODE:
             world = checkpoint.policy_config.frame.world
             shares = np.zeros((1, *world.axis, world.num_world_tokens))
@@ -74,26 +96,29 @@ class WorldInput:
             return cls(read_corruption(OWN_TOKEN, control), shares, lags=lags)
         if reads != OWN_TOKEN:
             corruption = read_corruption(reads, f"what {control} reads,", CLOSED_LOOP)
+        if corruption.of_stream:
+            world = checkpoint.policy_config.frame.world
+            arrays = {name: one.cpu().numpy() for name, one in checkpoint.cache_arrays.items()}
+            streams = TokenStreams.from_arrays(arrays, world.num_world_tokens)
+            if streams is None:
+                raise _lacks(corruption, "reads training episodes' tokens", checkpoint)
+            rows = _task_rows(checkpoint, np.unique(streams.tasks).tolist())
+            return cls(corruption, None, rows, lags, streams)
         if corruption.pool is None:
             return cls(corruption, lags=lags)
         counts = checkpoint.cache_arrays.get("train_token_counts")
         if counts is None:
-            train = checkpoint.train_config
-            raise InvalidInputError(
-                f"--corrupt_world {corruption} draws from the training episodes' token counts, "
-                "which this checkpoint of an older version lacks; train again: "
-                f"python train_model_c.py --dataset_name {train.dataset_name} "
-                f"--cache_dir {train.cache_dir} --log_dir {train.log_dir} … --overwrite"
-            )
+            raise _lacks(corruption, "draws from the training episodes' token counts", checkpoint)
         trained = counts.cpu().numpy()
         num_tokens = trained.reshape(len(trained), -1).sum(axis=1)
         rows = _task_rows(checkpoint, np.flatnonzero(num_tokens).tolist())
-        return cls(corruption, corruption.shares(trained), rows, lags)
+        return cls(corruption, corruption.shares(trained), rows, lags, note=note)
 
     @property
     def observed_lags(self) -> frozenset[int]:
         """How many frames before the present one those lie whose own tokens are needed."""
-        moved = () if self.shares is not None else (lag + self.corruption.lag for lag in self.lags)
+        is_given = self.shares is not None or self.streams is not None
+        moved = () if is_given else (lag + self.corruption.lag for lag in self.lags)
         kept = () if self.corruption.slot is None else self.lags
         return frozenset((*moved, *kept))
 
@@ -103,29 +128,39 @@ class WorldInput:
         Raises:
             MissingKeyError: tokens of the task are drawn, and none of its episodes was trained on.
         """
+        words = [episode.seed, _STREAM, zlib.crc32(episode.task.encode()), episode.episode]
+        rng = np.random.default_rng(words)
         shares = None if self.shares is None else self.shares[0]
-        if self.shares is not None and self.corruption.of_task:
+        stream = None
+        if self.corruption.of_task:
             # By name first: a control that tells another instruction leaves the task what it is.
             row = self.task_rows.get(episode.task, self.task_rows.get(episode.instruction))
             if row is None:
                 where = f"the checkpoint's training episodes, which {self.corruption} draws from"
                 raise missing_key("task", episode.task, self.task_rows, where)
-            shares = self.shares[row]
-        words = [episode.seed, _STREAM, zlib.crc32(episode.task.encode()), episode.episode]
-        rng = np.random.default_rng(words)
+            if self.shares is not None:
+                shares = self.shares[row]
+            if self.streams is not None:
+                others = self.streams.of_task(row)
+                stream = others[rng.integers(len(others))]
         corruption = self.corruption
-        return EpisodeWorldInput(corruption.lag, shares, rng, corruption.slot, self.lags)
+        return EpisodeWorldInput(corruption.lag, shares, rng, corruption.slot, self.lags, stream)
 
 
 @dataclass(frozen=True)
 class EpisodeWorldInput:
-    """The input of one episode; every query of a random one advances `rng`."""
+    """The input of one episode; every query of a random one advances `rng`.
+
+    `stream` holds the tokens of the episode that is read instead, by frame; past its end its last
+    frame's are repeated.
+    """
 
     lag: int
     shares: np.ndarray | None
     rng: np.random.Generator
     slot: int | None = None
     lags: tuple[int, ...] = (0,)
+    stream: np.ndarray | None = field(default=None, repr=False)
 
     def tokens(self, own: Mapping[int, Tokens], step: int) -> Tokens:
         """Return what the policy reads at a frame: one token, or int32 [W], [R] or [R, W].
@@ -140,12 +175,18 @@ class EpisodeWorldInput:
 
     def _tokens_of(self, own: Mapping[int, Tokens], frame: int) -> Tokens:
         """Return what is read instead of a frame's tokens; before the start there is frame 0."""
-        read = own[max(frame - self.lag, 0)] if self.shares is None else self._drawn(self.shares)
+        read = self._wrong(own, frame)
         if self.slot is None or isinstance(read, int):
             return read
         mixed = np.array(own[max(frame, 0)])
         mixed[self.slot] = read[self.slot]
         return mixed
+
+    def _wrong(self, own: Mapping[int, Tokens], frame: int) -> Tokens:
+        if self.stream is not None:
+            read = self.stream[min(max(frame, 0), len(self.stream) - 1)]
+            return int(read) if read.ndim == 0 else read
+        return own[max(frame - self.lag, 0)] if self.shares is None else self._drawn(self.shares)
 
     def _drawn(self, shares: np.ndarray) -> Tokens:
         num_tokens = shares.shape[-1]
@@ -153,6 +194,15 @@ class EpisodeWorldInput:
             return int(self.rng.choice(num_tokens, p=shares))
         drawn = [self.rng.choice(num_tokens, p=of_slot) for of_slot in shares]
         return np.array(drawn, dtype=np.int32)
+
+
+def _lacks(corruption: Corruption, how: str, checkpoint: "Checkpoint") -> InvalidInputError:
+    train = checkpoint.train_config
+    return InvalidInputError(
+        f"--corrupt_world {corruption} {how}, which this checkpoint of an older version lacks; "
+        f"train again: python train_model_c.py --dataset_name {train.dataset_name} "
+        f"--cache_dir {train.cache_dir} --log_dir {train.log_dir} … --overwrite"
+    )
 
 
 def _require_slot(slot: int | None, checkpoint: "Checkpoint") -> None:
