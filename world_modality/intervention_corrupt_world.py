@@ -19,7 +19,7 @@ from world_modality.statistics.intervals import Interval, defined_ratio, ratio_i
 from world_modality.statistics.resolution import NOT_RESOLVED, not_resolved
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, require_at_least
-from world_modality.tokens.corruption import OFFLINE
+from world_modality.tokens.corruption import OFFLINE, Corruption
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class CorruptWorldConfig(OfflineConfig):
     """Ages in frames of the stale tokens."""
     corrupt_slot: int | None = None
     """Make only this world token of a frame wrong, counted from 0; without it all of them."""
+
+    corrupt_history_position: tuple[int, ...] = ()
+    """Positions of the history that are made wrong one at a time, a row each, beside the rows in
+    which all are wrong: 0 is the present frame, 1 the frame before it that is read, and so on."""
 
     def report_dir(self, report: str) -> Path:
         """Return the folder for this report: one slot's does not replace that of all slots."""
@@ -70,7 +74,8 @@ class CorruptWorldResult:
     Attributes:
         run: what was evaluated.
         clean_mse: with the recorded tokens.
-        corruptions: each one's effect, by its spelling; `<name>@<slot>` where one slot is hit.
+        corruptions: each one's effect, by its spelling; `<name>@<slot>` where one slot is hit,
+            `<name>@position<i>` where one position of the history is.
         episodes: summed squared errors per episode, `clean` and under each corruption (the mean
             over its draws), from which several seeds' ratios can be put together.
     """
@@ -88,16 +93,17 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
     opened = OfflineRun.open(config)
-    slots = _corrupted_slots(opened, config)
+    _require_slot(opened, config)
+    _require_positions(opened, config)
     with config.report_lock("corrupt_world"):
         counts = opened.episode_counts
         own = opened.input_tokens()
         tokens_read = opened.recorded_tokens.read_at(opened.val_frames) if own is None else own
-        hit = _hit_tokens(opened, tokens_read, slots)
         clean_sums = _sums_with(opened, own, "clean")
         effects = {}
         episodes = {"clean": clean_sums.tolist()}
-        for name, draws in _corruptions(opened, config, own).items():
+        for one, draws in _corruptions(opened, config, own).items():
+            name = str(one)
             corrupted = np.stack(
                 [_sums_with(opened, opened.input_tokens(tokens), name) for tokens in draws]
             )
@@ -105,13 +111,14 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
             # exactly, where adding n equal numbers and dividing by n may not.
             mean = clean_sums + (corrupted - clean_sums).mean(axis=0)
             episodes[name] = mean.tolist()
+            hit = _hit_tokens(opened, tokens_read, one)
             effects[name] = _effect(
                 clean_sums,
                 corrupted,
                 mean,
                 mse_per_sum=1 / counts.sum(),
                 changed=float(
-                    np.mean([_hit_tokens(opened, tokens, slots) != hit for tokens in draws])
+                    np.mean([_hit_tokens(opened, tokens, one) != hit for tokens in draws])
                 ),
                 seed=config.seed,
             )
@@ -126,28 +133,47 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         return result
 
 
-def _corrupted_slots(opened: OfflineRun, config: CorruptWorldConfig) -> list[int]:
-    """Return the slots that are made wrong.
+def _require_slot(opened: OfflineRun, config: CorruptWorldConfig) -> None:
+    """Check that a frame has the slot that is made wrong.
 
     Raises:
-        InvalidInputError: a frame has no such slot.
+        InvalidInputError: it has no such slot.
     """
     num_slots, slot = opened.num_world_slots, config.corrupt_slot
-    if slot is None:
-        return list(range(num_slots))
-    if not 0 <= slot < num_slots:
+    if slot is not None and not 0 <= slot < num_slots:
         raise InvalidInputError(
             f"--corrupt_slot {slot}: a frame of {config.dataset_name} has {num_slots} world "
             f"token{'s' if num_slots > 1 else ''}, numbered from 0 to {num_slots - 1}"
         )
-    return [slot]
+
+
+def _require_positions(opened: OfflineRun, config: CorruptWorldConfig) -> None:
+    """Check that the history has the positions that are made wrong.
+
+    Raises:
+        InvalidInputError: it has no such position, or the policy reads no history.
+    """
+    history = opened.policy.config.window.world_history
+    for position in config.corrupt_history_position:
+        if history == 0:
+            raise InvalidInputError(
+                f"--corrupt_history_position {position}: {config.checkpoint} reads the present "
+                "frame's token alone; leave the flag out, or train with --world_history"
+            )
+        if not 0 <= position <= history:
+            raise InvalidInputError(
+                f"--corrupt_history_position {position}: {config.checkpoint} reads "
+                f"--world_history {history}, positions 0 (the present frame) to {history}"
+            )
 
 
 def _hit_tokens(
-    opened: OfflineRun, tokens: Int[np.ndarray, " M *RW"], slots: list[int]
-) -> Int[np.ndarray, "MR slots"]:
-    """Return those of the tokens that are read which lie in these slots."""
-    return tokens.reshape(-1, opened.num_world_slots)[:, slots]
+    opened: OfflineRun, tokens: Int[np.ndarray, " M *RW"], corruption: Corruption
+) -> Int[np.ndarray, "M hit"]:
+    """Return those of the tokens that are read which this corruption makes wrong."""
+    num_read = len(opened.recorded_tokens.lags)
+    hit = corruption.is_hit(num_read, opened.num_world_slots)
+    return tokens.reshape(len(tokens), *hit.shape)[:, hit]
 
 
 def _sums_with(
@@ -160,23 +186,24 @@ def _sums_with(
 
 def _corruptions(
     opened: OfflineRun, config: CorruptWorldConfig, own: Int[np.ndarray, " M *RW"] | None
-) -> dict[str, list[np.ndarray]]:
-    """Return, by name, the tokens of each draw at the validation frames.
+) -> dict[Corruption, list[np.ndarray]]:
+    """Return the tokens of each draw at the validation frames.
 
     `own` is what is read there otherwise, None for the recorded tokens.
     """
     recorded = opened.recorded_tokens
-    corrupted: dict[str, list[np.ndarray]] = {}
     has_history = len(recorded.lags) > 1
+    corrupted: dict[Corruption, list[np.ndarray]] = {}
     for kind in OFFLINE:
         if kind.of_stream and not has_history:
             continue
         for every in map(kind.aged, config.stale_steps) if kind.lag else [kind]:
-            one = every.of_slot(config.corrupt_slot)
-            corrupted[str(one)] = [
-                one.offline_tokens(recorded, np.random.default_rng([config.seed, i]), own)
-                for i in range(1 if one.lag else config.num_draws)
-            ]
+            for position in (None, *config.corrupt_history_position):
+                one = every.of_slot(config.corrupt_slot).of_position(position)
+                corrupted[one] = [
+                    one.offline_tokens(recorded, np.random.default_rng([config.seed, i]), own)
+                    for i in range(1 if one.lag else config.num_draws)
+                ]
     return corrupted
 
 

@@ -8,7 +8,12 @@ from typing import Annotated
 import tyro
 
 from world_modality.system.errors import InvalidInputError
-from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption, spellings
+from world_modality.tokens.corruption import (
+    CLOSED_LOOP,
+    Corruption,
+    read_closed_loop_corruption,
+    spellings,
+)
 
 _CORRUPT_WORLD = "World token that arm C reads: " + "; ".join(
     f"{spelled}, {meaning}" for spelled, meaning in spellings(CLOSED_LOOP).items()
@@ -53,6 +58,9 @@ class RolloutConfig:
     corrupt_world: Annotated[str, tyro.conf.arg(help=_CORRUPT_WORLD)] = "none"
     corrupt_slot: int | None = None
     """Replace only this world token of a frame, counted from 0. Default: all of them."""
+    corrupt_frames: tuple[int, int] | None = None
+    """Make only the tokens of these frames wrong, the first and the last, counted from 0 at the
+    episode's start, wherever the policy reads them: now, or later in its history. Default: all."""
     wrong_instruction: bool = False
     """Control: give the policy the instruction of another selected task."""
     text_model_name: str | None = None
@@ -83,14 +91,11 @@ class RolloutConfig:
     @property
     def corruption(self) -> Corruption:
         """What --corrupt_world asks for; InvalidInputError if closed loop has it not."""
-        kind = read_corruption(self.corrupt_world, "--corrupt_world", CLOSED_LOOP)
-        return kind.of_slot(self.corrupt_slot)
+        kind = read_closed_loop_corruption(self.corrupt_world, "--corrupt_world")
+        return kind.of_slot(self.corrupt_slot).of_frames(self.corrupt_frames)
 
     def __post_init__(self) -> None:
-        if self.corruption.slot is not None and self.corruption.name == "none":
-            raise InvalidInputError(
-                f"--corrupt_slot {self.corruption.slot} replaces nothing without --corrupt_world"
-            )
+        self._require_fitting_corruption()
         counts = ("n_trials", "env_num", "max_steps", "policy_batch_size", "n_action_steps")
         for name in (*counts, "videos_per_task"):
             value = getattr(self, name)
@@ -104,4 +109,25 @@ class RolloutConfig:
             raise InvalidInputError(
                 "--temporal_ensemble_coeff predicts at every step; leave out --n_action_steps "
                 f"{self.n_action_steps} or make it 1"
+            )
+
+    def _require_fitting_corruption(self) -> None:
+        corruption = self.corruption
+        if corruption.is_partial and corruption.name == "none":
+            flags = [] if corruption.slot is None else [f"--corrupt_slot {corruption.slot}"]
+            if corruption.frames is not None:
+                flags.append("--corrupt_frames {} {}".format(*corruption.frames))
+            raise InvalidInputError(f"{' '.join(flags)} replaces nothing without --corrupt_world")
+        if corruption.frames is None:
+            return
+        first, last = corruption.frames
+        if not 0 <= first <= last:
+            raise InvalidInputError(
+                f"--corrupt_frames {first} {last}: give the first and the last frame, counted "
+                "from 0 at the episode's start"
+            )
+        if self.max_steps is not None and first >= self.max_steps:
+            raise InvalidInputError(
+                f"--corrupt_frames {first} {last} lies behind --max_steps {self.max_steps}: no "
+                "episode has these frames"
             )

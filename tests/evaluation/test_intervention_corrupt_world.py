@@ -131,6 +131,38 @@ def test_every_frame_of_a_history_is_made_wrong(episodes, name):
         assert len(np.unique(wrong[..., 0] - wrong[:, -1:, 0])) > 3
 
 
+@pytest.mark.parametrize("name", ["uniform", "task_shuffle", "stale:2", "other_episode"])
+def test_one_position_of_a_history_alone_is_made_wrong_as_it_is_with_all(episodes, name):
+    frames = np.arange(19)
+    for tokens in (SLOTS, SLOTS[:, 0]):
+        recorded = RecordedTokens(tokens, episodes, frames, frames, lags=(4, 2, 0))
+        own = recorded.read_at(frames)
+        every = read_corruption(name, "test").offline_tokens(recorded, rng(5))
+        for position, index in ((0, 2), (1, 1), (2, 0)):
+            one = read_corruption(f"{name}@position{position}", "test")
+            read = one.offline_tokens(recorded, rng(5))
+            others = [place for place in range(3) if place != index]
+            np.testing.assert_array_equal(read[:, index], every[:, index])
+            np.testing.assert_array_equal(read[:, others], own[:, others])
+            assert (read != own).any()
+    one_slot = read_corruption(f"{name}@1@position2", "test")
+    recorded = RecordedTokens(SLOTS, episodes, frames, frames, lags=(4, 2, 0))
+    own, read = recorded.read_at(frames), one_slot.offline_tokens(recorded, rng(5))
+    assert np.argwhere((read != own).any(axis=0)).tolist() == [[0, 1]]
+
+
+def test_what_is_wrong_in_part_is_spelled_apart():
+    for text in ("stale:8@position2", "uniform@frames0-7", "marginal@1@position0"):
+        one = read_corruption(text, "test")
+        whole = read_corruption(text.split("@")[0], "test")
+        assert (str(one), one.is_partial, whole.is_partial) == (text, True, False)
+        assert one.severity < whole.severity
+        assert one.label != whole.label
+    for wrong in ("stale@position2", "uniform@position", "uniform@frames3", "uniform@frames-1-2"):
+        with pytest.raises(InvalidInputError, match="is none of"):
+            read_corruption(wrong, "test")
+
+
 def test_a_corruption_of_one_slot_is_spelled_apart_and_is_less_severe():
     every, one = (read_corruption(name, "test") for name in ("stale:8", "stale:8@2"))
     assert (str(one), one.slot, one.lag) == ("stale:8@2", 2, 8)
@@ -261,3 +293,23 @@ def test_a_slot_that_no_frame_has_is_refused(trained, tmp_path, slot):
 def test_impossible_settings_are_refused(trained, tmp_path, changes):
     with pytest.raises(InvalidInputError, match=f"--{next(iter(changes))} must be at least 1"):
         config(trained, "C", tmp_path, **changes)
+
+
+def test_each_position_of_a_history_is_a_row_of_the_report(trained, tmp_path):
+    cache, _ = trained
+    flags = {"world_history": 2, "num_epochs": 12, "learning_rate": 3e-3}
+    checkpoint = train(tiny_train_config(cache, tmp_path / "history", "C", **flags)).checkpoint
+    changes = {"num_draws": 2, "corrupt_history_position": (0, 2)}
+    of_history = cache, {"C": checkpoint}
+    report = run(config(of_history, "C", tmp_path / "report", **changes))
+    names = [name for name in report.corruptions if name.startswith("task_shuffle")]
+    assert names == ["task_shuffle", "task_shuffle@position0", "task_shuffle@position2"]
+    whole, present, oldest = (report.corruptions[name] for name in names)
+    # The action is a table of the present token.
+    assert whole.ratio.low > present.ratio.value * 0.5
+    assert present.ratio.low > oldest.ratio.high
+    assert present.changed_tokens > 0.5, "the share of the tokens of that position"
+    with pytest.raises(InvalidInputError, match=r"positions 0 .* to 2"):
+        run(config(of_history, "C", tmp_path / "x", corrupt_history_position=(3,)))
+    with pytest.raises(InvalidInputError, match="the present frame's token alone"):
+        run(config(trained, "C", tmp_path / "y", corrupt_history_position=(0,)))

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import chisquare
 
 from benchmarks.rollouts.acting.world_input import Tokens, WorldInput
+from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.suite import EpisodeSpec
 from tests.fixtures.policy import tiny_policy_config
 from world_modality.cache.frame_shapes import WindowShape, WorldShape
@@ -305,3 +306,54 @@ def test_another_episode_of_a_checkpoint_without_any_says_how_to_get_them():
     older = controlled("none", **HISTORY)
     with pytest.raises(InvalidInputError, match=r"reads training episodes' .*train_model_c\.py"):
         world_input("other_episode", older)
+
+
+def test_only_the_tokens_of_some_frames_are_wrong_wherever_they_are_read():
+    policy = with_streams(checkpoint(world_history=2))
+    own = {frame: 20 + frame for frame in range(9)}
+    world = world_input("other_episode@frames1-2", policy)
+    assert world.observed_lags == {0, 1, 2}, "the right tokens have to be seen"
+    episode = world.begin(EPISODE)
+    wrong = world_input("other_episode", policy).begin(EPISODE)
+    first, second = (wrong.tokens(OWN, step).tolist()[-1] for step in (1, 2))
+    assert [episode.tokens(own, step).tolist() for step in range(6)] == [
+        [20, 20, 20],
+        [20, 20, first],
+        [20, first, second],
+        [first, second, 23],
+        [second, 23, 24],
+        [23, 24, 25],
+    ]
+
+
+def test_a_stale_token_is_read_in_some_frames_alone():
+    world = world_input("stale:2@frames3-3", checkpoint(counts=None, world_history=1))
+    assert world.observed_lags == {0, 1, 2, 3}
+    own = {frame: 10 + frame for frame in range(9)}
+    read = [world.begin(EPISODE).tokens(own, step).tolist() for step in range(2, 6)]
+    assert read == [[11, 12], [12, 11], [11, 14], [14, 15]]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"corrupt_frames": (0, 7)}, "--corrupt_frames 0 7 replaces nothing without"),
+        ({"corrupt_world": "uniform", "corrupt_frames": (3, 1)}, "the first and the last frame"),
+        ({"corrupt_world": "uniform", "corrupt_frames": (-1, 1)}, "the first and the last frame"),
+        (
+            {"corrupt_world": "uniform", "corrupt_frames": (90, 95), "max_steps": 90},
+            "90 95 lies behind --max_steps 90",
+        ),
+        ({"corrupt_world": "uniform@position2"}, "uniform@frames0-7, for example"),
+    ],
+)
+def test_frames_that_cannot_be_corrupted_are_refused(flags, message):
+    with pytest.raises(InvalidInputError, match=message):
+        RolloutConfig((Path("model.pt"),), **flags)
+
+
+def test_frames_are_a_flag_or_part_of_the_name():
+    flags = {"corrupt_world": "other_episode", "corrupt_frames": (0, 7)}
+    one = RolloutConfig((Path("model.pt"),), **flags).corruption
+    assert str(one) == "other_episode@frames0-7"
+    assert RolloutConfig((Path("model.pt"),), corrupt_world=str(one)).corruption == one

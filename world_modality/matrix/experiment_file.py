@@ -53,7 +53,7 @@ from world_modality.policy.config import TrainConfig, flag_names
 from world_modality.statistics.design import UNITS, USUAL_MARGINS, MeasureName, Role
 from world_modality.statistics.sequential import ERROR_SHARE, SeedPlan
 from world_modality.system.errors import InvalidInputError, MissingFileError, UserError, missing_key
-from world_modality.tokens.corruption import CLOSED_LOOP, read_corruption
+from world_modality.tokens.corruption import read_closed_loop_corruption
 
 _EXAMPLE = "benchmarks/metaworld/verdict.yaml"
 _SET_BY_THE_CELL = ["dataset_name", "cache_dir", "log_dir", "model_type", "token_control", "seed"]
@@ -105,7 +105,7 @@ def _a_margin(margin: float) -> float:
 
 
 def _closed_loop_corruption(name: str) -> str:
-    read_corruption(name, "the corruption", CLOSED_LOOP)
+    read_closed_loop_corruption(name, "the corruption")
     return name
 
 

@@ -8,7 +8,9 @@ from the task's training frames.
 Where a frame has several tokens (slots), all of them are made wrong, or one: moved tokens are those
 of one other frame, drawn ones are drawn for each slot from what that slot had in training. Where
 the tokens of earlier frames are read, too, those of every frame are made wrong: moved tokens are
-those of the other frame's own past, drawn ones are drawn for each frame.
+those of the other frame's own past, drawn ones are drawn for each frame. Or one of them alone is
+made wrong: offline a position of the history, in closed loop the frames of a stretch, wherever they
+stand in the history.
 """
 
 import dataclasses
@@ -17,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from world_modality.source.episodes import Episodes
 from world_modality.system.errors import InvalidInputError
@@ -104,6 +106,10 @@ class Corruption:
         older_name: what flags and results of older versions call it.
         lag: age of the token in frames; any number above 0 in the table.
         slot: the only token of a frame that is made wrong; None for all.
+        position: the only position of the history that is made wrong, offline: 0 for the present
+            frame, n for the oldest; None for all.
+        frames: the first and the last frame, counted from the episode's start, whose tokens are
+            made wrong in closed loop; None for all.
     """
 
     name: str
@@ -118,16 +124,27 @@ class Corruption:
     older_name: str = ""
     lag: int = 0
     slot: int | None = None
+    position: int | None = None
+    frames: tuple[int, int] | None = None
 
     def __str__(self) -> str:
         name = f"{self.name}:{self.lag}" if self.lag else self.name
-        return name if self.slot is None else f"{name}@{self.slot}"
+        name += "" if self.slot is None else f"@{self.slot}"
+        name += "" if self.position is None else f"@position{self.position}"
+        return name if self.frames is None else name + "@frames{}-{}".format(*self.frames)
 
     @property
-    def severity(self) -> tuple[int, int, int]:
+    def is_partial(self) -> bool:
+        """Whether some of the tokens that are read stay right."""
+        return (self.slot, self.position, self.frames) != (None, None, None)
+
+    @property
+    def severity(self) -> tuple[int, ...]:
         """Sort key: the less a frame's tokens still say about it, the larger."""
         place = [one.name for one in CORRUPTIONS].index(self.name)
-        return -place, self.lag, 1 if self.slot is None else -self.slot
+        first = None if self.frames is None else self.frames[0]
+        parts = [1 if one is None else -one for one in (self.slot, self.position, first)]
+        return -place, self.lag, *parts
 
     def aged(self, lag: int) -> "Corruption":
         """Return it with the token of `lag` frames before."""
@@ -139,6 +156,27 @@ class Corruption:
             return self
         return dataclasses.replace(self, slot=slot, label=f"{self.label} (slot {slot})")
 
+    def of_position(self, position: int | None) -> "Corruption":
+        """Return it with only this position of the history wrong; with None it is as it was."""
+        if position is None:
+            return self
+        label = f"{self.label} (position {position})"
+        return dataclasses.replace(self, position=position, label=label)
+
+    def of_frames(self, frames: tuple[int, int] | None) -> "Corruption":
+        """Return it with only these frames' tokens wrong; with None it is as it was."""
+        if frames is None:
+            return self
+        label = "{} (frames {} to {})".format(self.label, *frames)
+        return dataclasses.replace(self, frames=frames, label=label)
+
+    def is_hit(self, num_read: int, num_slots: int) -> Bool[np.ndarray, "R W"]:
+        """Tell which of the W tokens of R frames, oldest first, are made wrong offline."""
+        hit = np.zeros((num_read, num_slots), dtype=bool)
+        frames = slice(None) if self.position is None else num_read - 1 - self.position
+        hit[frames, slice(None) if self.slot is None else self.slot] = True
+        return hit
+
     def offline_tokens(
         self,
         recorded: RecordedTokens,
@@ -149,15 +187,16 @@ class Corruption:
 
         Args:
             recorded: what tokens are taken from.
-            rng: of random ones. One slot reads what it would read if all were made wrong.
-            own: what the other slots read where only one is made wrong, if not the recorded tokens.
+            rng: of random ones. A slot or a position reads what it would if all were made wrong.
+            own: what the others read where only one is made wrong, if not the recorded tokens.
         """
         wrong = self._all_wrong(recorded, rng)
-        if self.slot is None or recorded.tokens.ndim == 1:
+        if not self.is_partial:
             return wrong
-        tokens = recorded.read_at(recorded.frames) if own is None else own.copy()
-        tokens[..., self.slot] = wrong[..., self.slot]
-        return tokens
+        right = recorded.read_at(recorded.frames) if own is None else own
+        num_slots = 1 if recorded.tokens.ndim == 1 else recorded.tokens.shape[1]
+        hit = self.is_hit(len(recorded.lags), num_slots).reshape(wrong.shape[1:])
+        return np.where(hit, wrong, right)
 
     def _all_wrong(
         self, recorded: RecordedTokens, rng: np.random.Generator
@@ -232,7 +271,8 @@ CLOSED_LOOP = tuple(one for one in CORRUPTIONS if one.closed_loop)
 def spellings(offered: tuple[Corruption, ...]) -> dict[str, str]:
     """Return the meaning of each corruption by the way it is spelled, `stale:<k>` for an age.
 
-    In results `@<slot>` follows where only that token of a frame was made wrong.
+    In results `@<slot>`, `@position<i>` and `@frames<lo>-<hi>` follow where only that token of a
+    frame, that position of the history, or these frames' tokens were made wrong.
     """
     return {f"{one.name}:<k>" if one.lag else one.name: one.meaning for one in offered}
 
@@ -245,9 +285,14 @@ def read_corruption(
     Raises:
         InvalidInputError: it is none of them.
     """
-    name, *slots = text.split("@", 1)
-    if slots and re.fullmatch("[0-9]+", slots[0]):
-        return read_corruption(name, where, offered).of_slot(int(slots[0]))
+    name, at, part = text.rpartition("@")
+    if at and re.fullmatch("[0-9]+", part):
+        return read_corruption(name, where, offered).of_slot(int(part))
+    if at and (found := re.fullmatch("position([0-9]+)", part)):
+        return read_corruption(name, where, offered).of_position(int(found[1]))
+    if at and (found := re.fullmatch("frames([0-9]+)-([0-9]+)", part)):
+        stretch = int(found[1]), int(found[2])
+        return read_corruption(name, where, offered).of_frames(stretch)
     for one in offered:
         if text in (one.name, one.older_name or one.name) and not one.lag:
             return one
@@ -257,3 +302,18 @@ def read_corruption(
         f"{where} {text} is none of {', '.join(spellings(offered))} with k at least 1 (stale:8, "
         "for example)"
     )
+
+
+def read_closed_loop_corruption(text: str, where: str) -> Corruption:
+    """Read a corruption that closed loop is to have.
+
+    Raises:
+        InvalidInputError: it is none, or one of a position of the history.
+    """
+    one = read_corruption(text, where, CLOSED_LOOP)
+    if one.position is not None:
+        raise InvalidInputError(
+            f"{where} {text}: in closed loop frames are made wrong, counted from the episode's "
+            f"start, not positions of the history; give {one.name}@frames0-7, for example"
+        )
+    return one

@@ -119,7 +119,7 @@ class WorldInput:
         """How many frames before the present one those lie whose own tokens are needed."""
         is_given = self.shares is not None or self.streams is not None
         moved = () if is_given else (lag + self.corruption.lag for lag in self.lags)
-        kept = () if self.corruption.slot is None else self.lags
+        kept = self.lags if self.corruption.is_partial else ()
         return frozenset((*moved, *kept))
 
     def begin(self, episode: EpisodeSpec) -> "EpisodeWorldInput":
@@ -144,7 +144,9 @@ class WorldInput:
                 others = self.streams.of_task(row)
                 stream = others[rng.integers(len(others))]
         corruption = self.corruption
-        return EpisodeWorldInput(corruption.lag, shares, rng, corruption.slot, self.lags, stream)
+        return EpisodeWorldInput(
+            corruption.lag, shares, rng, corruption.slot, self.lags, stream, corruption.frames
+        )
 
 
 @dataclass(frozen=True)
@@ -152,7 +154,7 @@ class EpisodeWorldInput:
     """The input of one episode; every query of a random one advances `rng`.
 
     `stream` holds the tokens of the episode that is read instead, by frame; past its end its last
-    frame's are repeated.
+    frame's are repeated. `frames` are the first and the last frame whose tokens are replaced.
     """
 
     lag: int
@@ -161,6 +163,7 @@ class EpisodeWorldInput:
     slot: int | None = None
     lags: tuple[int, ...] = (0,)
     stream: np.ndarray | None = field(default=None, repr=False)
+    frames: tuple[int, int] | None = None
 
     def tokens(self, own: Mapping[int, Tokens], step: int) -> Tokens:
         """Return what the policy reads at a frame: one token, or int32 [W], [R] or [R, W].
@@ -175,16 +178,19 @@ class EpisodeWorldInput:
 
     def _tokens_of(self, own: Mapping[int, Tokens], frame: int) -> Tokens:
         """Return what is read instead of a frame's tokens; before the start there is frame 0."""
+        frame = max(frame, 0)
         read = self._wrong(own, frame)
+        if self.frames is not None and not self.frames[0] <= frame <= self.frames[1]:
+            return own[frame]
         if self.slot is None or isinstance(read, int):
             return read
-        mixed = np.array(own[max(frame, 0)])
+        mixed = np.array(own[frame])
         mixed[self.slot] = read[self.slot]
         return mixed
 
     def _wrong(self, own: Mapping[int, Tokens], frame: int) -> Tokens:
         if self.stream is not None:
-            read = self.stream[min(max(frame, 0), len(self.stream) - 1)]
+            read = self.stream[min(frame, len(self.stream) - 1)]
             return int(read) if read.ndim == 0 else read
         return own[max(frame - self.lag, 0)] if self.shares is None else self._drawn(self.shares)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterator, Sequence
 from world_modality.arms import READING_ARM
 from world_modality.statistics.design import UNITS
 from world_modality.statistics.resolution import NOT_RESOLVED, NOT_RESOLVED_MEANS
+from world_modality.tokens.corruption import Corruption
 from world_modality.verdict.assay import AssayCheck, assay_checks
 from world_modality.verdict.document import Block, Bullets, Section, Text
 from world_modality.verdict.findings import ContrastResult, Findings
@@ -125,18 +126,22 @@ def _use_sentence(findings: Findings) -> str:
     subject = f"Use of the token ({READING_ARM}, given another frame's token of the same task)"
     parts = []
     for effect in findings.offline:
-        if effect.arm == READING_ARM and effect.corruption.of_task:
+        if effect.arm == READING_ARM and _is_of_task(effect.corruption):
             sizes = sizes_text(len(effect.per_seed), effect.ratio.num_episodes)
             parts.append(
                 f"action MSE: {offline_reading(effect)} (corrupted over clean "
                 f"{ratio_text(effect.ratio)}, {sizes})"
             )
     for loop in findings.closed_loop:
-        if loop.arm == READING_ARM and loop.corruption.of_task:
+        if loop.arm == READING_ARM and _is_of_task(loop.corruption):
             interval = interval_text(loop.difference, percent=True, signed=True)
             sizes = sizes_text(loop.num_seeds, loop.difference.num_episodes)
             parts.append(f"success rate: {closed_loop_reading(loop)} ({interval} points, {sizes})")
     return f"{subject}: {'; '.join(parts) or 'not tested here'}."
+
+
+def _is_of_task(corruption: Corruption) -> bool:
+    return corruption.of_task and not corruption.is_partial
 
 
 def _caution(findings: Findings) -> str:
