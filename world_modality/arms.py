@@ -120,6 +120,8 @@ CONTRASTS = (
     Contrast("A", "A_pca", "does the encoder beat principal components of pixels?"),
     Contrast("A", "A_random", "does the encoder beat an untrained one?"),
 )
+HISTORY_KNOB = "world_history"
+_OF_A_HISTORY = (Contrast("C", "A", "does the stream of tokens help as a memory?"),)
 # What arm A is called on the cache of an encoder that knows less.
 CONTROL_ENCODERS = {"pixel-pca": "A_pca", "random-vit": "A_random"}
 CLOSED_LOOP_READS = {arm.control: arm.closed_loop for arm in ARMS.values()}
@@ -138,11 +140,25 @@ def arm_order(arm: str) -> tuple[int, str]:
 
 
 def contrasts_between(arms: set[str]) -> list[Contrast]:
-    """Return the comparisons that these arms allow, those of an arm with other knobs included."""
+    """Return the comparisons that these arms allow, those of an arm with other knobs included.
+
+    A variant that reads a history is also compared as its arm is, with references that have the
+    same knobs or read no token at all.
+    """
     chosen = [c for c in CONTRASTS if {c.first, c.second} <= arms]
     variants = sorted((arm for arm in arms if " (" in arm), key=arm_order)
     for arm in variants:
-        base = arm.split(" (")[0]
+        base, _, knobs = arm.partition(" (")
         if base in arms:
             chosen.append(Contrast(arm, base, "do the world-input knobs help?"))
+        if HISTORY_KNOB in knobs:
+            for one in (*CONTRASTS, *_OF_A_HISTORY):
+                second = f"{one.second} ({knobs}" if _reads_world(one.second) else one.second
+                if one.first == base and second in arms:
+                    chosen.append(Contrast(arm, second, one.question))
     return chosen
+
+
+def _reads_world(arm: str) -> bool:
+    # C_no_world_input has C's flags, although it reads no token.
+    return arm in ARMS and "C" in ARMS[arm].choices

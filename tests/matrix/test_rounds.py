@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from tests.fixtures.verdict import World, write_rollouts, write_run
-from world_modality.arms import ARMS
+from world_modality.arms import ARMS, contrasts_between
 from world_modality.experiment import ExperimentConfig, run
 from world_modality.matrix.experiment_file import read_matrix
 from world_modality.matrix.jobs import cell_jobs, report_step
@@ -94,10 +94,13 @@ class Machine:
                 for name in sorted(ARMS, key=len, reverse=True)
                 if job.name.split("/")[1].startswith(f"{name.lower()}_seed")
             )
-            world = World(num_rollouts=120)
-            world.rng = np.random.default_rng([seed, sum(map(ord, arm))])
-            sums = world.error_sums(self.errors.get(arm, 0.0), 0.004 * world.rng.normal(), 0.001)
             control = {"token_control": ARMS[arm].control}
+            for name in ("world_history", "context_frames"):
+                control |= {name: int(flags[f"--{name}"])} if f"--{name}" in flags else {}
+            world = World(num_rollouts=120)
+            variant = 1000 * (len(control) - 1)
+            world.rng = np.random.default_rng([seed, sum(map(ord, arm)) + variant])
+            sums = world.error_sums(self.errors.get(arm, 0.0), 0.004 * world.rng.normal(), 0.001)
             model_type = ARMS[arm].model_type
             checkpoint = write_run(job.folder / "train", world, model_type, seed, sums, **control)
             write_rollouts(
@@ -251,7 +254,7 @@ def test_a_damaged_design_is_named(design_file, monkeypatch, tmp_path):
         ({"contrasts": [{"first": "B", "second": "A", "margin": 0}]}, r"margin of .*: a margin ha"),
         ({"contrasts": [{"first": "B", "second": "A", "margin": "x"}]}, "has to be a number"),
         ({"contrasts": [{"first": "B"}]}, r"contrasts\[0\] of .* lacks second"),
-        ({"contrasts": [{"first": "B", "second": "Z"}]}, "no arm 'Z' .* there are: "),
+        ({"contrasts": [{"first": "B", "second": "Z"}]}, "no arm .* train 'Z' .* there are: "),
         (
             {"contrasts": [{"first": "C_dummy", "second": "A"}]},
             "no arm that the cells train 'C_dummy' .* there are: ",
@@ -277,12 +280,89 @@ def test_a_damaged_design_is_named(design_file, monkeypatch, tmp_path):
             r"the seeds of B are given twice: its cells name \[0, 1\], and contrast B − A trains",
         ),
         ({"seeds": [3, 3]}, "names a seed twice"),
+        ({"cells": [{"arms": ["A"], "name": "a b"}]}, "letters, digits, _ and - alone, not 'a b'"),
+        (
+            {"cells": [{"arms": ["A", "B", "C"]}, {"arms": ["C"], "name": "shuffled"}]},
+            "makes C_shuffled, which is another's label",
+        ),
+        (
+            {"cells": [{"arms": ["A", "B", "C"]}, *[{"arms": ["C"], "name": "x"}] * 2]},
+            "makes C_x, which is another's label",
+        ),
     ],
 )  # fmt: skip
 def test_a_design_that_is_not_right_says_where_and_what_there_is(design_file, changes, message):
     error = MissingKeyError if message.startswith("no ") else InvalidInputError
     with pytest.raises(error, match=message):
         read_matrix(design_file(**changes))
+
+
+VARIANTS = [
+    {"arms": ["A", "C"]},
+    {"arms": ["C", "C_shuffled"], "name": "history", "train": {"world_history": 8}},
+    {"arms": ["A"], "name": "context", "train": {"context_frames": 9}},
+]
+OF_VARIANTS = [
+    {"first": "C_history", "second": "A", "role": "positive control"},
+    {"first": "C_history", "second": "A_context"},
+    {"first": "C_shuffled_history", "second": "A"},
+]
+
+
+def test_a_contrast_names_variants_by_their_label(design_file):
+    matrix = read_matrix(design_file(cells=VARIANTS, contrasts=OF_VARIANTS))
+    design = design_of(matrix)
+    folders = [(one.first_cell, one.second_cell) for one in design.contrasts]
+    history, shuffled = (
+        f"cells/main-world_history_8/{arm}_seed{{seed}}" for arm in ("c", "c_shuffled")
+    )
+    plain, context = "cells/main/a_seed{seed}", "cells/main-context_frames_9/a_seed{seed}"
+    assert folders == [(history, plain), (history, context), (shuffled, plain)]
+    assert [one.pair for one in design.contrasts][1] == "C_history − A_context"
+    roles = [one.role for one in design.contrasts]
+    assert roles == ["positive control", "question", "placebo"]
+    assert "the cell of C_history" in design.trained_with
+    jobs = round_jobs(matrix, 0, list(design.margins))
+    trained = {job.name.removesuffix("_seed0") for job in jobs if job.name.endswith("_seed0")}
+    assert trained == {
+        "main-world_history_8/c",
+        "main-world_history_8/c_shuffled",
+        "main/a",
+        "main-context_frames_9/a",
+    }
+    assert "main/c_seed0" in {job.name for job in cell_jobs(matrix)}, "of no contrast"
+
+
+def test_the_page_answers_contrasts_of_variants_and_says_what_they_are(
+    design_file, monkeypatch, tmp_path
+):
+    rates = {"A": 0.2, "C": 0.9, "C_shuffled": 0.2}
+    machine = Machine(monkeypatch, rates)
+    machine.reports = True
+    path = design_file(cells=VARIANTS, contrasts=OF_VARIANTS, max_seeds=4)
+    run(ExperimentConfig(path))
+    page = next(iter(pages(tmp_path / "out").values()))
+    assert "C_history − A_context" in page
+    assert "C_history: C, world_history 8." in page
+    assert "A_context: A, context_frames 9." in page
+    (answers,) = (tmp_path / "out" / "report" / "tables").glob("answers.csv")
+    rows = [line.split(",") for line in answers.read_text("utf-8").splitlines()[1:]]
+    assert [row[2] for row in rows[:2]] == ["C_history is better"] * 2
+    changed = copy.deepcopy(VARIANTS)
+    changed[1]["train"]["world_history"] = 4
+    with pytest.raises(InvalidInputError, match=r"the cell of C_history is .*4"):
+        run(ExperimentConfig(design_file(cells=changed, contrasts=OF_VARIANTS, max_seeds=4)))
+
+
+def test_a_variant_that_reads_a_history_is_compared_as_its_arm_is():
+    history = "world_history 8"
+    arms = {"A", "B", "C", f"C ({history})", f"C_shuffled ({history})", "C (scale 0.1)"}
+    names = {one.name for one in contrasts_between(arms)}
+    assert names == {
+        *("B − A", "C − B", "C (scale 0.1) − C", f"C ({history}) − C"),
+        *(f"C ({history}) − A", f"C ({history}) − B"),
+        f"C ({history}) − C_shuffled ({history})",
+    }
 
 
 def test_without_rollouts_a_contrast_is_of_the_action_error(design_file):

@@ -14,6 +14,7 @@ train: {num_epochs: 10}               # flags of every training
 cells:                                # each: arms x seeds on one cache
   - arms: [A, B, C, C_no_world_input, B_placebo, C_dummy, C_shuffled, C_oracle]
   - {arms: [B, C], train: {world_loss_weight: 0.5}, seeds: [0], corruptions: [task_marginal]}
+  - {arms: [C], name: history, train: {world_history: 8}}  # a variant; contrasts say C_history
 rollouts:                             # optional
   stage: benchmarks.metaworld.eval_metaworld_success
   flags: {n_trials: 20}
@@ -33,6 +34,7 @@ contrasts:
   - {first: C, second: B}             # by success within 3 points; without rollouts by action error
   - {first: B, second: A, measure: action_error, margin: 5}      # in percent of A's error
   - {first: C_oracle, second: C, role: positive control}         # has to fire; usual for its arm
+  - {first: C_history, second: A}     # a variant by its label: its arm and the name of its cells
 max_seeds: 20                         # of every arm that a contrast names: the seeds 0 to 19
 seeds_per_round: 4
 error_share: 0.05                     # optional: of experiments that may claim something wrongly
@@ -40,6 +42,7 @@ error_share: 0.05                     # optional: of experiments that may claim 
 `seeds` are those of the other cells then, and may be left out.
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
@@ -48,7 +51,7 @@ import yaml
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from world_modality.arms import ARMS
+from world_modality.arms import ARMS, CONTROL_ENCODERS
 from world_modality.policy.config import TrainConfig, flag_names
 from world_modality.statistics.design import UNITS, USUAL_MARGINS, MeasureName, Role
 from world_modality.statistics.sequential import ERROR_SHARE, SeedPlan
@@ -109,6 +112,12 @@ def _closed_loop_corruption(name: str) -> str:
     return name
 
 
+def _a_name(name: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9_-]*", name):
+        raise ValueError(f"a name has letters, digits, _ and - alone, not {name!r}")
+    return name
+
+
 Flags = dict[str, Any]
 Seeds = Annotated[list[int], Field(min_length=1), AfterValidator(_distinct)]
 TrainFlags = dict[Annotated[str, _one_of("flag of the trainer", _TRAIN_FLAGS)], Any]
@@ -143,10 +152,17 @@ class CellGroup(_Part):
     """Arms and seeds that share a cache and flags; what is left out is the matrix's own."""
 
     arms: list[Annotated[str, _one_of("arm", ARMS)]]
+    name: Annotated[str, AfterValidator(_a_name)] | None = None
     cache: str | None = None
     train: TrainFlags = {}
     seeds: Seeds | None = None
     corruptions: Corruptions | None = None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """What contrasts call its arms: the arm, followed by the name where there is one."""
+        end = "" if self.name is None else f"_{self.name}"
+        return {f"{arm}{end}": arm for arm in self.arms}
 
 
 class Rollouts(_Part):
@@ -169,17 +185,17 @@ class Explanations(_Part):
 
 
 class NamedContrast(_Part):
-    """Two arms whose difference is to be found, or shown to be none that matters."""
+    """Two arms or variants whose difference is to be found, or shown to be none that matters."""
 
-    first: Annotated[str, _one_of("arm", ARMS)]
-    second: Annotated[str, _one_of("arm", ARMS)]
+    first: str
+    second: str
     measure: MeasureName | None = None
     margin: Annotated[float, AfterValidator(_a_margin)] | None = None
     role: Role | None = None
 
     @property
-    def arms(self) -> tuple[str, str]:
-        """Both."""
+    def labels(self) -> tuple[str, str]:
+        """Both, as `CellGroup.labels` has them."""
         return self.first, self.second
 
 
@@ -212,6 +228,18 @@ class Matrix(_Part):
         return self
 
     @model_validator(mode="after")
+    def _labels_are_distinct(self) -> "Matrix":
+        named = [label for group in self.cells if group.name for label in group.labels]
+        plain = {*ARMS, *CONTROL_ENCODERS.values()}
+        for label in named:
+            if label in plain or named.count(label) > 1:
+                raise ValueError(
+                    f"the name of a variant's cells makes {label}, which is another's label, too; "
+                    "give these cells another name"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _seeds_are_known(self) -> "Matrix":
         of_rounds = {"max_seeds": self.max_seeds, "seeds_per_round": self.seeds_per_round}
         if self.contrasts is None:
@@ -234,20 +262,20 @@ class Matrix(_Part):
             pair = f"{contrast.first} − {contrast.second}"
             if contrast.first == contrast.second:
                 raise ValueError(f"contrast {pair} compares an arm with itself")
-            for arm, group in zip(contrast.arms, self.groups_of(contrast), strict=True):
+            for label, (group, arm) in zip(contrast.labels, self.cells_of(contrast), strict=True):
                 if group.seeds is not None:
                     raise ValueError(
-                        f"the seeds of {arm} are given twice: its cells name {group.seeds}, and "
+                        f"the seeds of {label} are given twice: its cells name {group.seeds}, and "
                         f"contrast {pair} trains it with the seeds 0 to {(self.max_seeds or 1) - 1}"
                     )
                 if self.measure_of(contrast) == "success" and (
                     self.rollouts is None or ARMS[arm].closed_loop is None
                 ):
                     raise ValueError(
-                        f"contrast {pair} asks for success, but {arm} is not rolled out; give it "
+                        f"contrast {pair} asks for success, but {label} is not rolled out; give it "
                         "measure: action_error"
                     )
-            names.append((*contrast.arms, self.measure_of(contrast)))
+            names.append((*contrast.labels, self.measure_of(contrast)))
             if names.count(names[-1]) > 1:
                 raise ValueError(f"names contrast {pair} twice, both by {names[-1][2]}")
         return self
@@ -264,19 +292,21 @@ class Matrix(_Part):
         """Of cells that no contrast names."""
         return self.seeds or list(range(self.seeds_per_round or 1))
 
-    def groups_of(self, contrast: NamedContrast) -> tuple[CellGroup, CellGroup]:
-        """Return the cells that train its arms: the same group, where one trains both."""
-        both = [group for group in self.cells if set(contrast.arms) <= set(group.arms)]
-        if both:
-            return both[0], both[0]
+    def cells_of(self, contrast: NamedContrast) -> tuple[tuple[CellGroup, str], ...]:
+        """Return what trains its two: cells and arm of each, the same cells where they hold both.
+
+        Raises:
+            ValueError: no cells train one of them; pydantic reports it with its place.
+        """
+        both = [one for one in self.cells if set(contrast.labels) <= one.labels.keys()]
         found = []
-        for arm in contrast.arms:
-            own = [group for group in self.cells if arm in group.arms]
+        for label in contrast.labels:
+            own = both or [one for one in self.cells if label in one.labels]
             if not own:
-                trained = dict.fromkeys(arm for group in self.cells for arm in group.arms)
-                raise _UnknownNameError("arm that the cells train", arm, trained)
-            found.append(own[0])
-        return found[0], found[1]
+                trained = dict.fromkeys(label for group in self.cells for label in group.labels)
+                raise _UnknownNameError("arm that the cells train", label, trained)
+            found.append((own[0], own[0].labels[label]))
+        return tuple(found)
 
     def measure_of(self, contrast: NamedContrast) -> MeasureName:
         """Return what a contrast is compared by: success, where nothing else is said."""

@@ -127,7 +127,7 @@ def compared_cells(
     """Return the arms of these contrasts, each once, with its group."""
     found: list[tuple[CellGroup, str]] = []
     for contrast in contrasts:
-        for group, name in zip(matrix.groups_of(contrast), contrast.arms, strict=True):
+        for group, name in matrix.cells_of(contrast):
             if not _is_among((group, name), found):
                 found.append((group, name))
     return found

@@ -28,15 +28,26 @@ def design_of(matrix: Matrix) -> Design:
     for one in matrix.contrasts:
         cells = [
             f"cells/{cell_name(matrix, group, arm, '{seed}')}"
-            for group, arm in zip(matrix.groups_of(one), one.arms, strict=True)
+            for group, arm in matrix.cells_of(one)
         ]
+        first_arm = matrix.cells_of(one)[0][1]
         planned.append(
             PlannedContrast(
-                *(*one.arms, matrix.measure_of(one), matrix.margin_of(one), cells[0], cells[1]),
-                role=one.role or usual_role(one.first),
+                *(*one.labels, matrix.measure_of(one), matrix.margin_of(one), cells[0], cells[1]),
+                role=one.role or usual_role(first_arm),
             )
         )
-    return Design(matrix.plan, tuple(planned), _trained_with(matrix))
+    return Design(matrix.plan, tuple(planned), _trained_with(matrix), _variants(matrix))
+
+
+def _variants(matrix: Matrix) -> dict[str, str]:
+    """Return what each label that contrasts name stands for, where it is not an arm's name."""
+    return {
+        label: ", ".join([arm, *(f"{flag} {value}" for flag, value in group.train.items())])
+        for one in matrix.contrasts or []
+        for label, (group, arm) in zip(one.labels, matrix.cells_of(one), strict=True)
+        if label != arm
+    }
 
 
 def _trained_with(matrix: Matrix) -> dict[str, Any]:
@@ -50,12 +61,19 @@ def _trained_with(matrix: Matrix) -> dict[str, Any]:
         **{f"caches.{name}": matrix.caches[name] for name in sorted(caches)},
         "text": matrix.text,
         "train": matrix.train,
-        **{f"the cell of {arm}": _cell_content(matrix, group) for group, arm in compared},
+        **{
+            f"the cell of {_label(group, arm)}": _cell_content(matrix, group)
+            for group, arm in compared
+        },
         "rollouts.stage": None if rollouts is None else rollouts.stage,
         "rollouts.flags": None
         if rollouts is None
         else {name: value for name, value in rollouts.flags.items() if name not in _NO_OUTCOME},
     }
+
+
+def _label(group: CellGroup, arm: str) -> str:
+    return next(label for label, own in group.labels.items() if own == arm)
 
 
 def _cell_content(matrix: Matrix, group: CellGroup) -> dict[str, Any]:

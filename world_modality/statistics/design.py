@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,8 +34,8 @@ class PlannedContrast:
     """Two arms, what they are compared by, and where their runs are.
 
     Attributes:
-        first: the arm under test.
-        second: its reference.
+        first: the arm under test, or the label of a variant of it (`Design.variants`).
+        second: its reference, the same way.
         measure: the success rate in closed loop, or the action error of held-out episodes.
         margin: up to which a difference does not matter, in the unit that `UNITS` names.
         first_cell: folder of the first arm's cell, from the design's folder on, with `{seed}`.
@@ -80,11 +80,13 @@ class Design:
         contrasts: all that share the price.
         trained_with: all else that has to stay as it is once the first look was taken, by the name
             that the experiment file gives it.
+        variants: arm and flags of each label that is not an arm's name.
     """
 
     plan: SeedPlan
     contrasts: tuple[PlannedContrast, ...]
     trained_with: Mapping[str, Any]
+    variants: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def margins(self) -> dict[str, Margin]:
@@ -126,6 +128,7 @@ def read_design(path: Path) -> Design:
             plan=SeedPlan(**content["plan"]),
             contrasts=tuple(PlannedContrast(**one) for one in content["contrasts"]),
             trained_with=content["trained_with"],
+            variants=content.get("variants", {}),
         )
     except FileNotFoundError as error:
         raise MissingFileError(

@@ -156,9 +156,9 @@ def compare(
 def _with_identity(result: ContrastResult, group: ComparisonGroup) -> ContrastResult:
     """Mark the comparison with B under another name, where B itself is there, too."""
     other = group.runs.get(_SAME_AS[0], {})
-    if result.contrast.second != _SAME_AS[1] or not other:
+    if result.contrast.second.split(" (")[0] != _SAME_AS[1] or not other:
         return result
-    own = group.runs[_SAME_AS[1]]
+    own = group.runs[result.contrast.second]
     alike = all(seed in other and own[seed].same_errors_as(other[seed]) for seed in result.seeds)
     return replace(result, is_identity_check=True, identical_arms=alike)
 

@@ -1,7 +1,7 @@
 """The contrasts that an experiment planned: their estimates look by look, and what is known."""
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from world_modality.statistics.crossed_estimate import CrossedEstimate
@@ -34,6 +34,7 @@ class PlannedResult:
         runs: of both arms, by seed, as many as there are.
         twin: the pair whose arms are the same policies to the last bit, so that both are one
             question; None where there is none.
+        variants: arm and flags of each of the two that is a variant, by its label.
     """
 
     contrast: PlannedContrast
@@ -42,6 +43,7 @@ class PlannedResult:
     num_contrasts: int
     runs: SeedRuns
     twin: str | None
+    variants: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def is_at_its_end(self) -> bool:
@@ -84,6 +86,11 @@ def planned_results(
             num_contrasts=len(asked),
             runs=found[one.name],
             twin=twins[one.name].pair if one.name in twins else None,
+            variants={
+                label: design.variants[label]
+                for label in (one.first, one.second)
+                if label in design.variants
+            },
         )
         for one in design.contrasts
     ]

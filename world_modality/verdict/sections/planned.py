@@ -20,11 +20,13 @@ Row = tuple[str, str, int, float | None, float | None, float | None, str]
 
 def answers_table(planned: list[PlannedResult]) -> Table:
     """Return a row a contrast, the answer first."""
+    variants = dict(sorted({k: v for one in planned for k, v in one.variants.items()}.items()))
+    meaning = "".join(f" {label}: {text}." for label, text in variants.items())
     return table_of(
         "answers",
         "First arm minus second in the same seeds and layouts: points of success, or percent of "
         "action error, with the interval of the last look, which holds with those of all other "
-        "looks together in 95 of 100 experiments; n is seeds × episodes.",
+        "looks together in 95 of 100 experiments; n is seeds × episodes." + meaning,
         planned,
         {
             "pair": _pair,
