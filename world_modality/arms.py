@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 ModelType = Literal["A", "B", "C", "C_no_world_input"]
-ControlName = Literal["none", "placebo", "dummy", "shuffled", "oracle"]
+ControlName = Literal["none", "placebo", "dummy", "shuffled", "oracle", "privileged"]
 MODEL_TYPES: tuple[ModelType, ...] = get_args(ModelType)
 READING_ARM: ModelType = "C"
 DUMMY_TOKEN = 0
 # What an arm reads in closed loop, besides the names of corruptions (`tokens/corruption.py`).
-OWN_TOKEN, ONE_CODE = "none", "one_code"
+OWN_TOKEN, ONE_CODE, TRUE_STATE = "none", "one_code", "true_state"
 # Flags that only an arm that reads the world token can use, with the values that change nothing.
 WORLD_INPUT_FLAGS: Mapping[str, float | bool] = {
     "world_input_scale": 1.0,
@@ -58,8 +58,9 @@ class Arm:
         control: how its tokens are taken away from their frames.
         tokens: what a control reads or predicts instead, as the help of `--token_control` says it.
         own_token: whether what it reads depends on the present frame's own token.
-        closed_loop: what it reads in closed loop: OWN_TOKEN, ONE_CODE for DUMMY_TOKEN always, or
-            the corruption that is the same; None where closed loop has no such token.
+        closed_loop: what it reads in closed loop: OWN_TOKEN, ONE_CODE for DUMMY_TOKEN always,
+            TRUE_STATE for a token of the simulator's state, or the corruption that is the same;
+            None where closed loop has no such token.
         closed_loop_history: the corruption that is the same where the tokens of earlier frames
             are read, too, and single draws would be no stream; empty for the same as without.
 
@@ -91,6 +92,7 @@ _B = Arm("B", "train_baseline_b.py", reads_world=False, predicts_world=True)
 _C = Arm("C", "train_model_c.py", reads_world=True, predicts_world=True)
 _SHUFFLED = "the future loss on tokens shuffled in time within the episode"
 _AHEAD = "the token future_offset x future_stride frames ahead; offline only"
+_TRUE = "the simulator's true state as a token of its own codebook; targets stay the usual tokens"
 _OTHER, _ONE = "another frame's token of the same task", "one code instead of every w_t"
 ARMS: Mapping[str, Arm] = {
     "A": Arm("A", "train_baseline_a.py", reads_world=False, predicts_world=False),
@@ -108,6 +110,7 @@ ARMS: Mapping[str, Arm] = {
         closed_loop_history="other_episode",
     ),
     "C_oracle": replace(_C, control="oracle", tokens=_AHEAD, closed_loop=None),
+    "C_privileged": replace(_C, control="privileged", tokens=_TRUE, closed_loop=TRUE_STATE),
 }
 CONTRASTS = (
     Contrast("B", "A", "does predicting future tokens help the actions?"),
@@ -117,6 +120,7 @@ CONTRASTS = (
     Contrast("C", "C_dummy", "is it the content, or parameters and sequence length?"),
     Contrast("C", "C_shuffled", "is it this frame's content, or any token of the task?"),
     Contrast("C_oracle", "C", "how much more could the true future token give?"),
+    Contrast("C_privileged", "B", "does a token help that says what the cameras may not show?"),
     Contrast("A", "A_pca", "does the encoder beat principal components of pixels?"),
     Contrast("A", "A_random", "does the encoder beat an untrained one?"),
 )

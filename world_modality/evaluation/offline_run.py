@@ -24,6 +24,7 @@ from world_modality.system.device import resolve_device
 from world_modality.system.output_lock import OutputLock
 from world_modality.tokens.control_tokens import TokenControl
 from world_modality.tokens.corruption import RecordedTokens
+from world_modality.tokens.privileged_tokens import PrivilegedCodebook
 
 
 @dataclass(frozen=True)
@@ -123,13 +124,22 @@ class OfflineRun:
     @cached_property
     def recorded_tokens(self) -> RecordedTokens:
         """What the validation frames' tokens are corrupted with."""
+        own_tokens = self._own_tokens
         return RecordedTokens(
-            self.tokens,
+            self.tokens if own_tokens is None else own_tokens,
             self.tensors.episodes,
             self.val_frames,
             self._train_frames,
             self.policy.config.window.world_lags,
         )
+
+    @cached_property
+    def _own_tokens(self) -> Int[np.ndarray, " N *W"] | None:
+        """What the arm reads that reads the true state; None for all others."""
+        if self.checkpoint.train_config.token_control != "privileged":
+            return None
+        arrays = {name: one.cpu().numpy() for name, one in self.checkpoint.cache_arrays.items()}
+        return PrivilegedCodebook.from_arrays(arrays).tokens(self.cache)
 
     def input_tokens(
         self, corrupted: Int[np.ndarray, " M *RW"] | None = None
@@ -142,7 +152,7 @@ class OfflineRun:
         """
         trained = self.checkpoint.train_config
         control = TokenControl(
-            trained.token_control, self.tensors, self._train_frames, trained.seed
+            trained.token_control, self.tensors, self._train_frames, trained.seed, self._own_tokens
         )
         if corrupted is not None and control.reads_own_token:
             return corrupted

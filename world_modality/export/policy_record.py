@@ -13,7 +13,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world_modality.arms import CLOSED_LOOP_READS, DUMMY_TOKEN, ONE_CODE, OWN_TOKEN, ControlName
+from world_modality.arms import (
+    CLOSED_LOOP_READS,
+    DUMMY_TOKEN,
+    ONE_CODE,
+    OWN_TOKEN,
+    TRUE_STATE,
+    ControlName,
+)
 from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.policy.config import PolicyConfig, flags_of, stored_config
 from world_modality.precompute.dataset_columns import joined_columns
@@ -253,6 +260,8 @@ def require_readable_token(token_control: ControlName) -> None:
     if reads in (OWN_TOKEN, ONE_CODE):
         return
     what = "a token of the future" if reads is None else f"a token that is drawn ({reads})"
+    if reads == TRUE_STATE:
+        what = "the simulator's true state"
     mend = (
         "evaluate it with python -m world_modality.eval_offline"
         if reads is None

@@ -17,7 +17,7 @@ from typing import IO, Any, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int32
+from jaxtyping import Int, Int32
 from torch import Tensor
 
 from world_modality.cache.contract import Cache, require_arrays
@@ -62,7 +62,8 @@ class Checkpoint:
         cache_fingerprint: of the cache that it was trained on.
         cache_arrays: of the quantiser, of the encoder where it was fitted to the data, and
             `train_token_counts`, see `train_token_counts()`; of an arm that reads world tokens
-            those of whole training episodes, too (`TokenStreams`).
+            those of whole training episodes, too (`TokenStreams`); of one that reads the true
+            state the codebook of it (`PrivilegedCodebook`).
         auxiliary_head: a further head's name, record and weights; None without one.
         further_flags: what the stage that trains a further head adds to `train_config`, by flag.
     """
@@ -114,34 +115,41 @@ class Checkpoint:
         )
 
 
-def checkpoint_arrays(cache: Cache, *, with_streams: bool = False) -> dict[str, Tensor]:
+def checkpoint_arrays(
+    cache: Cache,
+    *,
+    with_streams: bool = False,
+    own_tokens: Int[np.ndarray, " N *W"] | None = None,
+) -> dict[str, Tensor]:
     """Return the arrays of the cache that a rollout needs besides the weights.
 
     Args:
         cache: that is trained on.
         with_streams: whether the policy reads world tokens, and may be given another episode's.
+        own_tokens: of all frames, where the policy reads others than the cache's.
     """
     arrays = {name: np.array(cache.load(name)) for name in cache.model_arrays}
-    arrays["train_token_counts"] = train_token_counts(cache)
+    arrays["train_token_counts"] = train_token_counts(cache, own_tokens)
     if with_streams:
-        arrays |= _train_token_streams(cache).arrays()
+        tokens, episodes = _tokens_and_episodes(cache, own_tokens)
+        train_ids, rows = cache.manifest["split"]["train"], _task_rows(cache)
+        arrays |= TokenStreams.of_training(tokens, episodes, train_ids, rows).arrays()
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks *W V"]:
+def train_token_counts(
+    cache: Cache, own_tokens: Int[np.ndarray, " N *W"] | None = None
+) -> Int32[np.ndarray, "num_tasks *W V"]:
     """Count how often training episodes have each world token, per task (and slot).
 
     Rows are in the order of the manifest's `dataset.tasks`. Validation frames are left out, so that
     a rollout that draws tokens from these counts knows no more than the policy does.
     """
-    arrays = require_arrays(cache, ("world_tokens", "episode_index", "task_index"))
-    episodes = Episodes.from_frames(
-        arrays["episode_index"], arrays["task_index"], cache.episode_ids
-    )
+    every, episodes = _tokens_and_episodes(cache, own_tokens)
     frames = episodes.frames_of(cache.manifest["split"]["train"])
     rows = _task_rows(cache)
-    tokens = arrays["world_tokens"][frames]
-    tasks = np.array([rows[task] for task in arrays["task_index"][frames].tolist()], dtype=int)
+    tokens, task_index = every[frames], cache.load("task_index")[frames]
+    tasks = np.array([rows[task] for task in task_index.tolist()], dtype=int)
     counts = np.zeros((len(rows), *tokens.shape[1:], cache.num_tokens), dtype=np.int32)
     if tokens.ndim == 1:
         np.add.at(counts, (tasks, tokens), 1)
@@ -150,13 +158,14 @@ def train_token_counts(cache: Cache) -> Int32[np.ndarray, "num_tasks *W V"]:
     return counts
 
 
-def _train_token_streams(cache: Cache) -> TokenStreams:
+def _tokens_and_episodes(
+    cache: Cache, own_tokens: Int[np.ndarray, " N *W"] | None
+) -> tuple[Int[np.ndarray, " N *W"], Episodes]:
     arrays = require_arrays(cache, ("world_tokens", "episode_index", "task_index"))
     episodes = Episodes.from_frames(
         arrays["episode_index"], arrays["task_index"], cache.episode_ids
     )
-    train_ids = cache.manifest["split"]["train"]
-    return TokenStreams.of_training(arrays["world_tokens"], episodes, train_ids, _task_rows(cache))
+    return arrays["world_tokens"] if own_tokens is None else own_tokens, episodes
 
 
 def _task_rows(cache: Cache) -> dict[int, int]:

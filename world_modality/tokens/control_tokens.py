@@ -61,6 +61,7 @@ class TokenControl:
         tensors: the recorded frames.
         train_frames: `shuffled` draws among these alone, in evaluation too.
         seed: of what is drawn.
+        own_tokens: of all frames, what `privileged` reads instead of the recorded tokens.
     """
 
     def __init__(
@@ -69,12 +70,16 @@ class TokenControl:
         tensors: FrameTensors,
         train_frames: Int[np.ndarray, " M"],
         seed: int,
+        own_tokens: Int[np.ndarray, " N *W"] | None = None,
     ) -> None:
+        if (own_tokens is not None) != (name == "privileged"):
+            raise ValueError(f"control {name} got {'no' if own_tokens is None else 'own'} tokens")
         self.name = name
         self._tensors = tensors
         self._seed = seed
         self._others = OtherEpisodes(tensors.episodes, train_frames) if name == "shuffled" else None
         self._targets = _shuffled_in_time(tensors, seed) if name == "placebo" else tensors
+        self._read = tensors if own_tokens is None else _with_tokens(tensors, own_tokens)
 
     @property
     def reads_own_token(self) -> bool:
@@ -112,7 +117,7 @@ class TokenControl:
     def _inputs(
         self, frames: Int[Tensor, " B"], shape: WindowShape, step: int
     ) -> Int[Tensor, " B *RW"]:
-        """Return another frame's tokens with those of its own past, or one code everywhere."""
+        """Return other tokens with those of their own past, or one code everywhere."""
         tensors = self._tensors
         if self._others is not None:  # the only control that needs the frames on the host
             rng = np.random.default_rng([self._seed, _STREAM, step])
@@ -122,6 +127,8 @@ class TokenControl:
         if self.name == "oracle":
             ahead = shape.future_offset * shape.future_stride
             return tensors.tokens_read(tensors.frames_ahead(own, ahead), shape)
+        if self.name == "privileged":
+            return self._read.tokens_read(own, shape)
         return torch.full_like(tensors.tokens_read(own, shape), DUMMY_TOKEN)
 
 
@@ -135,3 +142,10 @@ def _shuffled_in_time(tensors: FrameTensors, seed: int) -> FrameTensors:
     shuffled = copy.copy(tensors)
     shuffled.world_tokens = tensors.world_tokens[torch.from_numpy(order).to(tensors.device)]
     return shuffled
+
+
+def _with_tokens(tensors: FrameTensors, tokens: Int[np.ndarray, " N *W"]) -> FrameTensors:
+    """Return the same frames with other world tokens."""
+    other = copy.copy(tensors)
+    other.world_tokens = torch.from_numpy(tokens).to(tensors.device)
+    return other

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from jaxtyping import Int
 
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
@@ -24,6 +26,7 @@ from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.system.process_group import ProcessGroup
 from world_modality.system.stop_signals import StopSignals
+from world_modality.tokens.privileged_tokens import PrivilegedCodebook
 from world_modality.training.run import TrainingRun
 from world_modality.training.trainer import Trainer, fit_standardizers
 
@@ -114,10 +117,15 @@ def open_run(
     if stored is not None:
         stored.require_cache(cache)
     group = group or ProcessGroup(tensors.device)
-    trainer = _build_trainer(config, cache, tensors, group, build_head, stored)
+    codebook = _privileged_codebook(config, cache, stored)
+    own_tokens = None if codebook is None else codebook.tokens(cache)
+    trainer = _build_trainer(config, cache, tensors, group, build_head, stored, own_tokens)
     if group.is_first:
         write_json(config.log_dir / "config.json", flags_of(config))
-    start = _blank_checkpoint(config, cache, trainer)
+    start = _blank_checkpoint(config, cache, trainer, own_tokens)
+    if codebook is not None:
+        carried = {name: torch.from_numpy(array) for name, array in codebook.arrays().items()}
+        start = dataclasses.replace(start, cache_arrays={**start.cache_arrays, **carried})
     if stored is not None:
         state = stored.training_state
         start = dataclasses.replace(start, epoch=stored.epoch, training_state=state)
@@ -190,6 +198,7 @@ def _build_trainer(
     group: ProcessGroup,
     build_head: HeadBuilder | None,
     stored: Checkpoint | None,
+    own_tokens: Int[np.ndarray, " N *W"] | None,
 ) -> Trainer:
     policy_config = config.policy_config(tensors.frame_shape(cache.num_tokens))
     torch.manual_seed(config.seed)
@@ -205,7 +214,7 @@ def _build_trainer(
             head.load_state_dict(kept["weights"])
     # Dropout draws the same numbers however many the arm's own layers drew at their creation.
     torch.manual_seed(config.seed)
-    trainer = Trainer(policy, tensors, frames, config, head, group)
+    trainer = Trainer(policy, tensors, frames, config, head, group, own_tokens)
     if stored is not None:
         policy.load_state_dict(stored.model)
         trainer.restore(stored.training_state, stored.global_step)
@@ -213,7 +222,25 @@ def _build_trainer(
     return trainer
 
 
-def _blank_checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer) -> Checkpoint:
+def _privileged_codebook(
+    config: TrainConfig, cache: Cache, stored: Checkpoint | None
+) -> PrivilegedCodebook | None:
+    """Return the codebook of the true state, the stored run's own one; None where none is read."""
+    if config.token_control != "privileged":
+        return None
+    if stored is None:
+        return PrivilegedCodebook.of_cache(cache)
+    return PrivilegedCodebook.from_arrays(
+        {name: array.numpy() for name, array in stored.cache_arrays.items()}
+    )
+
+
+def _blank_checkpoint(
+    config: TrainConfig,
+    cache: Cache,
+    trainer: Trainer,
+    own_tokens: Int[np.ndarray, " N *W"] | None,
+) -> Checkpoint:
     """Return what all checkpoints of the run have in common."""
     train_config, further_flags = stored_train_config(flags_of(config))
     return Checkpoint(
@@ -226,5 +253,7 @@ def _blank_checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer) -> Ch
         training_state={},
         manifest=cache.manifest,
         cache_fingerprint=cache.fingerprint(with_language=config.use_language),
-        cache_arrays=checkpoint_arrays(cache, with_streams=trainer.policy.config.reads_world),
+        cache_arrays=checkpoint_arrays(
+            cache, with_streams=trainer.policy.config.reads_world, own_tokens=own_tokens
+        ),
     )

@@ -45,6 +45,7 @@ class Trainer:
         head: a further head on the trunk, on the same device; with a loss weight of 0 it stays as
             it is.
         group: the processes that share each batch; None for this one alone.
+        own_tokens: see `TokenControl`.
     """
 
     def __init__(
@@ -55,6 +56,7 @@ class Trainer:
         config: TrainConfig,
         head: AuxiliaryHead | None = None,
         group: ProcessGroup | None = None,
+        own_tokens: Int[np.ndarray, " N *W"] | None = None,
     ) -> None:
         if len(frames) == 0:
             raise InvalidInputError("the training split has no frames")
@@ -66,7 +68,7 @@ class Trainer:
         self.global_step = 0
         self._frames = torch.from_numpy(frames).to(tensors.device)
         self.window_shape = policy.config.window
-        self.control = TokenControl(config.token_control, tensors, frames, config.seed)
+        self.control = TokenControl(config.token_control, tensors, frames, config.seed, own_tokens)
         modules = [policy] if head is None else [policy, head]
         groups = [group for m in modules for group in _parameter_groups(m, config.weight_decay)]
         self.optimizer = adamw(groups, config)
