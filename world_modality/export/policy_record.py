@@ -15,7 +15,6 @@ from torch import Tensor
 
 from world_modality.arms import (
     CLOSED_LOOP_READS,
-    DUMMY_TOKEN,
     ONE_CODE,
     OWN_TOKEN,
     TRUE_STATE,
@@ -208,16 +207,6 @@ class PolicyRecord:
                 )
         require_own_shape(tokeniser.shape, frame.observation)
         return tokeniser
-
-    @property
-    def reads_own_token(self) -> bool:
-        """Whether the world token that is read is that of the frame."""
-        return self.policy.reads_world and CLOSED_LOOP_READS[self.token_control] == OWN_TOKEN
-
-    @property
-    def constant_token(self) -> int:
-        """What is read instead of a frame's own tokens; a policy that reads none ignores it."""
-        return DUMMY_TOKEN
 
 
 def require_own_shape(found: ObservationShape, expected: ObservationShape) -> None:

@@ -100,6 +100,23 @@ def require_actions(checkpoint: "Checkpoint", suite: Suite) -> None:
         )
 
 
+def true_state_key(checkpoint: "Checkpoint", suite: Suite) -> str:
+    """Return where a suite's observations hold the true state that a policy was trained on.
+
+    Raises:
+        InvalidInputError: they do not hold it.
+    """
+    key = str(checkpoint.manifest["dataset"].get("environment_state_key"))
+    lacking = [one for one in joined_columns(key) if one not in suite.state_keys]
+    if lacking:
+        raise InvalidInputError(
+            f"--token_control privileged reads the simulator's true state {key}, but suite "
+            f"{suite.name} does not tell {' and '.join(lacking)} (there are: "
+            f"{', '.join(suite.state_keys)}); roll it out in the suite of its recording"
+        )
+    return key
+
+
 def require_rendering(checkpoint: "Checkpoint", suite: Suite) -> list[str]:
     """Check that images are made as in the recording; return notes on what may differ.
 
