@@ -85,6 +85,7 @@ def test_the_page_says_first_whether_the_assay_fired_and_then_what_is_known(expe
         "Paired differences",
         "Main table",
     ]
+    assert document.sections[0].blocks[0].text.startswith("The assay fired. ")
     items = verdict_items(document)
     assert items[0].startswith("The assay fired: C_oracle − C: C_oracle is better (−")
     assert items[1].startswith("The placebo did not fire: B_placebo − A: not resolved (")
@@ -103,10 +104,81 @@ def test_a_control_that_does_not_fire_and_a_placebo_that_does_are_said(tmp_path)
         planned("C_oracle", "C", role="positive control"),
         planned("B_placebo", "A", role="placebo"),
     )
-    items = verdict_items(build_document((root / "cells",), path))
+    document = build_document((root / "cells",), path)
+    items = verdict_items(document)
     assert items[0].startswith("The assay did not fire: C_oracle − C: not resolved")
     assert "says nothing" in items[0]
     assert items[1].startswith("The placebo fired, too: B_placebo − A: B_placebo is better (+")
+    assert document.sections[0].blocks[0].text.startswith("The assay cannot be trusted: ")
+
+
+@pytest.mark.parametrize(
+    ("rates", "headline"),
+    [
+        ({"C_oracle": 0.7, "B_placebo": 0.3}, "The assay did not fire. Nothing is claimed"),
+        ({"C_oracle": 0.9, "B_placebo": 0.7}, "The assay cannot be trusted"),
+        ({"C_oracle": 0.9, "B_placebo": 0.3}, "The assay fired. "),
+    ],
+)
+@pytest.mark.parametrize("is_planned", [True, False])
+def test_where_the_assay_did_not_fire_nothing_else_is_claimed(
+    tmp_path, rates, headline, is_planned
+):
+    root = cells(tmp_path, {"A": 0.3, "B": 0.7, "C": 0.7, **rates})
+    path = designed(
+        root,
+        planned("B", "A"),
+        planned("C_oracle", "C", role="positive control"),
+        planned("B_placebo", "A", role="placebo"),
+    )
+    document = build_document((root / "cells",), path if is_planned else None)
+    verdict = document.sections[0]
+    assert verdict.blocks[0].text.startswith(headline)
+    claims = [one for one in verdict_items(document) if "B − A" in one or "B is better" in one]
+    tables = [one for one in verdict.blocks if isinstance(one, Table)]
+    fired = headline.startswith("The assay fired")
+    assert bool(claims or tables) == fired
+    assert "differences_success" in {one.name for one in document.blocks() if hasattr(one, "name")}
+
+
+def test_a_control_that_may_still_fire_claims_nothing_yet(tmp_path):
+    root = cells(tmp_path, {"A": 0.3, "B": 0.7, "C": 0.7, "C_oracle": 0.7})
+    for seed in range(2, NUM_SEEDS):
+        for folder in (root / "cells" / "main").glob(f"*_seed{seed}"):
+            shutil.rmtree(folder)
+    path = designed(root, planned("B", "A"), planned("C_oracle", "C", role="positive control"))
+    document = build_document((root / "cells",), path)
+    assert document.sections[0].blocks[0].text.startswith("The assay has not fired so far. ")
+
+
+def test_the_arm_that_is_told_the_true_state_is_held_against_b(tmp_path):
+    root = cells(tmp_path, {"A": 0.3, "B": 0.5, "C": 0.8, "C_privileged": 0.8})
+    items = verdict_items(build_document((root / "cells",)))
+    assert starting(items, "The assay fired: C_privileged − B: C_privileged is better")
+
+
+@pytest.mark.parametrize("cue", [{"goals": "side", "frames": 8}, None])
+def test_on_a_recording_with_a_cue_the_arm_that_remembers_it_is_a_positive_control(tmp_path, cue):
+    rendering = {"image_size": 48, **({"cue": cue} if cue else {})}
+    for seed in range(4):
+        for number, (arm, history, rate) in enumerate(
+            [("A", 0, 0.5), ("B", 0, 0.5), ("C", 8, 0.95), ("C_shuffled", 8, 0.5)]
+        ):
+            world = World(num_rollouts=120)
+            world.rng = np.random.default_rng([seed, number])
+            model, _, control = arm.partition("_")
+            flags = {"token_control": control or "none", "data": {"rendering": rendering}}
+            flags |= {"world_history": history} if history else {}
+            folder = tmp_path / f"{arm}_{seed}"
+            sums = world.error_sums(0.0, 0.0, 0.001)
+            path = write_run(folder / "train", world, model, seed, sums, **flags)
+            write_rollouts(folder / "rollouts", world, [path], [rate], seed_noise=0.05)
+    items = verdict_items(build_document((tmp_path,)))
+    if cue:
+        assert starting(items, "The assay fired: C (world_history 8) − A: C (world_history 8) is b")
+    else:
+        assert starting(items, "Did the assay fire? No positive control was run")
+    assert starting(items, "The placebo did not fire: C_shuffled (world_history 8) − B: ")
 
 
 def test_without_a_plan_controls_are_compared_with_their_references(tmp_path, matrix):

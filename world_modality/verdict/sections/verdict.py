@@ -6,7 +6,7 @@ from world_modality.arms import READING_ARM
 from world_modality.statistics.design import UNITS
 from world_modality.statistics.resolution import NOT_RESOLVED, NOT_RESOLVED_MEANS
 from world_modality.tokens.corruption import Corruption
-from world_modality.verdict.assay import AssayCheck, assay_checks
+from world_modality.verdict.assay import AssayCheck, assay_checks, assay_fired
 from world_modality.verdict.document import Block, Bullets, Section, Text
 from world_modality.verdict.findings import ContrastResult, Findings
 from world_modality.verdict.planned import PlannedResult
@@ -38,9 +38,16 @@ BOUND = (
 
 
 def verdict_section(findings: Findings) -> Section:
-    """Say whether the assay fired, what is known, and how large it is; no more than tables say."""
+    """Say whether the assay fired, what is known, and how large it is; no more than tables say.
+
+    Where it did not fire nothing is said to be known: the tables below have the estimates.
+    """
     checks = assay_checks(findings.evidence, findings.planned)
-    blocks: list[Block] = [Text(QUESTION), Bullets(tuple(_assay_sentences(checks)))]
+    fired = assay_fired(checks)
+    first = Text(f"{_headline(checks, fired)}{QUESTION}")
+    blocks: list[Block] = [first, Bullets(tuple(_assay_sentences(checks)))]
+    if fired is False:
+        return Section("Verdict", (*blocks, Text(_caution(findings))))
     if findings.planned:
         blocks += [Text(_planned_summary(findings.planned)), answers_table(findings.planned)]
     else:
@@ -53,6 +60,22 @@ def verdict_section(findings: Findings) -> Section:
     # Of a design the table has said it, with the price of looking in its intervals.
     blocks.append(Bullets(tuple(sentences[2:] if findings.planned else sentences)))
     return Section("Verdict", (*blocks, Text(_caution(findings))))
+
+
+def _headline(checks: Sequence[AssayCheck], fired: bool | None) -> str:
+    """Return what comes before the question; nothing where no positive control was run."""
+    if fired is None:
+        return ""
+    if fired:
+        return "The assay fired. "
+    if any(one.first_is_better for one in checks if one.role == "placebo"):
+        return (
+            "The assay cannot be trusted: what carries no content is better, too. Nothing is "
+            "claimed; the tables below are estimates. "
+        )
+    if not all(one.is_at_its_end for one in checks if one.role == "positive control"):
+        return "The assay has not fired so far. Nothing is claimed yet. "
+    return "The assay did not fire. Nothing is claimed; the tables below are estimates. "
 
 
 def _assay_sentences(checks: Sequence[AssayCheck]) -> Iterator[str]:
@@ -69,14 +92,14 @@ def _assay_sentences(checks: Sequence[AssayCheck]) -> Iterator[str]:
     else:
         yield (
             f"The assay did not fire: {'; '.join(map(_check_text, controls))}. It has not been "
-            "seen to find an effect, so that what is not resolved below says nothing."
+            "seen to find an effect, so that what is not resolved says nothing."
         )
     if not placebos:
         yield "No placebo was run."
     elif any(check.first_is_better for check in placebos):
         better = [_check_text(check) for check in placebos if check.first_is_better]
         yield (
-            f"The placebo fired, too: {'; '.join(better)}. What is better below may owe it to "
+            f"The placebo fired, too: {'; '.join(better)}. What is better may owe it to "
             "something else than the token's content."
         )
     else:
