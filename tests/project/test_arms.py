@@ -13,6 +13,7 @@ from world_modality.arms import (
     CONTROLS,
     MODEL_TYPES,
     OWN_TOKEN,
+    TRUE_STATE,
     WORLD_INPUT_FLAGS,
     ControlName,
     arm_order,
@@ -76,6 +77,8 @@ def test_every_arm_but_the_baseline_is_compared_and_tables_list_letters_together
 
 def test_a_control_that_reads_another_token_has_to_say_which_one_in_closed_loop():
     for arm in CONTROLS.values():
-        assert arm.closed_loop is None or arm.own_token == (arm.closed_loop == OWN_TOKEN)
+        assert arm.closed_loop is None or arm.own_token == (
+            arm.closed_loop in (OWN_TOKEN, TRUE_STATE)
+        )
     with pytest.raises(ValueError, match="closed loop"):
         dataclasses.replace(ARMS["C"], control="dummy", own_token=False)
