@@ -6,8 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from tests.fixtures.cache import SyntheticSpec, write_synthetic_cache
+from tests.fixtures.cache import SyntheticSpec, replace_arrays, write_synthetic_cache
 from tests.fixtures.policy import assert_same_weights, tiny_train_config, weights
+from world_modality.cache.contract import Cache
+from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.eval_offline import EvalOfflineConfig
 from world_modality.eval_offline import run as evaluate
 from world_modality.export.policy_record import require_readable_token
@@ -16,6 +18,7 @@ from world_modality.intervention_corrupt_world import run as corrupt
 from world_modality.policy.checkpoint import load_checkpoint
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.privileged_tokens import PrivilegedCodebook
+from world_modality.training.side_by_side import train_seeds
 from world_modality.training.single import open_run, run
 
 CPU = torch.device("cpu")
@@ -73,8 +76,6 @@ def test_only_what_is_read_differs_from_arm_c(cache, trained, tmp_path):
 
 
 def tensors_of(cache):
-    from world_modality.cache.frame_tensors import FrameTensors
-
     return FrameTensors.from_cache(cache, CPU)
 
 
@@ -114,6 +115,33 @@ def test_it_is_evaluated_with_what_it_was_trained_on_and_corrupting_that_matters
     )
     assert len(stale) == is_held_out.sum()
     assert effects["stale:1"].changed_tokens == pytest.approx(stale.mean())
+
+
+def test_several_tokens_of_a_frame_are_all_the_one_of_its_state(tmp_path):
+    several = write_synthetic_cache(tmp_path / "cache", SPEC)
+    one = several.load("world_tokens")
+    codebook = {**several.manifest["codebook"], "num_slots": 3}
+    tokens = np.stack([one, one[::-1], 7 - one], axis=1)
+    replace_arrays(several, {"world_tokens": tokens}, {"codebook": codebook})
+    several = Cache(several.cache_dir, several.dataset_name)
+    config = tiny_train_config(several, tmp_path / "log", "C", token_control="privileged")
+    trainer = open_run(config, tensors_of(several), None).trainer
+    batch = trainer.control.gather(torch.arange(60), trainer.window_shape, 0)
+    own = PrivilegedCodebook.of_cache(several).tokens(several)[:60]
+    assert own.shape == (60, 3)
+    assert batch.world_tokens.tolist() == own.tolist()
+    assert (own == own[:, :1]).all()
+
+
+def test_seeds_side_by_side_have_one_codebook(cache, tmp_path, trained):
+    config = tiny_train_config(cache, tmp_path / "seeds", "C", token_control="privileged")
+    seeds = [
+        dataclasses.replace(config, seed=seed, log_dir=tmp_path / f"seed_{seed}") for seed in (0, 1)
+    ]
+    results = train_seeds(seeds)
+    assert_same_weights(weights(results[0].checkpoint), weights(trained.checkpoint))
+    first, second = (load_checkpoint(one.checkpoint, CPU).cache_arrays for one in results)
+    assert torch.equal(first["privileged_centroids"], second["privileged_centroids"])
 
 
 def test_a_resumed_run_keeps_its_codebook(cache, tmp_path, trained, monkeypatch):
