@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -43,6 +43,7 @@ class DatasetForm:
     fps: int
 
 
+@runtime_checkable
 class RecordingCheck(Protocol):
     """What a suite measures on a recording while it is assembled; it does not decide the data."""
 
