@@ -5,8 +5,9 @@ A policy has to be rolled out with the rendering it was trained on, so a recordi
 
 import os
 import sys
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeVar
 
 import numpy as np
 from jaxtyping import UInt8
@@ -70,6 +71,23 @@ class Rendering:
         return cls(**settings)
 
 
+@dataclass(frozen=True)
+class Marker:
+    """A body that is drawn and nothing else: it is in the image, not in the simulator's model.
+
+    Attributes:
+        shape: a box along the axes of the scene, or a sphere.
+        position: of its centre, in m.
+        half_size: half of its extent along each axis, in m.
+        colour: red, green, blue and opacity in [0, 1].
+    """
+
+    shape: Literal["box", "sphere"]
+    position: tuple[float, float, float]
+    half_size: tuple[float, float, float]
+    colour: tuple[float, float, float, float]
+
+
 class Renderer:
     """Draws scenes of one MuJoCo model, at the cost that a `Rendering` asks for."""
 
@@ -92,16 +110,36 @@ class Renderer:
         self._renderer.scene.flags[mujoco.mjtRndFlag.mjRND_REFLECTION] = rendering.reflections
 
     def render(
-        self, data: Any, camera: str, option: Any = None
+        self, data: Any, camera: str, option: Any = None, markers: Sequence[Marker] = ()
     ) -> UInt8[np.ndarray, "height width 3"]:
-        """Return a camera's image of the scene in MuJoCo's `data`, drawn with its `MjvOption`."""
+        """Return a camera's image of the scene in MuJoCo's `data`, drawn with its `MjvOption`.
+
+        `markers` are drawn in the scene as well, and are gone in the next image.
+        """
         self._renderer.update_scene(data, camera=camera, scene_option=option)
+        for marker in markers:
+            _draw(marker, self._renderer.scene)
         image: np.ndarray = self._renderer.render()
         return image
 
     def close(self) -> None:
         """Free the rendering context."""
         self._renderer.close()
+
+
+def _draw(marker: Marker, scene: Any) -> None:
+    import mujoco
+
+    types = {"box": mujoco.mjtGeom.mjGEOM_BOX, "sphere": mujoco.mjtGeom.mjGEOM_SPHERE}
+    mujoco.mjv_initGeom(
+        scene.geoms[scene.ngeom],
+        types[marker.shape],
+        np.array(marker.half_size, np.float64),
+        np.array(marker.position, np.float64),
+        np.eye(3).ravel(),
+        np.array(marker.colour, np.float32),
+    )
+    scene.ngeom += 1
 
 
 def gl_backend() -> str:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from tqdm import tqdm
 
@@ -12,6 +13,7 @@ from benchmarks.demos.attempts import TaskAttempts, record_attempts
 from benchmarks.demos.config import DemoConfig
 from benchmarks.demos.dataset import Feature, lerobot_version, new_dataset
 from benchmarks.demos.destination import DemoDestination
+from benchmarks.demos.episode import DemoEpisode
 from benchmarks.demos.recorder import DemoRecorder, Reset, layouts_record
 from benchmarks.demos.recording import (
     Recipe,
@@ -41,6 +43,20 @@ class DatasetForm:
     fps: int
 
 
+@runtime_checkable
+class RecordingCheck(Protocol):
+    """What a suite measures on a recording while it is assembled; it does not decide the data."""
+
+    def add(self, episode: DemoEpisode, initial_state: int) -> None:
+        """Take an episode, and what it started in."""
+
+    def record(self) -> dict[str, Any]:
+        """Return what was found, for the section `checks` of the dataset's record."""
+
+    def text(self) -> str:
+        """Say it for the terminal."""
+
+
 @dataclass(frozen=True)
 class DemoCollection:
     """What is recorded, and what becomes of it.
@@ -53,6 +69,7 @@ class DemoCollection:
         reset: what demonstrations start in. From stored states, the first `episodes_per_task` are
             attempted once each, and those that are solved are kept; otherwise attempts go on until
             so many are solved.
+        check: measures something on the recording, if anything is to be measured.
     """
 
     config: DemoConfig
@@ -60,6 +77,7 @@ class DemoCollection:
     instructions: Mapping[str, str]
     form: DatasetForm
     reset: Reset = "seeded"
+    check: RecordingCheck | None = None
 
     @cached_property
     def recorder(self) -> DemoRecorder:
@@ -107,6 +125,8 @@ class DemoCollection:
             recorded = self._assemble(destination, tasks)
             staging.remove()
         print(summary_table(recorded))
+        if self.check is not None:
+            print(self.check.text())
         print(f"{destination.root} written in {time.monotonic() - started:.0f} s")
         return destination.root
 
@@ -143,6 +163,8 @@ class DemoCollection:
                 append(episode)
                 signals.append(episode.signals)
                 initial_state = self.recorder.initial_state(task.task, attempt)
+                if self.check is not None:
+                    self.check.add(episode, initial_state)
                 index, length = len(episodes), episode.num_frames
                 episodes.append(RecordedEpisode(index, task.task, attempt, initial_state, length))
                 before = recorded.get(task.task)
@@ -157,6 +179,8 @@ class DemoCollection:
             "writer": {"lerobot": lerobot_version()},
             "layouts": layouts_record(self.reset),
         }
+        if self.check is not None:
+            sections["checks"] = self.check.record()
         write_signals(destination.partial, signals)
         write_recording(destination.partial, self.recipe, sections, recorded, episodes)
         destination.publish()

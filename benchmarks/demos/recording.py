@@ -7,6 +7,7 @@ rendering    how images were made; a policy trained on the data is rolled out th
 software     versions of the simulator
 writer       version of LeRobot that wrote the dataset
 suite        name of the benchmark suite
+checks       what the suite measured on the data, where it measures something
 layouts      how layout seeds are drawn, and the stream used
 tasks        per task: instruction, episodes kept, attempts discarded, frames, mean length, and the
              share of the attempts that the expert solved

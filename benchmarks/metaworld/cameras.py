@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks.metaworld.scene_change import Position, SceneChange
+from benchmarks.metaworld.scene_flags import SCENE_CHANGES, scene_of_record, scene_record
 from benchmarks.rendering import Rendering
 from world_modality.system.errors import InvalidInputError, missing_key
 
@@ -18,7 +20,6 @@ IMAGE_KEY = "observation.image"
 FURTHER_IMAGE_KEY = "observation.images.{camera}"
 """Feature of each further one."""
 
-Position = tuple[float, float, float]
 Axes = tuple[int, ...]
 
 PUBLIC_CAMERA = "corner2"
@@ -70,12 +71,15 @@ class MetaworldCamera:
 
 @dataclass(frozen=True)
 class MetaworldRendering(Rendering):
-    """How MetaWorld's images are made; cameras beyond the first are in the record if there are any.
+    """How MetaWorld's images are made, and what is seen in them besides the task's own scene.
+
+    Cameras beyond the first and changes of the scene are in the record where there are any.
 
     Attributes:
         camera: name of the first camera.
         camera_position: see `MetaworldCamera.position`.
         further_cameras: those after the first.
+        scene: what changes the scene, such as a cue; a goal that the cue tells is part of it.
     """
 
     camera: str = PUBLIC_CAMERA
@@ -87,6 +91,7 @@ class MetaworldRendering(Rendering):
     reflections: bool = False
     gl_backend: str = "egl"
     further_cameras: tuple[MetaworldCamera, ...] = field(default=())
+    scene: tuple[SceneChange, ...] = field(default=())
 
     @classmethod
     def lerobot(cls) -> "MetaworldRendering":
@@ -101,9 +106,9 @@ class MetaworldRendering(Rendering):
         return {IMAGE_KEY: first, **further}
 
     def record(self) -> dict[str, Any]:
-        """Return the settings as JSON holds them; further cameras by name, where there are any."""
+        """Return the settings as JSON holds them; cameras and changes by name, if there are any."""
         record = super().record()
-        del record["further_cameras"]
+        del record["further_cameras"], record["scene"]
         if self.further_cameras:
             record["further_cameras"] = {
                 one.name: {
@@ -112,7 +117,7 @@ class MetaworldRendering(Rendering):
                 }
                 for one in self.further_cameras
             }
-        return record
+        return {**record, **scene_record(self.scene)}
 
     @classmethod
     def from_record(cls, record: Mapping[str, Any]) -> "MetaworldRendering":
@@ -129,7 +134,9 @@ class MetaworldRendering(Rendering):
             )
             for name, settings in record.get("further_cameras", {}).items()
         ]
-        return super().from_record({**record, "further_cameras": further})
+        scene = scene_of_record(record)
+        others = {name: value for name, value in record.items() if name not in SCENE_CHANGES}
+        return super().from_record({**others, "further_cameras": further, "scene": scene})
 
 
 def chosen_cameras(names: Sequence[str], positions: Sequence[str]) -> list[MetaworldCamera]:

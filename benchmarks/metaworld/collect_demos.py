@@ -11,12 +11,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from benchmarks.demos.collection import DatasetForm, DemoCollection
+from benchmarks.demos.collection import DatasetForm, DemoCollection, RecordingCheck
 from benchmarks.demos.config import DemoConfig
 from benchmarks.demos.dataset import image_feature, vector_feature
 from benchmarks.demos.recorder import ACTION_KEY
 from benchmarks.metaworld import simulator
 from benchmarks.metaworld.cameras import MetaworldRendering, chosen_cameras
+from benchmarks.metaworld.cue import Cue
+from benchmarks.metaworld.scene_flags import SCENE_FLAGS, SceneFlags, require_tasks_of_scene
 from benchmarks.metaworld.simulator import MetaworldSuite
 from benchmarks.metaworld.tasks import select_tasks
 from benchmarks.rendering import gl_backend
@@ -24,7 +26,7 @@ from world_modality.system.cli import run_cli
 
 
 @dataclass(frozen=True)
-class CollectDemosConfig(DemoConfig):
+class CollectDemosConfig(SceneFlags, DemoConfig):
     """Record MetaWorld's scripted experts as a LeRobot dataset."""
 
     dataset_name: str = "local/metaworld_demo"
@@ -56,7 +58,8 @@ class CollectDemosConfig(DemoConfig):
 
     NOT_IN_RECIPE: ClassVar[tuple[str, ...]] = (
         *DemoConfig.NOT_IN_RECIPE,
-        *("camera", "camera_position", "rendering"),  # the recipe's `rendering` says what they gave
+        # The recipe's `rendering` says what they gave.
+        *("camera", "camera_position", "rendering", *SCENE_FLAGS),
     )
 
     @property
@@ -64,7 +67,7 @@ class CollectDemosConfig(DemoConfig):
         """How images are made.
 
         Raises:
-            UserError: --camera or --camera_position do not say it.
+            UserError: the flags of cameras and of the scene do not say it.
         """
         cameras = chosen_cameras(self.camera, self.camera_position)
         kind = MetaworldRendering.lerobot if self.rendering == "lerobot" else MetaworldRendering
@@ -77,6 +80,7 @@ class CollectDemosConfig(DemoConfig):
             image_size=self.image_size or rendering.image_size,
             gl_backend=gl_backend(),
             further_cameras=tuple(cameras[1:]),
+            scene=self.scene(),
         )
 
 
@@ -91,6 +95,7 @@ def run(config: CollectDemosConfig) -> Path:
     config.require_ranges(limit)
     instructions = select_tasks(config.tasks)
     rendering = config.images
+    require_tasks_of_scene(rendering.scene, instructions)
     size = rendering.image_size
     resolved = replace(
         config,
@@ -105,7 +110,17 @@ def run(config: CollectDemosConfig) -> Path:
         ACTION_KEY: vector_feature(simulator.ACTION_NAMES),
     }
     form = DatasetForm(features, robot_type="sawyer", fps=simulator.FPS)
-    return DemoCollection(resolved, MetaworldSuite(rendering), instructions, form).run()
+    suite, check = MetaworldSuite(rendering), _cue_check(rendering)
+    return DemoCollection(resolved, suite, instructions, form, check=check).run()
+
+
+def _cue_check(rendering: MetaworldRendering) -> RecordingCheck | None:
+    cues = [change for change in rendering.scene if isinstance(change, Cue)]
+    if not cues:
+        return None
+    from benchmarks.metaworld.cue_check import CueCheck  # loads torch, which --help goes without
+
+    return CueCheck(*cues)
 
 
 def main() -> None:

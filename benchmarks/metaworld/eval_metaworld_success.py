@@ -4,11 +4,16 @@ python -m benchmarks.metaworld.eval_metaworld_success --checkpoint logs_c/model_
     --tasks push-v3 drawer-open-v3 --n_trials 50
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from benchmarks.metaworld import simulator
 from benchmarks.metaworld.cameras import MetaworldRendering
+from benchmarks.metaworld.scene_flags import (
+    SceneFlags,
+    require_scene_of_recording,
+    require_tasks_of_scene,
+)
 from benchmarks.metaworld.simulator import MetaworldSuite, evaluation_episodes
 from benchmarks.metaworld.tasks import difficulty_groups, select_tasks
 from benchmarks.rollouts.config import RolloutConfig
@@ -17,7 +22,7 @@ from world_modality.system.errors import InvalidInputError
 
 
 @dataclass(frozen=True)
-class EvalMetaworldConfig(RolloutConfig):
+class EvalMetaworldConfig(SceneFlags, RolloutConfig):
     """Roll checkpoints out in MetaWorld and report their success rates."""
 
     tasks: tuple[str, ...] = ()
@@ -37,8 +42,8 @@ def run(config: EvalMetaworldConfig) -> dict[str, Any]:
     """Roll every checkpoint out in the same episodes; return the summary.
 
     Raises:
-        UserError: a checkpoint does not fit, a task is unknown, the simulator cannot render, or the
-            results folder holds something else.
+        UserError: a checkpoint or the scene does not fit, a task is unknown, the simulator cannot
+            render, or the results folder holds something else.
     """
     # Environment processes import this module: what loads torch stays out of its head.
     from benchmarks.rollouts.evaluation import evaluate
@@ -47,6 +52,10 @@ def run(config: EvalMetaworldConfig) -> dict[str, Any]:
     first = config.checkpoint[0]
     dataset = dataset_of(first)
     rendering = recorded_rendering(first, dataset, MetaworldRendering, simulator.SUITE_NAME)
+    scene = config.scene(rendering.scene)
+    if dataset.get("recording") is not None:
+        require_scene_of_recording(rendering.scene, scene, first)
+    rendering = replace(rendering, scene=scene)
     tasks = config.tasks or tuple((dataset.get("recording") or {}).get("tasks", ()))
     if not tasks:
         raise InvalidInputError(
@@ -54,6 +63,7 @@ def run(config: EvalMetaworldConfig) -> dict[str, Any]:
             "--tasks, or give --tasks all"
         )
     instructions = select_tasks(tasks)
+    require_tasks_of_scene(scene, instructions)
     max_steps = config.max_steps or simulator.MAX_EPISODE_STEPS
     episodes = evaluation_episodes(instructions, config.n_trials, config.seed, max_steps)
     groups = {
@@ -61,7 +71,8 @@ def run(config: EvalMetaworldConfig) -> dict[str, Any]:
         for name, members in difficulty_groups().items()
     }
     groups = {name: own for name, own in groups.items() if own}
-    return evaluate(MetaworldSuite(rendering), episodes, config, groups)
+    notes = [note for change in scene if (note := change.note()) is not None]
+    return evaluate(MetaworldSuite(rendering), episodes, config, groups, notes)
 
 
 def main() -> None:

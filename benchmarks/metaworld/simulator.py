@@ -107,8 +107,12 @@ class MetaworldSimulator:
         for camera in rendering.cameras.values():
             if camera.position is not None:
                 model.cam_pos[model.camera(camera.name).id] = camera.position
+        for change in rendering.scene:
+            for site in change.hidden_sites:
+                model.site(site).rgba[3] = 0.0
         self._renderer = Renderer(model, rendering)
         self._raw_observation: np.ndarray | None = None
+        self._layout_seed = self._frame = 0
 
     @property
     def raw_observation(self) -> Float64[np.ndarray, "39"]:
@@ -123,8 +127,13 @@ class MetaworldSimulator:
         """Start an episode in the layout that the seed `initial_state` determines."""
         import mujoco
 
+        self._layout_seed, self._frame = initial_state, 0
         self._env.seed(initial_state)
         self._env.reset()
+        for change in self.rendering.scene:
+            goal = change.goal(initial_state)
+            if goal is not None:
+                self._env._target_pos = goal
         mujoco.mj_forward(self._env.model, self._env.data)
         current = self._env._get_curr_obs_combined_no_goal()
         self._env._prev_obs = current
@@ -152,14 +161,19 @@ class MetaworldSimulator:
             raise ValueError(f"an action is {ACTION_DIM} finite numbers, got {action}")
         raw, _, _, _, info = self._env.step(np.clip(action, -1, 1))
         self._raw_observation = raw
+        self._frame += 1
         return bool(info["success"])
 
     def expert(self) -> Expert:
-        """Return MetaWorld's scripted policy; its actions are not clipped.
+        """Return MetaWorld's scripted policy, or that of a change of the scene; it does not clip.
 
         Raises:
             MissingKeyError: the task has none.
         """
+        for change in self.rendering.scene:
+            expert = change.expert(lambda: self.raw_observation, self._layout_seed)
+            if expert is not None:
+                return expert
         policies = _import_simulator().policies.ENV_POLICY_MAP
         if self.task not in policies:
             raise missing_key("scripted expert", self.task, policies, "MetaWorld")
@@ -183,7 +197,12 @@ class MetaworldSimulator:
     def render(self, image_key: str = IMAGE_KEY) -> UInt8[np.ndarray, "height width 3"]:
         """Return a camera's current image, turned as the camera's `flip_axes` says."""
         camera = self.rendering.cameras[image_key]
-        image = self._renderer.render(self._env.data, camera.name)
+        markers = [
+            marker
+            for change in self.rendering.scene
+            for marker in change.markers(self._frame, self._layout_seed)
+        ]
+        image = self._renderer.render(self._env.data, camera.name, markers=markers)
         return np.ascontiguousarray(np.flip(image, camera.flip_axes))
 
     def close(self) -> None:

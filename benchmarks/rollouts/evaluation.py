@@ -46,6 +46,7 @@ def evaluate(
     episodes: Sequence[EpisodeSpec],
     config: RolloutConfig,
     groups: Mapping[str, Sequence[str]] | None = None,
+    notes: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Roll every checkpoint out in the same episodes; print, write and return the summary.
 
@@ -54,6 +55,7 @@ def evaluate(
         episodes: at least one, distinct by task and number.
         config: the flags.
         groups: the suite's groups of tasks, over which it averages as well, if it has any.
+        notes: what the suite has to say of its success rates.
 
     Raises:
         UserError: a checkpoint does not fit or fails the parity check, out_dir holds other results,
@@ -62,7 +64,7 @@ def evaluate(
     """
     if config.wrong_instruction:
         episodes = with_wrong_instructions(episodes)
-    run = _Evaluation(suite, episodes, config)
+    run = _Evaluation(suite, episodes, config, notes)
     with open_results(run.out_dir / "results.jsonl") as file:
         remaining = run.remaining(file)
         run.check_parity(remaining)
@@ -87,11 +89,16 @@ class _Evaluation:
     """The checkpoints, loaded, and what they are rolled out in."""
 
     def __init__(
-        self, suite: Suite, episodes: Sequence[EpisodeSpec], config: RolloutConfig
+        self,
+        suite: Suite,
+        episodes: Sequence[EpisodeSpec],
+        config: RolloutConfig,
+        notes: Sequence[str],
     ) -> None:
         from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
 
         self.suite, self.episodes, self.config = suite, episodes, config
+        self.notes = notes
         first = config.checkpoint[0]
         self.labels = checkpoint_labels(config.checkpoint)
         self.out_dir = config.out_dir or first.parent / f"rollouts_{suite.name}_{first.stem}"
@@ -233,6 +240,7 @@ class _Evaluation:
             f"{len(self.episodes)} episodes of {len(tasks)} tasks, the same for each checkpoint; "
             f"seed {self.config.seed}; 95 % Wilson intervals",
             "an episode that ended in an error is counted apart: it is no failure of the policy",
+            *self.notes,
         ]
         if self.config.wrong_instruction:
             notes.append("control: in every task the policy reads another task's instruction")

@@ -98,3 +98,13 @@ def test_unknown_task_names_the_nearest(config):
 def test_more_steps_than_metaworld_allows_are_refused(config):
     with pytest.raises(InvalidInputError, match="500 steps"):
         dataclasses.replace(config, max_steps=501)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [{"cue": "side", "tasks": ("reach-v3",)}, {"occlusion_from": 3}],
+    ids=["cue", "occlusion"],
+)
+def test_a_cue_or_a_screen_that_the_recording_has_not_is_refused(config, flags):
+    with pytest.raises(InvalidInputError, match=r"was trained on a recording with no (cue|occl)"):
+        run(dataclasses.replace(config, **flags))
