@@ -2,6 +2,7 @@
 
     <out_dir>/caches/NAME/                         a cache a set of tokenizer flags
     <out_dir>/cells/CACHE[-FLAG]/ARM_seedN/        log.txt, done.json, train/, rollouts*/
+    <out_dir>/cells/all_arms_seedN/                rollouts*/ of all arms that contrasts compare
     <out_dir>/explanations/seedN/                  two_heads/, instruction_only/, report/
     <out_dir>/design.json                          what the contrasts ask, from the first look on
     <out_dir>/report/                              the report over all of it
@@ -29,7 +30,12 @@ from world_modality.matrix.jobs import (
     preparation_jobs,
     report_step,
 )
-from world_modality.matrix.rounds import design_of, keep_design, require_same_design, round_jobs
+from world_modality.matrix.rounds import (
+    design_of,
+    keep_design,
+    require_same_design,
+    seeds_of_round,
+)
 from world_modality.matrix.runner import Failure, Runner, is_done
 from world_modality.statistics.design import Design
 from world_modality.system.cli import run_cli
@@ -127,10 +133,14 @@ def _run_rounds(matrix: Matrix, runner: Runner) -> tuple[list[Job], list[Failure
     cells += explanation_jobs(matrix)
     failures = runner.run(cells)
     for number, num_seeds in enumerate(design.plan.rounds):
-        jobs = round_jobs(matrix, number, still_open)
-        print(f"round {number + 1}: {len(jobs)} cells, up to {num_seeds} seeds", flush=True)
-        cells += jobs
-        failed = runner.run(jobs)
+        seeds = seeds_of_round(matrix, number, still_open)
+        trainings = [job for one in seeds for job in one.trainings]
+        print(f"round {number + 1}: {len(trainings)} cells, up to {num_seeds} seeds", flush=True)
+        failed = runner.run(trainings)
+        trained = [one for one in seeds if all(is_done(job) for job in one.trainings)]
+        rollouts = [job for one in trained if (job := one.rollouts()) is not None]
+        failed += runner.run(rollouts)
+        cells += trainings
         failures += failed
         if failed:
             break

@@ -14,8 +14,8 @@ from world_modality.arms import ARMS
 from world_modality.experiment import ExperimentConfig, run
 from world_modality.matrix.experiment_file import read_matrix
 from world_modality.matrix.jobs import cell_jobs, report_step
-from world_modality.matrix.rounds import design_of, round_jobs
-from world_modality.matrix.runner import Failure, Runner
+from world_modality.matrix.rounds import design_of, seeds_of_round
+from world_modality.matrix.runner import Failure, Runner, _record, is_done
 from world_modality.report import ReportConfig
 from world_modality.report import run as run_report
 from world_modality.system.errors import InvalidInputError, MissingKeyError, UserError
@@ -61,7 +61,7 @@ class Machine:
     def run(self, jobs):
         failures = []
         for job in jobs:
-            if (job.folder / "done").exists() and job.name != "report":
+            if is_done(job):
                 continue
             if job.name == self.stop_before:
                 raise KeyboardInterrupt
@@ -70,8 +70,10 @@ class Machine:
                 failures.append(Failure(job.name, "python", 1, job.folder / "log.txt", ()))
                 continue
             self.cell(job)
-            job.folder.mkdir(parents=True, exist_ok=True)
-            (job.folder / "done").touch()
+            for step in job.steps:
+                step.produces.parent.mkdir(parents=True, exist_ok=True)
+                step.produces.touch()
+                _record(job, step)
         return failures
 
     def cell(self, job):
@@ -85,24 +87,46 @@ class Machine:
             out_dir = job.steps[0].produces.parent
             run_report(ReportConfig(tuple(folders), out_dir, design))
         elif job.name.startswith("main"):
-            flags = dict(
-                zip(job.steps[0].arguments[1::2], job.steps[0].arguments[2::2], strict=False)
-            )
-            seed = int(flags["--seed"])
-            arm = next(
-                name
-                for name in sorted(ARMS, key=len, reverse=True)
-                if job.name.split("/")[1].startswith(f"{name.lower()}_seed")
-            )
-            world = World(num_rollouts=120)
-            world.rng = np.random.default_rng([seed, sum(map(ord, arm))])
-            sums = world.error_sums(self.errors.get(arm, 0.0), 0.004 * world.rng.normal(), 0.001)
+            arm, seed = self.arm_of(job.name)
+            world, sums = self.world(job.name)
             control = {"token_control": ARMS[arm].control}
             model_type = ARMS[arm].model_type
-            checkpoint = write_run(job.folder / "train", world, model_type, seed, sums, **control)
-            write_rollouts(
-                job.folder / "rollouts", world, [checkpoint], [self.rates[arm]], seed_noise=0.05
+            (checkpoint,) = (step.produces for step in job.steps if step.produces.suffix == ".pt")
+            written = write_run(checkpoint.parent, world, model_type, seed, sums, **control)
+            assert written == checkpoint
+        for step in job.steps:
+            if step.produces.name == "summary.json":
+                self.rollouts(step)
+
+    def rollouts(self, step):
+        words = list(step.arguments)
+        checkpoints = [
+            Path(one) for one in words[words.index("--checkpoint") + 1 : words.index("--out_dir")]
+        ]
+        lines = []
+        for checkpoint in checkpoints:
+            name = f"main/{checkpoint.parents[1].name}"
+            world, _ = self.world(name)
+            rate = self.rates[self.arm_of(name)[0]]
+            path = write_rollouts(
+                step.produces.parent, world, [checkpoint], [rate], seed_noise=0.05
             )
+            lines.append(path.read_text("utf-8"))
+        path.write_text("".join(lines), "utf-8")
+
+    @staticmethod
+    def arm_of(name):
+        """Return arm and seed of a cell."""
+        arm, seed = name.split("/")[1].rsplit("_seed", 1)
+        return next(one for one in ARMS if one.lower() == arm), int(seed)
+
+    def world(self, name):
+        """Return the world of a cell, and the errors that it drew there."""
+        arm, seed = self.arm_of(name)
+        world = World(num_rollouts=120)
+        world.rng = np.random.default_rng([seed, sum(map(ord, arm))])
+        shift = 0.004 * world.rng.normal()
+        return world, world.error_sums(self.errors.get(arm, 0.0), shift, 0.001)
 
 
 def pages(out_dir):
@@ -130,6 +154,29 @@ def test_arms_are_trained_round_by_round_and_a_closed_contrast_stops(
     assert machine.ran[-1] == "report"
 
 
+def test_the_arms_of_a_seed_are_rolled_out_in_one_command(design_file):
+    rollouts = {**DESIGN["rollouts"], "corruptions": ["stale:8"], "films": 2}
+    matrix = read_matrix(design_file(rollouts=rollouts))
+    seeds = seeds_of_round(matrix, 0, list(design_of(matrix).margins))
+    jobs = [seed.rollouts() for seed in seeds]
+    assert [job.name for job in jobs] == ["rollouts of seed 0", "rollouts of seed 1"]
+    clean, stale = jobs[0].steps
+    checkpoints = [f"{arm}_seed0/train/model_{arm.upper()}_epoch1.pt" for arm in "bac"]
+    cells = matrix.out_dir / "cells"
+    named = " ".join(str(cells / "main" / one) for one in checkpoints)
+    assert f"--checkpoint {named} --out_dir {cells}/all_arms_seed0/rollouts " in clean.shell
+    assert "--save_videos" in clean.shell
+    assert "--save_videos" not in jobs[1].steps[0].shell
+    assert f"--checkpoint {cells / 'main' / checkpoints[2]} --out_dir" in stale.shell
+    assert "--corrupt_world stale:8" in stale.shell
+    # A cell that a job array has run is not rolled out again.
+    for step in seeds[0].whole_cells[1].steps:
+        step.produces.parent.mkdir(parents=True, exist_ok=True)
+        step.produces.touch()
+        _record(seeds[0].whole_cells[1], step)
+    assert "a_seed0" not in seeds[0].rollouts().steps[0].shell
+
+
 def test_an_experiment_ends_when_every_contrast_is_closed(design_file, monkeypatch):
     machine = Machine(monkeypatch)
     run(ExperimentConfig(design_file(contrasts=[{"first": "B", "second": "A"}])))
@@ -139,7 +186,9 @@ def test_an_experiment_ends_when_every_contrast_is_closed(design_file, monkeypat
     assert [name for name in machine.ran if "/c_" in name] == ["main/c_seed0", "main/c_seed1"]
 
 
-@pytest.mark.parametrize("stop_before", ["main/a_seed1", "main/b_seed2", "report"])
+@pytest.mark.parametrize(
+    "stop_before", ["main/a_seed1", "rollouts of seed 1", "main/b_seed2", "report"]
+)
 def test_killed_anywhere_and_started_again_it_ends_with_the_same_page(
     design_file, monkeypatch, tmp_path, stop_before
 ):
@@ -298,7 +347,8 @@ def test_every_round_can_be_run_cell_by_cell(design_file):
     in_rounds = [
         job.name
         for number in range(3)
-        for job in round_jobs(matrix, number, list(design_of(matrix).margins))
+        for seed in seeds_of_round(matrix, number, list(design_of(matrix).margins))
+        for job in seed.whole_cells
     ]
     assert names[1:] == in_rounds
     assert "--design" in report_step(matrix).arguments
