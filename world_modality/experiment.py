@@ -81,6 +81,11 @@ def run(config: ExperimentConfig) -> list[Failure]:
     preparation, cells = preparation_jobs(matrix), cell_jobs(matrix)
     if config.dry_run:
         _print_commands(preparation, cells, _report_job(matrix))
+        if matrix.contrasts is not None:
+            print(
+                "# Run whole, the arms of a seed are rolled out in one command, and only contrasts "
+                "that are still open are trained for."
+            )
         return []
     with termination_as_interrupt():
         runner = Runner(config.max_parallel)
