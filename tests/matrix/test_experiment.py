@@ -125,7 +125,7 @@ def test_a_model_that_explains_itself_has_a_control_of_the_same_labels_and_flags
     assert " ".join(report_step(matrix).arguments).count("out/explanations") == 1
 
 
-@pytest.mark.parametrize(("name", "num_stages"), [("verdict", 11), ("demo", 14)])
+@pytest.mark.parametrize(("name", "num_stages"), [("verdict", 11), ("settings", 11), ("demo", 14)])
 def test_every_command_is_one_that_its_stage_understands(monkeypatch, name, num_stages):
     matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / f"{name}.yaml")
     seen = set()
@@ -143,7 +143,20 @@ def test_the_verdicts_matrix_has_what_the_report_compares():
         for arm in (contrast.first, contrast.second):
             if arm not in ("A_pca", "A_random"):
                 assert f"main/{arm.lower()}_seed2" in names
-    assert "random/a_seed2" in names
+    contrasts = [(one.first, one.second) for one in matrix.contrasts]
+    assert contrasts == [("B", "A"), ("C", "B"), ("C", "C_no_world_input")]
+    assert {f"main/{arm}_seed15" for arm in "abc"} <= names
+    assert "main/c_dummy_seed3" not in names, "controls have the seeds of the file"
+    demo = read_matrix(ROOT / "benchmarks" / "metaworld" / "demo.yaml")
+    assert (matrix.prepare, matrix.caches) == (demo.prepare, demo.caches)
+    assert (matrix.text, matrix.train) == (demo.text, demo.train)
+
+
+def test_the_settings_that_the_answer_may_hang_on_are_a_matrix_of_their_own():
+    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "settings.yaml")
+    assert matrix.contrasts is None
+    names = {job.name for job in cell_jobs(matrix)}
+    assert {"random/a_seed2", "codes_512/c_seed1", "main-future_stride_4/b_seed0"} <= names
 
 
 @pytest.mark.parametrize(

@@ -50,11 +50,20 @@ def design_file(tmp_path):
     return write
 
 
+def finish(job):
+    """Leave what a job that ended well leaves."""
+    for step in job.steps:
+        step.produces.parent.mkdir(parents=True, exist_ok=True)
+        step.produces.touch()
+        _record(job, step)
+
+
 class Machine:
     """Stands in for the runner's processes: each cell has outcomes of its own, whenever it runs."""
 
     def __init__(self, monkeypatch, rates=RATES, errors=None):
         self.rates, self.errors, self.ran, self.broken = rates, errors or {}, [], set()
+        self.twins = {}
         self.stop_before, self.reports = None, False
         monkeypatch.setattr(Runner, "run", lambda _, jobs: self.run(jobs))
 
@@ -70,10 +79,7 @@ class Machine:
                 failures.append(Failure(job.name, "python", 1, job.folder / "log.txt", ()))
                 continue
             self.cell(job)
-            for step in job.steps:
-                step.produces.parent.mkdir(parents=True, exist_ok=True)
-                step.produces.touch()
-                _record(job, step)
+            finish(job)
         return failures
 
     def cell(self, job):
@@ -124,7 +130,7 @@ class Machine:
         """Return the world of a cell, and the errors that it drew there."""
         arm, seed = self.arm_of(name)
         world = World(num_rollouts=120)
-        world.rng = np.random.default_rng([seed, sum(map(ord, arm))])
+        world.rng = np.random.default_rng([seed, sum(map(ord, self.twins.get(arm, arm)))])
         shift = 0.004 * world.rng.normal()
         return world, world.error_sums(self.errors.get(arm, 0.0), shift, 0.001)
 
@@ -158,22 +164,24 @@ def test_the_arms_of_a_seed_are_rolled_out_in_one_command(design_file):
     rollouts = {**DESIGN["rollouts"], "corruptions": ["stale:8"], "films": 2}
     matrix = read_matrix(design_file(rollouts=rollouts))
     seeds = seeds_of_round(matrix, 0, list(design_of(matrix).margins))
+    assert seeds[0].rollouts() is None, "nothing is trained"
+    for job in [*seeds[0].trainings, *seeds[1].trainings]:
+        finish(job)
     jobs = [seed.rollouts() for seed in seeds]
-    assert [job.name for job in jobs] == ["rollouts of seed 0", "rollouts of seed 1"]
+    assert [job.name for job in jobs] == [
+        f"rollouts of compared arms, seed {seed}" for seed in (0, 1)
+    ]
     clean, stale = jobs[0].steps
     checkpoints = [f"{arm}_seed0/train/model_{arm.upper()}_epoch1.pt" for arm in "bac"]
     cells = matrix.out_dir / "cells"
     named = " ".join(str(cells / "main" / one) for one in checkpoints)
-    assert f"--checkpoint {named} --out_dir {cells}/all_arms_seed0/rollouts " in clean.shell
+    assert f"--checkpoint {named} --out_dir {cells}/compared_arms_seed0/rollouts " in clean.shell
     assert "--save_videos" in clean.shell
     assert "--save_videos" not in jobs[1].steps[0].shell
     assert f"--checkpoint {cells / 'main' / checkpoints[2]} --out_dir" in stale.shell
     assert "--corrupt_world stale:8" in stale.shell
     # A cell that a job array has run is not rolled out again.
-    for step in seeds[0].whole_cells[1].steps:
-        step.produces.parent.mkdir(parents=True, exist_ok=True)
-        step.produces.touch()
-        _record(seeds[0].whole_cells[1], step)
+    finish(seeds[0].whole_cells[1])
     assert "a_seed0" not in seeds[0].rollouts().steps[0].shell
 
 
@@ -186,8 +194,21 @@ def test_an_experiment_ends_when_every_contrast_is_closed(design_file, monkeypat
     assert [name for name in machine.ran if "/c_" in name] == ["main/c_seed0", "main/c_seed1"]
 
 
+def test_arms_that_are_others_to_the_last_bit_are_trained_for_the_first_look_alone(
+    design_file, monkeypatch, capsys
+):
+    machine = Machine(monkeypatch, {**RATES, "C_no_world_input": RATES["B"]})
+    machine.twins = {"C_no_world_input": "B"}
+    contrasts = [{"first": "C", "second": name} for name in ("B", "C_no_world_input")]
+    cells = [{"arms": ["B", "C", "C_no_world_input"]}]
+    run(ExperimentConfig(design_file(contrasts=contrasts, cells=cells)))
+    assert "main/c_seed5" in machine.ran, "C − B stays open to the end"
+    trained = [name for name in machine.ran if name.startswith("main/c_no_world_input")]
+    assert trained == ["main/c_no_world_input_seed0", "main/c_no_world_input_seed1"]
+
+
 @pytest.mark.parametrize(
-    "stop_before", ["main/a_seed1", "rollouts of seed 1", "main/b_seed2", "report"]
+    "stop_before", ["main/a_seed1", "rollouts of compared arms, seed 1", "main/b_seed2", "report"]
 )
 def test_killed_anywhere_and_started_again_it_ends_with_the_same_page(
     design_file, monkeypatch, tmp_path, stop_before

@@ -13,6 +13,7 @@ from world_modality.matrix.jobs import (
     cell_name,
     compared_cells,
     is_filmed_seed,
+    other_cells,
     rollout_corruptions,
     rollout_step,
     rounds_of_seeds,
@@ -106,18 +107,20 @@ def keep_design(matrix: Matrix) -> None:
 
 
 @dataclass(frozen=True)
-class SeedOfRound:
-    """The cells of one seed in a round: trained one by one, rolled out together.
+class CellsOfSeed:
+    """Cells of one seed: trained one by one, rolled out together.
 
     Attributes:
         matrix: the experiment.
         seed: of the trainings.
-        cells: the arms of the contrasts that are still open.
+        cells: the arms of the contrasts that are still open, or of no contrast.
+        name: what the rollouts of these arms are called.
     """
 
     matrix: Matrix
     seed: int
     cells: tuple[tuple[CellGroup, str], ...]
+    name: str
 
     @property
     def trainings(self) -> list[Job]:
@@ -133,14 +136,20 @@ class SeedOfRound:
         return [cell(self.matrix, group, arm, self.seed) for group, arm in self.cells]
 
     def rollouts(self) -> Job | None:
-        """Return the rollouts of all cells that were not rolled out on their own, if there are any.
+        """Return the rollouts of all cells that are trained, and not rolled out on their own.
+
+        None where there are no such cells.
 
         A command takes the checkpoints of all arms, so that the encoder, the text model and the
         simulators are there once, and the recording is replayed once. A seed has a job of its own:
         the policies of a process compute on one core, and as many jobs run at once as there may be.
         """
         left = [
-            one for one, job in zip(self.cells, self.whole_cells, strict=True) if not is_done(job)
+            one
+            for one, training, whole in zip(
+                self.cells, self.trainings, self.whole_cells, strict=True
+            )
+            if is_done(training) and not is_done(whole)
         ]
         checkpoints: dict[str, list[Path]] = {}
         for group, arm in left:
@@ -149,16 +158,17 @@ class SeedOfRound:
                 checkpoints.setdefault(corruption, []).append(path)
         if not checkpoints:
             return None
-        folder = self.matrix.out_dir / "cells" / f"all_arms_seed{self.seed}"
+        folder = self.matrix.out_dir / "cells" / f"{self.name}_seed{self.seed}"
         is_filmed = is_filmed_seed(self.matrix, self.seed)
         steps = [
             rollout_step(self.matrix, own, folder, corruption, is_filmed)
             for corruption, own in checkpoints.items()
         ]
-        return Job(f"rollouts of seed {self.seed}", folder, tuple(steps))
+        name = f"rollouts of {self.name.replace('_', ' ')}, seed {self.seed}"
+        return Job(name, folder, tuple(steps))
 
 
-def seeds_of_round(matrix: Matrix, number: int, names: Collection[str]) -> list[SeedOfRound]:
+def seeds_of_round(matrix: Matrix, number: int, names: Collection[str]) -> list[CellsOfSeed]:
     """Return the seeds of a round.
 
     Args:
@@ -169,4 +179,18 @@ def seeds_of_round(matrix: Matrix, number: int, names: Collection[str]) -> list[
     planned = zip(design_of(matrix).contrasts, matrix.contrasts or [], strict=True)
     still_open = [one for plan, one in planned if plan.name in names]
     cells = tuple(compared_cells(matrix, still_open))
-    return [SeedOfRound(matrix, seed, cells) for seed in rounds_of_seeds(matrix)[number]]
+    return [
+        CellsOfSeed(matrix, seed, cells, "compared_arms")
+        for seed in rounds_of_seeds(matrix)[number]
+    ]
+
+
+def seeds_of_others(matrix: Matrix) -> list[CellsOfSeed]:
+    """Return the cells that no contrast names, by seed."""
+    by_seed: dict[int, list[tuple[CellGroup, str]]] = {}
+    for group, arm in other_cells(matrix):
+        for seed in group.seeds or matrix.other_seeds:
+            by_seed.setdefault(seed, []).append((group, arm))
+    return [
+        CellsOfSeed(matrix, seed, tuple(cells), "other_arms") for seed, cells in by_seed.items()
+    ]
