@@ -22,6 +22,7 @@ from benchmarks.rollouts.slot import EnvironmentSlot
 from benchmarks.rollouts.videos import VideoFolder
 from benchmarks.rollouts.worker import Outcome, Waiting
 from benchmarks.suite import EpisodeSpec, Observation
+from world_modality.acting.episode_memory import is_observed
 
 
 @dataclass(frozen=True)
@@ -85,11 +86,6 @@ class Assignment:
     on_outcome: Callable[[Outcome], None]
     videos: VideoFolder | None = None
     batch_size: int = 1
-
-
-def is_observed(frame: int, policy: RolloutPolicy) -> bool:
-    """Tell whether a later query, or the one at this frame, needs the frame."""
-    return any((frame + lag) % policy.n_action_steps == 0 for lag in policy.observed_lags)
 
 
 def roll_out(
