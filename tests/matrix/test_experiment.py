@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.fixtures.process import has_ended, wait_for
 from tests.project.test_readme import parsed_config
 from world_modality.arms import ARMS, CONTRASTS
 from world_modality.experiment import ExperimentConfig, run
@@ -288,7 +288,17 @@ def test_a_preparation_that_fails_ends_the_experiment(matrix_file, tmp_path):
         run(ExperimentConfig(matrix_file(dataset_root=str(tmp_path / "nowhere"))))
 
 
-def test_sigterm_ends_the_running_command_too(tmp_path):
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGTERM,
+        pytest.param(
+            signal.SIGKILL,
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children"),
+        ),
+    ],
+)
+def test_a_signal_ends_the_running_command_too(tmp_path, how):
     marker = tmp_path / "running"
     sleeper = (
         f"import os, pathlib, time; pathlib.Path({str(marker)!r}).write_text(str(os.getpid()));"
@@ -310,11 +320,10 @@ with termination_as_interrupt():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     inner = int(marker.read_text("utf-8"))
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(how)
     process.wait(30)
     process.stderr.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(inner, 0)
+    wait_for(lambda: has_ended(inner), 30)
 
 
 @pytest.mark.slow
