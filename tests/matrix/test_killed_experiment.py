@@ -1,5 +1,6 @@
 """A real experiment, killed at several moments and started again: it ends with the same page."""
 
+import functools
 import os
 import re
 import signal
@@ -21,7 +22,7 @@ EXPERIMENT = {
         }
     ],
     "caches": {"main": {"vision_model_name": "pixel-pca", "vq_num_tokens": 16}},
-    "train": {"num_epochs": 2, "d_model": 32, "n_layers": 1, "batch_size": 64},
+    "train": {"num_epochs": 1, "d_model": 32, "n_layers": 1, "batch_size": 64},
     "cells": [{"arms": ["A", "C"]}],
     "contrasts": [{"first": "C", "second": "A"}],
     "max_seeds": 2,
@@ -35,7 +36,7 @@ MOMENTS = (
     "jobs/dataset/log.txt",
     "caches/main/local/tiny/train_states.f32.npy",
     "cells/main/c_seed0/train/metrics.jsonl",
-    "cells/main/a_seed1/train/model_A_epoch0.pt",
+    "cells/main/a_seed1/train/config.json",
     "cells/compared_arms_seed1/rollouts/results.jsonl",
     "design.json",
 )
@@ -52,6 +53,11 @@ def started(matrix: Path) -> subprocess.Popen:
             stderr=output,
             start_new_session=True,
         )
+
+
+def was_reached(moment: Path, process: subprocess.Popen) -> bool:
+    """Say whether a moment has come, or the experiment has ended without it."""
+    return moment.exists() or process.poll() is not None
 
 
 def page(out_dir: Path) -> dict[str, str]:
@@ -77,7 +83,8 @@ def test_killed_at_several_moments_it_ends_with_the_same_page(tmp_path):
     out_dir.rename(tmp_path / "uninterrupted")
     for moment in MOMENTS:
         process = started(matrix)
-        wait_for(lambda there=out_dir / moment, one=process: there.exists() or one.poll() == 0)
+        is_there = functools.partial(was_reached, out_dir / moment, process)
+        wait_for(is_there, 1200)
         assert process.poll() is None, f"it ended before {moment} was there"
         os.killpg(process.pid, signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
