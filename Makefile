@@ -16,8 +16,9 @@ help: ## Say what there is
 demo: env ## Record demonstrations, run every stage, print the tables (about 32 minutes on two cores)
 	@$(RUN) world_modality.demo
 
-verdict: env ## Run the whole matrix of benchmarks/metaworld/verdict.yaml on a recording of its own (a night on two cores)
+verdict: env ## Train seeds until the arms are compared: verdict.yaml, then cue.yaml of benchmarks/metaworld (3 hours on two cores)
 	@$(RUN) world_modality.experiment benchmarks/metaworld/verdict.yaml --max_parallel 2
+	@$(RUN) world_modality.experiment benchmarks/metaworld/cue.yaml --max_parallel 2
 
 env: ## Make the virtual environment (minutes the first time, then nothing)
 	@ops/environment.sh create

@@ -2,6 +2,7 @@
 
     <out_dir>/caches/NAME/                         a cache a set of tokenizer flags
     <out_dir>/cells/CACHE[-FLAG]/ARM_seedN/        log.txt, done.json, train/, rollouts*/
+    <out_dir>/cells/{compared,other}_arms_seedN/   rollouts*/ of all arms, with contrasts
     <out_dir>/explanations/seedN/                  two_heads/, instruction_only/, report/
     <out_dir>/design.json                          what the contrasts ask, from the first look on
     <out_dir>/report/                              the report over all of it
@@ -22,14 +23,19 @@ import tyro
 from world_modality.matrix.experiment_file import Matrix, read_matrix
 from world_modality.matrix.jobs import (
     Job,
-    cell,
     cell_jobs,
     explanation_jobs,
-    other_cells,
     preparation_jobs,
     report_step,
 )
-from world_modality.matrix.rounds import design_of, keep_design, require_same_design, round_jobs
+from world_modality.matrix.rounds import (
+    CellsOfSeed,
+    design_of,
+    keep_design,
+    require_same_design,
+    seeds_of_others,
+    seeds_of_round,
+)
 from world_modality.matrix.runner import Failure, Runner, is_done
 from world_modality.statistics.design import Design
 from world_modality.system.cli import run_cli
@@ -75,6 +81,11 @@ def run(config: ExperimentConfig) -> list[Failure]:
     preparation, cells = preparation_jobs(matrix), cell_jobs(matrix)
     if config.dry_run:
         _print_commands(preparation, cells, _report_job(matrix))
+        if matrix.contrasts is not None:
+            print(
+                "# Run whole, the arms of a seed are rolled out in one command, and only contrasts "
+                "that are still open are trained for."
+            )
         return []
     with termination_as_interrupt():
         runner = Runner(config.max_parallel)
@@ -119,18 +130,15 @@ def _run_rounds(matrix: Matrix, runner: Runner) -> tuple[list[Job], list[Failure
     """
     design = design_of(matrix)
     still_open = list(design.margins)
-    cells = [
-        cell(matrix, group, name, seed)
-        for group, name in other_cells(matrix)
-        for seed in group.seeds or matrix.other_seeds
-    ]
-    cells += explanation_jobs(matrix)
-    failures = runner.run(cells)
+    explanations, others = explanation_jobs(matrix), seeds_of_others(matrix)
+    failures = runner.run(explanations) + _run_cells(runner, others)
+    cells = [*explanations, *(job for one in others for job in one.trainings)]
     for number, num_seeds in enumerate(design.plan.rounds):
-        jobs = round_jobs(matrix, number, still_open)
-        print(f"round {number + 1}: {len(jobs)} cells, up to {num_seeds} seeds", flush=True)
-        cells += jobs
-        failed = runner.run(jobs)
+        seeds = seeds_of_round(matrix, number, still_open)
+        trainings = [job for one in seeds for job in one.trainings]
+        print(f"round {number + 1}: {len(trainings)} cells, up to {num_seeds} seeds", flush=True)
+        failed = _run_cells(runner, seeds)
+        cells += trainings
         failures += failed
         if failed:
             break
@@ -141,14 +149,25 @@ def _run_rounds(matrix: Matrix, runner: Runner) -> tuple[list[Job], list[Failure
     return cells, failures
 
 
+def _run_cells(runner: Runner, seeds: list[CellsOfSeed]) -> list[Failure]:
+    """Train every cell, then roll out those that came to their end, the arms of a seed together."""
+    failures = runner.run([job for one in seeds for job in one.trainings])
+    return failures + runner.run([job for one in seeds if (job := one.rollouts()) is not None])
+
+
 def _look(matrix: Matrix, design: Design, number: int) -> list[str]:
-    """Look at all contrasts, say what is known, and return those that are still open."""
+    """Look at all contrasts, say what is known, and return those that are still open.
+
+    One whose arms are another's to the last bit is answered with it: its own arms are not trained
+    any further.
+    """
     keep_design(matrix)
     evidence = collect_evidence([matrix.out_dir / "cells"])
     results = planned_results(design, matrix.out_dir, evidence, number)
     for result in results:
         print(f"  {look_text(result)}", flush=True)
-    still_open = [result for result in results if result.course.claim == "open"]
+    asked = [result for result in results if result.twin is None]
+    still_open = [result for result in asked if result.course.claim == "open"]
     lacking = [one.contrast.name for one in still_open if len(one.course.looks) < number]
     if lacking:
         raise InvalidInputError(

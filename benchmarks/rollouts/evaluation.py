@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.loop import Progress, roll_out
+from benchmarks.rollouts.loop import Assignment, Progress, roll_out_together
 from benchmarks.rollouts.report import Report, compare, summarise
 from benchmarks.rollouts.results import (
     EpisodeKey,
@@ -30,7 +30,7 @@ from benchmarks.rollouts.results import (
     open_results,
     require_same_settings,
 )
-from benchmarks.rollouts.slot import EnvironmentSlot, environment_slots
+from benchmarks.rollouts.slot import environment_slots
 from benchmarks.rollouts.videos import VideoFolder, remove_videos
 from benchmarks.rollouts.worker import Outcome
 from benchmarks.suite import EpisodeSpec, Suite
@@ -123,27 +123,52 @@ class _Evaluation:
             return
         from benchmarks.rollouts.parity.check import check_parity
 
-        for path, policy, episodes in zip(
-            self.config.checkpoint, self.policies, remaining, strict=True
+        checked = set()
+        for path, policy, origin, episodes in zip(
+            self.config.checkpoint, self.policies, self.origins, remaining, strict=True
         ):
-            if episodes:
-                # The cameras of the training, too: by them it tells that another one is seen.
-                seen = (*policy.inputs.image_keys, *policy.inputs.trained_keys)
-                keys = [key for key in self.suite.image_keys if key in seen]
+            if not episodes:
+                continue
+            # The cameras of the training, too: by them it tells that another one is seen.
+            seen = (*policy.inputs.image_keys, *policy.inputs.trained_keys)
+            keys = tuple(key for key in self.suite.image_keys if key in seen)
+            # All that is compared is of the cache: recording, encoder, codebook, statistics.
+            compared = (origin.policy.get("cache_fingerprint", origin.checkpoint), keys)
+            if compared not in checked:
                 check_parity(path, self.suite.observing(keys), self.config)
+                checked.add(compared)
 
     def roll_out(
         self, file: ResultsFile, remaining: Sequence[Sequence[EpisodeSpec]]
     ) -> dict[str, Any]:
-        """Run what is left, one checkpoint after the other; return the throughput."""
+        """Run what is left, checkpoints that see the same cameras together; return the throughput.
+
+        An environment that one checkpoint has left plays for the next one, in the same simulator.
+        """
         num_steps, started = 0, time.monotonic()
-        num_slots = min(self.config.env_num, max(len(episodes) for episodes in remaining))
-        unfinished = [index for index, episodes in enumerate(remaining) if episodes]
+        by_keys: dict[tuple[str, ...], list[int]] = {}
+        for index, episodes in enumerate(remaining):
+            if episodes:
+                by_keys.setdefault(self.policies[index].inputs.image_keys, []).append(index)
         # Environments render what the policy sees and nothing else.
-        for keys, group in itertools.groupby(unfinished, self._image_keys):
-            with environment_slots(self.suite.observing(keys), num_slots) as slots:
-                for index in group:
-                    num_steps += self._roll_out_one(index, remaining[index], slots, file)
+        for keys, group in by_keys.items():
+            num_slots = min(self.config.env_num, sum(len(remaining[index]) for index in group))
+            label = self.labels[group[0]] if len(group) == 1 else f"{len(group)} checkpoints"
+            num_episodes = len(group) * len(self.episodes)
+            num_done = num_episodes - sum(len(remaining[index]) for index in group)
+            with (
+                closing(Progress(label, num_done, num_episodes)) as progress,
+                environment_slots(self.suite.observing(keys), num_slots) as slots,
+            ):
+                assignments = [
+                    self._assignment(index, remaining[index], file, progress) for index in group
+                ]
+                try:
+                    roll_out_together(assignments, slots)
+                except KeyboardInterrupt:
+                    progress.say(f"{file.path} has the finished episodes; --resume goes on")
+                    raise
+                num_steps += progress.num_steps
         seconds = time.monotonic() - started
         return {
             "num_steps": num_steps,
@@ -194,35 +219,21 @@ class _Evaluation:
         require_same_settings(earlier, self.origins, self.episodes, file.path)
         return {result.key for result in earlier if result.success is not None}
 
-    def _roll_out_one(
-        self,
-        index: int,
-        episodes: Sequence[EpisodeSpec],
-        slots: Sequence[EnvironmentSlot],
-        file: ResultsFile,
-    ) -> int:
+    def _assignment(
+        self, index: int, episodes: Sequence[EpisodeSpec], file: ResultsFile, progress: Progress
+    ) -> Assignment:
+        """Return what a checkpoint has to do; its outcomes go to the file as they come."""
         policy, label, origin = self.policies[index], self.labels[index], self.origins[index]
         videos = None
         if self.config.save_videos:
             folder, limit = self.out_dir / "videos" / label, self.config.videos_per_task
             videos = VideoFolder(folder, policy.inputs.image_keys, self.suite.fps, limit)
-        num_done = len(self.episodes) - len(episodes)
-        with closing(Progress(label, num_done, len(self.episodes))) as progress:
 
-            def keep(outcome: Outcome) -> None:
-                file.append(RolloutResult.of(origin, outcome))
-                progress.show(outcome)
+        def keep(outcome: Outcome) -> None:
+            file.append(RolloutResult.of(origin, outcome))
+            progress.show(outcome, label)
 
-            try:
-                batch_size = int(origin.policy["policy_batch_size"])
-                roll_out(policy, episodes, slots, keep, videos, batch_size)
-            except KeyboardInterrupt:
-                progress.say(f"{file.path} has the finished episodes; --resume goes on")
-                raise
-        return progress.num_steps
-
-    def _image_keys(self, index: int) -> tuple[str, ...]:
-        return self.policies[index].inputs.image_keys
+        return Assignment(policy, episodes, keep, videos, int(origin.policy["policy_batch_size"]))
 
     def _origin(self, policy: "CheckpointPolicy") -> RolloutOrigin:
         return RolloutOrigin(

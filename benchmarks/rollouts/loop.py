@@ -1,9 +1,11 @@
-"""The rollout loop: many environments, one policy, no suite.
+"""The rollout loop: many environments, one policy or several, no suite.
 
-The policy is asked about episodes that wait for actions right now, at most half of them at a time:
-the others go on with physics and rendering meanwhile, and once out of step they stay so. What
-happens in an episode depends neither on the number of environments nor on timing, as long as the
-policy and the simulator keep what `RolloutPolicy` and `Simulator` promise.
+A policy is asked about episodes that wait for actions right now, at most half of them at a time:
+the others go on with physics and rendering meanwhile, and once out of step they stay so. Several
+policies share the environments: where one has no episode left another's goes on, and a simulator
+that is open plays every policy's episodes of its task. What happens in an episode depends neither
+on the number of environments nor on timing nor on other policies, as long as the policy and the
+simulator keep what `RolloutPolicy` and `Simulator` promise.
 """
 
 import sys
@@ -66,6 +68,26 @@ class RolloutPolicy(Protocol):
         """Return what decides its actions, as JSON, for the results."""
 
 
+@dataclass(frozen=True, eq=False)
+class Assignment:
+    """A policy and the episodes that it is rolled out in.
+
+    Attributes:
+        policy: acts in all of them.
+        episodes: in any order; an environment stays on a task as long as there are episodes of it.
+        on_outcome: called in this process as episodes end, in no particular order.
+        videos: where to film every episode, if anywhere.
+        batch_size: observations that the policy computes at a time, filled up or not; asking about
+            fewer than that saves nothing.
+    """
+
+    policy: RolloutPolicy
+    episodes: Iterable[EpisodeSpec]
+    on_outcome: Callable[[Outcome], None]
+    videos: VideoFolder | None = None
+    batch_size: int = 1
+
+
 def roll_out(
     policy: RolloutPolicy,
     episodes: Iterable[EpisodeSpec],
@@ -74,25 +96,26 @@ def roll_out(
     videos: VideoFolder | None = None,
     batch_size: int = 1,
 ) -> None:
+    """Run every episode of one policy once; the arguments are those of `Assignment`."""
+    roll_out_together([Assignment(policy, episodes, on_outcome, videos, batch_size)], slots)
+
+
+def roll_out_together(assignments: Sequence[Assignment], slots: Sequence[EnvironmentSlot]) -> None:
     """Run every episode once; an episode whose environment crashes, dies or hangs is an error.
 
     Args:
-        policy: acts in all of them.
-        episodes: in any order; an environment stays on a task as long as there are episodes of it.
+        assignments: one a policy.
         slots: idle environments, which are idle again afterwards.
-        on_outcome: called in this process as episodes end, in no particular order.
-        videos: where to film every episode, if anywhere.
-        batch_size: observations that the policy computes at a time, filled up or not; asking about
-            fewer than that saves nothing.
 
     Raises:
         UserError: an environment cannot run before the user has mended something.
-        ValueError: the policy's answer has the wrong shape.
+        ValueError: a policy's answer has the wrong shape.
     """
-    queue = EpisodeQueue(episodes)
-    max_queries = max(batch_size, (len(slots) + 1) // 2)
+    queue = EpisodeQueue(assignments)
+    max_queries = max([(len(slots) + 1) // 2, *(one.batch_size for one in assignments)])
+    playing_for: dict[EnvironmentSlot, Assignment] = {}
     waiting: deque[tuple[EnvironmentSlot, Query]] = deque()
-    _begin_episodes(queue, policy, slots, videos)
+    _begin_episodes(queue, slots, playing_for)
     while any(slot.episode is not None for slot in slots):
         unanswered = [slot for slot, _ in waiting]
         playing = [s for s in slots if s.episode is not None and s not in unanswered]
@@ -100,25 +123,27 @@ def roll_out(
             if isinstance(answer, Waiting):
                 waiting.append((slot, Query(slot.memory, answer.step, answer.frames)))
             else:
-                on_outcome(answer)
-        _begin_episodes(queue, policy, slots, videos)
+                playing_for[slot].on_outcome(answer)
+        _begin_episodes(queue, slots, playing_for)
         asked = [waiting.popleft() for _ in range(min(max_queries, len(waiting)))]
-        if asked:
-            _act(policy, asked)
+        for assignment in dict.fromkeys(playing_for[slot] for slot, _ in asked):
+            own = [(slot, query) for slot, query in asked if playing_for[slot] is assignment]
+            _act(assignment.policy, own)
 
 
 class EpisodeQueue:
     """Episodes by task, handed out so that simulators are seldom built again."""
 
-    def __init__(self, episodes: Iterable[EpisodeSpec]) -> None:
-        self._by_task: dict[str, deque[EpisodeSpec]] = {}
-        for episode in episodes:
-            self._by_task.setdefault(episode.task, deque()).append(episode)
+    def __init__(self, assignments: Iterable[Assignment]) -> None:
+        self._by_task: dict[str, deque[tuple[Assignment, EpisodeSpec]]] = {}
+        for assignment in assignments:
+            for episode in assignment.episodes:
+                self._by_task.setdefault(episode.task, deque()).append((assignment, episode))
 
     def take(
         self, open_task: str | None, tasks_elsewhere: Sequence[str | None]
-    ) -> EpisodeSpec | None:
-        """Return the next episode for an environment, or None when there is none.
+    ) -> tuple[Assignment, EpisodeSpec] | None:
+        """Return the next episode for an environment and whose it is, or None when there is none.
 
         Args:
             open_task: whose simulator it has open; an episode of this task comes first.
@@ -136,18 +161,19 @@ class EpisodeQueue:
 
 def _begin_episodes(
     queue: EpisodeQueue,
-    policy: RolloutPolicy,
     slots: Sequence[EnvironmentSlot],
-    videos: VideoFolder | None,
+    playing_for: dict[EnvironmentSlot, Assignment],
 ) -> None:
     for slot in slots:
         if slot.episode is not None:
             continue
         elsewhere = [other.open_task for other in slots if other is not slot]
-        episode = queue.take(slot.open_task, elsewhere)
-        if episode is None:
+        taken = queue.take(slot.open_task, elsewhere)
+        if taken is None:
             return
-        slot.begin(episode, policy.begin(episode), videos)
+        assignment, episode = taken
+        playing_for[slot] = assignment
+        slot.begin(episode, assignment.policy.begin(episode), assignment.videos)
 
 
 def _answers(
@@ -187,7 +213,6 @@ class Progress:
 
     def __init__(self, label: str, num_done: int, num_episodes: int) -> None:
         self.num_steps = 0
-        self._label = label
         self._counts: Counter[bool | None] = Counter()
         self._bar = tqdm(total=num_episodes, initial=num_done, desc=label, unit="episode")
 
@@ -195,13 +220,13 @@ class Progress:
         """Leave the bar as it is."""
         self._bar.close()
 
-    def show(self, outcome: Outcome) -> None:
-        """Count an episode that has ended; name it if it was in an error."""
+    def show(self, outcome: Outcome, policy: str) -> None:
+        """Count an episode that has ended; name it and its policy if it was in an error."""
         self.num_steps += outcome.num_steps
         self._counts[outcome.success] += 1
         if outcome.error is not None:
             name = f"{outcome.episode.task} episode {outcome.episode.episode}"
-            self.say(f"{self._label}: error in {name}: {outcome.error.splitlines()[0]}")
+            self.say(f"{policy}: error in {name}: {outcome.error.splitlines()[0]}")
         solved, failed, errors = (self._counts[ending] for ending in (True, False, None))
         text = f"solved {solved}/{solved + failed}" + (f", errors {errors}" if errors else "")
         self._bar.set_postfix_str(text, refresh=False)

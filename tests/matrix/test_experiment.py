@@ -1,5 +1,4 @@
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.fixtures.process import has_ended, wait_for
 from tests.project.test_readme import parsed_config
 from world_modality.arms import ARMS, CONTRASTS
 from world_modality.experiment import ExperimentConfig, run
@@ -125,7 +125,7 @@ def test_a_model_that_explains_itself_has_a_control_of_the_same_labels_and_flags
     assert " ".join(report_step(matrix).arguments).count("out/explanations") == 1
 
 
-@pytest.mark.parametrize(("name", "num_stages"), [("verdict", 11), ("demo", 14)])
+@pytest.mark.parametrize(("name", "num_stages"), [("verdict", 11), ("settings", 11), ("demo", 14)])
 def test_every_command_is_one_that_its_stage_understands(monkeypatch, name, num_stages):
     matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / f"{name}.yaml")
     seen = set()
@@ -143,7 +143,20 @@ def test_the_verdicts_matrix_has_what_the_report_compares():
         for arm in (contrast.first, contrast.second):
             if arm not in ("A_pca", "A_random"):
                 assert f"main/{arm.lower()}_seed2" in names
-    assert "random/a_seed2" in names
+    contrasts = [(one.first, one.second) for one in matrix.contrasts]
+    assert contrasts == [("B", "A"), ("C", "B"), ("C", "C_no_world_input")]
+    assert {f"main/{arm}_seed15" for arm in "abc"} <= names
+    assert "main/c_dummy_seed3" not in names, "controls have the seeds of the file"
+    demo = read_matrix(ROOT / "benchmarks" / "metaworld" / "demo.yaml")
+    assert (matrix.prepare, matrix.caches) == (demo.prepare, demo.caches)
+    assert (matrix.text, matrix.train) == (demo.text, demo.train)
+
+
+def test_the_settings_that_the_answer_may_hang_on_are_a_matrix_of_their_own():
+    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "settings.yaml")
+    assert matrix.contrasts is None
+    names = {job.name for job in cell_jobs(matrix)}
+    assert {"random/a_seed2", "codes_512/c_seed1", "main-future_stride_4/b_seed0"} <= names
 
 
 @pytest.mark.parametrize(
@@ -275,7 +288,17 @@ def test_a_preparation_that_fails_ends_the_experiment(matrix_file, tmp_path):
         run(ExperimentConfig(matrix_file(dataset_root=str(tmp_path / "nowhere"))))
 
 
-def test_sigterm_ends_the_running_command_too(tmp_path):
+@pytest.mark.parametrize(
+    "how",
+    [
+        signal.SIGTERM,
+        pytest.param(
+            signal.SIGKILL,
+            marks=pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children"),
+        ),
+    ],
+)
+def test_a_signal_ends_the_running_command_too(tmp_path, how):
     marker = tmp_path / "running"
     sleeper = (
         f"import os, pathlib, time; pathlib.Path({str(marker)!r}).write_text(str(os.getpid()));"
@@ -297,11 +320,10 @@ with termination_as_interrupt():
         assert time.monotonic() < deadline
         time.sleep(0.05)
     inner = int(marker.read_text("utf-8"))
-    process.send_signal(signal.SIGTERM)
+    process.send_signal(how)
     process.wait(30)
     process.stderr.close()
-    with pytest.raises(ProcessLookupError):
-        os.kill(inner, 0)
+    wait_for(lambda: has_ended(inner), 30)
 
 
 @pytest.mark.slow

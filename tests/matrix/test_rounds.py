@@ -14,8 +14,8 @@ from world_modality.arms import ARMS, contrasts_between
 from world_modality.experiment import ExperimentConfig, run
 from world_modality.matrix.experiment_file import read_matrix
 from world_modality.matrix.jobs import cell_jobs, report_step
-from world_modality.matrix.rounds import design_of, round_jobs
-from world_modality.matrix.runner import Failure, Runner
+from world_modality.matrix.rounds import design_of, seeds_of_round
+from world_modality.matrix.runner import Failure, Runner, _record, is_done
 from world_modality.report import ReportConfig
 from world_modality.report import run as run_report
 from world_modality.system.errors import InvalidInputError, MissingKeyError, UserError
@@ -50,18 +50,27 @@ def design_file(tmp_path):
     return write
 
 
+def finish(job):
+    """Leave what a job that ended well leaves."""
+    for step in job.steps:
+        step.produces.parent.mkdir(parents=True, exist_ok=True)
+        step.produces.touch()
+        _record(job, step)
+
+
 class Machine:
     """Stands in for the runner's processes: each cell has outcomes of its own, whenever it runs."""
 
     def __init__(self, monkeypatch, rates=RATES, errors=None):
         self.rates, self.errors, self.ran, self.broken = rates, errors or {}, [], set()
+        self.twins = {}
         self.stop_before, self.reports = None, False
         monkeypatch.setattr(Runner, "run", lambda _, jobs: self.run(jobs))
 
     def run(self, jobs):
         failures = []
         for job in jobs:
-            if (job.folder / "done").exists() and job.name != "report":
+            if is_done(job):
                 continue
             if job.name == self.stop_before:
                 raise KeyboardInterrupt
@@ -70,8 +79,7 @@ class Machine:
                 failures.append(Failure(job.name, "python", 1, job.folder / "log.txt", ()))
                 continue
             self.cell(job)
-            job.folder.mkdir(parents=True, exist_ok=True)
-            (job.folder / "done").touch()
+            finish(job)
         return failures
 
     def cell(self, job):
@@ -85,27 +93,52 @@ class Machine:
             out_dir = job.steps[0].produces.parent
             run_report(ReportConfig(tuple(folders), out_dir, design))
         elif job.name.startswith("main"):
-            flags = dict(
-                zip(job.steps[0].arguments[1::2], job.steps[0].arguments[2::2], strict=False)
-            )
-            seed = int(flags["--seed"])
-            arm = next(
-                name
-                for name in sorted(ARMS, key=len, reverse=True)
-                if job.name.split("/")[1].startswith(f"{name.lower()}_seed")
-            )
+            arm, seed = self.arm_of(job.name)
+            world, sums = self.world(job.name)
+            arguments = job.steps[0].arguments
+            flags = dict(zip(arguments[1::2], arguments[2::2], strict=False))
             control = {"token_control": ARMS[arm].control}
             for name in ("world_history", "context_frames"):
                 control |= {name: int(flags[f"--{name}"])} if f"--{name}" in flags else {}
-            world = World(num_rollouts=120)
-            variant = 1000 * (len(control) - 1)
-            world.rng = np.random.default_rng([seed, sum(map(ord, arm)) + variant])
-            sums = world.error_sums(self.errors.get(arm, 0.0), 0.004 * world.rng.normal(), 0.001)
             model_type = ARMS[arm].model_type
-            checkpoint = write_run(job.folder / "train", world, model_type, seed, sums, **control)
-            write_rollouts(
-                job.folder / "rollouts", world, [checkpoint], [self.rates[arm]], seed_noise=0.05
+            (checkpoint,) = (step.produces for step in job.steps if step.produces.suffix == ".pt")
+            written = write_run(checkpoint.parent, world, model_type, seed, sums, **control)
+            assert written == checkpoint
+        for step in job.steps:
+            if step.produces.name == "summary.json":
+                self.rollouts(step)
+
+    def rollouts(self, step):
+        words = list(step.arguments)
+        checkpoints = [
+            Path(one) for one in words[words.index("--checkpoint") + 1 : words.index("--out_dir")]
+        ]
+        lines = []
+        for checkpoint in checkpoints:
+            name = "/".join(folder.name for folder in (checkpoint.parents[2], checkpoint.parents[1]))
+            world, _ = self.world(name)
+            rate = self.rates[self.arm_of(name)[0]]
+            path = write_rollouts(
+                step.produces.parent, world, [checkpoint], [rate], seed_noise=0.05
             )
+            lines.append(path.read_text("utf-8"))
+        path.write_text("".join(lines), "utf-8")
+
+    @staticmethod
+    def arm_of(name):
+        """Return arm and seed of a cell."""
+        arm, seed = name.split("/")[1].rsplit("_seed", 1)
+        return next(one for one in ARMS if one.lower() == arm), int(seed)
+
+    def world(self, name):
+        """Return the world of a cell, and the errors that it drew there."""
+        arm, seed = self.arm_of(name)
+        world = World(num_rollouts=120)
+        variant = name.split("/")[0].removeprefix("main")
+        drawn_by = self.twins.get(arm, arm) + variant
+        world.rng = np.random.default_rng([seed, sum(map(ord, drawn_by))])
+        shift = 0.004 * world.rng.normal()
+        return world, world.error_sums(self.errors.get(arm, 0.0), shift, 0.001)
 
 
 def pages(out_dir):
@@ -133,6 +166,31 @@ def test_arms_are_trained_round_by_round_and_a_closed_contrast_stops(
     assert machine.ran[-1] == "report"
 
 
+def test_the_arms_of_a_seed_are_rolled_out_in_one_command(design_file):
+    rollouts = {**DESIGN["rollouts"], "corruptions": ["stale:8"], "films": 2}
+    matrix = read_matrix(design_file(rollouts=rollouts))
+    seeds = seeds_of_round(matrix, 0, list(design_of(matrix).margins))
+    assert seeds[0].rollouts() is None, "nothing is trained"
+    for job in [*seeds[0].trainings, *seeds[1].trainings]:
+        finish(job)
+    jobs = [seed.rollouts() for seed in seeds]
+    assert [job.name for job in jobs] == [
+        f"rollouts of compared arms, seed {seed}" for seed in (0, 1)
+    ]
+    clean, stale = jobs[0].steps
+    checkpoints = [f"{arm}_seed0/train/model_{arm.upper()}_epoch1.pt" for arm in "bac"]
+    cells = matrix.out_dir / "cells"
+    named = " ".join(str(cells / "main" / one) for one in checkpoints)
+    assert f"--checkpoint {named} --out_dir {cells}/compared_arms_seed0/rollouts " in clean.shell
+    assert "--save_videos" in clean.shell
+    assert "--save_videos" not in jobs[1].steps[0].shell
+    assert f"--checkpoint {cells / 'main' / checkpoints[2]} --out_dir" in stale.shell
+    assert "--corrupt_world stale:8" in stale.shell
+    # A cell that a job array has run is not rolled out again.
+    finish(seeds[0].whole_cells[1])
+    assert "a_seed0" not in seeds[0].rollouts().steps[0].shell
+
+
 def test_an_experiment_ends_when_every_contrast_is_closed(design_file, monkeypatch):
     machine = Machine(monkeypatch)
     run(ExperimentConfig(design_file(contrasts=[{"first": "B", "second": "A"}])))
@@ -142,7 +200,22 @@ def test_an_experiment_ends_when_every_contrast_is_closed(design_file, monkeypat
     assert [name for name in machine.ran if "/c_" in name] == ["main/c_seed0", "main/c_seed1"]
 
 
-@pytest.mark.parametrize("stop_before", ["main/a_seed1", "main/b_seed2", "report"])
+def test_arms_that_are_others_to_the_last_bit_are_trained_for_the_first_look_alone(
+    design_file, monkeypatch, capsys
+):
+    machine = Machine(monkeypatch, {**RATES, "C_no_world_input": RATES["B"]})
+    machine.twins = {"C_no_world_input": "B"}
+    contrasts = [{"first": "C", "second": name} for name in ("B", "C_no_world_input")]
+    cells = [{"arms": ["B", "C", "C_no_world_input"]}]
+    run(ExperimentConfig(design_file(contrasts=contrasts, cells=cells)))
+    assert "main/c_seed5" in machine.ran, "C − B stays open to the end"
+    trained = [name for name in machine.ran if name.startswith("main/c_no_world_input")]
+    assert trained == ["main/c_no_world_input_seed0", "main/c_no_world_input_seed1"]
+
+
+@pytest.mark.parametrize(
+    "stop_before", ["main/a_seed1", "rollouts of compared arms, seed 1", "main/b_seed2", "report"]
+)
 def test_killed_anywhere_and_started_again_it_ends_with_the_same_page(
     design_file, monkeypatch, tmp_path, stop_before
 ):
@@ -378,7 +451,8 @@ def test_every_round_can_be_run_cell_by_cell(design_file):
     in_rounds = [
         job.name
         for number in range(3)
-        for job in round_jobs(matrix, number, list(design_of(matrix).margins))
+        for seed in seeds_of_round(matrix, number, list(design_of(matrix).margins))
+        for job in seed.whole_cells
     ]
     assert names[1:] == in_rounds
     assert "--design" in report_step(matrix).arguments

@@ -92,6 +92,29 @@ def test_parity_is_checked_with_the_cameras_that_are_seen_and_those_of_the_train
     assert checked == [(IMAGE_KEY,), (SIDE_KEY, IMAGE_KEY)]
 
 
+def test_checkpoints_of_one_cache_are_checked_once(config, monkeypatch):
+    checked = []
+    monkeypatch.setitem(
+        sys.modules,
+        "benchmarks.rollouts.parity.check",
+        SimpleNamespace(check_parity=lambda path, suite, config: checked.append(path.stem)),
+    )
+    fingerprints = {"model_A": "one", "same": "one", "other": "two"}
+    record = PointPolicy.record
+    monkeypatch.setattr(
+        PointPolicy,
+        "record",
+        lambda policy: {**record(policy), "cache_fingerprint": fingerprints[policy.path.stem]},
+    )
+    folder = config.checkpoint[0].parent
+    others = [write_checkpoint(folder / f"{name}.pt", len(name)) for name in ("same", "other")]
+    several = dataclasses.replace(
+        config, checkpoint=(*config.checkpoint, *others), check_parity=True
+    )
+    evaluate_points(PointSuite(), point_episodes(num_episodes=1), several)
+    assert checked == ["model_A", "other"]
+
+
 def test_videos_show_all_cameras_side_by_side(config):
     import av
 

@@ -8,7 +8,7 @@ import pytest
 from benchmarks.metaworld.cameras import IMAGE_KEY, MetaworldRendering
 from benchmarks.metaworld.simulator import STATE_KEY, MetaworldSimulator, MetaworldSuite
 from benchmarks.rollouts import loop
-from benchmarks.rollouts.loop import EpisodeQueue, roll_out
+from benchmarks.rollouts.loop import Assignment, EpisodeQueue, roll_out, roll_out_together
 from benchmarks.rollouts.slot import environment_slots
 from benchmarks.rollouts.videos import VideoFolder
 from benchmarks.rollouts.worker import Outcome
@@ -124,19 +124,35 @@ def test_actions_that_are_no_chunk_are_refused():
 
 
 def test_simulators_are_seldom_opened_again():
-    queue = EpisodeQueue(point_episodes(("left", "right", "far"), 3))
+    episodes = point_episodes(("left", "right", "far"), 3)
+    policies = [Assignment(PointPolicy(), episodes, lambda _: None) for _ in range(2)]
+    queue = EpisodeQueue(policies)
     open_tasks: list[str | None] = [None, None]
     opened = 0
     order = []
-    for turn in range(9):
+    for turn in range(18):
         slot = turn % 2
-        episode = queue.take(open_tasks[slot], [open_tasks[1 - slot]])
+        assignment, episode = queue.take(open_tasks[slot], [open_tasks[1 - slot]])
         opened += episode.task != open_tasks[slot]
         open_tasks[slot] = episode.task
-        order.append((episode.task, episode.episode))
+        order.append((policies.index(assignment), episode.task, episode.episode))
     assert queue.take(None, []) is None
-    assert len(set(order)) == 9
-    assert opened == 4, "each task once, and the last one in both environments"
+    assert len(set(order)) == 18
+    assert opened == 4, "each task once for both policies, the last one in both environments"
+
+
+def test_outcomes_do_not_depend_on_which_policies_share_the_environments(slots):
+    episodes = point_episodes(("left", "right", "crashing"), 3)
+    alone = {gain: played(PointPolicy(gain=gain), episodes, slots) for gain in (0.3, 0.5)}
+    policies = {gain: PointPolicy(gain=gain) for gain in alone}
+    together: dict[float, list[Outcome]] = {gain: [] for gain in alone}
+    roll_out_together(
+        [Assignment(policies[gain], episodes, together[gain].append) for gain in policies], slots
+    )
+    for gain, outcomes in together.items():
+        found = {(o.episode.task, o.episode.episode): o for o in outcomes}
+        assert {k: dataclasses.replace(o, seconds=0.0) for k, o in found.items()} == alone[gain]
+    assert alone[0.3] != alone[0.5]
 
 
 class LiftPolicy(PointPolicy):

@@ -1,6 +1,7 @@
 """Means and ratios over seeds and episodes: by hand where that is possible, else by coverage."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -233,3 +234,15 @@ def test_a_geometric_mean_is_of_all_ratios_or_none():
     assert geometric_mean([0.5, None]) is None
     assert defined_ratio(3, 2) == 1.5
     assert defined_ratio(1e-300, 1e300) is None
+
+
+def test_an_interval_is_cut_to_what_is_possible_and_otherwise_left_alone():
+    solved = np.array([[1.0, 1.0, 0.0, 1.0], [0.0, 0.0, 0.0, 1.0]])
+    free = crossed_estimate(solved, np.ones_like(solved))
+    assert free.interval.low < 0 < 1 < free.interval.high
+    share = replace(free, possible=(0.0, 1.0))
+    assert (share.interval.low, share.interval.high) == (0.0, 1.0)
+    assert share.interval.value == free.value
+    assert share.p_value == free.p_value
+    wide = replace(free, possible=(-100.0, 100.0))
+    assert wide.interval == free.interval

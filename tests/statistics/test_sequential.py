@@ -1,13 +1,21 @@
 """The rule that stops: what it claims, when, and that it does not claim too often."""
 
 import dataclasses
+import math
 
 import numpy as np
 import pytest
+from scipy import optimize
 
 from tests.statistics.test_crossed_estimate import matrix
-from world_modality.statistics.crossed_estimate import crossed_estimate
-from world_modality.statistics.sequential import Margin, SeedPlan, follow, needed_to_resolve
+from world_modality.statistics.crossed_estimate import CrossedEstimate, crossed_estimate
+from world_modality.statistics.sequential import (
+    Margin,
+    SeedPlan,
+    _variance_at,
+    follow,
+    needed_to_resolve,
+)
 from world_modality.statistics.simulated_experiments import (
     MARGINS,
     Scenario,
@@ -193,3 +201,39 @@ def test_the_script_writes_what_it_prints(tmp_path, capsys):
     printed = capsys.readouterr().out
     assert all(one.scenario in printed for one in tallies)
     assert '"wrong_equivalence"' in out_path.read_text("utf-8")
+
+
+@pytest.mark.parametrize(("only_first", "only_second"), [(0.05, 0.03), (0.034, 0.034), (0.0, 0.1)])
+@pytest.mark.parametrize("limit", [0.03, -0.03])
+def test_at_the_margin_counts_vary_as_the_likeliest_pairs_there_do(only_first, only_second, limit):
+    def at_limit(share):
+        """Minus the likelihood where that share of the pairs is solved by the second alone."""
+        neither = 1 - 2 * share - limit
+        terms = [(only_first, share + limit), (only_second, share)]
+        terms.append((1 - only_first - only_second, neither))
+        return -sum(count * math.log(chance) for count, chance in terms if count)
+
+    found = optimize.minimize_scalar(
+        at_limit,
+        bounds=(max(0.0, -limit) + 1e-12, (1 - limit) / 2 - 1e-12),
+        method="bounded",
+        options={"xatol": 1e-12},
+    )
+    difference = only_first - only_second
+    seen = only_first + only_second - difference**2
+    there = 2 * found.x + limit - limit**2
+    estimate = CrossedEstimate(difference, 0.2 * seen, 0.3 * seen, 0.5 * seen, 20, 120, 114.0)
+    counts = Margin(-0.03, 0.03, of_counts=True)
+    assert _variance_at(limit, estimate, counts) == pytest.approx(max(there / seen, 1.0), abs=1e-4)
+    assert _variance_at(limit, estimate, Margin(-0.03, 0.03)) == 1.0
+
+
+def test_arms_that_seldom_differ_are_not_called_alike_because_they_happen_to_agree():
+    plan = SeedPlan(20, 20)
+    # Inside of the margin by the pairs that were seen, not by those that the margin would have.
+    seldom = CrossedEstimate(0.0, 0.0, 0.003, 0.007, 20, 120, 114.0)
+    of_counts, of_errors = Margin(-0.01, 0.01, of_counts=True), Margin(-0.01, 0.01)
+    claims = [
+        follow(plan, {"": margin}, {"": [seldom]})[""].claim for margin in (of_errors, of_counts)
+    ]
+    assert claims == ["equivalent", "open"]

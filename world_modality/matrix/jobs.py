@@ -207,13 +207,23 @@ def cell_name(matrix: Matrix, group: CellGroup, name: str, seed: int | str) -> s
     return f"{matrix.cache_dir(group.cache).name}{varied}/{name.lower()}_seed{seed}"
 
 
-def cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
-    """Return the training of an arm with a seed, and what follows it."""
+def cell(
+    matrix: Matrix, group: CellGroup, name: str, seed: int, *, is_rolled_out: bool = True
+) -> Job:
+    """Return the training of an arm with a seed, and what follows it.
+
+    Args:
+        matrix: the experiment.
+        group: the arm's cells.
+        name: of the arm.
+        seed: of the training.
+        is_rolled_out: whether that is part of it, and not of a job for several arms.
+    """
     arm, where = ARMS[name], _cache(matrix, group.cache)
     job_name = cell_name(matrix, group, name, seed)
     folder = matrix.out_dir / "cells" / job_name
     flags = {**matrix.train, **group.train}
-    checkpoint = _checkpoint(folder / "train", arm.model_type, flags)
+    checkpoint = cell_checkpoint(matrix, group, name, seed)
     train = {
         **({"model_type": arm.model_type} if len(arm.choices) > 1 else {}),
         **({} if arm.control == "none" else {"token_control": arm.control}),
@@ -230,34 +240,65 @@ def cell(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Job:
     ):
         written = checkpoint.parent / f"{report}_{checkpoint.stem}" / f"{report}.json"
         steps.append(Step.of(module, {"checkpoint": checkpoint, **where}, written))
-    if matrix.rollouts is not None and arm.closed_loop:
-        corruptions = ["none"]
-        if arm.reads_world and arm.control == "none":
-            own = group.corruptions
-            corruptions += matrix.rollouts.corruptions if own is None else own
-        steps += _rollouts(matrix, checkpoint, corruptions, seed == (matrix.seeds or [0])[0])
+    if is_rolled_out:
+        is_filmed = is_filmed_seed(matrix, seed)
+        for corruption in rollout_corruptions(matrix, group, name):
+            steps.append(rollout_step(matrix, [checkpoint], folder, corruption, is_filmed))
     return Job(job_name, folder, tuple(steps))
 
 
-def _rollouts(
-    matrix: Matrix, checkpoint: Path, corruptions: list[str], is_filmed: bool
-) -> Iterator[Step]:
+def cell_checkpoint(matrix: Matrix, group: CellGroup, name: str, seed: int) -> Path:
+    """Return the last checkpoint of an arm's training with a seed."""
+    folder = matrix.out_dir / "cells" / cell_name(matrix, group, name, seed)
+    flags = {**matrix.train, **group.train}
+    return _checkpoint(folder / "train", ARMS[name].model_type, flags)
+
+
+def is_filmed_seed(matrix: Matrix, seed: int) -> bool:
+    """Say whether the rollouts of this seed are filmed, where any are."""
+    return seed == (matrix.seeds or [0])[0]
+
+
+def rollout_corruptions(matrix: Matrix, group: CellGroup, name: str) -> list[str]:
+    """Return what is done to the token of an arm in its rollouts, `none` first.
+
+    Nothing where the arm is not rolled out.
+    """
+    arm = ARMS[name]
+    if matrix.rollouts is None or not arm.closed_loop:
+        return []
+    if not arm.reads_world or arm.control != "none":
+        return ["none"]
+    own = group.corruptions
+    return ["none", *(matrix.rollouts.corruptions if own is None else own)]
+
+
+def rollout_step(
+    matrix: Matrix, checkpoints: list[Path], folder: Path, corruption: str, is_filmed: bool
+) -> Step:
+    """Return the command that rolls checkpoints out with one corruption of their token.
+
+    Args:
+        matrix: the experiment, which says how they are rolled out.
+        checkpoints: one or more.
+        folder: receives a folder of this corruption.
+        corruption: in closed loop, or `none`.
+        is_filmed: whether films are kept, where the matrix asks for any.
+    """
     rollouts = matrix.rollouts
     assert rollouts is not None
     films = {"save_videos": True, "videos_per_task": rollouts.films} if rollouts.films else {}
-    for corruption in corruptions:
-        name = "rollouts" if corruption == "none" else f"rollouts_{corruption.replace(':', '_')}"
-        folder = checkpoint.parents[1] / name
-        flags = {
-            "checkpoint": checkpoint,
-            "out_dir": folder,
-            "dataset_root": matrix.dataset_root,
-            **({} if corruption == "none" else {"corrupt_world": corruption}),
-            **(films if is_filmed else {}),
-            **rollouts.flags,
-            "resume": True,
-        }
-        yield Step.of(rollouts.stage, flags, folder / "summary.json")
+    name = "rollouts" if corruption == "none" else f"rollouts_{corruption.replace(':', '_')}"
+    flags = {
+        "checkpoint": checkpoints,
+        "out_dir": folder / name,
+        "dataset_root": matrix.dataset_root,
+        **({} if corruption == "none" else {"corrupt_world": corruption}),
+        **(films if is_filmed else {}),
+        **rollouts.flags,
+        "resume": True,
+    }
+    return Step.of(rollouts.stage, flags, folder / name / "summary.json")
 
 
 def _labels(matrix: Matrix, explanations: Explanations) -> Step:

@@ -1,10 +1,24 @@
 """An experiment that names contrasts: its design, what may change of it, its rounds of seeds."""
 
 from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from world_modality.matrix.experiment_file import CellGroup, Matrix
-from world_modality.matrix.jobs import Job, cell, cell_name, compared_cells, rounds_of_seeds
+from world_modality.matrix.jobs import (
+    Job,
+    cell,
+    cell_checkpoint,
+    cell_name,
+    compared_cells,
+    is_filmed_seed,
+    other_cells,
+    rollout_corruptions,
+    rollout_step,
+    rounds_of_seeds,
+)
+from world_modality.matrix.runner import is_done
 from world_modality.statistics.design import Design, PlannedContrast, read_design, usual_role
 from world_modality.system.errors import InvalidInputError
 
@@ -110,8 +124,70 @@ def keep_design(matrix: Matrix) -> None:
         design_of(matrix).write(path)
 
 
-def round_jobs(matrix: Matrix, number: int, names: Collection[str]) -> list[Job]:
-    """Return the cells of a round, seed by seed.
+@dataclass(frozen=True)
+class CellsOfSeed:
+    """Cells of one seed: trained one by one, rolled out together.
+
+    Attributes:
+        matrix: the experiment.
+        seed: of the trainings.
+        cells: the arms of the contrasts that are still open, or of no contrast.
+        name: what the rollouts of these arms are called.
+    """
+
+    matrix: Matrix
+    seed: int
+    cells: tuple[tuple[CellGroup, str], ...]
+    name: str
+
+    @property
+    def trainings(self) -> list[Job]:
+        """One a cell, with its offline reports."""
+        return [
+            cell(self.matrix, group, arm, self.seed, is_rolled_out=False)
+            for group, arm in self.cells
+        ]
+
+    @property
+    def whole_cells(self) -> list[Job]:
+        """The cells with rollouts of their own, as a job array runs them."""
+        return [cell(self.matrix, group, arm, self.seed) for group, arm in self.cells]
+
+    def rollouts(self) -> Job | None:
+        """Return the rollouts of all cells that are trained, and not rolled out on their own.
+
+        None where there are no such cells.
+
+        A command takes the checkpoints of all arms, so that the encoder, the text model and the
+        simulators are there once, and the recording is replayed once. A seed has a job of its own:
+        the policies of a process compute on one core, and as many jobs run at once as there may be.
+        """
+        left = [
+            one
+            for one, training, whole in zip(
+                self.cells, self.trainings, self.whole_cells, strict=True
+            )
+            if is_done(training) and not is_done(whole)
+        ]
+        checkpoints: dict[str, list[Path]] = {}
+        for group, arm in left:
+            path = cell_checkpoint(self.matrix, group, arm, self.seed)
+            for corruption in rollout_corruptions(self.matrix, group, arm):
+                checkpoints.setdefault(corruption, []).append(path)
+        if not checkpoints:
+            return None
+        folder = self.matrix.out_dir / "cells" / f"{self.name}_seed{self.seed}"
+        is_filmed = is_filmed_seed(self.matrix, self.seed)
+        steps = [
+            rollout_step(self.matrix, own, folder, corruption, is_filmed)
+            for corruption, own in checkpoints.items()
+        ]
+        name = f"rollouts of {self.name.replace('_', ' ')}, seed {self.seed}"
+        return Job(name, folder, tuple(steps))
+
+
+def seeds_of_round(matrix: Matrix, number: int, names: Collection[str]) -> list[CellsOfSeed]:
+    """Return the seeds of a round.
 
     Args:
         matrix: the experiment.
@@ -120,8 +196,19 @@ def round_jobs(matrix: Matrix, number: int, names: Collection[str]) -> list[Job]
     """
     planned = zip(design_of(matrix).contrasts, matrix.contrasts or [], strict=True)
     still_open = [one for plan, one in planned if plan.name in names]
+    cells = tuple(compared_cells(matrix, still_open))
     return [
-        cell(matrix, group, arm, seed)
+        CellsOfSeed(matrix, seed, cells, "compared_arms")
         for seed in rounds_of_seeds(matrix)[number]
-        for group, arm in compared_cells(matrix, still_open)
+    ]
+
+
+def seeds_of_others(matrix: Matrix) -> list[CellsOfSeed]:
+    """Return the cells that no contrast names, by seed."""
+    by_seed: dict[int, list[tuple[CellGroup, str]]] = {}
+    for group, arm in other_cells(matrix):
+        for seed in group.seeds or matrix.other_seeds:
+            by_seed.setdefault(seed, []).append((group, arm))
+    return [
+        CellsOfSeed(matrix, seed, tuple(cells), "other_arms") for seed, cells in by_seed.items()
     ]

@@ -1,11 +1,13 @@
 """Runs jobs, several at once, each in processes of its own, and keeps what has been done."""
 
+import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +21,8 @@ from world_modality.system.output_lock import OutputLock
 STAGE_END_S = 60.0
 """What a stage that is told to end may take: a training saves first."""
 NUM_LAST_LINES = 12
+_PR_SET_PDEATHSIG = 1
+"""Of Linux's `prctl`: the signal that a process gets when the thread that started it has gone."""
 
 
 @dataclass(frozen=True)
@@ -141,6 +145,7 @@ class Runner:
                 env=environment,
                 # Ctrl-C reaches this process alone, which tells the stages to end in turn.
                 start_new_session=True,
+                preexec_fn=_end_with(os.getpid()) if sys.platform == "linux" else None,
             )
             self._running.add(process)
         try:
@@ -160,6 +165,21 @@ class Runner:
                 process.wait(STAGE_END_S)
             except subprocess.TimeoutExpired:
                 process.kill()
+
+
+def _end_with(parent: int) -> Callable[[], None]:
+    """Return what makes a new process die when this one does, however that comes about.
+
+    A stage that outlived a killed experiment would hold its folder when that is started again.
+    """
+    prctl = ctypes.CDLL(None).prctl  # looked up here: little is safe between fork and exec
+
+    def bind() -> None:
+        prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+        if os.getppid() != parent:
+            os._exit(1)
+
+    return bind
 
 
 def _progress_path(job: Job) -> Path:

@@ -95,6 +95,7 @@ class CrossedEstimate:
         num_seeds: S.
         num_episodes: E.
         episode_freedom: degrees of freedom that the episodes' variance is known with.
+        possible: least and largest value that there can be, 0 and 1 for a share.
     """
 
     value: float
@@ -104,6 +105,7 @@ class CrossedEstimate:
     num_seeds: int
     num_episodes: int
     episode_freedom: float
+    possible: tuple[float, float] = (-math.inf, math.inf)
 
     def error_at(self, num_seeds: int, num_episodes: int) -> StandardError:
         """Return the standard error that so many seeds and episodes would have."""
@@ -122,11 +124,20 @@ class CrossedEstimate:
 
     @property
     def interval(self) -> Interval:
-        """95 % interval by Student's t; no bounds below two episodes."""
+        """95 % interval by Student's t; no bounds below two episodes.
+
+        What of it lies outside of the possible values is cut off, as usual for proportions
+        (Newcombe, 1998, Statistics in Medicine 17:857-872): it holds the truth as often as before,
+        since the truth is possible, and where it ends inside nothing changes.
+        """
         if self.num_episodes < 2:
             return Interval(self.value, None, None, self.num_episodes)
         reach = self.error.reach(0.5 + CONFIDENCE / 2)
-        return Interval(self.value, self.value - reach, self.value + reach, self.num_episodes)
+        # NaN, an unknown spread, stays so: it is no bound that could be cut.
+        low, high = (
+            float(np.clip(end, *self.possible)) for end in (self.value - reach, self.value + reach)
+        )
+        return Interval(self.value, low, high, self.num_episodes)
 
     @property
     def p_value(self) -> float | None:

@@ -210,10 +210,41 @@ def _claim(
     side = different.side()
     if side:
         return "better" if (side < 0) == margin.lower_is_better else "worse"
-    within = _interval(estimate, margin, plan.levels(shares["equivalent"])[index])
+    level = plan.levels(shares["equivalent"])[index]
+    within = _interval(estimate, margin, level)
     if within.low is None or within.high is None:
         return "open"
-    return "equivalent" if margin.low < within.low and within.high < margin.high else "open"
+    # The ends, where the variance is what it would be if the truth lay at the margin.
+    low, high = (
+        estimate.value + math.sqrt(_variance_at(limit, estimate, margin)) * (end - estimate.value)
+        for end, limit in ((within.low, margin.low), (within.high, margin.high))
+    )
+    return "equivalent" if margin.low < low and high < margin.high else "open"
+
+
+def _variance_at(limit: float, estimate: CrossedEstimate, margin: Margin) -> float:
+    """Return how much larger an estimate's variance would be, if its truth lay at this limit.
+
+    Of counted episodes the variance is that of the pairs that differ: where by chance fewer do, the
+    difference is smaller, and so is its standard error, so that too many differences would seem to
+    lie within the margin. So the variance is that of the pairs as they probably are at the limit,
+    whose difference is the limit's (Tango, 1998, Statistics in Medicine 17:891-908: the restricted
+    maximum of the likelihood), over that of the pairs as they were seen. Seeds and layouts are
+    taken to vary in proportion.
+    """
+    seen = estimate.seed_variance, estimate.episode_variance, estimate.residual_variance
+    variance = sum(part for part in seen if part is not None)
+    if not margin.of_counts or variance <= 0:  # of 0, `_interval` has taken one more episode
+        return 1.0
+    away, towards = abs(limit), math.copysign(1.0, limit) * estimate.value
+    differing = min(variance + towards**2, 1.0)
+    towards = max(min(towards, differing), -differing)
+    only_second = (differing - towards) / 2
+    # Tango's quadratic equation for the share of pairs that only the second solves, at the limit.
+    linear = away * (2 - towards) - differing
+    root = math.sqrt(linear**2 + 8 * only_second * away * (1 - away))
+    only_second_there = (root - linear) / 4
+    return max((2 * only_second_there + away * (1 - away)) / variance, 1.0)
 
 
 def _interval(estimate: CrossedEstimate, margin: Margin, level: float) -> Interval:

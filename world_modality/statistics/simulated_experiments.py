@@ -34,8 +34,9 @@ MARGINS: Mapping[MeasureName, Margin] = {
     "success": Margin(-0.03, 0.03, of_counts=True),
     "action_error": Margin(math.log(0.95), math.log(1.05), lower_is_better=True),
 }
-# The demo's tasks: one that is nearly always solved, one that nearly never is.
-_TASK_RATES = (0.15, 0.45, 0.65, 0.8, 0.95, 0.98)
+# The demo's tasks with one camera, one nearly always solved, one hardly ever; and with two cameras.
+TASK_RATES = (0.15, 0.45, 0.65, 0.8, 0.95, 0.98)
+EASY_TASK_RATES = (0.70, 0.73, 0.75, 0.90, 0.995, 0.999)
 
 
 @dataclass(frozen=True)
@@ -75,12 +76,14 @@ class Scenario:
         effects: of each contrast, first arm minus second: a difference of success rates, or of
             logarithms of the action error. Contrasts share no arm.
         episodes_per_task: of each of the six tasks; 0 for those of `SPREADS`.
+        task_rates: how often each task is solved by the reference.
     """
 
     name: str
     measure: MeasureName
     effects: tuple[float, ...]
     episodes_per_task: int = 0
+    task_rates: tuple[float, ...] = TASK_RATES
 
     @property
     def spread(self) -> Spread:
@@ -105,6 +108,8 @@ def scenarios() -> list[Scenario]:
         Scenario("no difference", "action_error", (0.0,)),
         Scenario("the margin", "action_error", (five,)),
         Scenario("twice the margin", "action_error", (2 * five,)),
+        Scenario("no difference, two tasks always solved", "success", (0.0,), 0, EASY_TASK_RATES),
+        Scenario("the margin, two tasks always solved", "success", (three,), 0, EASY_TASK_RATES),
     ]
 
 
@@ -126,11 +131,10 @@ class Outcomes:
         return log
 
 
-def draw(
-    rng: np.random.Generator, measure: MeasureName, spread: Spread, effect: float, num_seeds: int
-) -> Outcomes:
+def draw(rng: np.random.Generator, scenario: Scenario, effect: float, num_seeds: int) -> Outcomes:
     """Simulate two arms whose expected difference over all seeds and layouts is `effect`."""
-    tasks = np.repeat(np.arange(len(_TASK_RATES)), spread.episodes_per_task)
+    measure, spread = scenario.measure, scenario.spread
+    tasks = np.repeat(np.arange(len(scenario.task_rates)), spread.episodes_per_task)
     layout = spread.layout * rng.normal(size=len(tasks))
     arms = []
     for _ in range(2):
@@ -142,20 +146,21 @@ def draw(
         )
     if measure == "action_error":
         return Outcomes(np.exp(arms[0] + effect), np.exp(arms[1]), tuple(tasks.tolist()))
-    thresholds, shift = _probit(spread, effect)
+    thresholds, shift = _probit(scenario, effect)
     first, second = ((arm + thresholds[tasks] > 0) for arm in (arms[0] + shift, arms[1]))
     return Outcomes(first.astype(float), second.astype(float), tuple(tasks.tolist()))
 
 
-def _probit(spread: Spread, effect: float) -> tuple[Float[np.ndarray, " T"], float]:
+def _probit(scenario: Scenario, effect: float) -> tuple[Float[np.ndarray, " T"], float]:
     """Return each task's threshold, and how far an arm has to be shifted for its effect."""
+    spread, task_rates = scenario.spread, scenario.task_rates
     parts = (spread.layout, spread.seed, spread.arm_by_layout, spread.seed_by_layout)
     total = math.sqrt(sum(part**2 for part in parts))
-    thresholds = total * stats.norm.ppf(_TASK_RATES)
+    thresholds = total * stats.norm.ppf(task_rates)
 
     def excess(shift: float) -> float:
         rates = stats.norm.cdf((thresholds + shift) / total)
-        return float(rates.mean() - np.mean(_TASK_RATES)) - effect
+        return float(rates.mean() - np.mean(task_rates)) - effect
 
     return thresholds, float(optimize.brentq(excess, -5.0, 5.0))
 
@@ -166,7 +171,7 @@ def simulate(
     """Follow one experiment, and return what was claimed and the estimates from all seeds."""
     measure = scenario.measure
     outcomes = {
-        str(number): draw(rng, measure, scenario.spread, effect, plan.max_seeds)
+        str(number): draw(rng, scenario, effect, plan.max_seeds)
         for number, effect in enumerate(scenario.effects)
     }
     courses = follow(

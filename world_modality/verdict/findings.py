@@ -306,14 +306,15 @@ def _closed_loop_effect(
         wrong_rate, own_rate = pairs[0].rates
         return ClosedLoopEffect(arm, corruption, own_rate, wrong_rate, pairs[0].difference, 1)
 
-    def combined(own: float, wrong: float) -> Interval:
+    def combined(own: float, wrong: float, possible: tuple[float, float]) -> Interval:
         scores: list[Scores] = [
             {key: (own * before + wrong * after, 1.0) for key, (before, after) in row.items()}
             for row in rows
         ]
-        return mean_of(scores, SUCCESS.task_of(runs)).interval
+        return replace(mean_of(scores, SUCCESS.task_of(runs)), possible=possible).interval
 
-    rates = combined(1, 0), combined(0, 1), combined(-1, 1)
+    share, difference = SUCCESS.possible, SUCCESS.possible_difference
+    rates = combined(1, 0, share), combined(0, 1, share), combined(-1, 1, difference)
     return ClosedLoopEffect(arm, corruption, *rates, num_seeds=len(rows))
 
 

@@ -1,7 +1,8 @@
 """What runs are scored by: sums and counts per episode, so that any mean over them is exact."""
 
+import math
 from collections.abc import Callable, Hashable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -45,6 +46,17 @@ class Measure:
     def title(self) -> str:
         """Its name at the start of a sentence."""
         return self.name[0].upper() + self.name[1:]
+
+    @property
+    def possible(self) -> tuple[float, float]:
+        """Least and largest value that there can be."""
+        return 0.0, 1.0 if self.is_share else math.inf
+
+    @property
+    def possible_difference(self) -> tuple[float, float]:
+        """Least and largest difference of two."""
+        least, largest = self.possible
+        return least - largest, largest - least
 
 
 def _offline_task(runs: Sequence[FinishedRun]) -> TaskOf:
@@ -112,7 +124,7 @@ def arm_mean(
     known = [one for one in scores if one]
     if not known or len(known) < len(runs):
         return None
-    return mean_of(known, measure.task_of(runs))
+    return replace(mean_of(known, measure.task_of(runs)), possible=measure.possible)
 
 
 def paired_mean_difference(
@@ -145,7 +157,8 @@ def paired_mean_difference(
         )
     if not all(pairs):
         return None
-    return mean_of(pairs, measure.task_of([*first, *second]))
+    found = mean_of(pairs, measure.task_of([*first, *second]))
+    return replace(found, possible=measure.possible_difference)
 
 
 def paired_log_ratio(

@@ -59,6 +59,12 @@ def _turn(film: Path, shown: list[str]) -> tuple[int, str]:
 
 
 def _caption(film: Path) -> str:
-    """Name run, checkpoint, task and outcome: RUN/rollouts/videos/CHECKPOINT/TASK/EPISODE.mp4."""
-    run, checkpoint, task = film.parents[4].name, film.parents[1].name, film.parent.name
+    """Name run, checkpoint, task and outcome: RUN/rollouts/videos/CHECKPOINT/TASK/EPISODE.mp4.
+
+    Of several checkpoints of one name the run is a folder of CHECKPOINT: RUN/train/model_B_epoch4.
+    """
+    checkpoint, task = film.parents[1].name, film.parent.name
+    parents = [folder.name for folder in film.parents]
+    videos = parents.index("videos") if "videos" in parents else 2
+    run = parents[videos + 2] if videos <= 2 else parents[videos - 1]
     return f"{run}, {checkpoint}, {task}: {film.stem.replace('_', ' ')}"

@@ -36,6 +36,11 @@ BOUND = (
     "that said in a token, not what new information is worth."
 )
 
+MASKS = (
+    "The sequences of two arms differ in length, so that with one seed they draw other dropout "
+    "masks: that is part of what their difference varies by from seed to seed."
+)
+
 
 def verdict_section(findings: Findings) -> Section:
     """Say whether the assay fired, what is known, and how large it is; no more than tables say.
@@ -178,6 +183,7 @@ def _caution(findings: Findings) -> str:
         )
     if {"B", READING_ARM} <= set(main.runs) and main.settings.get("context_frames") == 1:
         sentences.append(BOUND)
+        sentences += [MASKS] if main.settings.get("dropout") else []
     note = main.first_run.evaluation["run"].get("encoder_note")
     if note:
         sentences.append(f"Encoder: {note}.")
