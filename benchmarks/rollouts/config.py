@@ -7,7 +7,8 @@ from typing import Annotated
 
 import tyro
 
-from world_modality.system.errors import InvalidInputError
+from benchmarks.rollouts.outage import Outage
+from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption, spellings
 
 _CORRUPT_WORLD = "World token that arm C reads: " + "; ".join(
@@ -53,6 +54,12 @@ class RolloutConfig:
     corrupt_world: Annotated[str, tyro.conf.arg(help=_CORRUPT_WORLD)] = "none"
     corrupt_slot: int | None = None
     """Replace only this world token of a frame, counted from 0. Default: all of them."""
+    outage_length: int = 0
+    """Frames for which the policy's cameras are dark in each episode, as in an outage; the robot's
+    state is still seen. Recordings stay whole."""
+    outage_start: tuple[int, int] | None = None
+    """First and last frame that an outage may begin in, both from 1. It is drawn for each episode,
+    the same for every policy and every length."""
     wrong_instruction: bool = False
     """Control: give the policy the instruction of another selected task."""
     text_model_name: str | None = None
@@ -86,7 +93,31 @@ class RolloutConfig:
         kind = read_corruption(self.corrupt_world, "--corrupt_world", CLOSED_LOOP)
         return kind.of_slot(self.corrupt_slot)
 
+    @property
+    def outage(self) -> Outage | None:
+        """What --outage_length and --outage_start ask for; None for none."""
+        if self.outage_length == 0 or self.outage_start is None:
+            return None
+        return Outage(self.outage_length, *self.outage_start)
+
+    def _require_whole_outage(self) -> None:
+        require_at_least("outage_length", self.outage_length, 0)
+        if self.outage_length == 0 and self.outage_start is not None:
+            raise InvalidInputError("--outage_start has no effect without --outage_length")
+        if self.outage_length > 0 and self.outage_start is None:
+            raise InvalidInputError(
+                f"--outage_length {self.outage_length} needs the frames that it may begin in, such "
+                "as --outage_start 20 60"
+            )
+        if self.outage_start is not None and not 1 <= self.outage_start[0] <= self.outage_start[1]:
+            first, last = self.outage_start
+            raise InvalidInputError(
+                f"--outage_start {first} {last}: give the first and the last frame that it may "
+                "begin in, in that order and from 1 (the first frame of an episode is seen)"
+            )
+
     def __post_init__(self) -> None:
+        self._require_whole_outage()
         if self.corruption.slot is not None and self.corruption.name == "none":
             raise InvalidInputError(
                 f"--corrupt_slot {self.corruption.slot} replaces nothing without --corrupt_world"

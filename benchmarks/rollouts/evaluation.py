@@ -62,6 +62,8 @@ def evaluate(
     """
     if config.wrong_instruction:
         episodes = with_wrong_instructions(episodes)
+    if config.outage is not None:
+        episodes = config.outage.drawn_for(episodes)
     run = _Evaluation(suite, episodes, config)
     with open_results(run.out_dir / "results.jsonl") as file:
         remaining = run.remaining(file)
@@ -165,14 +167,20 @@ class _Evaluation:
         ]
         labelled = zip(self.labels, self.origins, chosen, strict=True)
         pairs = itertools.combinations(zip(self.labels, chosen, strict=True), 2)
+        notes = self._notes(tasks)
+        if self.config.outage is not None:
+            for label, own in zip(self.labels, chosen, strict=True):
+                met = sum(one.num_steps > (one.outage_start or 0) for one in own)
+                notes.append(f"{label}: the outage began in {met} of {len(own)} episodes")
         return Report(
             suite=self.suite.name,
-            notes=self._notes(tasks),
+            notes=tuple(notes),
             checkpoints=tuple(
                 summarise(label, origin, own, tasks, groups) for label, origin, own in labelled
             ),
             comparisons=tuple(compare(*one, *other) for one, other in pairs),
             throughput=throughput,
+            outage=None if self.config.outage is None else self.config.outage.record(),
         )
 
     def _finished(self, file: ResultsFile) -> set[EpisodeKey]:
@@ -228,19 +236,21 @@ class _Evaluation:
             world_corruption=str(self.config.corruption),
         )
 
-    def _notes(self, tasks: Sequence[str]) -> tuple[str, ...]:
+    def _notes(self, tasks: Sequence[str]) -> list[str]:
         notes = [
             f"{len(self.episodes)} episodes of {len(tasks)} tasks, the same for each checkpoint; "
             f"seed {self.config.seed}; 95 % Wilson intervals",
             "an episode that ended in an error is counted apart: it is no failure of the policy",
         ]
+        if self.config.outage is not None:
+            notes.append(f"{self.config.outage}; the robot's state is still seen")
         if self.config.wrong_instruction:
             notes.append("control: in every task the policy reads another task's instruction")
         if str(self.config.corruption) != "none":
             notes.append(f"the world token is corrupted: {self.config.corruption}")
         for label, policy in zip(self.labels, self.policies, strict=True):
             notes += [f"{label}: {note}" for note in policy.notes]
-        return tuple(notes)
+        return notes
 
 
 def with_wrong_instructions(episodes: Sequence[EpisodeSpec]) -> list[EpisodeSpec]:

@@ -77,6 +77,7 @@ def roll_out(
     on_outcome: Callable[[Outcome], None],
     videos: VideoFolder | None = None,
     batch_size: int = 1,
+    sees_in_the_dark: bool = False,
 ) -> None:
     """Run every episode once; an episode whose environment crashes, dies or hangs is an error.
 
@@ -88,6 +89,7 @@ def roll_out(
         videos: where to film every episode, if anywhere.
         batch_size: observations that the policy computes at a time, filled up or not; asking about
             fewer than that saves nothing.
+        sees_in_the_dark: give the policy the images of an outage's frames, which it hides itself.
 
     Raises:
         UserError: an environment cannot run before the user has mended something.
@@ -96,7 +98,7 @@ def roll_out(
     queue = EpisodeQueue(episodes)
     max_queries = max(batch_size, (len(slots) + 1) // 2)
     waiting: deque[tuple[EnvironmentSlot, Query]] = deque()
-    _begin_episodes(queue, policy, slots, videos)
+    _begin_episodes(queue, policy, slots, videos, sees_in_the_dark)
     while any(slot.episode is not None for slot in slots):
         unanswered = [slot for slot, _ in waiting]
         playing = [s for s in slots if s.episode is not None and s not in unanswered]
@@ -105,7 +107,7 @@ def roll_out(
                 waiting.append((slot, Query(slot.memory, answer.step, answer.frames)))
             else:
                 on_outcome(answer)
-        _begin_episodes(queue, policy, slots, videos)
+        _begin_episodes(queue, policy, slots, videos, sees_in_the_dark)
         asked = [waiting.popleft() for _ in range(min(max_queries, len(waiting)))]
         if asked:
             _act(policy, asked)
@@ -143,6 +145,7 @@ def _begin_episodes(
     policy: RolloutPolicy,
     slots: Sequence[EnvironmentSlot],
     videos: VideoFolder | None,
+    sees_in_the_dark: bool,
 ) -> None:
     for slot in slots:
         if slot.episode is not None:
@@ -151,7 +154,7 @@ def _begin_episodes(
         episode = queue.take(slot.open_task, elsewhere)
         if episode is None:
             return
-        slot.begin(episode, policy.begin(episode), videos)
+        slot.begin(episode, policy.begin(episode), videos, sees_in_the_dark)
 
 
 def _answers(

@@ -103,6 +103,10 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
         for name, value in last["policy"].items()
         if name not in _NO_CONDITION and not name.endswith("sha256")
     }
+    # An arm that predicts goes on with its predictions in the dark: that is the arm, while what
+    # else it may read there is a control.
+    if policy.get("world_input") == "own_prediction":
+        del policy["world_input"]
     return PolicyRollouts(
         file=path,
         checkpoint=last["checkpoint"],
@@ -114,12 +118,18 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
             "rendering": last["rendering"],
             "simulator": last["versions"],
             "wrong_instruction": bool(config.get("wrong_instruction", False)),
+            **_outage(last, config),
             **policy,
         },
         outcomes={itemgetter(*_OF_EPISODE)(line): line["success"] for line in lines},
         num_steps={itemgetter(*_OF_EPISODE)(line): line.get("num_steps") for line in lines},
         command=_command(last["suite"], config),
     )
+
+
+def _outage(line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    length = line.get("outage_length", 0)
+    return {"outage": {"length": length, "start": config.get("outage_start")}} if length else {}
 
 
 def _command(suite: str, config: Mapping[str, Any]) -> str | None:
