@@ -34,6 +34,7 @@ STAGES = [
     "world_modality.demo",
     "world_modality.doctor",
     "world_modality.eval_offline",
+    "world_modality.eval_outage",
     "world_modality.experiment",
     "world_modality.export_policy",
     "world_modality.inspect_checkpoint",
