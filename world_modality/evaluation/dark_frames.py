@@ -78,7 +78,7 @@ def dark_errors(run: OfflineRun, num_dark: int, n_action_steps: int, seed: int) 
     if chooses_dark_input(run):
         for name in DARK_INPUTS:
             read[name] = tokens_read(run, frames, num_dark, n_action_steps, name)
-    inputs: Mapping[str, Int[np.ndarray, " M *RW"] | None] = read or {"dark": own}
+    inputs: Mapping[str, Int[np.ndarray, " M *RW"] | None] = {**read} if read else {"dark": own}
     sums = {
         name: errors(tokens, num_dark).squared_error.sum(axis=1) for name, tokens in inputs.items()
     }
