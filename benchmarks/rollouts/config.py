@@ -8,6 +8,7 @@ from typing import Annotated
 import tyro
 
 from benchmarks.rollouts.outage import Outage
+from world_modality.acting.action_chunks import ChunkExecution
 from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption, spellings
 
@@ -115,6 +116,25 @@ class RolloutConfig:
                 f"--outage_start {first} {last}: give the first and the last frame that it may "
                 "begin in, in that order and from 1 (the first frame of an episode is seen)"
             )
+
+    def execution(self, chunk_size: int) -> ChunkExecution:
+        """Return how a policy is executed that predicts so many actions.
+
+        Raises:
+            InvalidInputError: more actions are to be executed than are predicted.
+        """
+        coeff = self.temporal_ensemble_coeff
+        n_action_steps = self.n_action_steps or (chunk_size if coeff is None else 1)
+        if n_action_steps > chunk_size:
+            raise InvalidInputError(
+                f"--n_action_steps {n_action_steps}: the policy predicts {chunk_size} actions at a "
+                f"time; give at most {chunk_size}"
+            )
+        return ChunkExecution(chunk_size, n_action_steps, coeff)
+
+    def group_size(self, device_type: str) -> int:
+        """Return how many observations go through the policy at a time on such a device."""
+        return self.policy_batch_size or (1 if device_type == "cpu" else 16)
 
     def __post_init__(self) -> None:
         self._require_whole_outage()
