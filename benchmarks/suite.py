@@ -142,10 +142,11 @@ class EpisodeSpec:
     outage_start: int | None = None
     outage_length: int = 0
 
-    def is_dark(self, frame: int) -> bool:
-        """Tell whether the policy's cameras are dark in a frame."""
-        start = self.outage_start
-        return start is not None and start <= frame < start + self.outage_length
+    @property
+    def dark_frames(self) -> range:
+        """The frames in which the policy's cameras are dark."""
+        start = self.outage_start or 0
+        return range(start, start + self.outage_length)
 
 
 def episode_specs(

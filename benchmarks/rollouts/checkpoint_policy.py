@@ -1,5 +1,6 @@
 """The policy of a checkpoint, acting in closed loop."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.rollouts.config import RolloutConfig
+from benchmarks.rollouts.dark_policy import DarkPolicy
 from benchmarks.rollouts.loop import Query
 from benchmarks.rollouts.suite_fit import PolicyInputs, require_actions, require_rendering
 from benchmarks.suite import EpisodeSpec, Suite
 from world_modality.acting.episode_memory import EpisodeMemory
 from world_modality.arms import CONTROLS
 from world_modality.cache.contract import sha256_of_file
+from world_modality.policy.imagined_tokens import ImaginedTokens
 from world_modality.system.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -89,6 +92,15 @@ class CheckpointPolicy:
                 f"{control}, which does not read its own token"
             )
         group_size = config.group_size(device.type)
+        execution = config.execution(checkpoint.policy_config.window.chunk_size)
+        world = WorldInput.of(config.corruption, checkpoint) if reads_world else None
+        masks_dark = False
+        if config.outage is not None:
+            masks_dark = checkpoint.policy_config.trunk.observation_dropout > 0
+            dark = DarkPolicy.of(checkpoint, config.world_input, execution.n_action_steps)
+            notes += dark.notes
+            if world is not None:
+                world = dataclasses.replace(world, in_the_dark=dark.world_input)
         encoder = FrameEncoder.of(
             checkpoint,
             device,
@@ -99,10 +111,16 @@ class CheckpointPolicy:
         acting = ActingPolicy(
             config=checkpoint.policy_config,
             encoder=encoder,
-            world=WorldInput.of(config.corruption, checkpoint) if reads_world else None,
-            execution=config.execution(checkpoint.policy_config.window.chunk_size),
+            world=world,
+            execution=execution,
             device=device,
-            predict_chunks=TracedActions(checkpoint.build_policy(device), group_size),
+            predict_chunks=TracedActions(
+                checkpoint.build_policy(device),
+                group_size,
+                masks_dark=masks_dark,
+                with_tokens=world is not None and world.goes_on_with_predictions,
+            ),
+            masks_dark=masks_dark,
         )
         policy = cls(
             path=path,
@@ -148,6 +166,8 @@ class CheckpointPolicy:
         return EpisodeMemory(
             instruction=self._instruction(episode.instruction),
             world=None if world is None else world.begin(episode),
+            dark_frames=episode.dark_frames,
+            imagined=ImaginedTokens() if world is not None and world.is_imagined else None,
         )
 
     def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
@@ -164,7 +184,9 @@ class CheckpointPolicy:
         manifest = self.checkpoint.manifest
         acting, text, image_keys = self.acting, self._text_encoder, self.inputs.image_keys
         control = self.checkpoint.train_config.token_control
+        in_the_dark = None if acting.world is None else acting.world.in_the_dark
         return {
+            **({} if in_the_dark is None else {"world_input": in_the_dark}),
             **({} if control == "none" else {"token_control": control}),
             "model_type": self.model_type,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,

@@ -9,6 +9,7 @@ import tyro
 
 from benchmarks.rollouts.outage import Outage
 from world_modality.acting.action_chunks import ChunkExecution
+from world_modality.acting.world_input import DarkInput
 from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption, spellings
 
@@ -61,6 +62,10 @@ class RolloutConfig:
     outage_start: tuple[int, int] | None = None
     """First and last frame that an outage may begin in, both from 1. It is drawn for each episode,
     the same for every policy and every length."""
+    world_input: DarkInput = "own"
+    """World token that arm C reads of a dark frame: own is that of a black image; own_prediction is
+    the one that it predicted for the frame, in the dark from its own predictions; hold is the last
+    one of a frame that it saw; true_token is that of what the camera would show (an oracle)."""
     wrong_instruction: bool = False
     """Control: give the policy the instruction of another selected task."""
     text_model_name: str | None = None
@@ -105,6 +110,15 @@ class RolloutConfig:
         require_at_least("outage_length", self.outage_length, 0)
         if self.outage_length == 0 and self.outage_start is not None:
             raise InvalidInputError("--outage_start has no effect without --outage_length")
+        if self.world_input != "own" and self.outage_length == 0:
+            raise InvalidInputError(
+                f"--world_input {self.world_input} has no effect without --outage_length"
+            )
+        if self.world_input != "own" and self.corruption.name != "none":
+            raise InvalidInputError(
+                f"--world_input {self.world_input} and --corrupt_world {self.corruption} both say "
+                "which world token is read; give one of them"
+            )
         if self.outage_length > 0 and self.outage_start is None:
             raise InvalidInputError(
                 f"--outage_length {self.outage_length} needs the frames that it may begin in, such "

@@ -99,6 +99,13 @@ class _Evaluation:
         self.out_dir = config.out_dir or first.parent / f"rollouts_{suite.name}_{first.stem}"
         self.policies = [CheckpointPolicy.open(path, suite, config) for path in config.checkpoint]
         self.origins = [self._origin(policy) for policy in self.policies]
+        if config.world_input != "own" and not any("world_input" in o.policy for o in self.origins):
+            arms = ", ".join(sorted({policy.model_type for policy in self.policies}))
+            raise InvalidInputError(
+                f"--world_input {config.world_input} chooses the world token that is read in the "
+                f"dark, and no checkpoint reads its own (arm {arms}); name one of arm C, or leave "
+                "it out"
+            )
         for sha256, number in Counter(o.checkpoint_sha256 for o in self.origins).items():
             if number > 1:
                 same = [o.checkpoint for o in self.origins if o.checkpoint_sha256 == sha256]
@@ -216,7 +223,8 @@ class _Evaluation:
 
             try:
                 batch_size = int(origin.policy["policy_batch_size"])
-                roll_out(policy, episodes, slots, keep, videos, batch_size)
+                sees = origin.policy.get("world_input") == "true_token"
+                roll_out(policy, episodes, slots, keep, videos, batch_size, sees)
             except KeyboardInterrupt:
                 progress.say(f"{file.path} has the finished episodes; --resume goes on")
                 raise

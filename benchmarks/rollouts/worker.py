@@ -173,7 +173,7 @@ class Environment:
     def _observed(self, simulator: Simulator) -> Observation:
         """Return what the policy sees now, and film it; a film shows the dark dimmed."""
         assert self._episode is not None, "an episode begins before it is observed"
-        is_dark = self._episode.is_dark(self._step)
+        is_dark = self._step in self._episode.dark_frames
         if is_dark and self._video is None and not self._sees_in_the_dark:
             return {**self._black, **simulator.observe_vectors()}
         observation = simulator.observe()

@@ -98,3 +98,29 @@ def test_unknown_task_names_the_nearest(config):
 def test_more_steps_than_metaworld_allows_are_refused(config):
     with pytest.raises(InvalidInputError, match="500 steps"):
         dataclasses.replace(config, max_steps=501)
+
+
+def test_an_outage_darkens_every_policy_alike_and_one_goes_on_with_its_predictions(
+    config, recorded, tmp_path
+):
+    paths = tuple(recorded.train(tmp_path / arm, arm, observation_dropout=0.5) for arm in "AC")
+    config = dataclasses.replace(
+        config,
+        checkpoint=paths,
+        outage_length=12,
+        outage_start=(2, 9),
+        world_input="own_prediction",
+        check_parity=False,
+    )
+    summary = run(config)
+    assert summary["outage"] == {"length": 12, "start": [2, 9]}
+    lines = results(config.out_dir)
+    assert {line["error"] for line in lines} == {None}
+    starts = [[one["outage_start"] for one in lines if one["model_type"] == arm] for arm in "AC"]
+    assert starts[0] == starts[1]
+    assert len(set(starts[0])) > 1
+    inputs = {line["model_type"]: line["policy"].get("world_input") for line in lines}
+    assert inputs == {"A": None, "C": "own_prediction"}
+    held = dataclasses.replace(config, world_input="hold", resume=True)
+    with pytest.raises(InvalidInputError, match=r'world_input is "hold" now and was "own_pred'):
+        run(held)

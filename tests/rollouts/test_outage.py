@@ -40,7 +40,7 @@ def test_the_start_depends_on_seed_task_and_number_alone_and_every_one_occurs():
     other = Outage(4, 3, 6).drawn_for(point_episodes(num_episodes=60, seed=1))
     assert [e.outage_start for e in other] != [e.outage_start for e in drawn]
     (one,) = Outage(2, 7, 7).drawn_for(episodes[:1])
-    assert [frame for frame in range(40) if one.is_dark(frame)] == [7, 8]
+    assert list(one.dark_frames) == [7, 8]
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_dark_frames_are_black_not_rendered_and_keep_the_robots_state():
     frames = frames_of(policy, SpyingSuite(), [episode])
     assert sorted(frames) == list(range(29))
     for number, seen in frames.items():
-        expected = 0 if episode.is_dark(number) else number
+        expected = 0 if number in episode.dark_frames else number
         assert (seen[IMAGE_KEY] == expected).all(), number
         assert seen[IMAGE_KEY].shape == (16, 17, 3)
     positions = [frames[number]["observation.state"][0] for number in range(29)]

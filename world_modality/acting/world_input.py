@@ -7,7 +7,7 @@ this asks whether success does.
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 Tokens = int | np.ndarray
 """Of one frame: its only token, or int32 [W]. What is read of R frames is int32 [R], or [R, W]."""
+
+DarkInput = Literal["own", "own_prediction", "hold", "true_token"]
+"""Of a dark frame: the token of the black image, the one that the policy predicted, the last one
+seen, or the one of what is there."""
 
 # Keeps these draws apart from the layouts', which are seeded by the same numbers.
 _STREAM = zlib.crc32(b"world input")
@@ -68,12 +72,14 @@ class WorldInput:
             or [rows, W, V], where each of a frame's W tokens is drawn by itself.
         task_rows: row of each task, by the suite's name where the recording says it, and by text.
         lags: how many frames before the present one those lie whose tokens are read, oldest first.
+        in_the_dark: what is read of the frames of an outage; None where there is none.
     """
 
     corruption: Corruption
     shares: np.ndarray | None = field(default=None, repr=False)
     task_rows: Mapping[str, int] = field(default_factory=dict, repr=False)
     lags: tuple[int, ...] = (0,)
+    in_the_dark: DarkInput | None = None
 
     @classmethod
     def without_draws(cls, control: ControlName, policy: "PolicyConfig") -> "WorldInput":
@@ -127,6 +133,16 @@ class WorldInput:
         num_tokens = trained.reshape(len(trained), -1).sum(axis=1)
         rows = _task_rows(checkpoint, np.flatnonzero(num_tokens).tolist())
         return cls(corruption, corruption.shares(trained), rows, lags)
+
+    @property
+    def is_imagined(self) -> bool:
+        """Whether tokens of dark frames are taken from what was predicted or seen before."""
+        return self.in_the_dark in ("own_prediction", "hold")
+
+    @property
+    def goes_on_with_predictions(self) -> bool:
+        """Whether the policy's predicted tokens are read."""
+        return self.in_the_dark == "own_prediction"
 
     @property
     def observed_lags(self) -> frozenset[int]:
