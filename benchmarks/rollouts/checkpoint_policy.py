@@ -41,6 +41,7 @@ class CheckpointPolicy:
         inputs: what of an observation is seen.
         notes: what to say beside its results.
         acting: what turns observations into actions.
+        has_outage: whether its cameras are dark for a while.
     """
 
     path: Path
@@ -49,6 +50,7 @@ class CheckpointPolicy:
     inputs: PolicyInputs
     notes: tuple[str, ...]
     acting: "ActingPolicy" = field(repr=False)
+    has_outage: bool
     _text_encoder: "TextEncoder | None" = field(repr=False)
     _instructions: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -129,6 +131,7 @@ class CheckpointPolicy:
             inputs=inputs,
             notes=tuple(notes),
             acting=acting,
+            has_outage=config.outage is not None,
             _text_encoder=_load_text_encoder(checkpoint, config, device),
         )
         for note in policy.notes:
@@ -184,9 +187,8 @@ class CheckpointPolicy:
         manifest = self.checkpoint.manifest
         acting, text, image_keys = self.acting, self._text_encoder, self.inputs.image_keys
         control = self.checkpoint.train_config.token_control
-        in_the_dark = None if acting.world is None else acting.world.in_the_dark
         return {
-            **({} if in_the_dark is None else {"world_input": in_the_dark}),
+            **self._outage_record(),
             **({} if control == "none" else {"token_control": control}),
             "model_type": self.model_type,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,
@@ -202,6 +204,16 @@ class CheckpointPolicy:
             "policy_batch_size": acting.encoder.group_size,
             "device": acting.device.type,
         }
+
+    def _outage_record(self) -> dict[str, Any]:
+        """Return what is given of dark frames; nothing where there is no outage."""
+        if not self.has_outage:
+            return {}
+        world = self.acting.world
+        dark = {"dark_frames": "masked" if self.acting.masks_dark else "black"}
+        if world is not None and world.in_the_dark is not None:
+            dark["world_input"] = world.in_the_dark
+        return dark
 
     def _instruction(self, text: str) -> np.ndarray | None:
         if self._text_encoder is None:

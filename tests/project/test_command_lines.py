@@ -15,6 +15,7 @@ STAGES = [
     "benchmarks.libero.export_libero_tasks_jsonl",
     "benchmarks.metaworld.collect_demos",
     "benchmarks.metaworld.eval_metaworld_success",
+    "benchmarks.rollouts.outage_curve",
     *(
         f"benchmarks.speed.bench_{stage}"
         for stage in (

@@ -9,6 +9,7 @@ from benchmarks.rollouts.loop import roll_out
 from benchmarks.rollouts.outage import Outage
 from benchmarks.rollouts.results import open_results
 from benchmarks.rollouts.slot import environment_slots
+from benchmarks.suite import EpisodeSpec
 from tests.fixtures.rollout import (
     IMAGE_KEY,
     PointPolicy,
@@ -178,3 +179,34 @@ def test_lines_without_an_outage_are_as_they_were_and_older_ones_are_read(tmp_pa
     ):
         file.read()
     assert np.isfinite(plain.seconds)
+
+
+@pytest.mark.parametrize("film", [False, True])
+def test_libero_and_metaworld_go_dark_and_render_nothing(tmp_path, monkeypatch, film):
+    from benchmarks.rollouts.videos import VideoFolder
+    from benchmarks.rollouts.worker import Act, Begin, Environment
+    from tests.demos.test_suite_contract import SUITES
+
+    for task, suite in SUITES.items():
+        spec = EpisodeSpec(task, "go", 0, 0, 0, 12, outage_start=3, outage_length=4)
+        environment = Environment(suite)
+        videos = VideoFolder(tmp_path, tuple(suite.image_keys), suite.fps) if film else None
+        first = environment.begin(Begin(spec, videos)).frames[0]
+        rendered = []
+        simulator = environment._simulator
+        monkeypatch.setattr(
+            simulator,
+            "observe",
+            lambda observe=simulator.observe, own=rendered, at=environment: (
+                own.append(at._step) or observe()
+            ),
+        )
+        actions = np.zeros((9, suite.action_dim), np.float32)
+        answer = environment.act(Act(actions, frozenset(range(1, 10))))
+        assert set(answer.frames) == set(range(1, 10))
+        for number, seen in answer.frames.items():
+            assert set(seen) == set(first)
+            dark = [not seen[key].any() for key in suite.image_keys]
+            assert all(dark) if number in range(3, 7) else not any(dark)
+        assert rendered == [n for n in range(1, 10) if film or n not in range(3, 7)]
+        simulator.close()

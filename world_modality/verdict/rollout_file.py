@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class PolicyRollouts:
         outcomes: by episode; None where it ended in an error.
         num_steps: by episode; None where the file does not say it.
         command: what rolls out again; None where no flags lie beside the file.
+        policy: what the evaluation recorded of the policy.
+        outage_length: frames for which the cameras were dark.
     """
 
     file: Path
@@ -46,6 +48,8 @@ class PolicyRollouts:
     outcomes: Mapping[EpisodeKey, bool | None]
     num_steps: Mapping[EpisodeKey, int | None]
     command: str | None
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    outage_length: int = 0
 
     @property
     def num_solved(self) -> int:
@@ -124,6 +128,8 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
         outcomes={itemgetter(*_OF_EPISODE)(line): line["success"] for line in lines},
         num_steps={itemgetter(*_OF_EPISODE)(line): line.get("num_steps") for line in lines},
         command=_command(last["suite"], config),
+        policy=last["policy"],
+        outage_length=last.get("outage_length", 0),
     )
 
 
