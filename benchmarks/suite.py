@@ -51,6 +51,9 @@ class Simulator(Protocol):
     def observe(self) -> Observation:
         """Return what is seen now; this renders, which is most of the cost of a frame."""
 
+    def observe_vectors(self) -> Observation:
+        """Return the vectors of `observe` without its images; this renders nothing."""
+
     def step(self, action: Float32[np.ndarray, " A"]) -> bool:
         """Execute one action (clipped to [-1, 1]) and tell whether the task is solved now."""
 
@@ -126,6 +129,8 @@ class EpisodeSpec:
             state); a function of task and episode, distinct within a task.
         seed: seeds everything that the policy draws at random, together with task and episode.
         max_steps: actions after which an episode that is not solved has failed.
+        outage_start: the first frame in which the policy's cameras are dark; None if none is.
+        outage_length: for how many frames.
     """
 
     task: str
@@ -134,6 +139,14 @@ class EpisodeSpec:
     initial_state: int
     seed: int
     max_steps: int
+    outage_start: int | None = None
+    outage_length: int = 0
+
+    @property
+    def dark_frames(self) -> range:
+        """The frames in which the policy's cameras are dark."""
+        start = self.outage_start or 0
+        return range(start, start + self.outage_length)
 
 
 def episode_specs(

@@ -143,7 +143,11 @@ class LiberoSimulator(Scene):
             WRIST_IMAGE_KEY: self.rendering.wrist_camera,
         }
         images = {key: self._renderer.view(self._seen, cameras[key]) for key in self.image_keys}
-        return {**images, STATE_KEY: self.observe_state()}
+        return {**images, **self.observe_vectors()}
+
+    def observe_vectors(self) -> Observation:
+        """Return the vectors of `observe` without rendering."""
+        return {STATE_KEY: self.observe_state()}
 
     def observe_state(self) -> Float32[np.ndarray, "8"]:
         """Return the robot's state as `observe` has it, without rendering."""

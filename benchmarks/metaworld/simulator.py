@@ -141,9 +141,13 @@ class MetaworldSimulator:
 
     def observe(self) -> Observation:
         """Return what is seen now; this renders."""
+        images = {key: self.render(key) for key in self.image_keys}
+        return {**images, **self.observe_vectors()}
+
+    def observe_vectors(self) -> Observation:
+        """Return the vectors of `observe` without rendering."""
         raw = self.raw_observation
         return {
-            **{key: self.render(key) for key in self.image_keys},
             STATE_KEY: raw[:STATE_DIM].astype(np.float32),
             ENVIRONMENT_STATE_KEY: np.hstack((raw[4:18], raw[36:39])).astype(np.float32),
         }

@@ -1,5 +1,6 @@
 """The policy of a checkpoint, acting in closed loop."""
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from benchmarks.rollouts.config import RolloutConfig
+from benchmarks.rollouts.dark_policy import DarkPolicy
 from benchmarks.rollouts.loop import Query
 from benchmarks.rollouts.suite_fit import (
     PolicyInputs,
@@ -20,6 +22,7 @@ from benchmarks.suite import EpisodeSpec, Suite
 from world_modality.acting.episode_memory import EpisodeMemory
 from world_modality.arms import CLOSED_LOOP_READS, CONTROLS, TRUE_STATE
 from world_modality.cache.contract import sha256_of_file
+from world_modality.policy.imagined_tokens import ImaginedTokens
 from world_modality.system.errors import InvalidInputError
 
 if TYPE_CHECKING:
@@ -45,6 +48,7 @@ class CheckpointPolicy:
         inputs: what of an observation is seen.
         notes: what to say beside its results.
         acting: what turns observations into actions.
+        has_outage: whether its cameras are dark for a while.
     """
 
     path: Path
@@ -53,6 +57,7 @@ class CheckpointPolicy:
     inputs: PolicyInputs
     notes: tuple[str, ...]
     acting: "ActingPolicy" = field(repr=False)
+    has_outage: bool
     _text_encoder: "TextEncoder | None" = field(repr=False)
     _true_state: "_TrueState | None" = field(default=None, repr=False)
     _instructions: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
@@ -101,6 +106,14 @@ class CheckpointPolicy:
             notes.append(world.note)
         true_state = _true_state(checkpoint, suite)
         group_size = config.group_size(device.type)
+        execution = config.execution(checkpoint.policy_config.window.chunk_size)
+        masks_dark = False
+        if config.outage is not None:
+            masks_dark = checkpoint.policy_config.trunk.observation_dropout > 0
+            dark = DarkPolicy.of(checkpoint, config.world_input, execution.n_action_steps)
+            notes += dark.notes
+            if world is not None:
+                world = dataclasses.replace(world, in_the_dark=dark.world_input)
         encoder = FrameEncoder.of(
             checkpoint,
             device,
@@ -112,10 +125,16 @@ class CheckpointPolicy:
             config=checkpoint.policy_config,
             encoder=encoder,
             world=world,
-            execution=config.execution(checkpoint.policy_config.window.chunk_size),
+            execution=execution,
             device=device,
-            predict_chunks=TracedActions(checkpoint.build_policy(device), group_size),
+            predict_chunks=TracedActions(
+                checkpoint.build_policy(device),
+                group_size,
+                masks_dark=masks_dark,
+                with_tokens=world is not None and world.goes_on_with_predictions,
+            ),
             true_state=None if true_state is None else true_state.codebook,
+            masks_dark=masks_dark,
         )
         policy = cls(
             path=path,
@@ -124,6 +143,7 @@ class CheckpointPolicy:
             inputs=inputs,
             notes=tuple(notes),
             acting=acting,
+            has_outage=config.outage is not None,
             _true_state=true_state,
             _text_encoder=_load_text_encoder(checkpoint, config, device),
         )
@@ -162,6 +182,8 @@ class CheckpointPolicy:
         return EpisodeMemory(
             instruction=self._instruction(episode.instruction),
             world=None if world is None else world.begin(episode),
+            dark_frames=episode.dark_frames,
+            imagined=ImaginedTokens() if world is not None and world.is_imagined else None,
         )
 
     def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
@@ -179,6 +201,7 @@ class CheckpointPolicy:
         acting, text, image_keys = self.acting, self._text_encoder, self.inputs.image_keys
         control = self.checkpoint.train_config.token_control
         return {
+            **self._outage_record(),
             **({} if control == "none" else {"token_control": control}),
             "model_type": self.model_type,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,
@@ -194,6 +217,16 @@ class CheckpointPolicy:
             "policy_batch_size": acting.encoder.group_size,
             "device": acting.device.type,
         }
+
+    def _outage_record(self) -> dict[str, Any]:
+        """Return what is given of dark frames; nothing where there is no outage."""
+        if not self.has_outage:
+            return {}
+        world = self.acting.world
+        dark = {"dark_frames": "masked" if self.acting.masks_dark else "black"}
+        if world is not None and world.in_the_dark is not None:
+            dark["world_input"] = world.in_the_dark
+        return dark
 
     def _instruction(self, text: str) -> np.ndarray | None:
         if self._text_encoder is None:

@@ -7,8 +7,10 @@ from typing import Annotated
 
 import tyro
 
+from benchmarks.rollouts.outage import Outage
 from world_modality.acting.action_chunks import ChunkExecution
-from world_modality.system.errors import InvalidInputError
+from world_modality.acting.world_input import DarkInput
+from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.corruption import (
     CLOSED_LOOP,
     Corruption,
@@ -62,6 +64,16 @@ class RolloutConfig:
     corrupt_frames: tuple[int, int] | None = None
     """Make only the tokens of these frames wrong, the first and the last, counted from 0 at the
     episode's start, wherever the policy reads them: now, or later in its history. Default: all."""
+    outage_length: int = 0
+    """Frames for which the policy's cameras are dark in each episode, as in an outage; the robot's
+    state is still seen. Recordings stay whole."""
+    outage_start: tuple[int, int] | None = None
+    """First and last frame that an outage may begin in, both from 1. It is drawn for each episode,
+    the same for every policy and every length."""
+    world_input: DarkInput = "own"
+    """World token that arm C reads of a dark frame: own is that of a black image; own_prediction is
+    the one that it predicted for the frame, in the dark from its own predictions; hold is the last
+    one of a frame that it saw; true_token is that of what the camera would show (an oracle)."""
     wrong_instruction: bool = False
     """Control: give the policy the instruction of another selected task."""
     text_model_name: str | None = None
@@ -95,6 +107,38 @@ class RolloutConfig:
         kind = read_closed_loop_corruption(self.corrupt_world, "--corrupt_world")
         return kind.of_slot(self.corrupt_slot).of_frames(self.corrupt_frames)
 
+    @property
+    def outage(self) -> Outage | None:
+        """What --outage_length and --outage_start ask for; None for none."""
+        if self.outage_length == 0 or self.outage_start is None:
+            return None
+        return Outage(self.outage_length, *self.outage_start)
+
+    def _require_whole_outage(self) -> None:
+        require_at_least("outage_length", self.outage_length, 0)
+        if self.outage_length == 0 and self.outage_start is not None:
+            raise InvalidInputError("--outage_start has no effect without --outage_length")
+        if self.world_input != "own" and self.outage_length == 0:
+            raise InvalidInputError(
+                f"--world_input {self.world_input} has no effect without --outage_length"
+            )
+        if self.world_input != "own" and self.corruption.name != "none":
+            raise InvalidInputError(
+                f"--world_input {self.world_input} and --corrupt_world {self.corruption} both say "
+                "which world token is read; give one of them"
+            )
+        if self.outage_length > 0 and self.outage_start is None:
+            raise InvalidInputError(
+                f"--outage_length {self.outage_length} needs the frames that it may begin in, such "
+                "as --outage_start 20 60"
+            )
+        if self.outage_start is not None and not 1 <= self.outage_start[0] <= self.outage_start[1]:
+            first, last = self.outage_start
+            raise InvalidInputError(
+                f"--outage_start {first} {last}: give the first and the last frame that it may "
+                "begin in, in that order and from 1 (the first frame of an episode is seen)"
+            )
+
     def execution(self, chunk_size: int) -> ChunkExecution:
         """Return how a policy is executed that predicts so many actions.
 
@@ -116,6 +160,7 @@ class RolloutConfig:
 
     def __post_init__(self) -> None:
         self._require_fitting_corruption()
+        self._require_whole_outage()
         counts = ("n_trials", "env_num", "max_steps", "policy_batch_size", "n_action_steps")
         for name in (*counts, "videos_per_task"):
             value = getattr(self, name)

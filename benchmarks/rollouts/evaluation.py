@@ -64,6 +64,8 @@ def evaluate(
     """
     if config.wrong_instruction:
         episodes = with_wrong_instructions(episodes)
+    if config.outage is not None:
+        episodes = config.outage.drawn_for(episodes)
     run = _Evaluation(suite, episodes, config, notes)
     with open_results(run.out_dir / "results.jsonl") as file:
         remaining = run.remaining(file)
@@ -104,6 +106,13 @@ class _Evaluation:
         self.out_dir = config.out_dir or first.parent / f"rollouts_{suite.name}_{first.stem}"
         self.policies = [CheckpointPolicy.open(path, suite, config) for path in config.checkpoint]
         self.origins = [self._origin(policy) for policy in self.policies]
+        if config.world_input != "own" and not any("world_input" in o.policy for o in self.origins):
+            arms = ", ".join(sorted({policy.model_type for policy in self.policies}))
+            raise InvalidInputError(
+                f"--world_input {config.world_input} chooses the world token that is read in the "
+                f"dark, and no checkpoint reads its own (arm {arms}); name one of arm C, or leave "
+                "it out"
+            )
         for sha256, number in Counter(o.checkpoint_sha256 for o in self.origins).items():
             if number > 1:
                 same = [o.checkpoint for o in self.origins if o.checkpoint_sha256 == sha256]
@@ -197,14 +206,20 @@ class _Evaluation:
         ]
         labelled = zip(self.labels, self.origins, chosen, strict=True)
         pairs = itertools.combinations(zip(self.labels, chosen, strict=True), 2)
+        notes = self._notes(tasks)
+        if self.config.outage is not None:
+            for label, own in zip(self.labels, chosen, strict=True):
+                met = sum(one.num_steps > (one.outage_start or 0) for one in own)
+                notes.append(f"{label}: the outage began in {met} of {len(own)} episodes")
         return Report(
             suite=self.suite.name,
-            notes=self._notes(tasks),
+            notes=tuple(notes),
             checkpoints=tuple(
                 summarise(label, origin, own, tasks, groups) for label, origin, own in labelled
             ),
             comparisons=tuple(compare(*one, *other) for one, other in pairs),
             throughput=throughput,
+            outage=None if self.config.outage is None else self.config.outage.record(),
         )
 
     def _finished(self, file: ResultsFile) -> set[EpisodeKey]:
@@ -233,7 +248,9 @@ class _Evaluation:
             file.append(RolloutResult.of(origin, outcome))
             progress.show(outcome, label)
 
-        return Assignment(policy, episodes, keep, videos, int(origin.policy["policy_batch_size"]))
+        batch_size = int(origin.policy["policy_batch_size"])
+        sees = origin.policy.get("world_input") == "true_token"
+        return Assignment(policy, episodes, keep, videos, batch_size, sees)
 
     def _origin(self, policy: "CheckpointPolicy") -> RolloutOrigin:
         return RolloutOrigin(
@@ -246,20 +263,22 @@ class _Evaluation:
             world_corruption=str(self.config.corruption),
         )
 
-    def _notes(self, tasks: Sequence[str]) -> tuple[str, ...]:
+    def _notes(self, tasks: Sequence[str]) -> list[str]:
         notes = [
             f"{len(self.episodes)} episodes of {len(tasks)} tasks, the same for each checkpoint; "
             f"seed {self.config.seed}; 95 % Wilson intervals",
             "an episode that ended in an error is counted apart: it is no failure of the policy",
             *self.notes,
         ]
+        if self.config.outage is not None:
+            notes.append(f"{self.config.outage}; the robot's state is still seen")
         if self.config.wrong_instruction:
             notes.append("control: in every task the policy reads another task's instruction")
         if str(self.config.corruption) != "none":
             notes.append(f"the world token is corrupted: {self.config.corruption}")
         for label, policy in zip(self.labels, self.policies, strict=True):
             notes += [f"{label}: {note}" for note in policy.notes]
-        return tuple(notes)
+        return notes
 
 
 def with_wrong_instructions(episodes: Sequence[EpisodeSpec]) -> list[EpisodeSpec]:

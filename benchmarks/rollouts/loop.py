@@ -79,6 +79,7 @@ class Assignment:
         videos: where to film every episode, if anywhere.
         batch_size: observations that the policy computes at a time, filled up or not; asking about
             fewer than that saves nothing.
+        sees_in_the_dark: give the policy the images of an outage's frames, which it hides itself.
     """
 
     policy: RolloutPolicy
@@ -86,6 +87,7 @@ class Assignment:
     on_outcome: Callable[[Outcome], None]
     videos: VideoFolder | None = None
     batch_size: int = 1
+    sees_in_the_dark: bool = False
 
 
 def roll_out(
@@ -173,7 +175,12 @@ def _begin_episodes(
             return
         assignment, episode = taken
         playing_for[slot] = assignment
-        slot.begin(episode, assignment.policy.begin(episode), assignment.videos)
+        slot.begin(
+            episode,
+            assignment.policy.begin(episode),
+            assignment.videos,
+            assignment.sees_in_the_dark,
+        )
 
 
 def _answers(

@@ -202,6 +202,7 @@ class Report:
         checkpoints: in the order they were given.
         comparisons: of each pair.
         throughput: of the episodes that were run now: steps, seconds, steps_per_second, env_num.
+        outage: its length and where it may begin; None where there is none.
     """
 
     suite: str
@@ -209,12 +210,14 @@ class Report:
     checkpoints: tuple[CheckpointSummary, ...]
     comparisons: tuple[Comparison, ...]
     throughput: dict[str, Any]
+    outage: dict[str, object] | None = None
 
     def record(self) -> dict[str, Any]:
         """Return it as JSON."""
         return {
             "suite": self.suite,
             "notes": list(self.notes),
+            **({} if self.outage is None else {"outage": self.outage}),
             "checkpoints": [asdict(checkpoint) for checkpoint in self.checkpoints],
             "comparisons": [comparison.record() for comparison in self.comparisons],
             "throughput": self.throughput,

@@ -15,6 +15,8 @@ from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
 from world_modality.tokens.corruption import read_corruption
 
+_OF_OUTAGE = {"outage_start": None, "outage_length": 0}
+
 EpisodeKey = tuple[str, str, int]
 """SHA-256 of the checkpoint, task, number of the episode."""
 
@@ -55,6 +57,7 @@ class RolloutResult(RolloutOrigin):
         num_steps: executed actions; for an error, as far as is known.
         seconds: since the episode's reset, waiting for the policy included.
         error: type, message and last lines of the traceback; None where there was none.
+        outage_start, outage_length: of the episode; a line has them only where there is an outage.
     """
 
     task: str
@@ -67,6 +70,8 @@ class RolloutResult(RolloutOrigin):
     num_steps: int
     seconds: float
     error: str | None
+    outage_start: int | None = None
+    outage_length: int = 0
 
     @classmethod
     def of(cls, origin: RolloutOrigin, outcome: Outcome) -> "RolloutResult":
@@ -129,7 +134,10 @@ class ResultsFile:
         Raises:
             OSError: the disk is full; the file is as it was.
         """
-        self._file.append([json.dumps(asdict(result), allow_nan=False)])
+        line = asdict(result)
+        if not result.outage_length:
+            line = {name: value for name, value in line.items() if name not in _OF_OUTAGE}
+        self._file.append([json.dumps(line, allow_nan=False)])
 
     def clear(self) -> None:
         """Delete all results."""
@@ -185,6 +193,8 @@ def _parse(line: bytes, where: str) -> RolloutResult:
             "--overwrite"
         ) from error
     hints = get_type_hints(RolloutResult)
+    if isinstance(content, dict) and not content.keys() & _OF_OUTAGE.keys():
+        content |= _OF_OUTAGE
     if not isinstance(content, dict) or set(content) != set(hints):
         found = sorted(content) if isinstance(content, dict) else content
         raise InvalidInputError(

@@ -70,14 +70,20 @@ class EnvironmentSlot:
         """Time until the running command counts as hanging."""
         return self._asked + self._time_limit_s - time.monotonic()
 
-    def begin(self, episode: EpisodeSpec, memory: Any, videos: VideoFolder | None) -> None:
+    def begin(
+        self,
+        episode: EpisodeSpec,
+        memory: Any,
+        videos: VideoFolder | None,
+        sees_in_the_dark: bool = False,
+    ) -> None:
         """Start an episode, and a process for it where there is none."""
         if self._process is None:
             self._start_process()
         self.episode, self.memory, self.step = episode, memory, 0
         self.open_task = episode.task
         self._begun = time.monotonic()
-        self._send(Begin(episode, videos))
+        self._send(Begin(episode, videos, sees_in_the_dark))
 
     def act(self, actions: Float32[np.ndarray, "n A"], observed: frozenset[int]) -> None:
         """Let the episode go on with these actions."""

@@ -15,6 +15,7 @@ from multiprocessing.connection import Connection
 import numpy as np
 from jaxtyping import Float32
 
+from benchmarks.rollouts.outage import black_images, dimmed
 from benchmarks.rollouts.shared_images import AttachedImages, ImageBlock
 from benchmarks.rollouts.videos import EpisodeVideo, VideoFolder
 from benchmarks.suite import EpisodeSpec, Observation, Simulator, Suite
@@ -25,10 +26,15 @@ _NUM_TRACEBACK_ENTRIES = 3
 
 @dataclass(frozen=True)
 class Begin:
-    """Command: start this episode, film it if it is to be filmed, and tell what is seen first."""
+    """Command: start this episode, film it if it is to be filmed, and tell what is seen first.
+
+    In an outage black images are seen; with `sees_in_the_dark` it is the policy that has to hide
+    what is there.
+    """
 
     episode: EpisodeSpec
     videos: VideoFolder | None
+    sees_in_the_dark: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,6 +129,8 @@ class Environment:
         self._episode: EpisodeSpec | None = None
         self._video: EpisodeVideo | None = None
         self._images = AttachedImages()
+        self._black: Observation = {}
+        self._sees_in_the_dark = False
         self._step = 0
         self._started = 0.0
 
@@ -134,6 +142,7 @@ class Environment:
         self._video = None if videos is None else videos.begin(command.episode)
         simulator.reset(command.episode.initial_state)
         observation = simulator.observe()
+        self._black, self._sees_in_the_dark = black_images(observation), command.sees_in_the_dark
         if self._video is not None:
             self._video.add(observation)
         return Waiting(0, {0: observation})
@@ -149,9 +158,7 @@ class Environment:
             is_over = solved or self._step == self._episode.max_steps
             is_asked_for = self._step in command.observed and not is_over
             if is_asked_for or self._video is not None:
-                observation = self._simulator.observe()
-                if self._video is not None:
-                    self._video.add(observation)
+                observation = self._observed(self._simulator)
                 if is_asked_for and command.images is not None:
                     observation = self._images.write(command.images, len(frames), observation)
                 if is_asked_for:
@@ -162,6 +169,21 @@ class Environment:
                 seconds = time.monotonic() - self._started
                 return Outcome(self._episode, solved, self._step, seconds, None)
         return Waiting(self._step, frames, shares_images=command.images is not None)
+
+    def _observed(self, simulator: Simulator) -> Observation:
+        """Return what the policy sees now, and film it; a film shows the dark dimmed."""
+        assert self._episode is not None, "an episode begins before it is observed"
+        is_dark = self._step in self._episode.dark_frames
+        if is_dark and self._video is None and not self._sees_in_the_dark:
+            return {**self._black, **simulator.observe_vectors()}
+        observation = simulator.observe()
+        if self._video is not None:
+            self._video.add(dimmed(observation) if is_dark else observation)
+        return (
+            {**observation, **self._black}
+            if is_dark and not self._sees_in_the_dark
+            else observation
+        )
 
     def abandon(self) -> None:
         """Remove what a crashed episode leaves on the disk."""

@@ -42,3 +42,21 @@ def test_a_group_of_another_size_is_refused():
     context = drawn_context(policy, 2, torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="the policy was recorded for inputs of"):
         TracedActions(policy, 1)(*context)
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_a_trace_masks_dark_frames_and_tells_the_likeliest_tokens(num_slots):
+    torch.manual_seed(0)
+    changes = {"observation_dropout": 0.5, "instruction_dim": 6, "num_world_slots": num_slots}
+    policy = WorldPolicy(tiny_policy_config("C", **changes)).eval()
+    torch.nn.init.normal_(policy.dark_observation)
+    traced = TracedActions(policy, 3, masks_dark=True, with_tokens=True)
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(3):
+        context = drawn_context(policy, 3, generator)
+        is_dark = torch.rand(3, 2, generator=generator) < 0.5
+        with torch.inference_mode():
+            output = policy(*context, is_dark)
+        actions, tokens = traced(*context, is_dark)
+        assert torch.equal(actions, policy.action_norm.inverse(output.actions))
+        assert torch.equal(tokens, output.world_logits.argmax(-1))

@@ -91,6 +91,17 @@ def test_an_observation_has_the_suites_cameras_and_vectors(opened):
         assert (observation[key].ndim, observation[key].dtype) == (1, np.float32)
 
 
+def test_what_is_seen_in_the_dark_is_the_observation_without_its_images(opened):
+    suite, simulator = opened
+    simulator.reset(1)
+    for action in actions(suite, 2):
+        simulator.step(action)
+        vectors, observation = simulator.observe_vectors(), simulator.observe()
+        assert set(vectors) == set(suite.state_keys)
+        for key, value in vectors.items():
+            np.testing.assert_array_equal(value, observation[key])
+
+
 def test_the_same_initial_state_gives_the_same_episode_whatever_was_played_before(opened):
     suite, simulator = opened
     play(suite, simulator, 5)

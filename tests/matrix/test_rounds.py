@@ -115,7 +115,9 @@ class Machine:
         ]
         lines = []
         for checkpoint in checkpoints:
-            name = "/".join(folder.name for folder in (checkpoint.parents[2], checkpoint.parents[1]))
+            name = "/".join(
+                folder.name for folder in (checkpoint.parents[2], checkpoint.parents[1])
+            )
             world, _ = self.world(name)
             rate = self.rates[self.arm_of(name)[0]]
             path = write_rollouts(

@@ -108,3 +108,29 @@ def test_more_steps_than_metaworld_allows_are_refused(config):
 def test_a_cue_or_a_screen_that_the_recording_has_not_is_refused(config, flags):
     with pytest.raises(InvalidInputError, match=r"was trained on a recording with no (cue|occl)"):
         run(dataclasses.replace(config, **flags))
+
+
+def test_an_outage_darkens_every_policy_alike_and_one_goes_on_with_its_predictions(
+    config, recorded, tmp_path
+):
+    paths = tuple(recorded.train(tmp_path / arm, arm, observation_dropout=0.5) for arm in "AC")
+    config = dataclasses.replace(
+        config,
+        checkpoint=paths,
+        outage_length=12,
+        outage_start=(2, 9),
+        world_input="own_prediction",
+        check_parity=False,
+    )
+    summary = run(config)
+    assert summary["outage"] == {"length": 12, "start": [2, 9]}
+    lines = results(config.out_dir)
+    assert {line["error"] for line in lines} == {None}
+    starts = [[one["outage_start"] for one in lines if one["model_type"] == arm] for arm in "AC"]
+    assert starts[0] == starts[1]
+    assert len(set(starts[0])) > 1
+    inputs = {line["model_type"]: line["policy"].get("world_input") for line in lines}
+    assert inputs == {"A": None, "C": "own_prediction"}
+    held = dataclasses.replace(config, world_input="hold", resume=True)
+    with pytest.raises(InvalidInputError, match=r'world_input is "hold" now and was "own_pred'):
+        run(held)

@@ -78,6 +78,7 @@ def test_a_flag_that_there_is_not_is_an_error():
         ({"world_history_stride": 2}, "--world_history_stride 2 has no effect with --world_hist"),
         ({"context_frames": 1, "context_stride": 2}, "--context_stride 2 has no effect with --c"),
         ({"world_input_dropout": 1.0}, "--world_input_dropout must lie in"),
+        ({"observation_dropout": 1.0}, "--observation_dropout must lie in"),
     ],
 )
 def test_impossible_values_are_refused(changes, message):

@@ -193,3 +193,54 @@ def test_world_input_dropout_drops_the_whole_stream():
     dropped = (policy.train()._world_input(tokens) == position).all(dim=2)
     assert abs(float(dropped[:, 0].float().mean()) - 0.25) < 0.03
     assert torch.equal(dropped.all(dim=1), dropped.any(dim=1))
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_in_the_dark_nothing_depends_on_the_embedding_and_everything_on_the_state(model_type):
+    policy = build(model_type, observation_dropout=0.5)
+    torch.nn.init.normal_(policy.dark_observation)
+    embeddings, states, tokens = inputs()
+    dark = torch.ones(BATCH, 2, dtype=torch.bool)
+    before = policy(embeddings, states, tokens, is_dark=dark)
+    other = policy(embeddings + 1, states, tokens, is_dark=dark)
+    assert torch.equal(before.actions, other.actions)
+    if before.world_logits is not None:
+        assert torch.equal(before.world_logits, other.world_logits)
+    assert not torch.equal(before.actions, policy(embeddings, states, tokens).actions)
+    assert not torch.equal(
+        before.actions, policy(embeddings, states + 1, tokens, None, dark).actions
+    )
+    with torch.no_grad():
+        policy.dark_observation += 1
+    assert not torch.equal(before.actions, policy(embeddings, states, tokens, None, dark).actions)
+
+
+def test_a_dark_frame_leaves_the_others_of_its_window_seen():
+    policy = build("C", observation_dropout=0.5)
+    embeddings, states, tokens = inputs()
+    dark = torch.zeros(BATCH, 2, dtype=torch.bool)
+    plain = policy(embeddings, states, tokens).actions
+    assert torch.equal(policy(embeddings, states, tokens, None, dark).actions, plain)
+    dark[:3, 1] = True
+    shown = policy(embeddings, states, tokens, None, dark).actions
+    assert torch.equal(shown[3:], plain[3:]), "other windows"
+    older, newest = embeddings.clone(), embeddings.clone()
+    older[:, 0] += 1
+    newest[:, 1] += 1
+    assert torch.equal(policy(newest, states, tokens, None, dark).actions[:3], shown[:3])
+    assert not torch.equal(policy(older, states, tokens, None, dark).actions[:3], shown[:3])
+
+
+def test_every_cell_of_a_dark_frame_is_dark():
+    policy = build("B", observation_dropout=0.5, grid_size=2, num_views=2)
+    states = inputs()[1]
+    cells = torch.randn(BATCH, 2, 8, 6).half()
+    dark = torch.ones(BATCH, 2, dtype=torch.bool)
+    one, other = (policy(c, states, torch.zeros(BATCH).long(), None, dark) for c in (cells, -cells))
+    assert torch.equal(one.actions, other.actions)
+
+
+def test_a_policy_that_always_sees_refuses_the_dark():
+    embeddings, states, tokens = inputs()
+    with pytest.raises(ValueError, match="built without observation_dropout"):
+        build("C")(embeddings, states, tokens, None, torch.ones(BATCH, 2, dtype=torch.bool))

@@ -15,6 +15,7 @@ STAGES = [
     "benchmarks.libero.export_libero_tasks_jsonl",
     "benchmarks.metaworld.collect_demos",
     "benchmarks.metaworld.eval_metaworld_success",
+    "benchmarks.rollouts.outage_curve",
     *(
         f"benchmarks.speed.bench_{stage}"
         for stage in (
@@ -34,6 +35,7 @@ STAGES = [
     "world_modality.demo",
     "world_modality.doctor",
     "world_modality.eval_offline",
+    "world_modality.eval_outage",
     "world_modality.experiment",
     "world_modality.export_policy",
     "world_modality.inspect_checkpoint",

@@ -21,6 +21,7 @@ CPU = torch.device("cpu")
 def config(cache, tmp_path):
     # 295 training frames: the last batch is one frame, and a process gets none of it.
     knobs = {"num_epochs": 3, "batch_size": 49, "log_every": 1, "dropout": 0.0}
+    knobs["observation_dropout"] = 0.3
     return tiny_train_config(cache, tmp_path / "together", "C", token_control="shuffled", **knobs)
 
 

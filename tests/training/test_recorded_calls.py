@@ -55,6 +55,7 @@ def num_recordings(monkeypatch):
         ("B", {"token_control": "placebo", "use_language": True}),
         ("C", {"world_input_dropout": 0.3, "world_input_layernorm": True}),
         ("C", {"token_control": "shuffled"}),
+        ("C", {"observation_dropout": 0.4}),
         ("C", {"embeddings_on": "disk", "max_grad_norm": 0.05}),
     ],
 )

@@ -49,7 +49,7 @@ def alone(config, seed, log_dir):
         ("C", {"token_control": "shuffled", "dropout": 0.0}),
         ("C", {"token_control": "dummy", "max_grad_norm": 0.05}),
         ("C", {"token_control": "oracle", "block_world_to_action": True}),
-        ("C_no_world_input", {"lr_schedule": "constant"}),
+        ("C_no_world_input", {"lr_schedule": "constant", "observation_dropout": 0.4}),
     ],
 )
 def test_each_seed_ends_as_its_own_training_does(cache, tmp_path, model_type, changes):

@@ -107,6 +107,7 @@ def test_a_compiled_run_resumed_ends_bit_identical_and_close_to_an_eager_one(cac
     # In processes of their own: the shape checks of the tests cannot be compiled.
     flags = ["--dataset_name", cache.dataset_name, "--cache_dir", cache.cache_dir]
     flags += ["--d_model", "32", "--n_layers", "2", "--dropout", "0", "--batch_size", "32"]
+    flags += ["--observation_dropout", "0.3"]
     flags += ["--num_epochs", "2", "--device", "cpu", "--log_dir"]
 
     def ends(*more: str | Path) -> dict[str, torch.Tensor]:

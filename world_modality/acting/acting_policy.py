@@ -28,8 +28,10 @@ class ActingPolicy:
         execution: how much of a predicted chunk is executed.
         device: where the network runs.
         predict_chunks: takes what `WorldPolicy.forward` takes, and returns chunks [B, H, A] in the
-            dataset's units.
+            dataset's units; for a world input that goes on with predictions the likeliest future
+            tokens [B, K, *W], too.
         true_state: the codebook of the simulator's true state, for the control that reads it.
+        masks_dark: whether `predict_chunks` takes, last, which frames of the context are dark.
     """
 
     config: PolicyConfig
@@ -37,8 +39,9 @@ class ActingPolicy:
     world: WorldInput | None
     execution: ChunkExecution
     device: torch.device
-    predict_chunks: Callable[..., Tensor] = field(repr=False)
+    predict_chunks: Callable[..., Tensor | tuple[Tensor, Tensor]] = field(repr=False)
     true_state: PrivilegedCodebook | None = None
+    masks_dark: bool = False
 
     @property
     def n_action_steps(self) -> int:
@@ -76,7 +79,8 @@ class ActingPolicy:
         for (memory, number), embedding, state in zip(
             seen, self.encoder.read(embeddings), states, strict=True
         ):
-            memory.frames[number] = EncodedFrame(embedding, state)
+            is_dark = number in memory.dark_frames
+            memory.frames[number] = EncodedFrame(embedding, state, is_dark)
         if self._token_lags:
             found = (
                 self.encoder.tokens(embeddings)
@@ -85,7 +89,7 @@ class ActingPolicy:
             )
             tokens: list[Tokens] = found.tolist() if found.ndim == 1 else list(found)
             for (memory, number), token in zip(seen, tokens, strict=True):
-                memory.tokens[number] = token
+                memory.note_token(number, token)
 
     def _told(
         self, codebook: PrivilegedCodebook, true_states: Sequence[np.ndarray] | None
@@ -99,6 +103,8 @@ class ActingPolicy:
         self, memories: Sequence[EpisodeMemory], steps: Sequence[int]
     ) -> Float32[np.ndarray, "n H A"]:
         """Predict the action chunk of each episode at its step, in the dataset's units.
+
+        The memories keep the predicted world tokens where the policy goes on with them.
 
         Args:
             memories: of the episodes; the frames `observed_lags` before the step are in them.
@@ -118,6 +124,8 @@ class ActingPolicy:
             instructions = [memory.instruction for memory in memories]
             assert all(one is not None for one in instructions), "the policy reads language"
             inputs.append(np.array(instructions))
+        if self.masks_dark:
+            inputs.append(np.array([[frame.is_dark for frame in one] for one in contexts]))
         chunks = np.empty(
             (len(asked), window.chunk_size, config.frame.action_dim), dtype=np.float32
         )
@@ -125,8 +133,21 @@ class ActingPolicy:
         with threads_of(group_size):
             for chosen in filled_groups(len(asked), group_size):
                 tensors = [torch.from_numpy(array[chosen]).to(self.device) for array in inputs]
-                chunks[chosen] = self.predict_chunks(*tensors).cpu().numpy()
+                found = self.predict_chunks(*tensors)
+                if isinstance(found, tuple):
+                    found, tokens = found
+                    self._note_predictions([asked[i] for i in chosen], tokens)
+                chunks[chosen] = found.cpu().numpy()
         return chunks
+
+    def _note_predictions(
+        self, asked: Sequence[tuple[EpisodeMemory, int]], tokens: Int[Tensor, "B K *W"]
+    ) -> None:
+        of_queries = tokens.cpu().numpy().astype(np.int32)
+        for (memory, step), future in zip(asked, of_queries, strict=True):
+            assert memory.imagined is not None, "the episode began without predictions"
+            one: list[Tokens] = future.tolist() if future.ndim == 1 else list(future)
+            memory.imagined.predict(step, self.config.window.future_stride, one)
 
     def act(
         self, memories: Sequence[EpisodeMemory], steps: Sequence[int]

@@ -7,6 +7,7 @@ from typing import Protocol, TypeVar, runtime_checkable
 import numpy as np
 
 from world_modality.acting.world_input import EpisodeWorldInput, Tokens
+from world_modality.policy.imagined_tokens import ImaginedTokens
 
 T = TypeVar("T")
 
@@ -37,10 +38,12 @@ class EncodedFrame:
         embedding: float16 [D], or [P, M] where the policy reads several vectors, as the cache would
             hold them.
         state: float32 [S], raw units.
+        is_dark: whether the camera showed nothing.
     """
 
     embedding: np.ndarray
     state: np.ndarray
+    is_dark: bool = False
 
 
 @dataclass
@@ -54,6 +57,9 @@ class EpisodeMemory:
         tokens: the world tokens that later queries may need, by frame: with a history, those of
             many more frames than are kept whole.
         chunks: the predicted action chunks [H, A] that later actions may need, by frame.
+        dark_frames: the frames in which the cameras show nothing.
+        imagined: what the world tokens of dark frames are taken from; None where those of what
+            the cameras show are read there, too.
     """
 
     instruction: np.ndarray | None
@@ -61,6 +67,21 @@ class EpisodeMemory:
     frames: dict[int, EncodedFrame] = field(default_factory=dict)
     tokens: dict[int, Tokens] = field(default_factory=dict)
     chunks: dict[int, np.ndarray] = field(default_factory=dict)
+    dark_frames: range = range(0)
+    imagined: ImaginedTokens[Tokens] | None = None
+
+    def note_token(self, frame: int, token: Tokens) -> None:
+        """Keep the world token of an observed frame; frames come in their order.
+
+        Args:
+            frame: its number.
+            token: that of what the cameras show, which in the dark may not be what is read.
+        """
+        if self.imagined is not None and frame in self.dark_frames:
+            token = self.imagined.at(frame)
+        elif self.imagined is not None:
+            self.imagined.see(frame, token)
+        self.tokens[frame] = token
 
     def context(self, step: int, lags: Iterable[int]) -> list[EncodedFrame]:
         """Return the frames so many before a frame.
@@ -80,6 +101,8 @@ class EpisodeMemory:
         """Drop the frames and tokens that no query from frame `next_step` on needs."""
         self.frames = _kept(self.frames, next_step, context_lags)
         self.tokens = _kept(self.tokens, next_step, token_lags)
+        if self.imagined is not None:
+            self.imagined.forget_before(next_step - max((*context_lags, *token_lags), default=0))
 
 
 def _kept(by_frame: dict[int, T], next_step: int, lags: Iterable[int]) -> dict[int, T]:

@@ -4,23 +4,29 @@ import warnings
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from world_modality.policy.network import WorldPolicy
 
 
 class _ActionHead(nn.Module):
-    """Context in, actions in the simulator's units out."""
+    """Context in, actions in the simulator's units out, and the future tokens if asked for."""
 
-    def __init__(self, policy: WorldPolicy) -> None:
+    def __init__(self, policy: WorldPolicy, masks_dark: bool, with_tokens: bool) -> None:
         super().__init__()
         self.policy = policy
+        self.masks_dark = masks_dark
+        self.with_tokens = with_tokens
 
-    def forward(self, *context: Tensor) -> Tensor:
+    def forward(self, *context: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """Predict an action chunk, as float32."""
-        actions: Tensor = self.policy(*context).actions
-        return self.policy.action_norm.inverse(actions.float())
+        *seen, is_dark = context if self.masks_dark else (*context, None)
+        output = self.policy(*seen, is_dark=is_dark)
+        actions: Tensor = self.policy.action_norm.inverse(output.actions.float())
+        if not self.with_tokens:
+            return actions
+        return actions, output.world_logits.argmax(dim=-1)
 
 
 class TracedActions:
@@ -30,14 +36,23 @@ class TracedActions:
     where its modules take 1.2.
     """
 
-    def __init__(self, policy: WorldPolicy, group_size: int) -> None:
+    def __init__(
+        self,
+        policy: WorldPolicy,
+        group_size: int,
+        *,
+        masks_dark: bool = False,
+        with_tokens: bool = False,
+    ) -> None:
         """Record a policy that is set to evaluation; its weights are shared, not copied.
 
         Args:
             policy: on the device where the groups will be.
             group_size: B of every call.
+            masks_dark: a call tells, last, which frames of the context are dark.
+            with_tokens: return the likeliest future world tokens, too.
         """
-        self._context_shapes = _context_shapes(policy, group_size)
+        self._context_shapes = _context_shapes(policy, group_size, masks_dark)
         device = policy.action_norm.mean.device
         example = tuple(
             torch.zeros(shape, dtype=dtype, device=device) for shape, dtype in self._context_shapes
@@ -48,10 +63,12 @@ class TracedActions:
             # torch names torch.export instead, whose graph rounds otherwise and is slower here.
             warnings.simplefilter("ignore", DeprecationWarning)
             self._graph: Any = torch.jit.trace(
-                _ActionHead(policy).eval(), example, check_trace=False
+                _ActionHead(policy, masks_dark, with_tokens).eval(), example, check_trace=False
             )
 
-    def __call__(self, *context: Tensor) -> Float[Tensor, "B H A"]:
+    def __call__(
+        self, *context: Tensor
+    ) -> Float[Tensor, "B H A"] | tuple[Float[Tensor, "B H A"], Int[Tensor, "B K *W"]]:
         """Predict from what `WorldPolicy.forward` takes, in its order.
 
         Raises:
@@ -65,12 +82,12 @@ class TracedActions:
         # Later calls would fuse operations that the first ones do not, and round otherwise.
         unfused = torch.jit.optimized_execution(False)  # type: ignore[attr-defined]
         with torch.inference_mode(), unfused:
-            actions: Tensor = self._graph(*context)
-        return actions
+            predicted: Tensor | tuple[Tensor, Tensor] = self._graph(*context)
+        return predicted
 
 
 def _context_shapes(
-    policy: WorldPolicy, group_size: int
+    policy: WorldPolicy, group_size: int, masks_dark: bool
 ) -> list[tuple[tuple[int, ...], torch.dtype]]:
     config, frame = policy.config, policy.config.frame
     observation = frame.observation
@@ -82,4 +99,6 @@ def _context_shapes(
     ]
     if config.reads_language:
         shapes.append(((group_size, frame.instruction_dim), torch.float16))
+    if masks_dark:
+        shapes.append((frames, torch.bool))
     return shapes

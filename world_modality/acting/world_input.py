@@ -7,7 +7,7 @@ this asks whether success does.
 import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Literal, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,10 @@ if TYPE_CHECKING:
 
 Tokens = int | np.ndarray
 """Of one frame: its only token, or int32 [W]. What is read of R frames is int32 [R], or [R, W]."""
+
+DarkInput = Literal["own", "own_prediction", "hold", "true_token"]
+"""Of a dark frame: the token of the black image, the one that the policy predicted, the last one
+seen, or the one of what is there."""
 
 # Keeps these draws apart from the layouts', which are seeded by the same numbers.
 _STREAM = zlib.crc32(b"world input")
@@ -76,6 +80,7 @@ class WorldInput:
         lags: how many frames before the present one those lie whose tokens are read, oldest first.
         streams: the training episodes of which one is read instead of the episode's own tokens.
         note: what to say beside its results.
+        in_the_dark: what is read of the frames of an outage; None where there is none.
     """
 
     corruption: Corruption
@@ -84,6 +89,7 @@ class WorldInput:
     lags: tuple[int, ...] = (0,)
     streams: TokenStreams | None = field(default=None, repr=False)
     note: str = ""
+    in_the_dark: DarkInput | None = None
 
     @classmethod
     def without_draws(cls, control: ControlName, policy: "PolicyConfig") -> "WorldInput":
@@ -148,6 +154,16 @@ class WorldInput:
         num_tokens = trained.reshape(len(trained), -1).sum(axis=1)
         rows = _task_rows(checkpoint, np.flatnonzero(num_tokens).tolist())
         return cls(corruption, corruption.shares(trained), rows, lags, note=note)
+
+    @property
+    def is_imagined(self) -> bool:
+        """Whether tokens of dark frames are taken from what was predicted or seen before."""
+        return self.in_the_dark in ("own_prediction", "hold")
+
+    @property
+    def goes_on_with_predictions(self) -> bool:
+        """Whether the policy's predicted tokens are read."""
+        return self.in_the_dark == "own_prediction"
 
     @property
     def observed_lags(self) -> frozenset[int]:

@@ -94,6 +94,8 @@ class Batch:
         actions: actions of frames t…t+H-1, raw units; past the end the last action is repeated.
         action_is_pad: marks the repeated ones.
         instructions: embedding of frame t's instruction; None without language.
+        is_dark: marks the frames of the context whose embeddings the policy does not see; None
+            where it sees all.
     """
 
     embeddings: Float[Tensor, "B T *P D"]
@@ -103,6 +105,7 @@ class Batch:
     actions: Float[Tensor, "B H A"]
     action_is_pad: Bool[Tensor, "B H"]
     instructions: Float[Tensor, "B L"] | None = None
+    is_dark: Bool[Tensor, "B T"] | None = None
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what there is, by field; `Batch(**tensors)` is the same batch."""

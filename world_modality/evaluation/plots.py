@@ -33,6 +33,14 @@ _TOKEN_PANELS = {
     ),
 }
 
+_DARK_LINES = {
+    "seen": ("nothing dark", "#8c8c8c"),
+    "dark": ("dark", "#b5423c"),
+    "true_token": ("dark, true token (oracle)", "#5b8c3a"),
+    "own_prediction": ("dark, own prediction", "#1b6ca8"),
+    "hold": ("dark, last token seen", "#c97b1a"),
+}
+
 
 def plot_eval(result: dict[str, Any], path: Path) -> None:
     """Draw action error per chunk step and, where there is any, token accuracy per horizon."""
@@ -68,6 +76,30 @@ def plot_corruption(result: dict[str, Any], path: Path) -> None:
     axis.invert_yaxis()
     set_ratio_scale(axis, "x")
     axis.set_xlabel("action MSE, corrupted / clean (95 % interval over episodes; pale: one draw)")
+    _finish(figure, result["run"], path)
+
+
+def plot_outage(result: dict[str, Any], path: Path) -> None:
+    """Draw the action error against the number of dark frames, with its intervals."""
+    import matplotlib.pyplot as plt
+
+    figure, axis = plt.subplots(figsize=(6, 4))
+    outages = result["outages"]
+    numbers = [one["num_dark"] for one in outages]
+    for name, (label, colour) in _DARK_LINES.items():
+        found = [one["seen"] if name == "seen" else one["dark"].get(name) for one in outages]
+        if None in found:
+            continue
+        value, low, high = (
+            np.array([interval[bound] for interval in found], float)
+            for bound in ("value", "low", "high")
+        )
+        axis.plot(numbers, value, "o-", ms=3, color=colour, label=label)
+        axis.fill_between(numbers, low, high, color=colour, alpha=0.15, linewidth=0)
+    axis.set_xlabel("dark frames up to the one that is acted in")
+    axis.set_ylabel("action MSE (training std²)")
+    axis.set_ylim(bottom=0)
+    axis.legend(frameon=False)
     _finish(figure, result["run"], path)
 
 

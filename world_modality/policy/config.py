@@ -42,6 +42,7 @@ BEFORE_THE_FLAG: Mapping[str, Any] = {
     "context_stride": 1,
     "world_history": 0,
     "world_history_stride": 1,
+    "observation_dropout": 0.0,
 }
 _CONTROLS = ", ".join(f"{n} ({arm.model_type}: {arm.tokens})" for n, arm in CONTROLS.items())
 
@@ -61,6 +62,10 @@ class TrunkConfig:
     observation_tokens: ObservationTokens = "cell"
     """What of a frame becomes one token of the transformer: cell is each cell of each view; view is
     all cells of a view side by side; frame is all cells of all views, which is trained fastest."""
+    observation_dropout: float = 0.0
+    """Share of training samples in which the camera is dark at one to all frames of the context, as
+    in an outage: their embeddings are replaced by a learned vector, the robot's state and the world
+    tokens stay. Every arm has the same samples under one seed."""
 
     def __post_init__(self) -> None:
         require_at_least("n_layers", self.n_layers, 1)
@@ -69,6 +74,7 @@ class TrunkConfig:
                 f"--d_model {self.d_model} must be a multiple of --n_heads {self.n_heads}"
             )
         _require_share("dropout", self.dropout)
+        _require_share("observation_dropout", self.observation_dropout)
 
 
 @dataclass(frozen=True)

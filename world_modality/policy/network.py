@@ -98,6 +98,9 @@ class WorldPolicy(nn.Module):
     `block_world_to_action` closes the remaining path, after which the actions do not depend on
     `w_t` at all.
 
+    With `observation_dropout` the policy can act in the dark: at frames whose camera shows nothing
+    OBS is a learned vector with the frame's state (as BERT's [MASK]; Devlin et al., 2019).
+
     The modules that all arms share are created first and in one order, so that arms trained with
     the same seed start from the same shared weights.
     """
@@ -134,6 +137,9 @@ class WorldPolicy(nn.Module):
         if self._tokens_per_frame > 1:
             self.view_position = _learned(observation.num_views, dim)
             self.cell_position = _learned(self._tokens_per_frame // observation.num_views, dim)
+        if config.trunk.observation_dropout > 0:
+            # Zeros draw nothing: all other weights begin as without it.
+            self.dark_observation = nn.Parameter(torch.zeros(dim))
         if config.reads_language:
             self.instruction_norm = Standardizer(frame.instruction_dim)
             self.instruction_in = nn.Linear(frame.instruction_dim, dim)
@@ -199,6 +205,7 @@ class WorldPolicy(nn.Module):
         states: Float[Tensor, "B T S"],
         world_tokens: Int[Tensor, " B *RW"],
         instructions: Float[Tensor, "B L"] | None = None,
+        is_dark: Bool[Tensor, "B T"] | None = None,
     ) -> PolicyOutput:
         """Predict an action chunk and the future world tokens.
 
@@ -209,13 +216,16 @@ class WorldPolicy(nn.Module):
                 the history, oldest first; only an arm that reads them does.
             instructions: embedding of each sample's instruction, as cached; only for a policy that
                 reads language, and then required.
+            is_dark: marks the frames whose embeddings are not seen, whatever they hold; None where
+                all are. Only for a policy that was built with `observation_dropout`.
 
         Raises:
-            ValueError: a policy that reads language got no instructions.
+            ValueError: a policy that reads language got no instructions, or one that always sees
+                got dark frames.
         """
         config = self.config
         batch = len(embeddings)
-        tokens = [self._observation(embeddings, states)]
+        tokens = [self._observation(embeddings, states, is_dark)]
         if config.reads_language:
             if instructions is None:
                 raise ValueError("this policy reads language; give it instruction embeddings")
@@ -241,7 +251,10 @@ class WorldPolicy(nn.Module):
         )
 
     def _observation(
-        self, embeddings: Float[Tensor, "B T *P D"], states: Float[Tensor, "B T S"]
+        self,
+        embeddings: Float[Tensor, "B T *P D"],
+        states: Float[Tensor, "B T S"],
+        is_dark: Bool[Tensor, "B T"] | None,
     ) -> Float[Tensor, "B TP d"]:
         """Return OBS×T×P: each token of a frame with the frame's state."""
         num_tokens = self._tokens_per_frame
@@ -249,6 +262,10 @@ class WorldPolicy(nn.Module):
             len(embeddings), -1, self.embedding_in.in_features
         )
         obs = self.embedding_in(vectors).unflatten(1, (-1, num_tokens))
+        if is_dark is not None:
+            if self.config.trunk.observation_dropout == 0:
+                raise ValueError("this policy was built without observation_dropout")
+            obs = torch.where(is_dark[:, :, None, None], self.dark_observation, obs)
         obs = obs + self.state_in(self.state_norm(states))[:, :, None] + self.obs_position[:, None]
         if num_tokens > 1:
             obs = obs + (self.view_position[:, None] + self.cell_position).flatten(0, 1)

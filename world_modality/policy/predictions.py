@@ -45,6 +45,7 @@ def predict(
     frames: Int[np.ndarray, " M"],
     world_tokens: Int[np.ndarray, " M *RW"] | None = None,
     progress: str | None = None,
+    num_dark: int = 0,
 ) -> FrameErrors:
     """Run the policy at every one of these frames.
 
@@ -55,9 +56,10 @@ def predict(
         world_tokens: given to the policy instead of the recorded tokens that it reads; the
             targets stay.
         progress: label of a progress bar, or None for no bar.
+        num_dark: so many frames up to each of these are dark; those of its context are masked.
     """
     parts: list[list[Tensor]] = []
-    for batch, output in _outputs(policy, tensors, frames, world_tokens, progress):
+    for batch, output in _outputs(policy, tensors, frames, world_tokens, progress, num_dark):
         errors = list(action_errors(policy, output.actions, batch))
         if output.world_logits is not None:
             errors.append(token_rank(output.world_logits, batch.future_tokens))
@@ -73,6 +75,27 @@ def predict(
         token_rank=rank,
         token_nats=nats,
     )
+
+
+@torch.inference_mode()
+def predicted_tokens(
+    policy: WorldPolicy,
+    tensors: FrameTensors,
+    frames: Int[np.ndarray, " M"],
+    world_tokens: Int[np.ndarray, " M *RW"] | None = None,
+    num_dark: int = 0,
+) -> Int[np.ndarray, "M K *W"]:
+    """Return the likeliest future tokens at these frames; arguments as for `predict`.
+
+    Raises:
+        ValueError: the policy predicts none.
+    """
+    found = []
+    for _, output in _outputs(policy, tensors, frames, world_tokens, None, num_dark):
+        if output.world_logits is None:
+            raise ValueError(f"arm {policy.config.model_type} predicts no world tokens")
+        found.append(output.world_logits.argmax(dim=-1).cpu())
+    return torch.cat(found).numpy()
 
 
 @torch.inference_mode()
@@ -96,11 +119,13 @@ def _outputs(
     frames: Int[np.ndarray, " M"],
     world_tokens: Int[np.ndarray, " M *RW"] | None,
     progress: str | None,
+    num_dark: int = 0,
 ) -> Iterator[tuple[Batch, PolicyOutput]]:
     """Yield batches and what the policy makes of them; its mode is restored at the end."""
     was_training = policy.training
     policy.eval()
     shape = policy.config.window
+    dark = torch.tensor([lag < num_dark for lag in shape.context_lags], device=tensors.device)
     replaced = None if world_tokens is None else torch.from_numpy(world_tokens).to(tensors.device)
     starts = range(0, len(frames), EVAL_BATCH_SIZE)
     index = [torch.from_numpy(frames[start : start + EVAL_BATCH_SIZE]) for start in starts]
@@ -111,7 +136,8 @@ def _outputs(
         batch = tensors.gather(chosen, shape)
         given = None if replaced is None else replaced[start : start + EVAL_BATCH_SIZE].long()
         tokens = batch.world_tokens if given is None else given
-        yield batch, policy(batch.embeddings, batch.states, tokens, batch.instructions)
+        is_dark = dark.expand(len(tokens), -1) if num_dark else None
+        yield batch, policy(batch.embeddings, batch.states, tokens, batch.instructions, is_dark)
     policy.train(was_training)
 
 

@@ -21,6 +21,7 @@ from world_modality.system.errors import InvalidInputError
 from world_modality.system.process_group import ProcessGroup
 from world_modality.system.recorded_calls import RecordedCalls, Tensors
 from world_modality.tokens.control_tokens import TokenControl
+from world_modality.training.observation_dropout import ObservationDropout
 
 _CXX_COMPILERS = ("g++", "clang++")
 
@@ -69,6 +70,9 @@ class Trainer:
         self._frames = torch.from_numpy(frames).to(tensors.device)
         self.window_shape = policy.config.window
         self.control = TokenControl(config.token_control, tensors, frames, config.seed, own_tokens)
+        self.observation_dropout = ObservationDropout(
+            config.trunk.observation_dropout, self.window_shape.context_frames, config.seed
+        )
         modules = [policy] if head is None else [policy, head]
         groups = [group for m in modules for group in _parameter_groups(m, config.weight_decay)]
         self.optimizer = adamw(groups, config)
@@ -105,6 +109,7 @@ class Trainer:
         """Make one optimiser step on the windows around these frames."""
         part = self.group.part(len(frames))
         batch = self.control.gather(frames, self.window_shape, self.global_step, part)
+        batch = self.observation_dropout.applied(batch, len(frames), self.global_step, part)
         learning_rate = self.learning_rate(self.global_step)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):  # a recorded step reads this very tensor
@@ -153,7 +158,11 @@ class Trainer:
             return self._summed(torch.zeros(3 + num_slots, device=self.tensors.device))
         with autocast(self.config.precision, self.tensors.device):
             output = self._forward(
-                batch.embeddings, batch.states, batch.world_tokens, batch.instructions
+                batch.embeddings,
+                batch.states,
+                batch.world_tokens,
+                batch.instructions,
+                batch.is_dark,
             )
         losses = self.policy.losses(output, batch, self.config.world_loss_weight, counts)
         if self.head is not None and self.head.loss_weight > 0:

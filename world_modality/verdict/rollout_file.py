@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -36,6 +36,8 @@ class PolicyRollouts:
         outcomes: by episode; None where it ended in an error.
         num_steps: by episode; None where the file does not say it.
         command: what rolls out again; None where no flags lie beside the file.
+        policy: what the evaluation recorded of the policy.
+        outage_length: frames for which the cameras were dark.
     """
 
     file: Path
@@ -46,6 +48,8 @@ class PolicyRollouts:
     outcomes: Mapping[EpisodeKey, bool | None]
     num_steps: Mapping[EpisodeKey, int | None]
     command: str | None
+    policy: Mapping[str, Any] = field(default_factory=dict)
+    outage_length: int = 0
 
     @property
     def num_solved(self) -> int:
@@ -103,6 +107,10 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
         for name, value in last["policy"].items()
         if name not in _NO_CONDITION and not name.endswith("sha256")
     }
+    # An arm that predicts goes on with its predictions in the dark: that is the arm, while what
+    # else it may read there is a control.
+    if policy.get("world_input") == "own_prediction":
+        del policy["world_input"]
     return PolicyRollouts(
         file=path,
         checkpoint=last["checkpoint"],
@@ -114,12 +122,20 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
             "rendering": last["rendering"],
             "simulator": last["versions"],
             "wrong_instruction": bool(config.get("wrong_instruction", False)),
+            **_outage(last, config),
             **policy,
         },
         outcomes={itemgetter(*_OF_EPISODE)(line): line["success"] for line in lines},
         num_steps={itemgetter(*_OF_EPISODE)(line): line.get("num_steps") for line in lines},
         command=_command(last["suite"], config),
+        policy=last["policy"],
+        outage_length=last.get("outage_length", 0),
     )
+
+
+def _outage(line: Mapping[str, Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    length = line.get("outage_length", 0)
+    return {"outage": {"length": length, "start": config.get("outage_start")}} if length else {}
 
 
 def _command(suite: str, config: Mapping[str, Any]) -> str | None:
