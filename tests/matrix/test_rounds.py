@@ -397,9 +397,8 @@ def test_a_contrast_names_variants_by_their_label(design_file):
     roles = [one.role for one in design.contrasts]
     assert roles == ["positive control", "question", "placebo"]
     assert "the cell of C_history" in design.trained_with
-    jobs = round_jobs(matrix, 0, list(design.margins))
-    trained = {job.name.removesuffix("_seed0") for job in jobs if job.name.endswith("_seed0")}
-    assert trained == {
+    seed = seeds_of_round(matrix, 0, list(design.margins))[0]
+    assert {job.name.removesuffix("_seed0") for job in seed.trainings} == {
         "main-world_history_8/c",
         "main-world_history_8/c_shuffled",
         "main/a",
