@@ -259,7 +259,9 @@ def _interval(estimate: CrossedEstimate, margin: Margin, level: float) -> Interv
     reach = error.reach(1 - level)
     if not math.isfinite(reach):
         return Interval(value, None, None, num_episodes)
-    return Interval(value, value - reach, value + reach, num_episodes)
+    # Shares differ by 1 at most; to cut off what is impossible changes no claim.
+    most = 1.0 if margin.of_counts else math.inf
+    return Interval(value, max(value - reach, -most), min(value + reach, most), num_episodes)
 
 
 @dataclass(frozen=True)
