@@ -249,3 +249,13 @@ def test_the_interval_of_a_difference_of_shares_ends_at_one():
     assert (of_counts.interval.low, of_counts.interval.high) == (-1.0, 1.0)
     assert of_errors.interval.low < -1
     assert of_errors.interval.high > 1
+
+
+def test_of_counts_more_seeds_are_named_since_they_vary_more_at_the_margin():
+    seldom = CrossedEstimate(0.0, 0.001, 0.002, 0.02, 8, 120, 114.0)
+    plan = SeedPlan(20, 4)
+    of_counts, of_errors = (
+        needed_to_resolve(plan, Margin(-0.02, 0.02, of_counts=counted), seldom, 1).num_seeds
+        for counted in (True, False)
+    )
+    assert of_counts > of_errors > 8

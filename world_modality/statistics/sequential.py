@@ -294,13 +294,16 @@ def needed_to_resolve(
     share = plan.error_share / num_contrasts
     away = abs(estimate.value)
     room = min(estimate.value - margin.low, margin.high - estimate.value)
+    nearest = margin.high if margin.high - estimate.value == room else margin.low
+    wider = math.sqrt(_variance_at(nearest, estimate, margin))
 
     def closes(num_seeds: int, num_episodes: int) -> bool:
         error = estimate.error_at(num_seeds, num_episodes)
         beside = error.value * float(stats.norm.ppf(POWER))
         inside = error.value * float(stats.norm.ppf((1 + POWER) / 2))
         return (
-            error.reach(1 - share / 2) + beside <= away or error.reach(1 - share) + inside <= room
+            error.reach(1 - share / 2) + beside <= away
+            or wider * error.reach(1 - share) + inside <= room
         )
 
     seeds, episodes = estimate.num_seeds, estimate.num_episodes
