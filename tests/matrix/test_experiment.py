@@ -12,7 +12,7 @@ from tests.fixtures.process import has_ended, wait_for
 from tests.project.test_readme import parsed_config
 from world_modality.arms import ARMS, CONTRASTS
 from world_modality.experiment import ExperimentConfig, run
-from world_modality.matrix.experiment_file import read_matrix
+from world_modality.matrix.experiment_file import CellGroup, read_matrix
 from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs, report_step
 from world_modality.matrix.runner import Runner, is_done, remaining
 from world_modality.system.errors import (
@@ -157,6 +157,18 @@ def test_the_settings_that_the_answer_may_hang_on_are_a_matrix_of_their_own():
     assert matrix.contrasts is None
     names = {job.name for job in cell_jobs(matrix)}
     assert {"random/a_seed2", "codes_512/c_seed1", "main-future_stride_4/b_seed0"} <= names
+
+
+@pytest.mark.skipif("name" not in CellGroup.model_fields, reason="cells have no names")
+def test_the_task_of_memory_holds_a_past_of_tokens_against_none_and_against_embeddings():
+    matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "cue.yaml")
+    contrasts = [(one.first, one.second) for one in matrix.contrasts]
+    others = ("A", "B", "C_shuffled_history", "A_context")
+    assert contrasts == [("C_history", second) for second in others]
+    read = {group.name: group.train for group in matrix.cells}
+    past, context = read["history"], read["context"]
+    assert past["world_history"] == context["context_frames"] - 1, "the same frames"
+    assert past["world_history_stride"] == context["context_stride"]
 
 
 @pytest.mark.parametrize(

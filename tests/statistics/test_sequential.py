@@ -237,3 +237,25 @@ def test_arms_that_seldom_differ_are_not_called_alike_because_they_happen_to_agr
         follow(plan, {"": margin}, {"": [seldom]})[""].claim for margin in (of_errors, of_counts)
     ]
     assert claims == ["equivalent", "open"]
+
+
+def test_the_interval_of_a_difference_of_shares_ends_at_one():
+    wide = CrossedEstimate(0.1, 0.2, 0.1, 0.1, 2, 10, 9.0)
+    plan = SeedPlan(2, 2)
+    (of_counts,), (of_errors,) = (
+        follow(plan, {"": Margin(-0.03, 0.03, of_counts=counted)}, {"": [wide]})[""].looks
+        for counted in (True, False)
+    )
+    assert (of_counts.interval.low, of_counts.interval.high) == (-1.0, 1.0)
+    assert of_errors.interval.low < -1
+    assert of_errors.interval.high > 1
+
+
+def test_of_counts_more_seeds_are_named_since_they_vary_more_at_the_margin():
+    seldom = CrossedEstimate(0.0, 0.001, 0.002, 0.02, 8, 120, 114.0)
+    plan = SeedPlan(20, 4)
+    of_counts, of_errors = (
+        needed_to_resolve(plan, Margin(-0.02, 0.02, of_counts=counted), seldom, 1).num_seeds
+        for counted in (True, False)
+    )
+    assert of_counts > of_errors > 8

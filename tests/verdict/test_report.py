@@ -13,7 +13,14 @@ import pytest
 from benchmarks.libero.eval_libero_success import EvalLiberoConfig
 from benchmarks.metaworld.eval_metaworld_success import EvalMetaworldConfig
 from benchmarks.rollouts.config import RolloutConfig
-from tests.fixtures.verdict import World, write_json, write_matrix, write_rollouts, write_run
+from tests.fixtures.verdict import (
+    SHARED_FLAGS,
+    World,
+    write_json,
+    write_matrix,
+    write_rollouts,
+    write_run,
+)
 from tests.project.test_readme import parsed_config
 from tests.verdict.conftest import ARMS, RATES, block, starting, verdict_items
 from world_modality.report import ReportConfig, build_document, run
@@ -24,6 +31,7 @@ from world_modality.verdict.evidence import Evidence, collect_evidence
 from world_modality.verdict.findings import compare_arms
 from world_modality.verdict.measures import ACTION_ERROR, SUCCESS
 from world_modality.verdict.rollout_file import read_rollouts
+from world_modality.verdict.sections.media import _caption
 from world_modality.verdict.wording import contrast_reading
 
 ROOT = Path(__file__).parents[2]
@@ -245,6 +253,16 @@ def test_one_seed_is_called_one_seed(tmp_path):
     assert rows["C − B"][3] == "unknown from one seed"
 
 
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+def test_other_dropout_masks_are_said_to_be_part_of_what_seeds_vary_by(
+    tmp_path, monkeypatch, dropout
+):
+    monkeypatch.setitem(SHARED_FLAGS, "dropout", dropout)
+    write_matrix(tmp_path, World(), ARMS, num_seeds=2)
+    caution = build_document((tmp_path,)).sections[0].blocks[-1].text
+    assert ("other dropout masks" in caution) == (dropout > 0)
+
+
 def test_every_figure_has_axes_units_and_n(matrix, monkeypatch):
     drawn = []
     to_svg = drawing.svg_bytes
@@ -304,6 +322,18 @@ def test_films_and_token_grids_are_shown(matrix):
     )
     assert [getattr(block, "mime", "") for block in section.blocks].count("video/mp4") == 6
     assert section.blocks[-1].text.startswith("3 more films")
+
+
+@pytest.mark.parametrize(
+    "folder",
+    [
+        "cells/main/b_seed0/rollouts/videos/model_B_epoch4",
+        "cells/compared_arms_seed0/rollouts/videos/b_seed0/train/model_B_epoch4",
+    ],
+)
+def test_a_film_is_named_after_the_run_whether_or_not_others_were_rolled_out_with_it(folder):
+    film = Path(folder) / "push-v3" / "episode_000_success.mp4"
+    assert _caption(film) == "b_seed0, model_B_epoch4, push-v3: episode 000 success"
 
 
 def test_the_command_line_writes_the_report_or_says_what_is_wrong(matrix, tmp_path):

@@ -259,7 +259,9 @@ def _interval(estimate: CrossedEstimate, margin: Margin, level: float) -> Interv
     reach = error.reach(1 - level)
     if not math.isfinite(reach):
         return Interval(value, None, None, num_episodes)
-    return Interval(value, value - reach, value + reach, num_episodes)
+    # Shares differ by 1 at most; to cut off what is impossible changes no claim.
+    most = 1.0 if margin.of_counts else math.inf
+    return Interval(value, max(value - reach, -most), min(value + reach, most), num_episodes)
 
 
 @dataclass(frozen=True)
@@ -292,13 +294,16 @@ def needed_to_resolve(
     share = plan.error_share / num_contrasts
     away = abs(estimate.value)
     room = min(estimate.value - margin.low, margin.high - estimate.value)
+    nearest = margin.high if margin.high - estimate.value == room else margin.low
+    wider = math.sqrt(_variance_at(nearest, estimate, margin))
 
     def closes(num_seeds: int, num_episodes: int) -> bool:
         error = estimate.error_at(num_seeds, num_episodes)
         beside = error.value * float(stats.norm.ppf(POWER))
         inside = error.value * float(stats.norm.ppf((1 + POWER) / 2))
         return (
-            error.reach(1 - share / 2) + beside <= away or error.reach(1 - share) + inside <= room
+            error.reach(1 - share / 2) + beside <= away
+            or wider * error.reach(1 - share) + inside <= room
         )
 
     seeds, episodes = estimate.num_seeds, estimate.num_episodes

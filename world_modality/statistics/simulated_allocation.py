@@ -10,7 +10,7 @@ Three ways are compared with what an experiment does, every layout of every task
 - the same, and its episodes go to further layouts of the other tasks;
 - the seeds' offline errors as a control variate of their success.
 
-None of them is used; docs/seed_by_seed.md says why.
+None of them is used; docs/seed_by_seed.md has the figures and says why.
 """
 
 import math
