@@ -94,13 +94,16 @@ class Checkpoint:
         Raises:
             InvalidInputError: says which part of the cache differs.
         """
-        with_language = self.policy_config.reads_language
-        if cache.fingerprint(with_language=with_language) == self.cache_fingerprint:
+        found = cache.fingerprint(
+            with_language=self.policy_config.reads_language,
+            with_changes="change_token" in self.train_config.futures,
+        )
+        if found == self.cache_fingerprint:
             return
         there, here = self.manifest, cache.manifest
         sections = [
             name
-            for name in (*_COMPARED, "split", "text", "arrays")
+            for name in (*_COMPARED, "split", "text", "change_codebook", "arrays")
             if here.get(name) != there.get(name)
         ]
         shown = differences(*({name: m.get(name) for name in _COMPARED} for m in (there, here)))
