@@ -1,10 +1,18 @@
 """The codebook of changes: what a cache says of it, and whether it fits what is asked for."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from world_modality.cache.contract import CHANGE_ARRAYS, CHANGE_COMMAND, Cache, sha256_of_json
 from world_modality.cache.frame_shapes import WindowShape
 from world_modality.system.errors import InvalidInputError, MissingFileError
+
+
+def change_record(manifest: Mapping[str, Any]) -> str | None:
+    """Return the hash of a cache's change tokens; None where it has none."""
+    record = manifest["arrays"].get("change_tokens")
+    return None if record is None else str(record["sha256"])
 
 
 @dataclass(frozen=True)

@@ -433,18 +433,17 @@ class Cache:
             )
         return array
 
-    def fingerprint(self, *, with_language: bool = False, with_changes: bool = False) -> str:
+    def fingerprint(self, *, with_language: bool = False) -> str:
         """Return the hash of all that a policy trained here depends on.
 
-        Instruction embeddings count only for a policy that reads them, and change tokens for one
-        that predicts them, so that adding them to a cache leaves other checkpoints valid.
+        Instruction embeddings count only for a policy that reads them, so that adding them to a
+        cache leaves checkpoints without language valid. Change tokens do not count, so that arms
+        that predict them can be compared with those that do not; see `change_record`.
         """
         manifest = self.manifest
         sections = ["dataset", "encoder", "codebook", "split"] + (["text"] if with_language else [])
         sections += [name for name in OPTIONAL_SECTIONS if name in manifest]
-        sections += ["change_codebook"] if with_changes else []
-        unused = [] if with_language else ["instruction_embeddings"]
-        unused += [] if with_changes else CHANGE_ARRAYS
+        unused = [*CHANGE_ARRAYS, *([] if with_language else ["instruction_embeddings"])]
         arrays = {
             name: record["sha256"]
             for name, record in manifest["arrays"].items()

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from world_modality.cache.change_codebook import change_record
 from world_modality.cache.contract import Cache, sha256_of_json
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
@@ -196,6 +197,11 @@ class OfflineRun:
             "num_val_frames": len(self.val_frames),
             "seed": self.checkpoint.train_config.seed,
             **self._labels_record(),
+            **(
+                {"change_tokens": change_record(self.cache.manifest)}
+                if self.policy.config.predicts("change_token")
+                else {}
+            ),
             "data": self._data_record(),
             "versions": {name: version(name) for name in ("torch", "numpy")}
             | {"python": platform.python_version()},

@@ -239,8 +239,6 @@ def _blank_checkpoint(config: TrainConfig, cache: Cache, trainer: Trainer) -> Ch
         model={},
         training_state={},
         manifest=cache.manifest,
-        cache_fingerprint=cache.fingerprint(
-            with_language=config.use_language, with_changes="change_token" in config.futures
-        ),
+        cache_fingerprint=cache.fingerprint(with_language=config.use_language),
         cache_arrays=checkpoint_arrays(cache),
     )
