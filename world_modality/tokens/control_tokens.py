@@ -115,7 +115,9 @@ class TokenControl:
             step: optimiser steps made before.
             part: only these rows of the batch, the same as they are in the whole.
         """
-        batch = self._targets.gather(frames[part], shape)
+        rows = frames[part]
+        # What was read ahead is known by the very tensor of the whole batch.
+        batch = self._targets.gather(frames if len(rows) == len(frames) else rows, shape)
         if self._leaves_tokens:
             return batch
         return dataclasses.replace(batch, world_tokens=self._inputs(frames, shape, step)[part])
