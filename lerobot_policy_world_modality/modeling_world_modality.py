@@ -2,13 +2,13 @@
 
 import logging
 from collections import deque
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
-from lerobot.policies.act.modeling_act import ACTTemporalEnsembler
 from lerobot.policies.pretrained import PreTrainedPolicy
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -19,12 +19,33 @@ from lerobot_policy_world_modality.configuration_world_modality import (
     WorldModalityConfig,
 )
 from lerobot_policy_world_modality.instructions import InstructionTable
-from lerobot_policy_world_modality.observed_frames import FrameReader, ObservedFrame
-from world_modality.export.policy_record import INSTRUCTION_ARRAY, ArrayRecord, PolicyRecord
+from lerobot_policy_world_modality.observed_frames import FrameReader
+from world_modality.acting.acting_policy import ActingPolicy
+from world_modality.acting.action_chunks import ChunkExecution
+from world_modality.acting.episode_memory import EpisodeMemory, is_observed
+from world_modality.acting.frame_encoder import FrameEncoder
+from world_modality.acting.world_input import EpisodeWorldInput, WorldInput
+from world_modality.encode.observation_encoder import load_observation_encoder
+from world_modality.export.policy_record import (
+    INSTRUCTION_ARRAY,
+    ArrayRecord,
+    PolicyRecord,
+    require_own_shape,
+)
 from world_modality.policy.network import WorldPolicy
 from world_modality.system.errors import InvalidInputError
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class _UnnamedEpisode:
+    """An episode of LeRobot's loop, which says of it only what is to be done."""
+
+    task: str = ""
+    instruction: str = ""
+    episode: int = 0
+    seed: int = 0
 
 
 class _Arrays(nn.Module):
@@ -63,7 +84,8 @@ class WorldModalityPolicy(PreTrainedPolicy):
         record = config.policy_record
         self.model = WorldPolicy(record.policy)
         self.arrays = _Arrays(record)
-        self._reader: FrameReader | None = None
+        self._reader = FrameReader(record)
+        self._acting: ActingPolicy | None = None
         self._instructions: InstructionTable | None = None
         self._has_warned = False
         self.reset()
@@ -118,7 +140,32 @@ class WorldModalityPolicy(PreTrainedPolicy):
     def _prepare(self, arrays: dict[str, np.ndarray]) -> None:
         config, record = self.config, self.config.policy_record
         device = torch.device(config.device or "cpu")
-        self._reader = FrameReader.of(config, arrays, device)
+        encoder = load_observation_encoder(
+            record.manifest,
+            arrays,
+            device,
+            model_name=config.vision_model_name,
+            trust_remote_code=config.trust_remote_code,
+        )
+        require_own_shape(encoder.shape, record.policy.frame.observation)
+        reads_world = record.policy.reads_world
+        self._acting = ActingPolicy(
+            config=record.policy,
+            encoder=FrameEncoder(encoder, record.load_tokeniser(arrays)),
+            world=(
+                WorldInput.without_draws(record.token_control, record.policy)
+                if reads_world
+                else None
+            ),
+            execution=ChunkExecution(
+                record.policy.window.chunk_size,
+                config.n_action_steps,
+                config.temporal_ensemble_coeff,
+                config.action_range,
+            ),
+            device=device,
+            predict_chunks=self._predict_chunks,
+        )
         if record.text is not None:
             self._instructions = InstructionTable(
                 record.instructions,
@@ -127,6 +174,12 @@ class WorldModalityPolicy(PreTrainedPolicy):
                 config.text_model_name,
                 device,
             )
+
+    def _predict_chunks(self, *context: Tensor) -> Float[Tensor, "B H A"]:
+        device = self.model.action_norm.mean.device
+        output = self.model(*(one.to(device) for one in context))
+        chunk: Tensor = self.model.action_norm.inverse(output.actions.float())
+        return chunk
 
     def get_optim_params(self) -> dict[str, Any]:
         """Refuse training."""
@@ -138,12 +191,9 @@ class WorldModalityPolicy(PreTrainedPolicy):
 
     def reset(self) -> None:
         """Forget the episode: its frames, and the actions that were not executed yet."""
-        self._frames: deque[ObservedFrame] = deque(
-            maxlen=self.config.policy_record.policy.window.context_frames
-        )
-        self._actions: deque[Tensor] = deque()
-        coeff, window = self.config.temporal_ensemble_coeff, self.config.policy_record.policy.window
-        self._ensembler = None if coeff is None else ACTTemporalEnsembler(coeff, window.chunk_size)
+        self._memories: list[EpisodeMemory] = []
+        self._step = 0
+        self._actions: deque[np.ndarray] = deque()
 
     @torch.no_grad()
     def select_action(self, batch: dict[str, Any], **kwargs: Any) -> Float[Tensor, "B A"]:
@@ -152,16 +202,16 @@ class WorldModalityPolicy(PreTrainedPolicy):
         Raises:
             UserError: the observation is not what the policy reads.
         """
-        # Other frames are the context of no prediction, and need not be encoded.
-        if len(self._actions) < self._context_frames:
-            self._observe(batch)
+        acting = self._loaded()
+        # Other frames are read by no prediction, and need not be encoded.
+        if is_observed(self._step, acting):
+            self._observe(acting, batch)
         if not self._actions:
-            chunk = self._predict(batch)
-            if self._ensembler is None:
-                self._actions.extend(chunk.transpose(0, 1)[: self.config.n_action_steps])
-            else:
-                self._actions.append(self._ensembler.update(chunk))
-        return self._clipped(self._actions.popleft())
+            self._read_instructions(batch)
+            answers = acting.act(self._memories, [self._step] * len(self._memories))
+            self._actions.extend(np.stack(answers, axis=1))
+        self._step += 1
+        return self._on_device(self._actions.popleft())
 
     @torch.no_grad()
     def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Float[Tensor, "B H A"]:
@@ -173,48 +223,53 @@ class WorldModalityPolicy(PreTrainedPolicy):
         Raises:
             UserError: the observation is not what the policy reads.
         """
-        if self._context_frames > 1 and not self._has_warned:
+        acting = self._loaded()
+        num_frames = 1 + max(acting.observed_lags)
+        if num_frames > 1 and not self._has_warned:
             self._has_warned = True
             logger.warning(
                 "this policy reads %d frames in a row: predict_action_chunk has to be called at "
                 "every frame, which a policy server does not do",
-                self._context_frames,
+                num_frames,
             )
-        self._observe(batch)
-        return self._clipped(self._predict(batch))
+        self._observe(acting, batch)
+        self._read_instructions(batch)
+        chunks = acting.predict(self._memories, [self._step] * len(self._memories))
+        self._step += 1
+        for memory in self._memories:
+            acting.forget(memory, self._step)
+        return self._on_device(acting.execution.clipped(chunks))
 
-    @property
-    def _context_frames(self) -> int:
-        return int(self.config.policy_record.policy.window.context_frames)
-
-    def _observe(self, batch: dict[str, Any]) -> None:
-        if self._reader is None:
+    def _loaded(self) -> ActingPolicy:
+        if self._acting is None:
             raise RuntimeError("the policy has no weights yet: use from_pretrained")
+        return self._acting
+
+    def _observe(self, acting: ActingPolicy, batch: dict[str, Any]) -> None:
         frame = self._reader.read(batch)
-        if self._frames and len(self._frames[-1].tokens) != len(frame.tokens):
+        count = len(frame.states)
+        if not self._memories:
+            self._memories = [EpisodeMemory(None, self._world_of_episode()) for _ in range(count)]
+        if len(self._memories) != count:
             raise InvalidInputError(
-                f"the episode began with {len(self._frames[-1].tokens)} observations at a time, "
-                f"and now has {len(frame.tokens)}; call reset() before"
+                f"the episode began with {len(self._memories)} observations at a time, and now "
+                f"has {count}; call reset() before"
             )
-        # Before the episode's start its first frame is repeated, as in training.
-        missing = self._context_frames if not self._frames else 1
-        self._frames.extend([frame] * missing)
+        acting.observe(
+            [(one, self._step) for one in self._memories],
+            [list(images) for images in frame.views],
+            list(frame.states),
+        )
 
-    def _predict(self, batch: dict[str, Any]) -> Float[Tensor, "B H A"]:
-        """Predict from the frames seen so far; not clipped."""
-        frames = list(self._frames)
-        inputs = [
-            np.stack([frame.embeddings for frame in frames], axis=1),
-            np.stack([frame.states for frame in frames], axis=1),
-            frames[-1].tokens,
-        ]
+    def _world_of_episode(self) -> EpisodeWorldInput | None:
+        world = self._loaded().world
+        return None if world is None else world.begin(_UnnamedEpisode())
+
+    def _read_instructions(self, batch: dict[str, Any]) -> None:
         if self._instructions is not None:
-            inputs.append(self._instructions.rows(batch.get("task"), len(frames[-1].tokens)))
-        device = self.model.action_norm.mean.device
-        output = self.model(*(torch.from_numpy(one).to(device) for one in inputs))
-        chunk: Tensor = self.model.action_norm.inverse(output.actions.float())
-        return chunk
+            rows = self._instructions.rows(batch.get("task"), len(self._memories))
+            for memory, row in zip(self._memories, rows, strict=True):
+                memory.instruction = row
 
-    def _clipped(self, actions: Tensor) -> Tensor:
-        action_range = self.config.action_range
-        return actions if action_range is None else actions.clamp(*action_range)
+    def _on_device(self, actions: np.ndarray) -> Tensor:
+        return torch.from_numpy(actions).to(self.model.action_norm.mean.device)

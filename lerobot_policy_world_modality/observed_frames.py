@@ -1,4 +1,4 @@
-"""From LeRobot's observations to what the network reads: embeddings, states, world tokens."""
+"""From LeRobot's observations to what the policy was trained on: whole-number images, states."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,14 +6,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float16, Float32, Int64, UInt8
+from jaxtyping import Float32, UInt8
 from torch import Tensor
 
-from lerobot_policy_world_modality.configuration_world_modality import WorldModalityConfig
-from world_modality.encode.observation_encoder import ObservationEncoder, load_observation_encoder
-from world_modality.export.policy_record import PolicyRecord, require_own_shape
+from world_modality.export.policy_record import PolicyRecord
 from world_modality.system.errors import InvalidInputError, missing_key
-from world_modality.tokens.world_tokens import WorldTokeniser
 
 
 @dataclass(frozen=True)
@@ -21,53 +18,26 @@ class ObservedFrame:
     """One frame of each of B robots or environments.
 
     Attributes:
-        embeddings: what the policy reads, as a cache holds it.
+        views: the images of each camera, in the order of the policy's views.
         states: in raw units.
-        tokens: the world token or tokens that are read; 0 where none is.
     """
 
-    embeddings: Float16[np.ndarray, "B *P M"]
+    views: tuple[UInt8[np.ndarray, "B _ _ 3"], ...]
     states: Float32[np.ndarray, "B S"]
-    tokens: Int64[np.ndarray, " B *W"]
 
 
 @dataclass(frozen=True)
 class FrameReader:
-    """Reads observations as the policy's cache was read.
+    """Reads observations as the policy's dataset was read.
 
     Attributes:
         record: of the policy.
-        encoder: of all views, rebuilt from its record.
-        tokeniser: the codebook, and what of a frame it quantises.
     """
 
     record: PolicyRecord
-    encoder: ObservationEncoder
-    tokeniser: WorldTokeniser
-
-    @classmethod
-    def of(
-        cls, config: WorldModalityConfig, arrays: Mapping[str, np.ndarray], device: torch.device
-    ) -> "FrameReader":
-        """Rebuild encoder and codebook.
-
-        Raises:
-            UserError: the vision model cannot be loaded, or is not the one of the record; or
-                components or codebook do not belong to it or to the network.
-        """
-        record = config.policy_record
-        encoder = load_observation_encoder(
-            record.manifest,
-            arrays,
-            device,
-            model_name=config.vision_model_name,
-            trust_remote_code=config.trust_remote_code,
-        )
-        require_own_shape(encoder.shape, record.policy.frame.observation)
-        return cls(record, encoder, record.load_tokeniser(arrays))
 
     def read(self, batch: Mapping[str, Any]) -> ObservedFrame:
-        """Encode one observation.
+        """Take images and states from one observation.
 
         Raises:
             MissingKeyError: a camera or the state is not in it; lists what is.
@@ -80,14 +50,7 @@ class FrameReader:
                 raise InvalidInputError(
                     f"the observation has {len(images)} images of {key} but {len(states)} states"
                 )
-        embedded = self.encoder.encode(views).rounded()
-        frame = self.record.policy.frame
-        if self.record.reads_own_token:
-            tokens = self.tokeniser.encode(embedded.pooled, embedded.cells).astype(np.int64)
-        else:
-            unread = (len(states), *frame.world.axis)
-            tokens = np.full(unread, self.record.constant_token, dtype=np.int64)
-        return ObservedFrame(embedded.read(frame.observation), states, tokens)
+        return ObservedFrame(tuple(views), states)
 
     def _states(self, batch: Mapping[str, Any]) -> Float32[np.ndarray, "B S"]:
         parts = [_entry(batch, key).float() for key in self.record.observed_states]

@@ -52,7 +52,7 @@ def suite_for(checkpoint: Path, name: str) -> LiberoSuite:
     Raises:
         UserError: the checkpoint is missing or damaged, or was trained on another simulator's data.
     """
-    from benchmarks.rollouts.acting.suite_fit import dataset_of, recorded_rendering
+    from benchmarks.rollouts.suite_fit import dataset_of, recorded_rendering
 
     rendering = recorded_rendering(checkpoint, dataset_of(checkpoint), LiberoRendering, "libero")
     return LiberoSuite(name, rendering)

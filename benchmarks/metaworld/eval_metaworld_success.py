@@ -41,8 +41,8 @@ def run(config: EvalMetaworldConfig) -> dict[str, Any]:
             results folder holds something else.
     """
     # Environment processes import this module: what loads torch stays out of its head.
-    from benchmarks.rollouts.acting.suite_fit import dataset_of, recorded_rendering
     from benchmarks.rollouts.evaluation import evaluate
+    from benchmarks.rollouts.suite_fit import dataset_of, recorded_rendering
 
     first = config.checkpoint[0]
     dataset = dataset_of(first)

@@ -7,6 +7,7 @@ from typing import Annotated
 
 import tyro
 
+from world_modality.acting.action_chunks import ChunkExecution
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption, spellings
 
@@ -85,6 +86,25 @@ class RolloutConfig:
         """What --corrupt_world asks for; InvalidInputError if closed loop has it not."""
         kind = read_corruption(self.corrupt_world, "--corrupt_world", CLOSED_LOOP)
         return kind.of_slot(self.corrupt_slot)
+
+    def execution(self, chunk_size: int) -> ChunkExecution:
+        """Return how a policy is executed that predicts so many actions.
+
+        Raises:
+            InvalidInputError: more actions are to be executed than are predicted.
+        """
+        coeff = self.temporal_ensemble_coeff
+        n_action_steps = self.n_action_steps or (chunk_size if coeff is None else 1)
+        if n_action_steps > chunk_size:
+            raise InvalidInputError(
+                f"--n_action_steps {n_action_steps}: the policy predicts {chunk_size} actions at a "
+                f"time; give at most {chunk_size}"
+            )
+        return ChunkExecution(chunk_size, n_action_steps, coeff)
+
+    def group_size(self, device_type: str) -> int:
+        """Return how many observations go through the policy at a time on such a device."""
+        return self.policy_batch_size or (1 if device_type == "cpu" else 16)
 
     def __post_init__(self) -> None:
         if self.corruption.slot is not None and self.corruption.name == "none":

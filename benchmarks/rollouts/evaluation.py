@@ -38,7 +38,7 @@ from world_modality.system.cli import write_config
 from world_modality.system.errors import InvalidInputError, UserError
 
 if TYPE_CHECKING:
-    from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
+    from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
 
 
 def evaluate(
@@ -89,7 +89,7 @@ class _Evaluation:
     def __init__(
         self, suite: Suite, episodes: Sequence[EpisodeSpec], config: RolloutConfig
     ) -> None:
-        from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
+        from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
 
         self.suite, self.episodes, self.config = suite, episodes, config
         first = config.checkpoint[0]

@@ -20,6 +20,7 @@ from benchmarks.rollouts.slot import EnvironmentSlot
 from benchmarks.rollouts.videos import VideoFolder
 from benchmarks.rollouts.worker import Outcome, Waiting
 from benchmarks.suite import EpisodeSpec, Observation
+from world_modality.acting.episode_memory import is_observed
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,6 @@ class RolloutPolicy(Protocol):
 
     def record(self) -> dict[str, Any]:
         """Return what decides its actions, as JSON, for the results."""
-
-
-def is_observed(frame: int, policy: RolloutPolicy) -> bool:
-    """Tell whether a later query, or the one at this frame, needs the frame."""
-    return any((frame + lag) % policy.n_action_steps == 0 for lag in policy.observed_lags)
 
 
 def roll_out(

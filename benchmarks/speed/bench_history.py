@@ -13,12 +13,6 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benchmarks.rollouts.acting.traced_actions import TracedActions
-from benchmarks.rollouts.acting.world_input import (
-    EncodedFrame,
-    EpisodeMemory,
-    EpisodeWorldInput,
-)
 from benchmarks.speed.harness.measuring import (
     BenchConfig,
     Comparison,
@@ -27,6 +21,9 @@ from benchmarks.speed.harness.measuring import (
     take_turns,
     timed,
 )
+from world_modality.acting.episode_memory import EncodedFrame, EpisodeMemory
+from world_modality.acting.traced_actions import TracedActions
+from world_modality.acting.world_input import EpisodeWorldInput
 from world_modality.cache.frame_shapes import (
     FrameShape,
     ObservationShape,

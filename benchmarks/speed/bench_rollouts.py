@@ -25,11 +25,11 @@ from benchmarks.metaworld.simulator import (
     evaluation_episodes,
 )
 from benchmarks.metaworld.tasks import select_tasks
-from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
-from benchmarks.rollouts.acting.suite_fit import dataset_of, recorded_rendering
+from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.loop import RolloutPolicy, roll_out
 from benchmarks.rollouts.slot import environment_slots
+from benchmarks.rollouts.suite_fit import dataset_of, recorded_rendering
 from benchmarks.rollouts.worker import Outcome
 from benchmarks.speed.harness.idle_policies import (
     EveryFramePolicy,

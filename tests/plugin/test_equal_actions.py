@@ -12,14 +12,15 @@ from lerobot.policies.utils import prepare_observation_for_inference
 from lerobot.processor import PolicyProcessorPipeline
 from lerobot.scripts.lerobot_eval import rollout
 
-from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
+from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.loop import Query, is_observed
+from benchmarks.rollouts.loop import Query
 from benchmarks.suite import EpisodeSpec
 from lerobot_policy_world_modality.modeling_world_modality import WorldModalityPolicy
 from tests.fixtures.exported import CHUNK, IMAGE_KEY, STATE_KEY, exported
 from tests.fixtures.lerobot import TASKS
 from tests.rollouts.test_views_in_closed_loop import CameraSuite
+from world_modality.acting.episode_memory import is_observed
 from world_modality.arms import MODEL_TYPES
 
 NUM_STEPS = 9

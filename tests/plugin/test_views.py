@@ -91,12 +91,18 @@ def test_actions_on_recorded_frames_equal_those_of_our_own_loop(homes, kind, n_a
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_read_of_frames_are_the_caches_rows(homes, kind):
     home, folder = homes(kind)
-    reader = load(folder)._reader
-    read = [reader.read(batch_of(home, row)) for row in home.rows]
-    embeddings = np.concatenate([frame.embeddings for frame in read])
+    policy = load(folder, "--n_action_steps=1")
+    embeddings, read = [], []
+    for step, row in enumerate(home.rows):
+        policy._observe(policy._acting, batch_of(home, row))
+        (memory,) = policy._memories
+        embeddings.append(memory.frames[step].embedding)
+        read.append(memory.world_tokens(step))
+        policy._step += 1
+    embeddings = np.stack(embeddings)
     cached = home.cache.load("view_embeddings")[home.rows]
     np.testing.assert_array_equal(embeddings.reshape(cached.shape), cached)
-    tokens = np.concatenate([frame.tokens for frame in read])
+    tokens = np.array(read)
     np.testing.assert_array_equal(tokens, home.cache.load("world_tokens")[home.rows])
     assert len(np.unique(tokens)) > 2
 
@@ -197,8 +203,8 @@ def test_a_dummy_control_reads_its_one_code_in_every_slot(homes, tmp_path):
         tmp_path, train_config=dataclasses.replace(train_config, token_control="dummy")
     )
     policy = load(exported(dummy.checkpoint, tmp_path / "out", action_range=(-1.0, 1.0)))
-    read = policy._reader.read(batch_of(home, home.rows[0]))
-    assert read.tokens.tolist() == [[0] * NUM_CELLS]
+    policy.predict_action_chunk(batch_of(home, home.rows[0]))
+    assert policy._memories[0].world_tokens(0).tolist() == [0] * NUM_CELLS
     expected = played(dummy.open(n_action_steps=4), dummy)[0]
     found = actions_of(home, policy)
     np.testing.assert_allclose(found, expected[: len(found)], rtol=1e-5, atol=1e-6)

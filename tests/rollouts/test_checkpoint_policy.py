@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
-from benchmarks.rollouts.acting.suite_fit import PolicyInputs
+from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.loop import Query, RolloutPolicy, is_observed
+from benchmarks.rollouts.loop import Query, RolloutPolicy
+from benchmarks.rollouts.suite_fit import PolicyInputs
 from benchmarks.suite import EpisodeSpec, Observation, Suite
 from tests.fixtures.instruction import NAME, build_home
 from tests.fixtures.lerobot import TASKS
 from tests.fixtures.policy import save_sealed, tiny_train_config
 from tests.fixtures.tiny_models import save_text_model
+from world_modality.acting.episode_memory import is_observed
 from world_modality.cache.contract import Cache, sha256_of_file
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.encode.text_encoder import TextEncoder

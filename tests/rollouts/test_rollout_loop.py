@@ -8,12 +8,13 @@ import pytest
 from benchmarks.metaworld.cameras import IMAGE_KEY, MetaworldRendering
 from benchmarks.metaworld.simulator import STATE_KEY, MetaworldSimulator, MetaworldSuite
 from benchmarks.rollouts import loop
-from benchmarks.rollouts.loop import EpisodeQueue, is_observed, roll_out
+from benchmarks.rollouts.loop import EpisodeQueue, roll_out
 from benchmarks.rollouts.slot import environment_slots
 from benchmarks.rollouts.videos import VideoFolder
 from benchmarks.rollouts.worker import Outcome
 from benchmarks.suite import EVALUATION_STREAM, EpisodeSpec, layout_seed
 from tests.fixtures.rollout import PointPolicy, PointSuite, point_episodes
+from world_modality.acting.episode_memory import is_observed
 from world_modality.system.errors import UserError
 
 

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.rollouts.acting.checkpoint_policy import CheckpointPolicy
-from benchmarks.rollouts.acting.world_input import EncodedFrame, Tokens
+from benchmarks.rollouts.checkpoint_policy import CheckpointPolicy
 from benchmarks.rollouts.config import RolloutConfig
-from benchmarks.rollouts.loop import Query, is_observed
+from benchmarks.rollouts.loop import Query
 from benchmarks.suite import EpisodeSpec, Observation, Suite
 from tests.fixtures.lerobot import TASKS, make_dataset
 from tests.fixtures.policy import tiny_train_config
 from tests.fixtures.tiny_models import save_vision_model
+from world_modality.acting.episode_memory import EncodedFrame, is_observed
+from world_modality.acting.world_input import Tokens
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.checkpoint import load_checkpoint, save_checkpoint

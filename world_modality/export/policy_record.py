@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from world_modality.arms import CLOSED_LOOP_READS, DUMMY_TOKEN, ONE_CODE, OWN_TOKEN, ControlName
+from world_modality.arms import CLOSED_LOOP_READS, ONE_CODE, OWN_TOKEN, ControlName
 from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.policy.config import PolicyConfig, flags_of, stored_config
 from world_modality.precompute.dataset_columns import joined_columns
@@ -201,16 +201,6 @@ class PolicyRecord:
                 )
         require_own_shape(tokeniser.shape, frame.observation)
         return tokeniser
-
-    @property
-    def reads_own_token(self) -> bool:
-        """Whether the world token that is read is that of the frame."""
-        return self.policy.reads_world and CLOSED_LOOP_READS[self.token_control] == OWN_TOKEN
-
-    @property
-    def constant_token(self) -> int:
-        """What is read instead of a frame's own tokens; a policy that reads none ignores it."""
-        return DUMMY_TOKEN
 
 
 def require_own_shape(found: ObservationShape, expected: ObservationShape) -> None:

@@ -15,8 +15,6 @@ import numpy as np
 from jaxtyping import Float16, Float32, UInt8
 
 from benchmarks.demos.recording import RecordedEpisode
-from benchmarks.rollouts.acting.frame_encoder import FrameEncoder
-from benchmarks.rollouts.acting.suite_fit import PolicyInputs, differing_settings
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.parity.replay import (
     WAIVE,
@@ -24,7 +22,9 @@ from benchmarks.rollouts.parity.replay import (
     RecordedDemonstrations,
     spread_episodes,
 )
+from benchmarks.rollouts.suite_fit import PolicyInputs, differing_settings
 from benchmarks.suite import Suite
+from world_modality.acting.frame_encoder import FrameEncoder
 from world_modality.precompute.dataset_columns import joined_columns
 from world_modality.system.errors import InvalidInputError
 
@@ -151,7 +151,13 @@ class _Comparison:
         self.recorded = RecordedDemonstrations.of(checkpoint, suite, config)
         self._suite = suite
         self._inputs = PolicyInputs.of(checkpoint, suite, config)
-        self._encoder = FrameEncoder.of(checkpoint, config, device)
+        self._encoder = FrameEncoder.of(
+            checkpoint,
+            device,
+            group_size=config.group_size(device.type),
+            vision_model_name=config.vision_model_name,
+            trust_remote_code=config.trust_remote_code,
+        )
         # Root mean square distance of training embeddings to their mean, over a frame's vectors.
         variance = checkpoint.model["embedding_norm.std"].square()
         self._spread = float(variance.sum(dim=-1).mean().sqrt())

@@ -9,8 +9,8 @@ import numpy as np
 
 from benchmarks.demos.recorder import reset_demonstration
 from benchmarks.demos.recording import EXECUTED_ACTION, SUCCESS, RecordedEpisode, read_signal
-from benchmarks.rollouts.acting.suite_fit import joined_vectors
 from benchmarks.rollouts.config import RolloutConfig
+from benchmarks.rollouts.suite_fit import joined_vectors
 from benchmarks.suite import Suite
 from world_modality.cache.contract import image_keys_of
 from world_modality.precompute.dataset_columns import joined_columns

@@ -6,8 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.rollouts.loop import Query, RolloutPolicy, is_observed
+from benchmarks.rollouts.loop import Query, RolloutPolicy
 from benchmarks.suite import EpisodeSpec
+from world_modality.acting.episode_memory import is_observed
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""A checkpoint's own encoder and codebook: camera images in, embeddings and world tokens out."""
+"""A policy's own encoder and codebook: camera images in, embeddings and world tokens out."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -10,7 +10,6 @@ import numpy as np
 from jaxtyping import Float16, Int, Int32
 from threadpoolctl import ThreadpoolController
 
-from benchmarks.rollouts.config import RolloutConfig
 from world_modality.cache.contract import sha256_of_array
 from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.encode.observation_encoder import (
@@ -28,9 +27,12 @@ if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
 
 
-def single_thread() -> AbstractContextManager[Any]:
-    """Return a context in which numpy, torch and faiss compute with one thread."""
-    return _loaded_libraries().limit(limits=1)
+def threads_of(group_size: int | None) -> AbstractContextManager[Any]:
+    """Return a context in which numpy, torch and faiss compute groups of such a size.
+
+    Small groups gain nothing from a second thread; where there are no groups, the libraries choose.
+    """
+    return nullcontext() if group_size is None else _loaded_libraries().limit(limits=1)
 
 
 @cache
@@ -42,12 +44,13 @@ def _loaded_libraries() -> ThreadpoolController:
     return ThreadpoolController()
 
 
-def filled_groups(count: int, size: int) -> Iterator[Int[np.ndarray, " size"]]:
+def filled_groups(count: int, group_size: int | None) -> Iterator[Int[np.ndarray, " size"]]:
     """Yield the positions 0…count-1 in groups of one size; the last is filled up with copies.
 
     Matrix products of different sizes may differ in the last bit, so that a result would depend on
-    how many others are computed beside it.
+    how many others are computed beside it. None makes one group of all.
     """
+    size = group_size or count
     for start in range(0, count, size):
         yield np.minimum(np.arange(start, start + size), count - 1)
 
@@ -57,20 +60,34 @@ class FrameEncoder:
     """Embeds frames as the cache holds them, whatever other frames are embedded beside them.
 
     Attributes:
-        encoder: of all views, rebuilt from the checkpoint's manifest.
-        tokeniser: the checkpoint's codebook, and what of a frame it quantises.
-        group_size: frames that go through the encoder at a time.
+        encoder: of all views, rebuilt from the manifest's record of it.
+        tokeniser: the policy's codebook, and what of a frame it quantises.
+        group_size: frames that go through the encoder at a time; None takes all at once, whose
+            number may then move an embedding by a float16 step.
     """
 
     encoder: ObservationEncoder
     tokeniser: WorldTokeniser
-    group_size: int
+    group_size: int | None = None
 
     @classmethod
     def of(
-        cls, checkpoint: "Checkpoint", config: RolloutConfig, device: "torch.device"
+        cls,
+        checkpoint: "Checkpoint",
+        device: "torch.device",
+        *,
+        group_size: int | None = None,
+        vision_model_name: str | None = None,
+        trust_remote_code: bool = False,
     ) -> "FrameEncoder":
         """Rebuild a checkpoint's encoder and check that its codebook belongs to it.
+
+        Args:
+            checkpoint: of the policy.
+            device: where the encoder runs.
+            group_size: as the attribute.
+            vision_model_name: the vision model's folder or hub name where it has moved since.
+            trust_remote_code: run code that the vision model's repository brings along.
 
         Raises:
             InvalidInputError: the vision model is not the checkpoint's, or the codebook is missing,
@@ -81,16 +98,12 @@ class FrameEncoder:
             checkpoint.manifest,
             arrays,
             device,
-            model_name=config.vision_model_name,
-            trust_remote_code=config.trust_remote_code,
+            model_name=vision_model_name,
+            trust_remote_code=trust_remote_code,
         )
         tokeniser = load_tokeniser(checkpoint.manifest, arrays)
         _require_own_codebook(checkpoint, encoder, tokeniser)
-        return cls(
-            encoder=encoder,
-            tokeniser=tokeniser,
-            group_size=config.policy_batch_size or (1 if device.type == "cpu" else 16),
-        )
+        return cls(encoder, tokeniser, group_size)
 
     def embed(self, views: Sequence[Sequence[np.ndarray]]) -> ObservationEmbeddings:
         """Embed frames as the cache holds them, rounded to float16.
@@ -107,7 +120,7 @@ class FrameEncoder:
         stores_cells = self.encoder.stores_cells
         cells = np.empty((num_frames, *of_frame), dtype=np.float16) if stores_cells else None
         # A vision transformer gains from more threads, even beside busy environments.
-        with nullcontext() if self.encoder.encoder.uses_threads else single_thread():
+        with nullcontext() if self.encoder.encoder.uses_threads else threads_of(self.group_size):
             for chosen in filled_groups(num_frames, self.group_size):
                 blocks = [np.stack([images[i] for i in chosen]) for images in views]
                 embedded = self.encoder.encode(blocks).rounded(int(chosen[0]))
@@ -125,7 +138,7 @@ class FrameEncoder:
         pooled, cells = embeddings.pooled, embeddings.cells
         world_axis = () if self.tokeniser.num_slots == 1 else (self.tokeniser.num_slots,)
         tokens = np.empty((len(pooled), *world_axis), dtype=np.int32)
-        with single_thread():
+        with threads_of(self.group_size):
             for chosen in filled_groups(len(pooled), self.group_size):
                 own = None if cells is None else cells[chosen]
                 tokens[chosen] = self.tokeniser.encode(pooled[chosen], own)

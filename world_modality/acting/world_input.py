@@ -5,27 +5,52 @@ this asks whether success does.
 """
 
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 import numpy as np
 
-from benchmarks.suite import EpisodeSpec
-from world_modality.arms import CLOSED_LOOP_READS, DUMMY_TOKEN, ONE_CODE, OWN_TOKEN
+from world_modality.arms import (
+    CLOSED_LOOP_READS,
+    DUMMY_TOKEN,
+    ONE_CODE,
+    OWN_TOKEN,
+    ControlName,
+)
 from world_modality.system.errors import InvalidInputError, missing_key
 from world_modality.tokens.corruption import CLOSED_LOOP, Corruption, read_corruption
 
 if TYPE_CHECKING:
     from world_modality.policy.checkpoint import Checkpoint
+    from world_modality.policy.config import PolicyConfig
 
 Tokens = int | np.ndarray
 """Of one frame: its only token, or int32 [W]. What is read of R frames is int32 [R], or [R, W]."""
 
-T = TypeVar("T")
-
 # Keeps these draws apart from the layouts', which are seeded by the same numbers.
 _STREAM = zlib.crc32(b"world input")
+
+
+@runtime_checkable
+class Episode(Protocol):
+    """What an episode is known by, so that its draws are its own."""
+
+    @property
+    def task(self) -> str:
+        """The suite's name of the task."""
+
+    @property
+    def instruction(self) -> str:
+        """The task in words, as the policy reads it."""
+
+    @property
+    def episode(self) -> int:
+        """The number of the episode within the task."""
+
+    @property
+    def seed(self) -> int:
+        """Of everything that is drawn."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +76,22 @@ class WorldInput:
     lags: tuple[int, ...] = (0,)
 
     @classmethod
+    def without_draws(cls, control: ControlName, policy: "PolicyConfig") -> "WorldInput":
+        """Return what an arm reads that needs no draw: its own token, or one code always.
+
+        Raises:
+            InvalidInputError: the control arm reads another token.
+        """
+        lags, reads = policy.window.world_lags, CLOSED_LOOP_READS[control]
+        if reads == OWN_TOKEN:
+            return cls(read_corruption(OWN_TOKEN, control), lags=lags)
+        if reads != ONE_CODE:
+            raise InvalidInputError(f"--token_control {control} reads a token that is drawn")
+        shares = np.zeros((1, *policy.frame.world.axis, policy.frame.world.num_world_tokens))
+        shares[..., DUMMY_TOKEN] = 1
+        return cls(read_corruption(OWN_TOKEN, control), shares, lags=lags)
+
+    @classmethod
     def of(cls, corruption: Corruption, checkpoint: "Checkpoint") -> "WorldInput":
         """Return what a checkpoint reads under a corruption.
 
@@ -68,10 +109,7 @@ class WorldInput:
         _require_slot(corruption.slot, checkpoint)
         lags = checkpoint.policy_config.window.world_lags
         if reads == ONE_CODE:
-            world = checkpoint.policy_config.frame.world
-            shares = np.zeros((1, *world.axis, world.num_world_tokens))
-            shares[..., DUMMY_TOKEN] = 1
-            return cls(read_corruption(OWN_TOKEN, control), shares, lags=lags)
+            return cls.without_draws(control, checkpoint.policy_config)
         if reads != OWN_TOKEN:
             corruption = read_corruption(reads, f"what {control} reads,", CLOSED_LOOP)
         if corruption.pool is None:
@@ -97,7 +135,7 @@ class WorldInput:
         kept = () if self.corruption.slot is None else self.lags
         return frozenset((*moved, *kept))
 
-    def begin(self, episode: EpisodeSpec) -> "EpisodeWorldInput":
+    def begin(self, episode: Episode) -> "EpisodeWorldInput":
         """Return the input of one episode; its draws depend on seed, task and episode alone.
 
         Raises:
@@ -177,61 +215,3 @@ def _task_rows(checkpoint: "Checkpoint", trained: list[int]) -> dict[str, int]:
         if task["instruction"] in rows
     }
     return {**rows, **named}
-
-
-@dataclass(frozen=True)
-class EncodedFrame:
-    """One observed frame as the policy's inputs hold it.
-
-    Attributes:
-        embedding: float16 [D], or [P, M] where the policy reads several vectors, as the cache would
-            hold them.
-        state: float32 [S], raw units.
-    """
-
-    embedding: np.ndarray
-    state: np.ndarray
-
-
-@dataclass
-class EpisodeMemory:
-    """One running episode.
-
-    Attributes:
-        instruction: float16 [L], None without language.
-        world: chooses the world tokens that are read; None for a policy that reads none.
-        frames: the frames that later queries may need, by number.
-        tokens: the world tokens that later queries may need, by frame: with a history, those of
-            many more frames than are kept whole.
-        chunks: the predicted action chunks [H, A] that later actions may need, by frame.
-    """
-
-    instruction: np.ndarray | None
-    world: EpisodeWorldInput | None
-    frames: dict[int, EncodedFrame] = field(default_factory=dict)
-    tokens: dict[int, Tokens] = field(default_factory=dict)
-    chunks: dict[int, np.ndarray] = field(default_factory=dict)
-
-    def context(self, step: int, lags: Iterable[int]) -> list[EncodedFrame]:
-        """Return the frames so many before a frame.
-
-        Before the episode's start its first frame is repeated, as `FrameTensors.gather` does.
-        """
-        return [self.frames[max(step - lag, 0)] for lag in lags]
-
-    def world_tokens(self, step: int) -> Tokens:
-        """Return the world token or tokens that are read at a frame, by a policy that reads any."""
-        assert self.world is not None, "the policy reads no world token"
-        return self.world.tokens(self.tokens, step)
-
-    def forget_before(
-        self, next_step: int, context_lags: Iterable[int], token_lags: Iterable[int]
-    ) -> None:
-        """Drop the frames and tokens that no query from frame `next_step` on needs."""
-        self.frames = _kept(self.frames, next_step, context_lags)
-        self.tokens = _kept(self.tokens, next_step, token_lags)
-
-
-def _kept(by_frame: dict[int, T], next_step: int, lags: Iterable[int]) -> dict[int, T]:
-    oldest = max(next_step - max(lags, default=0), 0)
-    return {number: one for number, one in by_frame.items() if number >= oldest}

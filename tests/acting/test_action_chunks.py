@@ -4,8 +4,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.rollouts.acting.action_chunks import ChunkExecution
 from benchmarks.rollouts.config import RolloutConfig
+from world_modality.acting.action_chunks import ChunkExecution
 from world_modality.system.errors import InvalidInputError
 
 H, A = 5, 3
@@ -13,7 +13,7 @@ CONFIG = RolloutConfig(checkpoint=(Path("model.pt"),))
 
 
 def execution(**flags) -> ChunkExecution:
-    return ChunkExecution.of(dataclasses.replace(CONFIG, **flags), H)
+    return dataclasses.replace(CONFIG, **flags).execution(H)
 
 
 def predicted(num_frames: int, scale: float = 0.3) -> dict[int, np.ndarray]:

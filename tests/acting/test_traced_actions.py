@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from benchmarks.rollouts.acting.traced_actions import TracedActions
 from tests.fixtures.policy import tiny_policy_config
+from world_modality.acting.traced_actions import TracedActions
 from world_modality.policy.network import WorldPolicy
 
 

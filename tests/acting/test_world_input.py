@@ -9,9 +9,9 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
-from benchmarks.rollouts.acting.world_input import Tokens, WorldInput
 from benchmarks.suite import EpisodeSpec
 from tests.fixtures.policy import tiny_policy_config
+from world_modality.acting.world_input import Tokens, WorldInput
 from world_modality.cache.frame_shapes import WindowShape, WorldShape
 from world_modality.policy.config import TrainConfig
 from world_modality.system.errors import InvalidInputError, MissingKeyError

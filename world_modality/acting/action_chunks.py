@@ -6,11 +6,8 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Float, Float32
 
-from benchmarks.rollouts.config import RolloutConfig
-from world_modality.system.errors import InvalidInputError
-
 Chunks = Mapping[int, np.ndarray]
-"""Chunks [H, A] in the simulator's units, by the frame that they were predicted in."""
+"""Chunks [H, A] in the dataset's units, by the frame that they were predicted in."""
 
 
 @dataclass(frozen=True)
@@ -21,30 +18,16 @@ class ChunkExecution:
         chunk_size: H.
         n_action_steps: actions that are executed before the policy is asked again.
         ensemble_coeff: m of ACT's temporal ensembling; None executes chunks as predicted.
+        action_range: what actions are clipped to; None leaves them as they are.
     """
 
     chunk_size: int
     n_action_steps: int
-    ensemble_coeff: float | None
-
-    @classmethod
-    def of(cls, config: RolloutConfig, chunk_size: int) -> "ChunkExecution":
-        """Take the flags, with their defaults, for a policy that predicts `chunk_size` actions.
-
-        Raises:
-            InvalidInputError: more actions are to be executed than are predicted.
-        """
-        coeff = config.temporal_ensemble_coeff
-        n_action_steps = config.n_action_steps or (chunk_size if coeff is None else 1)
-        if n_action_steps > chunk_size:
-            raise InvalidInputError(
-                f"--n_action_steps {n_action_steps}: the policy predicts {chunk_size} actions at a "
-                f"time; give at most {chunk_size}"
-            )
-        return cls(chunk_size, n_action_steps, coeff)
+    ensemble_coeff: float | None = None
+    action_range: tuple[float, float] | None = (-1.0, 1.0)
 
     def actions(self, chunks: Chunks, step: int) -> Float32[np.ndarray, "n A"]:
-        """Return the actions of frames step…step+n-1, clipped to [-1, 1].
+        """Return the actions of frames step…step+n-1, clipped to their range.
 
         With an `ensemble_coeff` m, the action of the frame is the mean of what all chunks say about
         it, weighted by exp(-m i), i = 0 the oldest (ACT; Zhao et al., 2023, algorithm 2).
@@ -58,7 +41,11 @@ class ChunkExecution:
             chosen: np.ndarray = chunks[step][: self.n_action_steps]
         else:
             chosen = self._ensemble(chunks, step, self.ensemble_coeff)[None]
-        return np.clip(chosen, -1, 1).astype(np.float32)
+        return self.clipped(chosen).astype(np.float32)
+
+    def clipped(self, actions: Float[np.ndarray, "*any A"]) -> Float[np.ndarray, "*any A"]:
+        """Return actions with those past the range on its ends."""
+        return actions if self.action_range is None else np.clip(actions, *self.action_range)
 
     def kept(self, chunks: Chunks, step: int) -> dict[int, np.ndarray]:
         """Return those chunks that say something about frames after `step`."""

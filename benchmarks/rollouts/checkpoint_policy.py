@@ -6,15 +6,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from jaxtyping import Float32
 
-from benchmarks.rollouts.acting.action_chunks import ChunkExecution
-from benchmarks.rollouts.acting.frame_encoder import FrameEncoder, filled_groups, single_thread
-from benchmarks.rollouts.acting.suite_fit import PolicyInputs, require_actions, require_rendering
-from benchmarks.rollouts.acting.world_input import EncodedFrame, EpisodeMemory, Tokens, WorldInput
 from benchmarks.rollouts.config import RolloutConfig
 from benchmarks.rollouts.loop import Query
-from benchmarks.suite import EpisodeSpec, Observation, Suite
+from benchmarks.rollouts.suite_fit import PolicyInputs, require_actions, require_rendering
+from benchmarks.suite import EpisodeSpec, Suite
+from world_modality.acting.episode_memory import EpisodeMemory
 from world_modality.arms import CONTROLS
 from world_modality.cache.contract import sha256_of_file
 from world_modality.system.errors import InvalidInputError
@@ -22,7 +19,7 @@ from world_modality.system.errors import InvalidInputError
 if TYPE_CHECKING:
     import torch
 
-    from benchmarks.rollouts.acting.traced_actions import TracedActions
+    from world_modality.acting.acting_policy import ActingPolicy
     from world_modality.encode.text_encoder import TextEncoder
     from world_modality.policy.checkpoint import Checkpoint
 
@@ -39,21 +36,16 @@ class CheckpointPolicy:
         sha256: of that file.
         checkpoint: what it holds.
         inputs: what of an observation is seen.
-        execution: how much of a predicted chunk is executed.
-        world: which world tokens are read; None for an arm that reads none.
         notes: what to say beside its results.
+        acting: what turns observations into actions.
     """
 
     path: Path
     sha256: str
     checkpoint: "Checkpoint" = field(repr=False)
     inputs: PolicyInputs
-    execution: ChunkExecution
-    world: WorldInput | None
     notes: tuple[str, ...]
-    _encoder: FrameEncoder = field(repr=False)
-    _actions: "TracedActions" = field(repr=False)
-    _device: "torch.device" = field(repr=False)
+    acting: "ActingPolicy" = field(repr=False)
     _text_encoder: "TextEncoder | None" = field(repr=False)
     _instructions: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
 
@@ -66,7 +58,10 @@ class CheckpointPolicy:
                 checkpoint; codebook, camera, state, action or rendering do not fit; or a flag asks
                 for what this policy cannot do.
         """
-        from benchmarks.rollouts.acting.traced_actions import TracedActions
+        from world_modality.acting.acting_policy import ActingPolicy
+        from world_modality.acting.frame_encoder import FrameEncoder
+        from world_modality.acting.traced_actions import TracedActions
+        from world_modality.acting.world_input import WorldInput
         from world_modality.policy.checkpoint import load_checkpoint
         from world_modality.system.device import resolve_device
 
@@ -93,18 +88,29 @@ class CheckpointPolicy:
                 f"--corrupt_world {config.corruption} changes nothing for the control arm "
                 f"{control}, which does not read its own token"
             )
-        encoder = FrameEncoder.of(checkpoint, config, device)
+        group_size = config.group_size(device.type)
+        encoder = FrameEncoder.of(
+            checkpoint,
+            device,
+            group_size=group_size,
+            vision_model_name=config.vision_model_name,
+            trust_remote_code=config.trust_remote_code,
+        )
+        acting = ActingPolicy(
+            config=checkpoint.policy_config,
+            encoder=encoder,
+            world=WorldInput.of(config.corruption, checkpoint) if reads_world else None,
+            execution=config.execution(checkpoint.policy_config.window.chunk_size),
+            device=device,
+            predict_chunks=TracedActions(checkpoint.build_policy(device), group_size),
+        )
         policy = cls(
             path=path,
             sha256=sha256_of_file(path),
             checkpoint=checkpoint,
             inputs=inputs,
-            execution=ChunkExecution.of(config, checkpoint.policy_config.window.chunk_size),
-            world=WorldInput.of(config.corruption, checkpoint) if reads_world else None,
             notes=tuple(notes),
-            _encoder=encoder,
-            _actions=TracedActions(checkpoint.build_policy(device), encoder.group_size),
-            _device=device,
+            acting=acting,
             _text_encoder=_load_text_encoder(checkpoint, config, device),
         )
         for note in policy.notes:
@@ -124,20 +130,12 @@ class CheckpointPolicy:
     @property
     def n_action_steps(self) -> int:
         """Actions that a query is answered with."""
-        return self.execution.n_action_steps
+        return self.acting.n_action_steps
 
     @property
     def observed_lags(self) -> tuple[int, ...]:
         """Those of the context's frames, and of the frames whose world tokens are needed."""
-        return tuple(sorted({*self._context_lags, *self._token_lags}))
-
-    @property
-    def _context_lags(self) -> tuple[int, ...]:
-        return self.checkpoint.policy_config.window.context_lags
-
-    @property
-    def _token_lags(self) -> frozenset[int]:
-        return frozenset() if self.world is None else self.world.observed_lags
+        return self.acting.observed_lags
 
     def begin(self, episode: EpisodeSpec) -> EpisodeMemory:
         """Return the memory of a new episode.
@@ -146,9 +144,10 @@ class CheckpointPolicy:
             UserError: its instruction is blank, or its task has no training episode to draw the
                 world token from.
         """
+        world = self.acting.world
         return EpisodeMemory(
             instruction=self._instruction(episode.instruction),
-            world=None if self.world is None else self.world.begin(episode),
+            world=None if world is None else world.begin(episode),
         )
 
     def act(self, queries: Sequence[Query]) -> list[np.ndarray]:
@@ -158,37 +157,28 @@ class CheckpointPolicy:
             InvalidInputError: the state's dimension is not the policy's.
         """
         self._observe(queries)
-        chunks = self._predict(queries)
-        answers = []
-        for query, chunk in zip(queries, chunks, strict=True):
-            memory: EpisodeMemory = query.memory
-            memory.chunks[query.step] = chunk
-            answers.append(self.execution.actions(memory.chunks, query.step))
-            memory.chunks = self.execution.kept(memory.chunks, query.step)
-            next_step = query.step + self.n_action_steps
-            memory.forget_before(next_step, self._context_lags, self._token_lags)
-        return answers
+        return self.acting.act([q.memory for q in queries], [q.step for q in queries])
 
     def record(self) -> dict[str, Any]:
         """Return what decides its actions, as JSON."""
         manifest = self.checkpoint.manifest
-        world, text, image_keys = self.world, self._text_encoder, self.inputs.image_keys
+        acting, text, image_keys = self.acting, self._text_encoder, self.inputs.image_keys
         control = self.checkpoint.train_config.token_control
         return {
             **({} if control == "none" else {"token_control": control}),
             "model_type": self.model_type,
             "cache_fingerprint": self.checkpoint.cache_fingerprint,
-            "encoder": self._encoder.encoder.encoder.name,
+            "encoder": acting.encoder.encoder.encoder.name,
             "encoder_weights_sha256": manifest["encoder"]["weights_sha256"],
             "text_model": None if text is None else text.name,
             "image_key": image_keys[0],
             **({"image_keys": list(image_keys)} if len(image_keys) > 1 else {}),
             "state_key": self.inputs.state_key,
             "n_action_steps": self.n_action_steps,
-            "temporal_ensemble_coeff": self.execution.ensemble_coeff,
-            "corrupt_world": "none" if world is None else str(world.corruption),
-            "policy_batch_size": self._encoder.group_size,
-            "device": self._device.type,
+            "temporal_ensemble_coeff": acting.execution.ensemble_coeff,
+            "corrupt_world": "none" if acting.world is None else str(acting.world.corruption),
+            "policy_batch_size": acting.encoder.group_size,
+            "device": acting.device.type,
         }
 
     def _instruction(self, text: str) -> np.ndarray | None:
@@ -201,47 +191,13 @@ class CheckpointPolicy:
 
     def _observe(self, queries: Sequence[Query]) -> None:
         """Encode the newly observed frames of all queries into their memories."""
-        seen: list[tuple[EpisodeMemory, int, Observation]] = [
-            (query.memory, number, query.frames[number])
-            for query in queries
-            for number in sorted(query.frames)
-        ]
-        states = [self.inputs.state(observation) for _, _, observation in seen]
-        views = [[observed[key] for _, _, observed in seen] for key in self.inputs.image_keys]
-        embeddings = self._encoder.embed(views)
-        for (memory, number, _), embedding, state in zip(
-            seen, self._encoder.read(embeddings), states, strict=True
-        ):
-            memory.frames[number] = EncodedFrame(embedding, state)
-        if self.world is not None:
-            found = self._encoder.tokens(embeddings)
-            tokens: list[Tokens] = found.tolist() if found.ndim == 1 else list(found)
-            for (memory, number, _), token in zip(seen, tokens, strict=True):
-                memory.tokens[number] = token
-
-    def _predict(self, queries: Sequence[Query]) -> Float32[np.ndarray, "n H A"]:
-        """Predict the action chunk of each query, in the simulator's units."""
-        import torch
-
-        config = self.checkpoint.policy_config
-        contexts = [q.memory.context(q.step, self._context_lags) for q in queries]
-        inputs = [
-            np.stack([[frame.embedding for frame in context] for context in contexts]),
-            np.stack([[frame.state for frame in context] for context in contexts]),
-            np.zeros((len(queries), *config.world_axis), dtype=np.int64)
-            if self.world is None
-            else np.array([q.memory.world_tokens(q.step) for q in queries], dtype=np.int64),
-        ]
-        if config.reads_language:
-            inputs.append(np.stack([q.memory.instruction for q in queries]))
-        chunks = np.empty(
-            (len(queries), config.window.chunk_size, config.frame.action_dim), dtype=np.float32
+        seen = [(query, number) for query in queries for number in sorted(query.frames)]
+        observed = [query.frames[number] for query, number in seen]
+        self.acting.observe(
+            [(query.memory, number) for query, number in seen],
+            [[one[key] for one in observed] for key in self.inputs.image_keys],
+            [self.inputs.state(one) for one in observed],
         )
-        with single_thread():
-            for chosen in filled_groups(len(queries), self._encoder.group_size):
-                tensors = [torch.from_numpy(array[chosen]).to(self._device) for array in inputs]
-                chunks[chosen] = self._actions(*tensors).cpu().numpy()
-        return chunks
 
 
 def _load_text_encoder(

@@ -47,7 +47,7 @@ class TracedActions:
             warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
             # torch names torch.export instead, whose graph rounds otherwise and is slower here.
             warnings.simplefilter("ignore", DeprecationWarning)
-            self._graph: Any = torch.jit.trace(  # type: ignore[no-untyped-call]
+            self._graph: Any = torch.jit.trace(
                 _ActionHead(policy).eval(), example, check_trace=False
             )
 

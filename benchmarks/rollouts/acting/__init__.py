@@ -1,1 +1,0 @@
-"""From a checkpoint and a frame to an action."""
