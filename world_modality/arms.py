@@ -10,7 +10,11 @@ from typing import Literal, get_args
 
 ModelType = Literal["A", "B", "C", "C_no_world_input"]
 ControlName = Literal["none", "placebo", "dummy", "shuffled", "oracle", "privileged"]
+WorldTarget = Literal["token", "embedding", "embedding_change", "change_token"]
 MODEL_TYPES: tuple[ModelType, ...] = get_args(ModelType)
+WORLD_TARGETS: tuple[WorldTarget, ...] = get_args(WorldTarget)
+# Targets that are vectors, of the pooled embedding's dimension, one for each of the K steps.
+VECTOR_TARGETS: tuple[WorldTarget, ...] = ("embedding", "embedding_change")
 READING_ARM: ModelType = "C"
 DUMMY_TOKEN = 0
 # What an arm reads in closed loop, besides the names of corruptions (`tokens/corruption.py`).
@@ -24,6 +28,13 @@ WORLD_INPUT_FLAGS: Mapping[str, float | bool] = {
     "world_history_stride": 1,
     "block_world_to_action": False,
 }
+# Flags that only an arm that predicts the world can use, likewise: what it predicts, which makes
+# another comparison, and what its actions read of that, which makes a variant of the arm.
+WORLD_TARGET_FLAGS: Mapping[str, object] = {
+    "world_target": ("token",),
+    "world_target_loss": "squared_error",
+}
+FUTURE_INPUT_FLAGS: Mapping[str, float | bool] = {"future_to_action": False, "future_noise": 0.5}
 
 
 @dataclass(frozen=True)
@@ -91,7 +102,7 @@ class Arm:
 _B = Arm("B", "train_baseline_b.py", reads_world=False, predicts_world=True)
 _C = Arm("C", "train_model_c.py", reads_world=True, predicts_world=True)
 _SHUFFLED = "the future loss on tokens shuffled in time within the episode"
-_AHEAD = "the token future_offset x future_stride frames ahead; offline only"
+_AHEAD = "the true target future_offset x future_stride frames ahead; offline only"
 _TRUE = "the simulator's true state as a token of its own codebook; targets stay the usual tokens"
 _OTHER, _ONE = "another frame's token of the same task", "one code instead of every w_t"
 ARMS: Mapping[str, Arm] = {

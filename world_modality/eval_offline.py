@@ -3,6 +3,13 @@
 from dataclasses import dataclass
 from typing import Any
 
+from world_modality.evaluation.future_metrics import (
+    FUTURE_TITLES,
+    ChangeAccuracy,
+    FutureMetrics,
+    future_metrics,
+    future_sums,
+)
 from world_modality.evaluation.metrics import (
     HorizonAccuracy,
     SlotAccuracy,
@@ -26,6 +33,8 @@ PREDICTORS = {
     "task_mean": "training mean of the task",
     "last_action": "last action held",
 }
+# Where the actions attend to the future: with the true one, which only offline evaluation has.
+TRUE_FUTURE = {"true_future": "the policy, shown the future"}
 
 
 @dataclass(frozen=True)
@@ -44,13 +53,15 @@ class EvalOfflineResult:
             hits and their counts per horizon and episode, from which two checkpoints on the same
             cache can be compared pairwise.
         world: accuracies per horizon on `all` and on `changed` frames, and where a frame has
-            several world tokens on those of each slot; None for arm A.
+            several world tokens on those of each slot; None for an arm that predicts no tokens.
+        futures: by target how well embeddings, their changes or change tokens are predicted.
     """
 
     run: dict[str, Any]
     actions: dict[str, dict[str, Any]]
     episodes: dict[str, list[int] | list[float] | list[list[float]]]
     world: dict[str, list[HorizonAccuracy]] | None
+    futures: FutureMetrics
 
 
 def run(config: EvalOfflineConfig) -> EvalOfflineResult:
@@ -61,10 +72,12 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
     """
     opened = OfflineRun.open(config)
     with config.report_lock("eval_offline"):
-        errors = predict(
-            opened.policy, opened.tensors, opened.val_frames, opened.input_tokens(), "evaluate"
-        )
+        inputs = opened.policy, opened.tensors, opened.val_frames, opened.input_tokens()
+        errors = predict(*inputs, "evaluate")
         predictors = {"model": errors, **trivial_errors(opened)}
+        policy = opened.policy.config
+        if policy.target.future_to_action and not policy.oracle:
+            predictors["true_future"] = predict(*inputs, "true future", true_future=True)
         result = EvalOfflineResult(
             run=opened.describe(),
             actions={
@@ -77,10 +90,17 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
                 "squared_error_sum": opened.episode_sums(errors).tolist(),
                 "num_steps": opened.episode_counts.tolist(),
                 **({} if errors.token_rank is None else token_sums(opened, errors)),
+                **future_sums(opened, errors),
+                **{
+                    f"{name}_squared_error_sum": opened.episode_sums(shown).tolist()
+                    for name, shown in predictors.items()
+                    if name in TRUE_FUTURE
+                },
             },
             world=(
                 None if errors.token_rank is None else world_metrics(opened, errors, config.seed)
             ),
+            futures=future_metrics(opened, errors, config.seed),
         )
         _print(result)
         write_report(config, "eval_offline", result, plot_eval)
@@ -91,11 +111,12 @@ def _print(result: EvalOfflineResult) -> None:
     print_header(result.run)
     print("\naction MSE [95 % interval over episodes]")
     print(f"  {'predictor':28}{'in training std²':>32}{'raw units²':>36}")
-    for name, label in PREDICTORS.items():
-        metrics = result.actions[name]
+    for name, metrics in result.actions.items():
+        label = {**PREDICTORS, **TRUE_FUTURE}[name]
         print(f"  {label:28}{metrics['mse']!s:>32}{metrics['mse_raw']!s:>36}")
     steps = ", ".join(f"{value:.4g}" for value in result.actions["model"]["mse_per_step"])
     print(f"  the policy, per step of the chunk: {steps}")
+    _print_futures(result.futures)
     if result.world is None:
         print(f"\nworld tokens: arm {result.run['model_type']} predicts none")
         return
@@ -113,6 +134,22 @@ def _print(result: EvalOfflineResult) -> None:
     first = result.world["all"][0].model_minus_bigram
     print(f"\n  top-1 at k = 1, model minus bigram: {first.percent} (in points, paired)")
     _print_slots(result.world)
+
+
+def _print_futures(futures: FutureMetrics) -> None:
+    """Print what is predicted of the frames ahead that is no world token."""
+    for target, rows in futures.items():
+        title, trivial = FUTURE_TITLES[target]
+        print(f"\n{title}, beside a trivial predictor ({trivial})")
+        for row in rows:
+            if isinstance(row, ChangeAccuracy):
+                found = {name: interval.percent for name, interval in row.accuracy.items()}
+            else:
+                found = {"R2": row.r2.with_decimals(3)}
+                for name, values in (("error", row.squared_error), ("cosine", row.cosine)):
+                    found |= {f"{name} {who}": one.with_decimals(3) for who, one in values.items()}
+            shown = "; ".join(f"{name} {value}" for name, value in found.items())
+            print(f"  k = {row.horizon}, {row.frames_ahead} frames ahead: {shown}")
 
 
 def _print_slots(world: dict[str, list[HorizonAccuracy]]) -> None:

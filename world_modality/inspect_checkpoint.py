@@ -74,7 +74,9 @@ def _of_policy(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     policy, train = checkpoint.policy_config, checkpoint.train_config
     arm = ARMS[policy.model_type]
     reads = "reads the world token" if arm.reads_world else "reads no world token"
-    predicts = f"{'predicts' if arm.predicts_world else 'does not predict'} future tokens"
+    targets = policy.target.world_target
+    what = "future tokens" if targets == ("token",) else f"the future's {' and '.join(targets)}"
+    predicts = f"{'predicts' if arm.predicts_world else 'does not predict'} {what}"
     control = "" if train.token_control == "none" else f", control {train.token_control}"
     yield "arm", f"{policy.model_type}{control}: {reads}, {predicts}"
     yield (

@@ -38,7 +38,7 @@ if TYPE_CHECKING:
     from world_modality.verdict.findings import Findings
 
 TITLE = "Is the world a modality?"
-SUMMARY_TABLES = ("main", "corruption_offline", "corruption_closed_loop", "explanations")
+SUMMARY_TABLES = ("main", "targets", "corruption_offline", "corruption_closed_loop", "explanations")
 
 
 @dataclass(frozen=True)
@@ -125,6 +125,7 @@ def _document(findings: "Findings") -> Document:
         reproduction_section,
     )
     from world_modality.verdict.sections.success import success_section
+    from world_modality.verdict.sections.targets import targets_section
     from world_modality.verdict.sections.verdict import scope_section, verdict_section
 
     sections = [
@@ -136,6 +137,7 @@ def _document(findings: "Findings") -> Document:
             main_section,
             scope_section,
             success_section,
+            targets_section,
             corruption_section,
             token_section,
             curves_section,

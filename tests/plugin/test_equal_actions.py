@@ -1,5 +1,6 @@
 """The plugin acts as this project's own evaluation does, and so does LeRobot's loop around it."""
 
+import dataclasses
 from typing import Any, ClassVar
 
 import gymnasium
@@ -19,9 +20,11 @@ from benchmarks.suite import EpisodeSpec
 from lerobot_policy_world_modality.modeling_world_modality import WorldModalityPolicy
 from tests.fixtures.exported import CHUNK, IMAGE_KEY, STATE_KEY, exported
 from tests.fixtures.lerobot import TASKS
+from tests.fixtures.policy import tiny_train_config
 from tests.rollouts.test_views_in_closed_loop import CameraSuite
 from world_modality.acting.episode_memory import is_observed
 from world_modality.arms import MODEL_TYPES
+from world_modality.training.single import run as train
 
 NUM_STEPS = 9
 SUITE = CameraSuite(image_keys=(IMAGE_KEY,))
@@ -89,6 +92,17 @@ def test_actions_on_recorded_frames_equal_those_of_our_own_loop(home, folders, a
     override = f"--n_action_steps={n_action_steps}"
     found = plugin_actions(home, folders[arm], [1], override)[:, 0]
     np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_policy_that_attends_to_its_predicted_future_acts_as_in_our_own_loop(home, tmp_path):
+    flags = {"world_target": ("embedding",), "future_to_action": True, "num_epochs": 1}
+    config = tiny_train_config(home.cache, tmp_path / "logs", "C", **flags)
+    ahead = dataclasses.replace(home, checkpoints={"C": train(config).checkpoint})
+    folder = exported(ahead.checkpoints["C"], tmp_path / "out")
+    found = plugin_actions(ahead, folder, [1])[:, 0]
+    np.testing.assert_allclose(found, own_actions(ahead, "C", 1), rtol=1e-5, atol=1e-6)
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    assert "predicts embedding of the next 3 steps during training, to which its actions" in card
 
 
 def test_the_arms_act_differently_so_that_equal_actions_mean_something(home, folders):

@@ -41,6 +41,7 @@ STAGES = [
     "world_modality.inspect_checkpoint",
     "world_modality.inspect_token_images",
     "world_modality.intervention_corrupt_world",
+    "world_modality.precompute_change_tokens",
     "world_modality.precompute_instruction_embeddings",
     "world_modality.precompute_world_tokens",
     "world_modality.report",

@@ -31,6 +31,8 @@ from world_modality.training.single import run as train
 
 CPU = torch.device("cpu")
 CHUNK = 4
+# What is predicted besides, and that the actions attend to it, changes nothing in closed loop.
+AHEAD = {"world_target": ("token", "embedding"), "future_to_action": True}
 PAST = {"context_stride": 4, "world_history": 2, "world_history_stride": 3}
 RENDERING = {"image_size": 48, "shadows": False, "gl_backend": "egl"}
 
@@ -65,6 +67,7 @@ class Home:
     reads_all: Path
     reads_least: Path
     reads_past: Path
+    attends_ahead: Path
 
     def spec(self, episode: int) -> EpisodeSpec:
         return EpisodeSpec(f"task-{episode % 3}", TASKS[episode % 3], episode, 0, 0, 50)
@@ -98,6 +101,9 @@ def home(tmp_path_factory) -> Home:
             tiny_train_config(cache, folder / "logs_a", "A", context_frames=1)
         ).checkpoint,
         reads_past=train(tiny_train_config(cache, folder / "logs_past", "C", **PAST)).checkpoint,
+        attends_ahead=train(
+            tiny_train_config(cache, folder / "logs_ahead", "C", **AHEAD)
+        ).checkpoint,
     )
 
 
@@ -158,7 +164,7 @@ def test_it_fulfils_the_contract_of_the_loop(home):
     assert (policy.model_type, policy.label) == ("C", "logs_c/model_C_epoch1")
 
 
-@pytest.mark.parametrize("arm", ["reads_all", "reads_least", "reads_past"])
+@pytest.mark.parametrize("arm", ["reads_all", "reads_least", "reads_past", "attends_ahead"])
 @pytest.mark.parametrize("n_action_steps", [1, 3, 4])
 def test_it_acts_as_offline_evaluation_predicts(home, arm, n_action_steps):
     path = getattr(home, arm)

@@ -10,6 +10,7 @@ import torch
 from tests.fixtures.policy import log_lines, tiny_train_config, weights
 from tests.fixtures.process import accelerate_launch, start_group, train_arguments, wait_for
 from world_modality.policy.checkpoint import newest_first
+from world_modality.policy.config import TrainConfig, flags_of, from_flags
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.process_group import ProcessGroup, is_launched
 from world_modality.training.single import run
@@ -60,6 +61,17 @@ def test_two_launched_processes_train_like_one_which_goes_on_where_they_stopped(
     resumed = run(dataclasses.replace(config, resume=True))
     assert resumed.checkpoint.name == "model_C_epoch2.pt"
     assert_like(config.log_dir, alone.log_dir)
+
+
+@pytest.mark.slow
+def test_two_processes_learn_vectors_and_a_share_of_labels_like_one(config, tmp_path):
+    flags = {"world_target": ("token", "embedding_change"), "labelled_fraction": 0.5}
+    changed = {**flags_of(config), **flags, "num_epochs": 1}
+    run(from_flags(TrainConfig, changed | {"log_dir": tmp_path / "alone"}))
+    arguments = train_arguments(from_flags(TrainConfig, changed))
+    arguments += ["--world_target", *flags["world_target"], "--labelled_fraction", "0.5"]
+    accelerate_launch(arguments, 2)
+    assert_like(config.log_dir, tmp_path / "alone")
 
 
 @pytest.mark.slow

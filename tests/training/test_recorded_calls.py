@@ -57,6 +57,9 @@ def num_recordings(monkeypatch):
         ("C", {"token_control": "shuffled"}),
         ("C", {"observation_dropout": 0.4}),
         ("C", {"embeddings_on": "disk", "max_grad_norm": 0.05}),
+        ("B", {"world_target": ("embedding", "embedding_change"), "labelled_fraction": 0.5}),
+        ("C", {"world_target": ("embedding",), "token_control": "oracle"}),
+        ("C", {"future_to_action": True, "embeddings_on": "disk"}),
     ],
 )
 def test_a_recorded_training_ends_as_one_kernel_by_kernel(

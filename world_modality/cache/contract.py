@@ -4,8 +4,8 @@ Axis legend, used in every signature of the project:
     B batch, N frames, E episodes, T context, H action chunk, K future tokens, A action dim,
     S state dim, D embedding dim, V codebook size, L instruction embedding dim, O dim of the
     simulator's own state, P embeddings a frame and M their dimension as stored, W world tokens a
-    frame, R frames whose world tokens are read. In memory P, W and R have no axis where there is
-    one; RW are the axes R and W together.
+    frame, R frames whose world tokens are read, X size of the codebook of changes. In memory P, W
+    and R have no axis where there is one; RW are the axes R and W together.
 
 `<cache_dir>/<dataset_name>/` holds one file per array, indexed by the dataset's global frame index,
 and `<split>_manifest.json`, written last, which says what each array is made of. Readers refuse
@@ -32,8 +32,12 @@ from world_modality.system.output_lock import OutputLock
 FORMAT = "world-modality-cache/1"
 PRECOMPUTE_COMMAND = "python -m world_modality.precompute_world_tokens"
 INSTRUCTION_COMMAND = "python -m world_modality.precompute_instruction_embeddings"
+CHANGE_COMMAND = "python -m world_modality.precompute_change_tokens"
 CHECKSUM_KEY = "checksum"
-SECTIONS = ("dataset", "encoder", "observation", "codebook", "split", "text", "steps")
+SECTIONS = (
+    *("dataset", "encoder", "observation", "codebook", "split", "text", "steps"),
+    "change_codebook",
+)
 # These are not even named in the manifest of a cache that has none.
 OPTIONAL_SECTIONS = ("observation",)
 # What an array's file says of its numbers.
@@ -82,8 +86,13 @@ ARRAYS: dict[str, ArraySpec] = {
     "instruction_embeddings": ArraySpec(
         "instruction_embeddings.fp16", "float16", ("N", "L"), INSTRUCTION_COMMAND
     ),
+    # Only where change tokens were asked for; see `change_codebook`.
+    "change_tokens": ArraySpec("change_tokens.int", "int32", ("N",), CHANGE_COMMAND),
+    "change_centroids": ArraySpec("change_centroids.f32", "float32", ("X", "D"), CHANGE_COMMAND),
 }
 """Arrays that any cache may have. One encoder's or quantiser's own are declared in the manifest."""
+# What only a policy that predicts change tokens depends on.
+CHANGE_ARRAYS = ("change_tokens", "change_centroids")
 
 
 def array_spec(name: str, dtype: object) -> ArraySpec | None:
@@ -265,8 +274,11 @@ class Cache:
 
     @property
     def model_arrays(self) -> tuple[str, ...]:
-        """Names of the encoder's and the quantiser's own arrays: those without a row per frame."""
-        names = self.manifest["arrays"]
+        """Names of the encoder's and the quantiser's own arrays: those without a row per frame.
+
+        The codebook of changes is not among them: no rollout needs it.
+        """
+        names = [name for name in self.manifest["arrays"] if name not in CHANGE_ARRAYS]
         return tuple(sorted(name for name in names if "N" not in self.array_spec(name).axes))
 
     @property
@@ -425,15 +437,17 @@ class Cache:
         """Return the hash of all that a policy trained here depends on.
 
         Instruction embeddings count only for a policy that reads them, so that adding them to a
-        cache leaves checkpoints without language valid.
+        cache leaves checkpoints without language valid. Change tokens do not count, so that arms
+        that predict them can be compared with those that do not; see `change_record`.
         """
         manifest = self.manifest
         sections = ["dataset", "encoder", "codebook", "split"] + (["text"] if with_language else [])
         sections += [name for name in OPTIONAL_SECTIONS if name in manifest]
+        unused = [*CHANGE_ARRAYS, *([] if with_language else ["instruction_embeddings"])]
         arrays = {
             name: record["sha256"]
             for name, record in manifest["arrays"].items()
-            if with_language or name != "instruction_embeddings"
+            if name not in unused
         }
         return sha256_of_json({"arrays": arrays, **{name: manifest.get(name) for name in sections}})
 

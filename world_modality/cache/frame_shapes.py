@@ -61,6 +61,9 @@ class FrameShape:
         state_dim: S.
         action_dim: A.
         instruction_dim: L; 0 without language.
+        future_dim: dimension of the pooled embedding, where those of frames ahead are needed; 0
+            without.
+        num_change_tokens: size of the codebook of changes, where its tokens are; 0 without.
     """
 
     observation: ObservationShape
@@ -68,6 +71,8 @@ class FrameShape:
     state_dim: int
     action_dim: int
     instruction_dim: int = 0
+    future_dim: int = 0
+    num_change_tokens: int = 0
 
 
 @dataclass(frozen=True)

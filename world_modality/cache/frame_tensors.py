@@ -1,7 +1,8 @@
 """The cache's arrays on the training device, and batches gathered from them by frame index."""
 
+import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from typing import Generic, TypeVar
@@ -11,6 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from world_modality.arms import VECTOR_TARGETS, WorldTarget
 from world_modality.cache.contract import Cache, require_arrays
 from world_modality.cache.frame_shapes import (
     FrameShape,
@@ -18,6 +20,7 @@ from world_modality.cache.frame_shapes import (
     WindowShape,
     WorldShape,
 )
+from world_modality.cache.future_rows import ChangeRows, FutureRows
 from world_modality.cache.mapped_rows import MappedRows, Place, stays_on_disk
 from world_modality.source.episodes import Episodes
 from world_modality.system.errors import InvalidInputError
@@ -70,8 +73,9 @@ class ReadAhead(Generic[T]):
 IGNORED_TOKEN = -100  # what torch's cross_entropy leaves out by default
 
 # Embeddings of frames and of instructions: all but a few dozen bytes of each frame.
-_LARGE_ARRAYS = ("embeddings", "instruction_embeddings")
-_LargeRows = tuple[Float[Tensor, "B T *P D"], Float[Tensor, "B L"] | None]
+_LARGE_ARRAYS = ("embeddings", "instruction_embeddings", "pooled_embeddings")
+# By field of a batch; those that there are.
+_LargeRows = dict[str, Tensor]
 
 # Vectors that a statistic converts to float32 at a time: 2,048 x 768 are 6 MB, a core's cache.
 _BLOCK = 2048
@@ -96,6 +100,11 @@ class Batch:
         instructions: embedding of frame t's instruction; None without language.
         is_dark: marks the frames of the context whose embeddings the policy does not see; None
             where it sees all.
+        future_embeddings: pooled embeddings of t + stride·1…K, as cached; past the episode's end
+            that of its last frame. None unless they are asked for, as are the next two.
+        embedding_changes: by how much these differ from that of frame t.
+        change_tokens: token of the change from t to t + stride·K, IGNORED_TOKEN where that lies
+            past the episode's end.
     """
 
     embeddings: Float[Tensor, "B T *P D"]
@@ -106,6 +115,16 @@ class Batch:
     action_is_pad: Bool[Tensor, "B H"]
     instructions: Float[Tensor, "B L"] | None = None
     is_dark: Bool[Tensor, "B T"] | None = None
+    future_embeddings: Float[Tensor, "B K _"] | None = None
+    embedding_changes: Float[Tensor, "B K _"] | None = None
+    change_tokens: Int[Tensor, " B"] | None = None
+
+    def vectors(self, target: WorldTarget) -> Float[Tensor, "B K _"]:
+        """Return one of the targets that are vectors, in the units of the cache."""
+        values = {"embedding": self.future_embeddings, "embedding_change": self.embedding_changes}
+        vectors = values[target]
+        assert vectors is not None, f"{target} was not asked for when the frames were loaded"
+        return vectors
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what there is, by field; `Batch(**tensors)` is the same batch."""
@@ -119,12 +138,16 @@ class FrameTensors:
     Args:
         arrays: `embeddings`, `states`, `actions`, `world_tokens` of the cache, and
             `instruction_embeddings` for language. Embeddings are those that the policy reads,
-            [N, D], or [N, P, D] with `observation`; world tokens [N], or [N, W].
+            [N, D], or [N, P, D] with `observation`; world tokens [N], or [N, W]. For targets that
+            are vectors `pooled_embeddings`, [N, D], where they are not the embeddings themselves;
+            for change tokens `change_tokens`, [N].
         episodes: of the same cache.
         device: where the tensors live.
         mapped: leave the embeddings on the disk and copy rows of them batch by batch; they must
             then be mapped from a file.
         observation: of a frame; one vector if left out.
+        futures: what of the frames ahead is gathered, beside their tokens.
+        num_change_tokens: size of the codebook of changes.
 
     Raises:
         ValueError: the embeddings are not of the observation's shape.
@@ -138,6 +161,8 @@ class FrameTensors:
         *,
         mapped: bool = False,
         observation: ObservationShape | None = None,
+        futures: Collection[WorldTarget] = (),
+        num_change_tokens: int = 0,
     ) -> None:
         hold = MappedRows if mapped else _to_device
         self.observation = observation or ObservationShape(arrays["embeddings"].shape[-1])
@@ -157,6 +182,15 @@ class FrameTensors:
         self._first = torch.from_numpy(episodes.starts[position]).to(device)
         self._last = torch.from_numpy(episodes.ends[position] - 1).to(device)
         self._read_ahead: ReadAhead[_LargeRows] = ReadAhead()
+        self.futures = frozenset(futures)
+        self.num_change_tokens = num_change_tokens
+        changes = arrays.get("change_tokens")
+        self.change_tokens = None if changes is None else _to_device(changes, device)
+        self.future_rows: FutureRows | None = None
+        if self.futures & {*VECTOR_TARGETS}:
+            pooled = arrays.get("pooled_embeddings")
+            rows = self.embeddings if pooled is None else hold(pooled, device)
+            self.future_rows = FutureRows(rows, self._last)
 
     @classmethod
     def from_cache(
@@ -166,6 +200,8 @@ class FrameTensors:
         *,
         with_language: bool = False,
         place: Place = "auto",
+        futures: Collection[WorldTarget] = (),
+        num_change_tokens: int = 0,
     ) -> "FrameTensors":
         """Load and check the arrays that training and offline evaluation need.
 
@@ -175,6 +211,8 @@ class FrameTensors:
             with_language: load the instruction embeddings, too.
             place: where the embeddings stay; `auto` takes the device if they fit into half of its
                 free memory, and otherwise the disk, and says so. Batches are the same.
+            futures: see the class.
+            num_change_tokens: likewise.
 
         Raises:
             InvalidInputError, MissingFileError: the cache is damaged or incomplete.
@@ -183,9 +221,14 @@ class FrameTensors:
         names = [observed, "states", "actions", "world_tokens"]
         if with_language:
             names.append("instruction_embeddings")
+        has_pooled = observed != "embeddings" and not {*VECTOR_TARGETS}.isdisjoint(futures)
+        names += ["embeddings"] if has_pooled else []
+        names += ["change_tokens"] if "change_token" in futures else []
         arrays = require_arrays(cache, [*names, "episode_index", "task_index"])
         observation = cache.observation_shape
         embeddings = arrays.pop(observed)
+        if has_pooled:
+            arrays["pooled_embeddings"] = arrays.pop("embeddings")
         row_shape = (*observation.axis, observation.embedding_dim)
         # On the disk the axis of the vectors is there for one vector, too.
         arrays["embeddings"] = embeddings.reshape(len(embeddings), *row_shape)
@@ -194,8 +237,18 @@ class FrameTensors:
         )
         num_bytes = sum(arrays[name].nbytes for name in _LARGE_ARRAYS if name in arrays)
         mapped = stays_on_disk(num_bytes, device, place)
-        tensors = cls(arrays, episodes, device, mapped=mapped, observation=observation)
+        tensors = cls(
+            arrays,
+            episodes,
+            device,
+            mapped=mapped,
+            observation=observation,
+            futures=futures,
+            num_change_tokens=num_change_tokens,
+        )
         _require_finite(tensors.embeddings, observed, cache)
+        if has_pooled and tensors.future_rows is not None:
+            _require_finite(tensors.future_rows.embeddings, "embeddings", cache)
         for name in ("states", "actions"):
             _require_finite(getattr(tensors, name), name, cache)
         if tensors.instructions is not None:
@@ -211,6 +264,8 @@ class FrameTensors:
             state_dim=self.states.shape[1],
             action_dim=self.actions.shape[1],
             instruction_dim=0 if self.instructions is None else self.instructions.shape[1],
+            future_dim=0 if self.future_rows is None else self.future_rows.dim,
+            num_change_tokens=self.num_change_tokens,
         )
 
     def ahead(
@@ -224,9 +279,11 @@ class FrameTensors:
             yield from batches
             return
         first = self._first.cpu()
+        future = None if self.future_rows is None else self.future_rows.on_host()
 
         def read(frames: Int[Tensor, " B"]) -> _LargeRows:
-            return self._large_rows(frames, _earlier(frames, first[frames], shape.context_lags))
+            context = _earlier(frames, first[frames], shape.context_lags)
+            return self._large_rows(frames, context, shape, future)
 
         yield from self._read_ahead.over(batches, read)
 
@@ -240,16 +297,24 @@ class FrameTensors:
         stride = shape.future_stride
         future = _reach(frames, stride, stride, shape.future_offset)
         tokens = self.world_tokens[torch.minimum(future, last)].long()
-        is_past = (future > last).reshape(*future.shape, *[1] * (tokens.dim() - 2))
-        embeddings, instructions = large or self._large_rows(frames, context)
+        is_past = future > last
+        past_slots = is_past.reshape(*future.shape, *[1] * (tokens.dim() - 2))
+        if large is None:
+            large = self._large_rows(frames, context, shape, self.future_rows)
+        changes = None
+        if self.change_tokens is not None:
+            changes = self.change_tokens[frames].long().masked_fill(is_past[:, -1], IGNORED_TOKEN)
         return Batch(
-            embeddings=embeddings,
+            embeddings=large["embeddings"],
             states=self.states[context],
             world_tokens=self.tokens_read(frames, shape),
-            future_tokens=tokens.masked_fill(is_past, IGNORED_TOKEN),
+            future_tokens=tokens.masked_fill(past_slots, IGNORED_TOKEN),
             actions=self.actions[torch.minimum(chunk, last)],
             action_is_pad=chunk > last,
-            instructions=instructions,
+            instructions=large.get("instructions"),
+            future_embeddings=large.get("future_embeddings"),
+            embedding_changes=large.get("embedding_changes"),
+            change_tokens=changes,
         )
 
     def tokens_read(self, frames: Int[Tensor, " B"], shape: WindowShape) -> Int[Tensor, " B *RW"]:
@@ -262,9 +327,35 @@ class FrameTensors:
         """Return t + num_steps; past the episode's end its last frame."""
         return torch.minimum(frames + num_steps, self._last[frames])
 
-    def _large_rows(self, frames: Int[Tensor, " B"], context: Int[Tensor, "B T"]) -> _LargeRows:
-        instructions = None if self.instructions is None else self.instructions[frames]
-        return self.embeddings[context], instructions
+    def shuffled_in_time(self, order: Int[np.ndarray, " N"]) -> "FrameTensors":
+        """Return the same frames with another frame's future each: that of `order[t]` for t.
+
+        Targets change their place, and the tokens that are read with them; what is observed stays.
+        """
+        places = torch.from_numpy(order).to(self.device)
+        shuffled = copy.copy(self)
+        shuffled.world_tokens = self.world_tokens[places]
+        if self.change_tokens is not None:
+            shuffled.change_tokens = self.change_tokens[places]
+        if self.future_rows is not None:
+            shuffled.future_rows = self.future_rows.shuffled(places)
+        return shuffled
+
+    def _large_rows(
+        self,
+        frames: Int[Tensor, " B"],
+        context: Int[Tensor, "B T"],
+        shape: WindowShape,
+        future: FutureRows | None,
+    ) -> _LargeRows:
+        rows = {"embeddings": self.embeddings[context]}
+        if self.instructions is not None:
+            rows["instructions"] = self.instructions[frames]
+        if future is not None and "embedding" in self.futures:
+            rows["future_embeddings"] = future.ahead(frames, shape)
+        if future is not None and "embedding_change" in self.futures:
+            rows["embedding_changes"] = future.changes(frames, shape)
+        return rows
 
 
 def _earlier(
@@ -283,7 +374,7 @@ def _reach(frames: Int[Tensor, " B"], start: int, step: int, count: int) -> Int[
 
 
 def mean_and_std(
-    values: Float[Tensor, "N *P C"] | MappedRows, frames: Int[np.ndarray, " M"]
+    values: Float[Tensor, "N *P C"] | MappedRows | ChangeRows, frames: Int[np.ndarray, " M"]
 ) -> tuple[Float[Tensor, "*P C"], Float[Tensor, "*P C"]]:
     """Return mean and standard deviation of each number over these frames, in one pass.
 
@@ -311,7 +402,7 @@ def mean_and_std(
     return mean.float(), torch.where(constant, 1.0, std).float()
 
 
-def _block_frames(values: Tensor | MappedRows) -> int:
+def _block_frames(values: Tensor | MappedRows | ChangeRows) -> int:
     """Return how many frames have `_BLOCK` vectors together."""
     return max(_BLOCK // math.prod(values.shape[1:-1]), 1)
 

@@ -32,9 +32,10 @@ def action_metrics(run: OfflineRun, errors: FrameErrors, seed: int) -> dict[str,
 def trivial_errors(run: OfflineRun) -> dict[str, FrameErrors]:
     """Return the errors of two predictors that hold one action over the whole chunk.
 
-    `task_mean` predicts the mean action of the frame's task over training episodes (of all training
-    frames where the task has none); `last_action` the action before frame t (at an episode's first
-    frame, where there is none, the task mean).
+    `task_mean` predicts the mean action of the frame's task over the training episodes whose
+    actions the policy learned from (of all of their frames where the task has none);
+    `last_action` the action before frame t (at an episode's first frame, where there is none, the
+    task mean).
     """
     frames = run.val_frames
     task_mean = _task_means(run)[run.tensors.episodes.of_frame[frames]]
@@ -51,7 +52,7 @@ def _task_means(run: OfflineRun) -> Float[np.ndarray, "E A"]:
     """Return, for each episode, the mean training action of its task."""
     episodes = run.tensors.episodes
     actions = run.tensors.actions.cpu().numpy().astype(np.float64)
-    train = episodes.frame_mask(run.train_ids)
+    train = episodes.frame_mask(run.labelled_ids)
     task_of_frame = episodes.tasks[episodes.of_frame]
     overall = actions[train].mean(axis=0)
     means = np.tile(overall, (len(episodes), 1))

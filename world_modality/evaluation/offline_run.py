@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
+from world_modality.cache.change_codebook import change_record
 from world_modality.cache.contract import Cache, sha256_of_json
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
 from world_modality.policy.network import WorldPolicy
 from world_modality.policy.predictions import FrameErrors
+from world_modality.source.episodes import labelled_episodes
 from world_modality.statistics.intervals import Interval, ratio_interval, sum_by_episode
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import write_config
@@ -94,7 +96,11 @@ class OfflineRun:
             checkpoint=checkpoint,
             cache=cache,
             tensors=FrameTensors.from_cache(
-                cache, device, with_language=checkpoint.policy_config.reads_language
+                cache,
+                device,
+                with_language=checkpoint.policy_config.reads_language,
+                futures=checkpoint.train_config.futures,
+                num_change_tokens=checkpoint.policy_config.frame.num_change_tokens,
             ),
             policy=checkpoint.build_policy(device),
             train_ids=split["train"],
@@ -111,6 +117,14 @@ class OfflineRun:
         """The `task_index` of each validation episode."""
         episodes = self.tensors.episodes
         return [int(task) for task in episodes.tasks[episodes.positions_of(self.val_ids)]]
+
+    @cached_property
+    def labelled_ids(self) -> list[int]:
+        """The training episodes whose actions the policy was trained on."""
+        trained = self.checkpoint.train_config
+        return labelled_episodes(
+            self.tensors.episodes, self.train_ids, trained.labelled_fraction, trained.seed
+        )
 
     @cached_property
     def _train_frames(self) -> Int[np.ndarray, " M2"]:
@@ -152,7 +166,12 @@ class OfflineRun:
         """
         trained = self.checkpoint.train_config
         control = TokenControl(
-            trained.token_control, self.tensors, self._train_frames, trained.seed, self._own_tokens
+            trained.token_control,
+            self.tensors,
+            self._train_frames,
+            trained.seed,
+            own_tokens=self._own_tokens,
+            oracle_target=self.policy.config.oracle_target,
         )
         if corrupted is not None and control.reads_own_token:
             return corrupted
@@ -188,10 +207,22 @@ class OfflineRun:
             "num_val_episodes": len(self.val_ids),
             "num_val_frames": len(self.val_frames),
             "seed": self.checkpoint.train_config.seed,
+            **self._labels_record(),
+            **(
+                {"change_tokens": change_record(self.cache.manifest)}
+                if self.policy.config.predicts("change_token")
+                else {}
+            ),
             "data": self._data_record(),
             "versions": {name: version(name) for name in ("torch", "numpy")}
             | {"python": platform.python_version()},
         }
+
+    def _labels_record(self) -> dict[str, object]:
+        """Return which episodes had labels; nothing where all had them."""
+        if self.checkpoint.train_config.labelled_fraction == 1:
+            return {}
+        return {"labelled_episodes": self.labelled_ids, "num_train_episodes": len(self.train_ids)}
 
     def _data_record(self) -> dict[str, object]:
         """Return what two caches have to share for their policies to be compared."""

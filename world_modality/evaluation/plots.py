@@ -13,11 +13,15 @@ if TYPE_CHECKING:
 
 # Ticks at 1, 2 and 5 alone would be too few below this span, as a factor.
 _FEW_TICKS_SPAN = 3.0
-_COLOURS = {"model": "#1b6ca8", "task_mean": "#8c8c8c", "last_action": "#c97b1a"}
+_COLOURS = {
+    **{"model": "#1b6ca8", "task_mean": "#8c8c8c", "last_action": "#c97b1a"},
+    "true_future": "#5b8c3a",
+}
 _LABELS = {
     "model": "policy",
     "task_mean": "training mean of the task",
     "last_action": "last action held",
+    "true_future": "policy, shown the future",
 }
 _TOKEN_LINES = {
     "model_top1": ("policy", "#1b6ca8", "-"),

@@ -10,6 +10,7 @@ from world_modality.arms import ARMS
 from world_modality.export.policy_parts import PolicyParts
 from world_modality.export.policy_record import POLICY_TYPE
 from world_modality.export.reported_results import PREDICTORS, ReportedResults
+from world_modality.policy.config import PolicyConfig
 
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
 # The one camera of LeRobot's own MetaWorld.
@@ -51,6 +52,7 @@ def model_card(
         policy=record.policy,
         train=checkpoint.train_config,
         arm=ARMS[record.policy.model_type],
+        predicted=_predicted(record.policy),
         arms={name: ARMS[name] for name in ("A", "B", "C", "C_no_world_input")},
         split={part: len(checkpoint.manifest["split"][part]) for part in ("train", "val")},
         suite=parts.suite,
@@ -64,6 +66,14 @@ def model_card(
         metaworld_task=_metaworld_task(parts),
         has_further_head=checkpoint.auxiliary_head is not None,
     )
+
+
+def _predicted(policy: PolicyConfig) -> str:
+    """Say what is predicted of the world ahead."""
+    num_steps, targets = policy.window.future_offset, policy.target.world_target
+    if targets == ("token",):
+        return f"the next {num_steps} world tokens"
+    return f"{' and '.join(targets)} of the next {num_steps} steps"
 
 
 def one_line(text: object) -> str:

@@ -203,7 +203,11 @@ def _checkpoint(log_dir: Path, model_type: str, flags: Mapping[str, Any]) -> Pat
 
 def cell_name(matrix: Matrix, group: CellGroup, name: str, seed: int | str) -> str:
     """Return the name of an arm's cell, which is its folder's below `cells`."""
-    varied = "".join(f"-{flag}_{value}" for flag, value in sorted(group.train.items()))
+    texts = {
+        flag: "_".join(map(str, value)) if isinstance(value, list) else value
+        for flag, value in group.train.items()
+    }
+    varied = "".join(f"-{flag}_{value}" for flag, value in sorted(texts.items()))
     return f"{matrix.cache_dir(group.cache).name}{varied}/{name.lower()}_seed{seed}"
 
 

@@ -20,7 +20,8 @@ import torch
 from jaxtyping import Int, Int32
 from torch import Tensor
 
-from world_modality.cache.contract import Cache, require_arrays
+from world_modality.cache.change_codebook import change_record
+from world_modality.cache.contract import CHANGE_COMMAND, Cache, require_arrays
 from world_modality.cache.manifest_differences import differences
 from world_modality.policy.config import (
     PolicyConfig,
@@ -98,7 +99,14 @@ class Checkpoint:
             InvalidInputError: says which part of the cache differs.
         """
         with_language = self.policy_config.reads_language
+        needs_changes = "change_token" in self.train_config.futures
         if cache.fingerprint(with_language=with_language) == self.cache_fingerprint:
+            if needs_changes and change_record(cache.manifest) != change_record(self.manifest):
+                raise InvalidInputError(
+                    f"the checkpoint predicts other change tokens than those in {cache.folder}; "
+                    f"run {CHANGE_COMMAND} --dataset_name {cache.dataset_name} --cache_dir "
+                    f"{cache.cache_dir} with the flags that it was trained on, or train again"
+                )
             return
         there, here = self.manifest, cache.manifest
         sections = [

@@ -8,7 +8,7 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_type_hints
+from typing import Annotated, Any, ClassVar, Literal, TypeVar, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import OmitArgPrefixes
@@ -16,16 +16,22 @@ from tyro.conf import OmitArgPrefixes
 from world_modality.arms import (
     ARMS,
     CONTROLS,
+    FUTURE_INPUT_FLAGS,
     MODEL_TYPES,
+    VECTOR_TARGETS,
     WORLD_INPUT_FLAGS,
+    WORLD_TARGET_FLAGS,
+    WORLD_TARGETS,
     ControlName,
     ModelType,
+    WorldTarget,
 )
 from world_modality.cache.frame_shapes import FrameShape, WindowShape
 from world_modality.system.errors import InvalidInputError, missing_key, require_at_least
 
 ConfigT = TypeVar("ConfigT")
 ObservationTokens = Literal["cell", "view", "frame"]
+VectorLoss = Literal["squared_error", "cosine"]
 
 # What runs and checkpoints of older versions had before there was a flag for it.
 BEFORE_THE_FLAG: Mapping[str, Any] = {
@@ -43,6 +49,14 @@ BEFORE_THE_FLAG: Mapping[str, Any] = {
     "world_history": 0,
     "world_history_stride": 1,
     "observation_dropout": 0.0,
+    "world_target": ["token"],
+    "world_target_loss": "squared_error",
+    "future_to_action": False,
+    "future_noise": 0.5,
+    "oracle": False,
+    "future_dim": 0,
+    "num_change_tokens": 0,
+    "labelled_fraction": 1.0,
 }
 _CONTROLS = ", ".join(f"{n} ({arm.model_type}: {arm.tokens})" for n, arm in CONTROLS.items())
 
@@ -92,6 +106,47 @@ class WorldInputConfig:
         _require_share("world_input_dropout", self.world_input_dropout)
 
 
+@dataclass(frozen=True)
+class WorldTargetConfig:
+    """What is predicted of the K frames ahead, and whether the actions read it."""
+
+    world_target: tuple[WorldTarget, ...] = ("token",)
+    """What is predicted of frame t + k * future_stride (arms B and C): token is its world token;
+    embedding is its pooled embedding (of the first view), embedding_change how that differs from
+    frame t's, both standardised; change_token is the token of the change up to the last of the K
+    frames, which python -m world_modality.precompute_change_tokens makes. Several are predicted
+    side by side, and their losses are added."""
+    world_target_loss: VectorLoss = "squared_error"
+    """Loss of the targets that are vectors: squared_error is the mean over the dimensions, cosine
+    is one minus the cosine."""
+    future_to_action: bool = False
+    """Let the action queries attend to the future (arms B and C). In training it is the true one
+    with noise for half of the samples, and in use the predicted one always."""
+    future_noise: float = 0.5
+    """Standard deviation of the noise on the true future that the actions attend to in training,
+    where that of the embeddings is 1 (with --future_to_action)."""
+
+    def __post_init__(self) -> None:
+        targets = self.world_target
+        if not targets or len(set(targets)) < len(targets):
+            raise InvalidInputError(
+                f"--world_target needs one or several different ones of {', '.join(WORLD_TARGETS)}"
+            )
+        require_at_least("future_noise", self.future_noise, 0)
+        defaults = type(self).__dataclass_fields__
+        for name, is_used, needed in (
+            ("world_target_loss", bool(self.vectors), "--world_target embedding"),
+            ("future_noise", self.future_to_action, "--future_to_action"),
+        ):
+            if not is_used and getattr(self, name) != defaults[name].default:
+                raise InvalidInputError(f"--{name} has no effect without {needed}")
+
+    @property
+    def vectors(self) -> tuple[WorldTarget, ...]:
+        """The targets that are vectors."""
+        return tuple(target for target in self.world_target if target in VECTOR_TARGETS)
+
+
 def _require_share(name: str, share: float) -> None:
     if not 0 <= share < 1:
         raise InvalidInputError(f"--{name} must lie in [0, 1), not {share}")
@@ -109,6 +164,9 @@ class PolicyConfig:
         world_input: how the world token is read.
         block_world_to_action: no attention from the action queries to the world token.
         action_head: its name in `world_modality.policy.heads.ACTION_HEADS`.
+        target: what is predicted, and whether the actions read it.
+        oracle: whether the true future is read: as WORLD instead of `w_t`, or as FUT where the
+            actions attend to that.
     """
 
     model_type: ModelType
@@ -118,6 +176,8 @@ class PolicyConfig:
     world_input: WorldInputConfig
     block_world_to_action: bool = False
     action_head: str = "mse"
+    target: WorldTargetConfig = field(default_factory=WorldTargetConfig)
+    oracle: bool = False
 
     @property
     def reads_language(self) -> bool:
@@ -136,8 +196,26 @@ class PolicyConfig:
 
     @property
     def predicts_world(self) -> bool:
-        """Whether future world tokens are predicted."""
+        """Whether the world ahead is predicted."""
         return ARMS[self.model_type].predicts_world
+
+    def predicts(self, target: WorldTarget) -> bool:
+        """Say whether this is predicted of the world ahead."""
+        return self.predicts_world and target in self.target.world_target
+
+    @property
+    def oracle_target(self) -> WorldTarget | None:
+        """What WORLD is of the true future, instead of `w_t`; None where it is no such thing."""
+        if not self.oracle or self.target.future_to_action:
+            return None
+        return self.target.world_target[0]
+
+    @property
+    def future_input(self) -> WorldTarget | None:
+        """Which vectors of the true future may be an input; None where none are."""
+        if self.target.future_to_action:
+            return "embedding"
+        return self.oracle_target if self.oracle_target in VECTOR_TARGETS else None
 
 
 @dataclass(frozen=True)
@@ -165,7 +243,12 @@ class TrainConfig:
     """Condition the policy on the instruction embeddings of the cache."""
     window: OmitArgPrefixes[WindowShape] = field(default_factory=WindowShape)
     world_loss_weight: float = 0.2
-    """Weight λ of the loss on future world tokens."""
+    """Weight λ of the loss on the world ahead."""
+    labelled_fraction: float = 1.0
+    """Share of the training episodes whose actions are learned from, drawn by the seed over all
+    tasks, the same for every arm; the loss on the world ahead is that of all episodes."""
+
+    target: OmitArgPrefixes[WorldTargetConfig] = field(default_factory=WorldTargetConfig)
 
     trunk: OmitArgPrefixes[TrunkConfig] = field(default_factory=TrunkConfig)
     world_input: OmitArgPrefixes[WorldInputConfig] = field(default_factory=WorldInputConfig)
@@ -237,7 +320,12 @@ class TrainConfig:
             require_at_least(name, getattr(self, name), 1)
         if self.resume and self.overwrite:
             raise InvalidInputError("--resume and --overwrite contradict each other")
+        if not 0 < self.labelled_fraction <= 1:
+            raise InvalidInputError(
+                f"--labelled_fraction must lie in (0, 1], not {self.labelled_fraction}"
+            )
         self._require_fitting_arm()
+        self._require_fitting_target()
 
     def _require_fitting_arm(self) -> None:
         # C_no_world_input goes through C's own code path, flags included.
@@ -256,6 +344,35 @@ class TrainConfig:
                 f"{CONTROLS[control].model_type}, not of {self.model_type}"
             )
 
+    def _require_fitting_target(self) -> None:
+        flags = flags_of(self)
+        for name, default in {**WORLD_TARGET_FLAGS, **FUTURE_INPUT_FLAGS}.items():
+            if flags[name] != default and not ARMS[self.model_type].predicts_world:
+                raise InvalidInputError(
+                    f"--{name} has no effect on model type {self.model_type}, which predicts "
+                    f"nothing of the world; use it with {ARMS['B'].script} or {ARMS['C'].script}"
+                )
+        target = self.target
+        if target.future_to_action and self.block_world_to_action:
+            raise InvalidInputError(
+                "--block_world_to_action keeps the world token from the actions, and "
+                "--future_to_action lets it through the future; give one of them"
+            )
+        other = target.world_target[0] != "token" and not target.future_to_action
+        if self.token_control == "oracle" and other and self.window.world_history:
+            raise InvalidInputError(
+                f"--token_control oracle reads one {target.world_target[0]} of the future, which "
+                "has no --world_history; leave one of them out"
+            )
+
+    @property
+    def futures(self) -> frozenset[WorldTarget]:
+        """What of the frames ahead is needed in training and evaluation, beside their tokens."""
+        if not ARMS[self.model_type].predicts_world:
+            return frozenset()
+        read: set[WorldTarget] = {"embedding"} if self.target.future_to_action else set()
+        return frozenset(({*self.target.world_target} | read) - {"token"})
+
     def policy_config(self, frame: FrameShape) -> PolicyConfig:
         """Combine the flags with what the cache gives of a frame."""
         return PolicyConfig(
@@ -265,6 +382,8 @@ class TrainConfig:
             trunk=self.trunk,
             world_input=self.world_input,
             block_world_to_action=self.block_world_to_action,
+            target=self.target,
+            oracle=self.token_control == "oracle",
         )
 
 
@@ -317,7 +436,8 @@ def _taken_from(flags: dict[str, Any], config_type: type[ConfigT]) -> ConfigT:
             values[one.name] = _taken_from(flags, kind)
         elif one.name in flags:
             value = flags.pop(one.name)
-            values[one.name] = Path(value) if kind is Path else value
+            is_tuple = get_origin(kind) is tuple and isinstance(value, list)  # as JSON has it
+            values[one.name] = Path(value) if kind is Path else tuple(value) if is_tuple else value
     return config_type(**values)
 
 

@@ -12,7 +12,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
+from world_modality.arms import WorldTarget
 from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch
+from world_modality.policy.config import VectorLoss
 from world_modality.system.errors import missing_key
 
 
@@ -57,7 +59,8 @@ class ChunkRegression(nn.Linear, ActionHead):
     ) -> Float[Tensor, ""]:
         """Return the mean squared error."""
         squared = (predicted.float() - target).square().mean(dim=-1)
-        return (squared * ~action_is_pad).sum() / count
+        # No step is valid where no episode of the batch has labels.
+        return (squared * ~action_is_pad).sum() / count.clamp(min=1)
 
 
 # By the name that a checkpoint stores; each is built of d_model and the action's dimension.
@@ -94,6 +97,42 @@ def world_loss(
     return torch.stack(sums) / count.clamp(min=1)
 
 
+def vector_loss(
+    predicted: Float[Tensor, "B K D"],
+    target: Float[Tensor, "B K D"],
+    inside: Bool[Tensor, "B K"],
+    count: Int[Tensor, ""],
+    kind: VectorLoss,
+) -> Float[Tensor, ""]:
+    """Return the mean loss over the `count` vectors that lie inside the episode.
+
+    0 where there is none; `count` as for an action head.
+
+    Args:
+        predicted: in standard deviations.
+        target: likewise.
+        inside: what counts.
+        count: number of vectors that the sum is divided by.
+        kind: the mean squared error over the dimensions, or one minus the cosine (as FLARE,
+            2505.15659, aligns its future embeddings).
+    """
+    if kind == "cosine":
+        errors = 1 - functional.cosine_similarity(predicted.float(), target, dim=-1)
+    else:
+        errors = (predicted.float() - target).square().mean(dim=-1)
+    return (errors * inside).sum() / count.clamp(min=1)
+
+
+def change_token_loss(
+    logits: Float[Tensor, "B X"], change_tokens: Int[Tensor, " B"], count: Int[Tensor, ""]
+) -> Float[Tensor, ""]:
+    """Return the mean cross-entropy in nats over the `count` changes inside the episode."""
+    summed = functional.cross_entropy(
+        logits.float(), change_tokens, ignore_index=IGNORED_TOKEN, reduction="sum"
+    )
+    return summed / count.clamp(min=1)
+
+
 def _by_slot(values: Tensor, num_axes: int) -> Sequence[Tensor]:
     """Split along the axis W, which is the third one where there is one."""
     return [values] if values.dim() == num_axes else values.unbind(2)
@@ -104,15 +143,16 @@ class Losses:
     """The total that is minimised, and its parts.
 
     Attributes:
-        total: `action + λ·mean(world)`, and the weighted loss of a further head.
+        total: `action + λ·world`, and the weighted loss of a further head.
         action: of the action head.
-        world: of each slot.
+        world: of each target, and of a token each of its slots; λ weighs the sum over the targets,
+            where slots count by their mean.
         auxiliary: of a further head; 0 without one.
     """
 
     total: Float[Tensor, ""]
     action: Float[Tensor, ""]
-    world: Float[Tensor, " slots"]
+    world: Float[Tensor, " terms"]
     auxiliary: Float[Tensor, ""]
 
     def with_auxiliary(self, loss: Float[Tensor, ""], weight: float) -> "Losses":
@@ -120,7 +160,7 @@ class Losses:
         return replace(self, total=self.total + weight * loss, auxiliary=loss)
 
     def stacked(self) -> Float[Tensor, " terms"]:
-        """Return total, action, each slot and auxiliary as one tensor without a graph."""
+        """Return total, action, the world's terms and auxiliary as one tensor without a graph."""
         return torch.stack([self.total, self.action, *self.world, self.auxiliary]).detach()
 
     @classmethod
@@ -129,10 +169,14 @@ class Losses:
         return cls(terms[0], terms[1], terms[2:-1], terms[-1])
 
 
-def loss_names(num_world_slots: int) -> list[str]:
+def loss_names(num_world_slots: int, targets: Sequence[WorldTarget] = ("token",)) -> list[str]:
     """Return the names of the terms of `Losses.stacked` without the auxiliary one."""
     slots = [f"_slot{slot}" for slot in range(num_world_slots)] if num_world_slots > 1 else [""]
-    return ["loss", "action_loss", *(f"world_loss{slot}" for slot in slots)]
+    names = ["loss", "action_loss"]
+    for target in targets:
+        is_token = target == "token"
+        names += [f"world_loss{slot}" for slot in slots] if is_token else [f"{target}_loss"]
+    return names
 
 
 @dataclass(frozen=True)
@@ -142,13 +186,20 @@ class ValidCounts:
     Attributes:
         actions: chunk steps inside the episode.
         tokens: future tokens of one slot inside the episode, the same number for every slot.
+        changes: windows whose last future step lies inside the episode.
     """
 
     actions: Int[Tensor, ""]
     tokens: Int[Tensor, ""]
+    changes: Int[Tensor, ""]
 
     @classmethod
     def of(cls, batch: Batch) -> "ValidCounts":
         """Count in one batch."""
-        one_slot = _by_slot(batch.future_tokens, 2)[0]
-        return cls((~batch.action_is_pad).sum(), (one_slot != IGNORED_TOKEN).sum())
+        inside = future_is_inside(batch)
+        return cls((~batch.action_is_pad).sum(), inside.sum(), inside[:, -1].sum())
+
+
+def future_is_inside(batch: Batch) -> Bool[Tensor, "B K"]:
+    """Mark the future steps inside the episode."""
+    return _by_slot(batch.future_tokens, 2)[0] != IGNORED_TOKEN

@@ -1,7 +1,7 @@
 """A policy's errors on recorded frames, frame by frame, so that any average over them is exact."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from world_modality.cache.frame_tensors import IGNORED_TOKEN, Batch, FrameTensors
+from world_modality.policy.futures import VectorErrors, vector_errors
 from world_modality.policy.network import PolicyOutput, TrunkHidden, WorldPolicy
 
 EVAL_BATCH_SIZE = 1024
@@ -28,6 +29,8 @@ class FrameErrors:
         token_rank: how many tokens were rated above the true one (0 is a top-1 hit); -1 past the
             episode's end; None for an arm that predicts no tokens.
         token_nats: cross-entropy of the true token; 0 past the episode's end; None likewise.
+        vectors: by target, of those that are vectors.
+        change_rank: as `token_rank`, of the change token; None for an arm that predicts none.
     """
 
     frames: Int[np.ndarray, " M"]
@@ -36,6 +39,8 @@ class FrameErrors:
     valid: Bool[np.ndarray, "M H"]
     token_rank: Int[np.ndarray, "M K *W"] | None
     token_nats: Float[np.ndarray, "M K *W"] | None = None
+    vectors: dict[str, VectorErrors] = field(default_factory=dict)
+    change_rank: Int[np.ndarray, " M"] | None = None
 
 
 @torch.inference_mode()
@@ -46,6 +51,8 @@ def predict(
     world_tokens: Int[np.ndarray, " M *RW"] | None = None,
     progress: str | None = None,
     num_dark: int = 0,
+    *,
+    true_future: bool = False,
 ) -> FrameErrors:
     """Run the policy at every one of these frames.
 
@@ -57,23 +64,44 @@ def predict(
             targets stay.
         progress: label of a progress bar, or None for no bar.
         num_dark: so many frames up to each of these are dark; those of its context are masked.
+        true_future: let actions that attend to the future attend to the true one.
     """
-    parts: list[list[Tensor]] = []
-    for batch, output in _outputs(policy, tensors, frames, world_tokens, progress, num_dark):
-        errors = list(action_errors(policy, output.actions, batch))
+    parts: list[dict[str, Tensor]] = []
+    targets = policy.config.target.vectors if policy.config.predicts_world else ()
+    outputs = _outputs(policy, tensors, frames, world_tokens, progress, num_dark, true_future)
+    for chosen, batch, output in outputs:
+        squared, raw, valid = action_errors(policy, output.actions, batch)
+        errors = {"squared_error": squared, "squared_error_raw": raw, "valid": valid}
         if output.world_logits is not None:
-            errors.append(token_rank(output.world_logits, batch.future_tokens))
-            errors.append(token_nats(output.world_logits, batch.future_tokens))
-        parts.append([error.cpu() for error in errors])
-    columns = [torch.cat(column).numpy() for column in zip(*parts, strict=True)]
-    rank, nats = columns[3:] if policy.config.predicts_world else (None, None)
+            errors["token_rank"] = token_rank(output.world_logits, batch.future_tokens)
+            errors["token_nats"] = token_nats(output.world_logits, batch.future_tokens)
+        if policy.config.predicts("change_token"):
+            assert batch.change_tokens is not None
+            logits, true = output.futures["change_token"], batch.change_tokens
+            errors["change_rank"] = token_rank(logits[:, None], true[:, None])[:, 0]
+        for target in targets:
+            assert tensors.future_rows is not None
+            present = tensors.future_rows.embeddings[chosen]
+            found = vector_errors(policy, target, output.futures[target], batch, present)
+            errors |= {f"{target}/{name}": error for name, error in found.items()}
+        parts.append({name: error.cpu() for name, error in errors.items()})
+    columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    vectors = {str(target): _vector_errors_of(columns, target) for target in targets}
     return FrameErrors(
         frames=frames,
-        squared_error=columns[0],
-        squared_error_raw=columns[1],
-        valid=columns[2],
-        token_rank=rank,
-        token_nats=nats,
+        squared_error=columns["squared_error"],
+        squared_error_raw=columns["squared_error_raw"],
+        valid=columns["valid"],
+        token_rank=columns.get("token_rank"),
+        token_nats=columns.get("token_nats"),
+        vectors=vectors,
+        change_rank=columns.get("change_rank"),
+    )
+
+
+def _vector_errors_of(columns: dict[str, np.ndarray], target: str) -> VectorErrors:
+    return VectorErrors(
+        **{one.name: columns[f"{target}/{one.name}"] for one in fields(VectorErrors)}
     )
 
 
@@ -91,7 +119,7 @@ def predicted_tokens(
         ValueError: the policy predicts none.
     """
     found = []
-    for _, output in _outputs(policy, tensors, frames, world_tokens, None, num_dark):
+    for _, _, output in _outputs(policy, tensors, frames, world_tokens, None, num_dark):
         if output.world_logits is None:
             raise ValueError(f"arm {policy.config.model_type} predicts no world tokens")
         found.append(output.world_logits.argmax(dim=-1).cpu())
@@ -110,7 +138,7 @@ def hidden_states(
     Arguments as for `predict`; the policy is left in the mode it was in.
     """
     outputs = _outputs(policy, tensors, frames, world_tokens, None)
-    return TrunkHidden.concatenate([output.hidden for _, output in outputs])
+    return TrunkHidden.concatenate([output.hidden for _, _, output in outputs])
 
 
 def _outputs(
@@ -120,9 +148,14 @@ def _outputs(
     world_tokens: Int[np.ndarray, " M *RW"] | None,
     progress: str | None,
     num_dark: int = 0,
-) -> Iterator[tuple[Batch, PolicyOutput]]:
-    """Yield batches and what the policy makes of them; its mode is restored at the end."""
+    true_future: bool = False,
+) -> Iterator[tuple[Int[Tensor, " B"], Batch, PolicyOutput]]:
+    """Yield frames, their batch and what the policy makes of it; its mode is restored at the end.
+
+    The true future is read by an oracle, and where `true_future` asks for it.
+    """
     was_training = policy.training
+    given_future = policy.config.future_input if policy.config.oracle or true_future else None
     policy.eval()
     shape = policy.config.window
     dark = torch.tensor([lag < num_dark for lag in shape.context_lags], device=tensors.device)
@@ -137,7 +170,9 @@ def _outputs(
         given = None if replaced is None else replaced[start : start + EVAL_BATCH_SIZE].long()
         tokens = batch.world_tokens if given is None else given
         is_dark = dark.expand(len(tokens), -1) if num_dark else None
-        yield batch, policy(batch.embeddings, batch.states, tokens, batch.instructions, is_dark)
+        future = None if given_future is None else batch.vectors(given_future)
+        inputs = batch.embeddings, batch.states, tokens, batch.instructions
+        yield chosen, batch, policy(*inputs, is_dark, future)
     policy.train(was_training)
 
 

@@ -8,6 +8,9 @@ from jaxtyping import Bool, Int
 
 from world_modality.system.errors import InvalidInputError
 
+# Keeps the choice of labelled episodes apart from other draws of the same seed.
+_LABELS = 0x1ABE1
+
 
 @dataclass(frozen=True)
 class Episodes:
@@ -160,15 +163,51 @@ def split_episodes(episodes: Episodes, val_fraction: float, seed: int) -> Split:
         )
     if not 0 < val_fraction < 1:
         raise InvalidInputError(f"--val_fraction must lie between 0 and 1, not {val_fraction}")
-    rng = np.random.default_rng(seed)
-    tasks = np.unique(episodes.tasks)
-    task_rank = rng.permutation(len(tasks))[np.searchsorted(tasks, episodes.tasks)]
-    order = np.lexsort((rng.permutation(num_episodes), task_rank))
     num_val = int(np.clip(round(num_episodes * val_fraction), 1, num_episodes - 1))
-    # One episode from each of num_val equal stretches of the order, at a common random offset.
-    picks = ((np.arange(num_val) + rng.random()) * num_episodes / num_val).astype(np.int64)
-    held_out = np.zeros(num_episodes, dtype=bool)
-    held_out[order[picks]] = True
+    held_out = _spread_over_tasks(episodes.tasks, num_val, np.random.default_rng(seed))
     return Split(
         train=sorted(episodes.ids[~held_out].tolist()), val=sorted(episodes.ids[held_out].tolist())
     )
+
+
+def labelled_episodes(
+    episodes: Episodes, train_ids: list[int], fraction: float, seed: int
+) -> list[int]:
+    """Return the training episodes whose actions are learned from, spread evenly over the tasks.
+
+    Args:
+        episodes: all episodes of the dataset.
+        train_ids: those of them that train.
+        fraction: share of these, rounded to whole episodes; 1 takes all.
+        seed: the same seed gives the same episodes to every arm.
+
+    Raises:
+        InvalidInputError: the fraction leaves no episode.
+    """
+    if fraction == 1:
+        return train_ids
+    num_labelled = round(len(train_ids) * fraction)
+    if num_labelled == 0:
+        raise InvalidInputError(
+            f"--labelled_fraction {fraction:g} of {len(train_ids)} training episodes is none; give "
+            f"{1 / len(train_ids):.2g} or more"
+        )
+    positions = episodes.positions_of(train_ids)
+    rng = np.random.default_rng([seed, _LABELS])
+    chosen = positions[_spread_over_tasks(episodes.tasks[positions], num_labelled, rng)]
+    return sorted(episodes.ids[chosen].tolist())
+
+
+def _spread_over_tasks(
+    tasks: Int[np.ndarray, " E"], count: int, rng: np.random.Generator
+) -> Bool[np.ndarray, " E"]:
+    """Mark so many of these episodes, evenly over their tasks."""
+    num_episodes = len(tasks)
+    known = np.unique(tasks)
+    task_rank = rng.permutation(len(known))[np.searchsorted(known, tasks)]
+    order = np.lexsort((rng.permutation(num_episodes), task_rank))
+    # One episode from each of `count` equal stretches of the order, at a common random offset.
+    picks = ((np.arange(count) + rng.random()) * num_episodes / count).astype(np.int64)
+    marked = np.zeros(num_episodes, dtype=bool)
+    marked[order[picks]] = True
+    return marked

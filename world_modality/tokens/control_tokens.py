@@ -2,13 +2,14 @@
 
 import copy
 import dataclasses
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from world_modality.arms import CONTROLS, DUMMY_TOKEN, ControlName
+from world_modality.arms import CONTROLS, DUMMY_TOKEN, ControlName, WorldTarget
 from world_modality.cache.frame_shapes import WindowShape
 from world_modality.cache.frame_tensors import Batch, FrameTensors
 from world_modality.source.episodes import Episodes
@@ -62,6 +63,7 @@ class TokenControl:
         train_frames: `shuffled` draws among these alone, in evaluation too.
         seed: of what is drawn.
         own_tokens: of all frames, what `privileged` reads instead of the recorded tokens.
+        oracle_target: what an oracle reads of the future; None where that is no part of WORLD.
     """
 
     def __init__(
@@ -71,10 +73,12 @@ class TokenControl:
         train_frames: Int[np.ndarray, " M"],
         seed: int,
         own_tokens: Int[np.ndarray, " N *W"] | None = None,
+        oracle_target: WorldTarget | None = "token",
     ) -> None:
         if (own_tokens is not None) != (name == "privileged"):
             raise ValueError(f"control {name} got {'no' if own_tokens is None else 'own'} tokens")
         self.name = name
+        self._oracle_target = oracle_target
         self._tensors = tensors
         self._seed = seed
         self._others = OtherEpisodes(tensors.episodes, train_frames) if name == "shuffled" else None
@@ -84,7 +88,23 @@ class TokenControl:
     @property
     def reads_own_token(self) -> bool:
         """Whether what the arm reads depends on the present frame's own token."""
+        if self.name == "oracle" and self._oracle_target not in (None, "token"):
+            return False
         return self.name == "none" or CONTROLS[self.name].own_token
+
+    @property
+    def _leaves_tokens(self) -> bool:
+        """Whether the tokens that are read are the recorded ones, or none."""
+        is_oracle = self.name == "oracle"
+        return self.name in ("none", "placebo") or (
+            is_oracle and self._oracle_target not in ("token", "change_token")
+        )
+
+    def ahead(
+        self, batches: Sequence[Int[Tensor, " _"]], shape: WindowShape
+    ) -> Iterator[Int[Tensor, " _"]]:
+        """Yield these batches of frames, each to be gathered before the next is asked for."""
+        return self._targets.ahead(batches, shape)
 
     def gather(
         self,
@@ -101,8 +121,10 @@ class TokenControl:
             step: optimiser steps made before.
             part: only these rows of the batch, the same as they are in the whole.
         """
-        batch = self._targets.gather(frames[part], shape)
-        if self.name in ("none", "placebo"):
+        rows = frames[part]
+        # What was read ahead is known by the very tensor of the whole batch.
+        batch = self._targets.gather(frames if len(rows) == len(frames) else rows, shape)
+        if self._leaves_tokens:
             return batch
         return dataclasses.replace(batch, world_tokens=self._inputs(frames, shape, step)[part])
 
@@ -110,7 +132,7 @@ class TokenControl:
         self, frames: Int[np.ndarray, " M"], shape: WindowShape
     ) -> Int[np.ndarray, " M *RW"] | None:
         """Return what the arm reads at these frames; None where it reads their own tokens."""
-        if self.name in ("none", "placebo"):
+        if self._leaves_tokens:
             return None
         return self._inputs(torch.from_numpy(frames), shape, 0).cpu().numpy()
 
@@ -124,6 +146,9 @@ class TokenControl:
             drawn = torch.from_numpy(self._others.draw(frames.cpu().numpy(), rng))
             return tensors.tokens_read(drawn.to(tensors.device), shape)
         own = frames.to(tensors.device)
+        if self.name == "oracle" and self._oracle_target == "change_token":
+            assert tensors.change_tokens is not None, "change tokens were not asked for"
+            return tensors.change_tokens[own].long()
         if self.name == "oracle":
             ahead = shape.future_offset * shape.future_stride
             return tensors.tokens_read(tensors.frames_ahead(own, ahead), shape)
@@ -133,15 +158,13 @@ class TokenControl:
 
 
 def _shuffled_in_time(tensors: FrameTensors, seed: int) -> FrameTensors:
-    """Return the same frames with each episode's tokens in another order, drawn once."""
+    """Return the same frames with what lies ahead in each episode in another order, drawn once."""
     rng = np.random.default_rng([seed, _STREAM])
     episodes = tensors.episodes
     order = np.arange(episodes.num_frames)
     for start, end in zip(episodes.starts, episodes.ends, strict=True):
         order[start:end] = start + rng.permutation(end - start)
-    shuffled = copy.copy(tensors)
-    shuffled.world_tokens = tensors.world_tokens[torch.from_numpy(order).to(tensors.device)]
-    return shuffled
+    return tensors.shuffled_in_time(order)
 
 
 def _with_tokens(tensors: FrameTensors, tokens: Int[np.ndarray, " N *W"]) -> FrameTensors:

@@ -28,7 +28,7 @@ def validate(trainer: Trainer, frames: Int[np.ndarray, " M"]) -> dict[str, float
     """Return exact means over the validation frames.
 
     `val_action_mse` is in units of the training standard deviation; `val_world_top1` and
-    `val_world_top5` are over all horizons.
+    `val_world_top5` are over all horizons, as are R² and cosine of targets that are vectors.
     """
     tokens = trainer.control.evaluation_tokens(frames, trainer.window_shape)
     errors = predict(trainer.policy, trainer.tensors, frames, tokens)
@@ -37,6 +37,12 @@ def validate(trainer: Trainer, frames: Int[np.ndarray, " M"]) -> dict[str, float
         ranks = errors.token_rank[errors.token_rank >= 0]
         metrics["val_world_top1"] = float((ranks == 0).mean())
         metrics["val_world_top5"] = float((ranks < 5).mean())
+    for target, found in errors.vectors.items():
+        metrics |= found.metrics(target)
+    if errors.change_rank is not None:
+        ranks = errors.change_rank[errors.change_rank >= 0]
+        for best in (1, 5) if len(ranks) else ():  # held-out episodes may all be too short
+            metrics[f"val_change_token_top{best}"] = float((ranks < best).mean())
     return metrics
 
 
@@ -83,7 +89,9 @@ class TrainingRun:
             else NoLog()
         )
         self.metrics = self._log.last_epoch_metrics
-        self._names = loss_names(start.policy_config.frame.world.num_world_slots)
+        self._names = loss_names(
+            start.policy_config.frame.world.num_world_slots, config.target.world_target
+        )
         self._names += [] if trainer.head is None else [f"{trainer.head.name}_loss"]
         empty = torch.zeros(len(self._names))
         # Sums over the steps of the epoch that is under way.

@@ -20,7 +20,9 @@ from world_modality.policy.checkpoint import (
     newest_first,
 )
 from world_modality.policy.config import TrainConfig, flags_of, stored_train_config
+from world_modality.policy.futures import num_change_tokens
 from world_modality.policy.network import HeadBuilder, HeadSite, WorldPolicy
+from world_modality.source.episodes import labelled_episodes
 from world_modality.system.atomic import write_json
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
@@ -76,7 +78,12 @@ def load_frames(config: TrainConfig, device: torch.device) -> FrameTensors:
     """Load what is trained on; raises as `run`."""
     cache = Cache(config.cache_dir, config.dataset_name, config.split)
     return FrameTensors.from_cache(
-        cache, device, with_language=config.use_language, place=config.embeddings_on
+        cache,
+        device,
+        with_language=config.use_language,
+        place=config.embeddings_on,
+        futures=config.futures,
+        num_change_tokens=num_change_tokens(config, cache),
     )
 
 
@@ -203,8 +210,15 @@ def _build_trainer(
     policy_config = config.policy_config(tensors.frame_shape(cache.num_tokens))
     torch.manual_seed(config.seed)
     policy = WorldPolicy(policy_config).to(tensors.device)
-    frames = tensors.episodes.frames_of(cache.manifest["split"]["train"])
-    fit_standardizers(policy, tensors, frames)
+    train_ids = cache.manifest["split"]["train"]
+    frames = tensors.episodes.frames_of(train_ids)
+    labelled = None
+    if config.labelled_fraction < 1:
+        chosen = config.labelled_fraction, config.seed
+        labelled = tensors.episodes.frames_of(
+            labelled_episodes(tensors.episodes, train_ids, *chosen)
+        )
+    fit_standardizers(policy, tensors, frames, labelled)
     head = None
     if build_head is not None:
         kept = None if stored is None else stored.auxiliary_head
@@ -214,7 +228,7 @@ def _build_trainer(
             head.load_state_dict(kept["weights"])
     # Dropout draws the same numbers however many the arm's own layers drew at their creation.
     torch.manual_seed(config.seed)
-    trainer = Trainer(policy, tensors, frames, config, head, group, own_tokens)
+    trainer = Trainer(policy, tensors, frames, config, head, group, own_tokens, labelled)
     if stored is not None:
         policy.load_state_dict(stored.model)
         trainer.restore(stored.training_state, stored.global_step)

@@ -5,7 +5,7 @@ import os
 import shutil
 from collections.abc import Generator, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import numpy as np
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from world_modality.cache.frame_tensors import Batch, FrameTensors, mean_and_std
 from world_modality.policy.config import TrainConfig
-from world_modality.policy.heads import Losses, ValidCounts
+from world_modality.policy.heads import Losses, ValidCounts, loss_names
 from world_modality.policy.network import AuxiliaryHead, WorldPolicy
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.process_group import ProcessGroup
@@ -47,6 +47,7 @@ class Trainer:
             it is.
         group: the processes that share each batch; None for this one alone.
         own_tokens: see `TokenControl`.
+        labelled: those of the training frames whose actions are learned from; None for all.
     """
 
     def __init__(
@@ -58,6 +59,7 @@ class Trainer:
         head: AuxiliaryHead | None = None,
         group: ProcessGroup | None = None,
         own_tokens: Int[np.ndarray, " N *W"] | None = None,
+        labelled: Int[np.ndarray, " M2"] | None = None,
     ) -> None:
         if len(frames) == 0:
             raise InvalidInputError("the training split has no frames")
@@ -69,10 +71,22 @@ class Trainer:
         self.global_step = 0
         self._frames = torch.from_numpy(frames).to(tensors.device)
         self.window_shape = policy.config.window
-        self.control = TokenControl(config.token_control, tensors, frames, config.seed, own_tokens)
+        self.control = TokenControl(
+            config.token_control,
+            tensors,
+            frames,
+            config.seed,
+            own_tokens=own_tokens,
+            oracle_target=policy.config.oracle_target,
+        )
         self.observation_dropout = ObservationDropout(
             config.trunk.observation_dropout, self.window_shape.context_frames, config.seed
         )
+        self._has_labels = None
+        if labelled is not None:
+            self._has_labels = torch.zeros(tensors.episodes.num_frames, dtype=torch.bool)
+            self._has_labels[torch.from_numpy(labelled)] = True
+            self._has_labels = self._has_labels.to(tensors.device)
         modules = [policy] if head is None else [policy, head]
         groups = [group for m in modules for group in _parameter_groups(m, config.weight_decay)]
         self.optimizer = adamw(groups, config)
@@ -96,7 +110,7 @@ class Trainer:
         if self.head is not None:
             self.head.train()
         batches = self.batches(epoch, num_done)
-        for chosen in self.tensors.ahead(batches, self.window_shape):
+        for chosen in self.control.ahead(batches, self.window_shape):
             yield self.step(chosen)
 
     def batches(self, epoch: int, num_done: int = 0) -> Sequence[Int[Tensor, " B"]]:
@@ -110,6 +124,10 @@ class Trainer:
         part = self.group.part(len(frames))
         batch = self.control.gather(frames, self.window_shape, self.global_step, part)
         batch = self.observation_dropout.applied(batch, len(frames), self.global_step, part)
+        if self._has_labels is not None:
+            # An action without a label counts as little as one past the episode's end.
+            unlabelled = ~self._has_labels[frames[part].to(self.tensors.device), None]
+            batch = replace(batch, action_is_pad=batch.action_is_pad | unlabelled)
         learning_rate = self.learning_rate(self.global_step)
         for group in self.optimizer.param_groups:
             if isinstance(group["lr"], Tensor):  # a recorded step reads this very tensor
@@ -154,8 +172,12 @@ class Trainer:
         """Set the gradients of the whole batch, of which `batch` is this process's part."""
         counts = self._whole_counts(batch)
         if len(batch.actions) == 0:
-            num_slots = self.policy.config.frame.world.num_world_slots
-            return self._summed(torch.zeros(3 + num_slots, device=self.tensors.device))
+            names = loss_names(
+                self.policy.config.frame.world.num_world_slots, self.config.target.world_target
+            )
+            return self._summed(torch.zeros(1 + len(names), device=self.tensors.device))
+        given = self.policy.config.future_input
+        future = None if given is None else batch.vectors(given)
         with autocast(self.config.precision, self.tensors.device):
             output = self._forward(
                 batch.embeddings,
@@ -163,6 +185,7 @@ class Trainer:
                 batch.world_tokens,
                 batch.instructions,
                 batch.is_dark,
+                future,
             )
         losses = self.policy.losses(output, batch, self.config.world_loss_weight, counts)
         if self.head is not None and self.head.loss_weight > 0:
@@ -177,7 +200,8 @@ class Trainer:
         own = ValidCounts.of(batch)
         if self.group.is_alone:
             return own
-        return ValidCounts(*self.group.sum(torch.stack([own.actions, own.tokens])))
+        counts = torch.stack([own.actions, own.tokens, own.changes])
+        return ValidCounts(*self.group.sum(counts))
 
     def _summed(self, terms: Float[Tensor, " terms"]) -> Float[Tensor, " terms"]:
         """Sum gradients and stacked losses over the processes.
@@ -233,20 +257,52 @@ class Trainer:
 
 
 def fit_standardizers(
-    policy: WorldPolicy, tensors: FrameTensors, frames: Int[np.ndarray, " M"]
+    policy: WorldPolicy,
+    tensors: FrameTensors,
+    frames: Int[np.ndarray, " M"],
+    labelled: Int[np.ndarray, " M2"] | None = None,
 ) -> None:
-    """Set the policy's input and output statistics from these (training) frames."""
+    """Set the policy's input and output statistics from these (training) frames.
+
+    Args:
+        policy: whose statistics are set.
+        tensors: the recorded frames.
+        frames: training frames.
+        labelled: those of them whose actions are known; None for all.
+    """
     fitted = [
-        (policy.embedding_norm, tensors.embeddings),
-        (policy.state_norm, tensors.states),
-        (policy.action_norm, tensors.actions),
+        (policy.embedding_norm, tensors.embeddings, frames),
+        (policy.state_norm, tensors.states, frames),
+        (policy.action_norm, tensors.actions, frames if labelled is None else labelled),
     ]
     if tensors.instructions is not None:
-        fitted.append((policy.instruction_norm, tensors.instructions))
-    for standardizer, values in fitted:
-        mean, std = mean_and_std(values, frames)
+        fitted.append((policy.instruction_norm, tensors.instructions, frames))
+    if tensors.future_rows is not None and hasattr(policy, "future_norm"):
+        fitted.append((policy.future_norm, tensors.future_rows.embeddings, frames))
+    for standardizer, values, chosen in fitted:
+        mean, std = mean_and_std(values, chosen)
         standardizer.mean.copy_(mean)
         standardizer.std.copy_(std)
+    if tensors.future_rows is not None and hasattr(policy, "change_norm"):
+        _fit_changes(policy, tensors, frames)
+
+
+def _fit_changes(policy: WorldPolicy, tensors: FrameTensors, frames: Int[np.ndarray, " M"]) -> None:
+    """Set the statistics of each step's change, from the frames whose step lies in the episode."""
+    assert tensors.future_rows is not None
+    episodes, window = tensors.episodes, policy.config.window
+    ends = episodes.ends[episodes.of_frame[frames]]
+    for step in range(window.future_offset):
+        num_steps = (1 + step) * window.future_stride
+        inside = frames[frames + num_steps < ends]
+        if len(inside) == 0:
+            raise InvalidInputError(
+                f"no training episode is longer than the {num_steps} frames of --future_offset "
+                f"{window.future_offset} x --future_stride {window.future_stride}; lower them"
+            )
+        mean, std = mean_and_std(tensors.future_rows.changes_over(num_steps), inside)
+        policy.change_norm.mean[step] = mean
+        policy.change_norm.std[step] = std
 
 
 def autocast(precision: str, device: torch.device) -> AbstractContextManager[object]:

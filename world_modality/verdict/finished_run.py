@@ -8,12 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from world_modality.arms import ARMS, MODEL_TYPES, WORLD_INPUT_FLAGS
+from world_modality.arms import (
+    ARMS,
+    FUTURE_INPUT_FLAGS,
+    MODEL_TYPES,
+    WORLD_INPUT_FLAGS,
+    WORLD_TARGET_FLAGS,
+)
 from world_modality.policy.config import TrainConfig, flag_names, with_older_defaults
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
 
-FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight")
+FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight", *WORLD_TARGET_FLAGS)
 # Where a run lies and what started it says nothing about what was trained.
 _NOT_SETTINGS = (
     *("resume", "overwrite", "device", "log_every", "num_workers", "cache_dir", "log_dir"),
@@ -53,12 +59,12 @@ class FinishedRun:
 
     @property
     def arm(self) -> str:
-        """What the run is called in comparisons: the arm, its control, its world-input knobs."""
+        """What the run is called in comparisons: the arm, its control, and what it reads else."""
         control = self.config["token_control"]
         name = self.model_type if control == "none" else f"{self.model_type}_{control}"
         knobs = [
             f"{knob.removeprefix('world_input_')} {self.config[knob]}"
-            for knob, default in WORLD_INPUT_FLAGS.items()
+            for knob, default in {**WORLD_INPUT_FLAGS, **FUTURE_INPUT_FLAGS}.items()
             if self.config.get(knob, default) != default
         ]
         return f"{name} ({', '.join(knobs)})" if knobs else name
@@ -85,12 +91,15 @@ class FinishedRun:
     def settings(self) -> dict[str, Any]:
         """All flags that runs of one comparison have to share; what the arm cannot use is None."""
         predicts_world = ARMS[self.model_type].predicts_world
-        unused = (*WORLD_INPUT_FLAGS, *(() if predicts_world else FUTURE_KNOBS))
-        return {
+        unused = (*WORLD_INPUT_FLAGS, *FUTURE_INPUT_FLAGS)
+        unused += () if predicts_world else FUTURE_KNOBS
+        asked = self.evaluation["run"].get("change_tokens")
+        settings = {
             name: None if name in unused else value
             for name, value in sorted(self.config.items())
             if name not in _NOT_SETTINGS
         }
+        return settings if asked is None else {**settings, "change_tokens": asked}
 
     def same_errors_as(self, other: "FinishedRun") -> bool:
         """Say whether another run is the same policy: its error in every episode is the same."""
