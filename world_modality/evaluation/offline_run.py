@@ -140,13 +140,20 @@ class OfflineRun:
             corrupted: given instead of these tokens; a control arm that does not read its own
                 token does not notice.
         """
-        trained = self.checkpoint.train_config
-        control = TokenControl(
-            trained.token_control, self.tensors, self._train_frames, trained.seed
-        )
-        if corrupted is not None and control.reads_own_token:
+        if corrupted is not None and self._token_control.reads_own_token:
             return corrupted
-        return control.evaluation_tokens(self.val_frames, self.policy.config.window)
+        return self.tokens_read_instead(self.val_frames)
+
+    def tokens_read_instead(
+        self, frames: Int[np.ndarray, " M"]
+    ) -> Int[np.ndarray, " M *RW"] | None:
+        """Return what a control arm reads at these frames; None where it reads their own."""
+        return self._token_control.evaluation_tokens(frames, self.policy.config.window)
+
+    @cached_property
+    def _token_control(self) -> TokenControl:
+        trained = self.checkpoint.train_config
+        return TokenControl(trained.token_control, self.tensors, self._train_frames, trained.seed)
 
     @cached_property
     def _episode_of_frame(self) -> Int[np.ndarray, " N"]:
