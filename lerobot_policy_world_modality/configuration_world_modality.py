@@ -54,8 +54,8 @@ class WorldModalityConfig(PreTrainedConfig):
 
     @property
     def observation_delta_indices(self) -> list[int]:
-        """The frames that are read, counted from the present one."""
-        return list(range(1 - self.n_obs_steps, 1))
+        """The frames that are seen, counted from the present one."""
+        return [-lag for lag in self.policy_record.policy.window.context_lags]
 
     @property
     def action_delta_indices(self) -> list[int]:

@@ -204,11 +204,10 @@ class WorldModalityPolicy(PreTrainedPolicy):
         """
         acting = self._loaded()
         # Other frames are read by no prediction, and need not be encoded.
-        if is_observed(self._step, acting):
+        if is_observed(-len(self._actions), acting):
             self._observe(acting, batch)
         if not self._actions:
-            self._read_instructions(batch)
-            answers = acting.act(self._memories, [self._step] * len(self._memories))
+            answers = acting.act(self._memories, self._asked(acting, batch))
             self._actions.extend(np.stack(answers, axis=1))
         self._step += 1
         return self._on_device(self._actions.popleft())
@@ -217,24 +216,23 @@ class WorldModalityPolicy(PreTrainedPolicy):
     def predict_action_chunk(self, batch: dict[str, Any], **kwargs: Any) -> Float[Tensor, "B H A"]:
         """Return the action chunk of this observation, in the dataset's units.
 
-        A policy of several frames takes the observations that it is called with for frames in a
-        row.
+        A policy that reads earlier frames takes the observations that it is called with for frames
+        in a row.
 
         Raises:
             UserError: the observation is not what the policy reads.
         """
         acting = self._loaded()
-        num_frames = 1 + max(acting.observed_lags)
-        if num_frames > 1 and not self._has_warned:
+        past_frames = acting.config.window.past_frames
+        if past_frames > 0 and not self._has_warned:
             self._has_warned = True
             logger.warning(
-                "this policy reads %d frames in a row: predict_action_chunk has to be called at "
-                "every frame, which a policy server does not do",
-                num_frames,
+                "this policy reads what was seen up to %d frames ago: predict_action_chunk has to "
+                "be called at every frame, which a policy server does not do",
+                past_frames,
             )
         self._observe(acting, batch)
-        self._read_instructions(batch)
-        chunks = acting.predict(self._memories, [self._step] * len(self._memories))
+        chunks = acting.predict(self._memories, self._asked(acting, batch))
         self._step += 1
         for memory in self._memories:
             acting.forget(memory, self._step)
@@ -265,11 +263,20 @@ class WorldModalityPolicy(PreTrainedPolicy):
         world = self._loaded().world
         return None if world is None else world.begin(_UnnamedEpisode())
 
-    def _read_instructions(self, batch: dict[str, Any]) -> None:
+    def _asked(self, acting: ActingPolicy, batch: dict[str, Any]) -> list[int]:
+        """Tell each episode its instruction; return the step of each."""
+        count, seen = len(self._memories), self._memories[0]
+        needed = {max(self._step - lag, 0) for lag in acting.observed_lags}
+        if not needed <= seen.frames.keys() | seen.tokens.keys():
+            raise InvalidInputError(
+                "the policy reads earlier frames, which select_action did not keep for "
+                "predict_action_chunk; call reset() between the two"
+            )
         if self._instructions is not None:
-            rows = self._instructions.rows(batch.get("task"), len(self._memories))
+            rows = self._instructions.rows(batch.get("task"), count)
             for memory, row in zip(self._memories, rows, strict=True):
                 memory.instruction = row
+        return [self._step] * count
 
     def _on_device(self, actions: np.ndarray) -> Tensor:
         return torch.from_numpy(actions).to(self.model.action_norm.mean.device)

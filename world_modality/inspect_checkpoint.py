@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from world_modality.arms import ARMS
+from world_modality.cache.contract import image_keys_of
 from world_modality.export.reported_results import (
     PREDICTORS,
     CheckpointIdentity,
@@ -120,7 +121,8 @@ def _of_data(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
         f"({len(split['train'])} of training, {len(split['val'])} held out), "
         f"{dataset['num_frames']} frames, {dataset['num_tasks']} tasks, {dataset['fps']:g} fps",
     )
-    yield "columns", f"{dataset['image_key']}, {dataset['state_key']}, {dataset['action_key']}"
+    columns = [*image_keys_of(dataset), dataset["state_key"], dataset["action_key"]]
+    yield "columns", ", ".join(map(str, columns))
     if rendering := (dataset.get("recording") or {}).get("rendering"):
         yield "rendering", ", ".join(f"{k} {json.dumps(v)}" for k, v in rendering.items())
     pooling = f", pooling {encoder['pooling']}" if encoder.get("pooling") else ""

@@ -28,9 +28,9 @@ from world_modality.evaluation.token_grid import (
     save_jpeg,
     thumbnail,
 )
+from world_modality.precompute.cached_dataset import open_cached_dataset
 from world_modality.source.episodes import Episodes
 from world_modality.source.frame_decoding import frame_blocks
-from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
@@ -245,30 +245,13 @@ def sample_frames(
 
 
 def _source_of(cache: Cache, config: InspectConfig) -> LeRobotSource:
-    """Open the dataset that the cache was made from.
-
-    Raises:
-        InvalidInputError: the dataset found is another one.
-    """
-    recorded = cache.manifest["dataset"]
-    camera = config.image_key or recorded["image_key"]
-    # What identifies the dataset covers the pictures that the tokens were made from.
-    source = open_dataset(
-        config.dataset_name,
-        dataset_root=config.dataset_root,
-        revision=config.revision,
-        image_keys=tuple(dict.fromkeys((camera, *cache.image_keys))),
-        needs_images=True,
-    )
-    found = source.describe(cache.image_keys)
-    for entry in ("num_frames", "content_sha256"):
-        if found[entry] != recorded[entry]:
-            raise InvalidInputError(
-                f"the dataset at {source.root} has {entry} {found[entry]}, but the cache was made "
-                f"from one with {recorded[entry]}; {cache.mend()}"
-            )
-    if camera not in cache.image_keys:
-        print(f"note: the tokens were made from {recorded['image_key']}, shown is {camera}")
+    """Open the dataset that the cache was made from; note where another camera is shown."""
+    source = open_cached_dataset(cache, config.dataset_root, config.revision, config.image_key)
+    if config.image_key is not None and config.image_key not in cache.image_keys:
+        print(
+            f"note: the tokens were made from {cache.manifest['dataset']['image_key']}, shown is "
+            f"{config.image_key}"
+        )
     return source
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from tests.fixtures.exported import CHUNK, changed_checkpoint, exported
+from tests.fixtures.exported import CHUNK, CONTEXT, changed_checkpoint, exported
 from world_modality.export.policy_record import PolicyRecord, lerobot_key
 from world_modality.export_policy import ExportPolicyConfig, run
 from world_modality.policy.checkpoint import load_checkpoint
@@ -177,17 +177,19 @@ def test_a_policy_of_more_world_tokens_than_its_codebook_gives_is_refused(home, 
         exported(path, tmp_path / "out")
 
 
-@pytest.mark.parametrize(
-    ("past", "refusal"),
-    [({"world_history": 2}, "3 frames' world tokens"), ({"context_stride": 4}, "4 steps for each")],
-)
-def test_a_policy_of_a_past_that_lerobot_does_not_keep_is_refused(home, tmp_path, past, refusal):
+def test_the_card_says_how_far_back_the_policy_reads(home, tmp_path):
     path = home.checkpoints["C"]
     config = load_checkpoint(path, CPU).policy_config
+    past = {"context_stride": 4, "world_history": 5, "world_history_stride": 2}
     config = dataclasses.replace(config, window=dataclasses.replace(config.window, **past))
     path = changed_checkpoint(path, tmp_path / "changed", policy_config=config)
-    with pytest.raises(InvalidInputError, match=refusal):
-        exported(path, tmp_path / "out")
+    card = (exported(path, tmp_path / "out") / "README.md").read_text(encoding="utf-8")
+    words = " ".join(card.split())
+    assert (
+        "present world token and those of 5 earlier frames, 2 frames apart, and predicts" in words
+    )
+    assert f"from {CONTEXT} observed frames that are 4 apart, the robot's state" in words
+    assert "It reads what was seen up to 10 frames ago" in words
 
 
 def test_columns_get_the_names_that_lerobots_processors_let_pass():

@@ -47,6 +47,15 @@ def test_an_arm_without_tokens_or_language_says_so(home, capsys):
     assert "\n  text " not in out
 
 
+def test_all_cameras_are_named(home, tmp_path, capsys):
+    path = home.checkpoints["C"]
+    manifest = load_checkpoint(path, CPU).manifest
+    cameras = ["observation.images.front", "observation.images.wrist"]
+    dataset = {**manifest["dataset"], "image_key": cameras[0], "image_keys": cameras}
+    path = changed_checkpoint(path, tmp_path, manifest={**manifest, "dataset": dataset})
+    assert f"{cameras[0]}, {cameras[1]}, {dataset['state_key']}" in screen(path, capsys)
+
+
 def test_a_control_and_a_further_head_are_named(home, tmp_path, capsys):
     path = home.checkpoints["C"]
     train_config = load_checkpoint(path, CPU).train_config

@@ -85,6 +85,69 @@ def plugin_actions(home, folder, episodes, *overrides):
     return np.stack(actions)
 
 
+PASTS: dict[str, dict[str, Any]] = {
+    "tokens": {"context_frames": 1, "world_history": 2, "world_history_stride": 3},
+    "tokens and frames": {
+        **{"context_frames": 2, "context_stride": 4, "use_language": True},
+        **{"world_history": 3, "world_history_stride": 2},
+    },
+}
+
+
+@pytest.fixture(scope="session")
+def past_home(home, tmp_path_factory):
+    """The home with policies that read frames and tokens of a past, and their exports."""
+    folder = tmp_path_factory.mktemp("pasts")
+    checkpoints = {
+        past: train(
+            tiny_train_config(home.cache, folder / f"logs_{past}", "C", num_epochs=1, **flags)
+        ).checkpoint
+        for past, flags in PASTS.items()
+    }
+    folders = {past: exported(path, folder / past) for past, path in checkpoints.items()}
+    return dataclasses.replace(home, checkpoints=checkpoints), folders
+
+
+@pytest.mark.parametrize("past", PASTS)
+@pytest.mark.parametrize("n_action_steps", [1, 2, CHUNK])
+def test_a_past_of_tokens_and_of_frames_is_that_of_our_own_loop(past_home, past, n_action_steps):
+    home, folders = past_home
+    expected = own_actions(home, past, 1, n_action_steps=n_action_steps)
+    override = f"--n_action_steps={n_action_steps}"
+    found = plugin_actions(home, folders[past], [1], override)[:, 0]
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+    together = plugin_actions(home, folders[past], [0, 1], override)[:, 1]
+    np.testing.assert_allclose(together, expected, atol=2e-4)
+
+
+@pytest.mark.parametrize("past", PASTS)
+def test_no_more_of_an_episode_is_kept_than_is_read_again(past_home, past):
+    home, folders = past_home
+    policy, _, _ = loaded(folders[past], "--n_action_steps=1")
+    window = policy.config.policy_record.policy.window
+    for frame in home.frames_of(1):
+        policy.select_action(home.batch(np.array([frame])))
+    (memory,) = policy._memories
+    assert len(memory.tokens) == max(window.world_lags)
+    assert len(memory.frames) == max(window.context_lags)
+
+
+def test_chunks_between_single_actions_are_refused_where_the_past_has_gaps(past_home, folders):
+    home, past_folders = past_home
+    batches = [home.batch(home.frames_of(1)[i : i + 1]) for i in range(4)]
+    policy, _, _ = loaded(past_folders["tokens and frames"], f"--n_action_steps={CHUNK}")
+    for batch in batches[:3]:
+        policy.select_action(batch)
+    with pytest.raises(InvalidInputError, match=r"did not keep.*reset\(\)"):
+        policy.predict_action_chunk(batches[3])
+    policy.reset()
+    policy.predict_action_chunk(batches[3])
+    # Without a past there is nothing to miss.
+    policy, _, _ = loaded(folders["A"], f"--n_action_steps={CHUNK}")
+    expected = policy.predict_action_chunk(batches[0])[:, 0]
+    torch.testing.assert_close(policy.select_action(batches[0]), expected, rtol=0, atol=0)
+
+
 @pytest.mark.parametrize("arm", MODEL_TYPES)
 @pytest.mark.parametrize("n_action_steps", [1, 2, CHUNK])
 def test_actions_on_recorded_frames_equal_those_of_our_own_loop(home, folders, arm, n_action_steps):

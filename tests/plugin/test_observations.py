@@ -148,11 +148,11 @@ def test_chunks_asked_for_one_by_one_say_that_frames_have_to_follow_each_other(
     with caplog.at_level(logging.WARNING):
         for _ in range(3):
             load(folders["A"]).predict_action_chunk(batch)
-        assert "frames in a row" not in caplog.text
+        assert "frames ago" not in caplog.text
         policy = load(folders["C"])
         for _ in range(3):
             policy.predict_action_chunk(batch)
-    assert caplog.text.count(f"reads {CONTEXT} frames in a row") == 1
+    assert caplog.text.count(f"seen up to {CONTEXT - 1} frames ago") == 1
 
 
 def test_a_dummy_control_reads_its_one_code(home, folders, tmp_path):

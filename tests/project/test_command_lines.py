@@ -39,6 +39,7 @@ STAGES = [
     "world_modality.experiment",
     "world_modality.export_policy",
     "world_modality.inspect_checkpoint",
+    "world_modality.inspect_episode",
     "world_modality.inspect_token_images",
     "world_modality.intervention_corrupt_world",
     "world_modality.precompute_change_tokens",

@@ -115,6 +115,11 @@ class WindowShape:
         return _lags(1 + self.world_history, self.world_history_stride)
 
     @property
+    def past_frames(self) -> int:
+        """How many frames before the newest the earliest lies of which anything is read."""
+        return max(*self.context_lags, *self.world_lags)
+
+    @property
     def history_axis(self) -> tuple[int, ...]:
         """The axis R of the tokens that are read, which those of one frame do without."""
         return (1 + self.world_history,) if self.world_history else ()

@@ -164,8 +164,20 @@ class OfflineRun:
             corrupted: given instead of these tokens; a control arm that does not read its own
                 token does not notice.
         """
+        if corrupted is not None and self._token_control.reads_own_token:
+            return corrupted
+        return self.tokens_read_instead(self.val_frames)
+
+    def tokens_read_instead(
+        self, frames: Int[np.ndarray, " M"]
+    ) -> Int[np.ndarray, " M *RW"] | None:
+        """Return what a control arm reads at these frames; None where it reads their own."""
+        return self._token_control.evaluation_tokens(frames, self.policy.config.window)
+
+    @cached_property
+    def _token_control(self) -> TokenControl:
         trained = self.checkpoint.train_config
-        control = TokenControl(
+        return TokenControl(
             trained.token_control,
             self.tensors,
             self._train_frames,
@@ -173,9 +185,6 @@ class OfflineRun:
             own_tokens=self._own_tokens,
             oracle_target=self.policy.config.oracle_target,
         )
-        if corrupted is not None and control.reads_own_token:
-            return corrupted
-        return control.evaluation_tokens(self.val_frames, self.policy.config.window)
 
     @cached_property
     def _episode_of_frame(self) -> Int[np.ndarray, " N"]:

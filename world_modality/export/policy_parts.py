@@ -71,7 +71,6 @@ class PolicyParts:
             )
         control = checkpoint.train_config.token_control
         require_readable_token(control)
-        _require_no_past(checkpoint)
         arrays = _checked_arrays(checkpoint)
         text: dict[str, Any] | None = None
         instructions: tuple[str, ...] = ()
@@ -123,20 +122,6 @@ class PolicyParts:
         """The range of a simulator's actions; None for a dataset that does not say it."""
         ranges = [one for name, one in RANGES_BY_SUITE.items() if self.suite.startswith(name)]
         return ranges[0] if ranges else None
-
-
-def _require_no_past(checkpoint: Checkpoint) -> None:
-    window = checkpoint.policy_config.window
-    found = {
-        "frames' world tokens": 1 + window.world_history,
-        "steps for each frame of its context": window.context_stride,
-    }
-    for what, count in found.items():
-        if count != 1:
-            raise InvalidInputError(
-                f"the checkpoint reads {count} {what}; this version exports policies of one. Roll "
-                "it out with this project's own evaluation"
-            )
 
 
 def _require_cameras(record: PolicyRecord, image_keys: list[str]) -> None:
