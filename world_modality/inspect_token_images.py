@@ -53,6 +53,9 @@ class InspectConfig:
     """Folder of a local dataset; without it HF_LEROBOT_HOME is searched, then the hub."""
     revision: str | None = None
     """Hub revision of the dataset."""
+    convert: bool = False
+    """Read a dataset of format v2.1 from `<folder>_v3` beside it, which LeRobot's converter writes
+    where it is not there yet; the dataset itself stays as it is."""
     cache_dir: Path = Path("cache")
     """Folder of all caches."""
     split: str = "train"
@@ -259,6 +262,7 @@ def _source_of(cache: Cache, config: InspectConfig) -> LeRobotSource:
         revision=config.revision,
         image_keys=tuple(dict.fromkeys((camera, *cache.image_keys))),
         needs_images=True,
+        convert_older=config.convert,
     )
     found = source.describe(cache.image_keys)
     for entry in ("num_frames", "content_sha256"):

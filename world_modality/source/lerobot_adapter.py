@@ -14,7 +14,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+from world_modality.source.conversion import convert, is_convertible
 from world_modality.source.lerobot_format import (
+    CONVERTED_FORMAT,
     INFO_PATH,
     lerobot_home,
     local_dataset_folder,
@@ -49,6 +51,7 @@ def open_dataset(
     revision: str | None = None,
     image_keys: Sequence[str] = (),
     needs_images: bool = False,
+    convert_older: bool = False,
 ) -> LeRobotSource:
     """Find a dataset and read its metadata; of a hub's, fetch what is not there yet.
 
@@ -58,6 +61,8 @@ def open_dataset(
         revision: hub revision to pin.
         image_keys: cameras; they have to exist even where their images are not needed.
         needs_images: fetch the cameras' videos; no `image_keys` stand for the only camera.
+        convert_older: read a dataset of format v2.1 from its conversion, made beside it where it is
+            not there yet; of a hub's, all files are fetched for it.
 
     Raises:
         MissingFileError: no such folder, and no hub that has it.
@@ -65,7 +70,7 @@ def open_dataset(
         InvalidInputError: not of format v3, without frames, damaged, or of another revision.
     """
     root = dataset_root or local_dataset_folder(name)
-    copy = HubCopy.open(name, root, revision) if dataset_root is None else None
+    copy = HubCopy.open(name, root, revision, convert_older) if dataset_root is None else None
     if dataset_root is not None and revision is not None:
         raise InvalidInputError("--revision pins a hub dataset; leave it out with --dataset_root")
     if copy is not None:
@@ -74,6 +79,11 @@ def open_dataset(
         raise MissingFileError(
             f"no LeRobot dataset in --dataset_root {root}: expected {root / INFO_PATH}"
         )
+    if convert_older and is_convertible(root):
+        if copy is not None:
+            for part in PARTS:
+                copy.fetch(part)
+        root, copy = convert(root), None
     source = LeRobotSource.at(root, name, revision)
     parts = ["data/"]
     if needs_images or image_keys:
@@ -107,11 +117,13 @@ class HubCopy:
     sizes: dict[str, int] = field(repr=False)
 
     @classmethod
-    def open(cls, name: str, folder: Path, revision: str | None) -> "HubCopy | None":
+    def open(
+        cls, name: str, folder: Path, revision: str | None, takes_older: bool = False
+    ) -> "HubCopy | None":
         """Find out what the copy in a folder has to hold; nothing large is fetched.
 
         Without a `revision` an existing copy stays what it is, and a new one is of the latest
-        revision of format v3.
+        revision of format v3; `takes_older` says that v2.1 will do where the hub has no other.
 
         Returns:
             None where the folder holds a dataset that is no copy of the hub's, or a copy whose
@@ -124,7 +136,7 @@ class HubCopy:
         if (folder / RECORD_PATH).exists():
             copy = cls._recorded(name, folder)
         elif not (folder / INFO_PATH).exists():
-            return cls._new(name, folder, revision)
+            return cls._new(name, folder, revision, takes_older)
         else:
             client_record = folder / CLIENT_RECORD_PATH
             if not client_record.exists():
@@ -162,10 +174,12 @@ class HubCopy:
             raise InvalidInputError(f"{path} lacks {error}; delete it") from error
 
     @classmethod
-    def _new(cls, name: str, folder: Path, revision: str | None) -> "HubCopy":
+    def _new(cls, name: str, folder: Path, revision: str | None, takes_older: bool) -> "HubCopy":
         versions = [] if revision is not None else _versions(name)
-        of_v3 = [version for version in versions if version.startswith("v3.")]
-        asked = revision or (of_v3[-1] if of_v3 else "main")
+        fitting = [version for version in versions if version.startswith("v3.")]
+        if not fitting and takes_older and CONVERTED_FORMAT in versions:
+            fitting = [CONVERTED_FORMAT]
+        asked = revision or (fitting[-1] if fitting else "main")
         commit = _commit(name, asked)
         copy = cls(name, folder, asked, commit, _sizes(name, commit))
         where = f"{INFO_PATH} of {name} on the hub ({asked})"
@@ -177,7 +191,8 @@ class HubCopy:
         with tempfile.TemporaryDirectory() as temporary:
             fetched = {"repo_type": "dataset", "revision": commit, "local_dir": temporary}
             path = _asked(name, lambda hub: hub.hf_hub_download(name, str(INFO_PATH), **fetched))
-            read_info(Path(path), name, folder, where)
+            if not (takes_older and is_convertible(Path(temporary))):
+                read_info(Path(path), name, folder, where)
         copy._write()
         return copy
 
