@@ -83,7 +83,7 @@ def test_a_conversion_is_made_once_and_again_only_where_the_dataset_changed(olde
     lines = (older / "meta" / "tasks.jsonl").read_text(encoding="utf-8")
     changed = lines.replace("push the block", "shove the block")
     (older / "meta" / "tasks.jsonl").write_text(changed, encoding="utf-8")
-    with pytest.raises(InvalidInputError, match="another state of .* delete it"):
+    with pytest.raises(InvalidInputError, match=r"another state of .* delete it"):
         convert(older)
     shutil.rmtree(made)
     assert "shove the block" in opened(older, convert_older=True).tasks.values()

@@ -116,8 +116,8 @@ def require_format_v3(version: str, where: str, name: str, folder: Path) -> None
     earlier = ""
     if version != CONVERTED_FORMAT:
         earlier = (
-            f"only LeRobot's earlier releases convert it to {CONVERTED_FORMAT} (lerobot 0.3: python -m lerobot."
-            "datasets.v2.convert_dataset_v1_to_v2, lerobot.datasets.v21."
+            f"only LeRobot's earlier releases convert it to {CONVERTED_FORMAT} (lerobot 0.3: "
+            "python -m lerobot.datasets.v2.convert_dataset_v1_to_v2, lerobot.datasets.v21."
             "convert_dataset_v20_to_v21); from there, "
         )
     depth = len(Path(name).parts)
