@@ -36,6 +36,7 @@ STAGES = [
     "world_modality.eval_offline",
     "world_modality.experiment",
     "world_modality.export_policy",
+    "world_modality.push_cache",
     "world_modality.inspect_checkpoint",
     "world_modality.inspect_token_images",
     "world_modality.intervention_corrupt_world",

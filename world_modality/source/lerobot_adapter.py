@@ -4,8 +4,6 @@ Of a hub's dataset the disk gets a copy of one commit, each part fetched when a 
 copy keeps the hub's list of files beside them, so that a whole copy is known without the hub.
 """
 
-import errno
-import importlib.metadata
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -26,21 +24,14 @@ from world_modality.source.lerobot_format import (
 )
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import write_json
-from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.system.network import (
-    hub_client_failures,
-    hub_endpoint,
-    require_proxy_support,
-    through_proxy,
-    without_credentials,
-)
+from world_modality.system.errors import InvalidInputError, MissingFileError, UserError
+from world_modality.system.hub import ask_hub, commit_of, file_sizes
+from world_modality.system.network import hub_endpoint, through_proxy
 
 RECORD_PATH = Path(".cache") / "hub_copy.json"
 # What the hub's client notes beside a file that it has fetched; the first line is the commit.
 CLIENT_RECORD_PATH = Path(".cache") / "huggingface" / "download" / "meta" / "info.json.metadata"
 PARTS = ("meta/", "data/", "videos/")
-# A full or read-only disk is no fault of the hub.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 Answer = TypeVar("Answer")
 
 
@@ -242,37 +233,28 @@ def _versions(name: str) -> list[str]:
 
 def _commit(name: str, revision: str) -> str:
     """Return the commit of a branch or tag, or the whole of an abbreviated one."""
-    return str(_asked(name, lambda hub: hub.HfApi().dataset_info(name, revision=revision).sha))
+    return commit_of(name, "dataset", revision, _refusal(name))
 
 
 def _sizes(name: str, commit: str) -> dict[str, int]:
-    """Return the bytes of each file of a commit, by path; folders of the tree have none."""
-    listed = {"repo_type": "dataset", "revision": commit, "recursive": True}
-    tree = _asked(name, lambda hub: list(hub.HfApi().list_repo_tree(name, **listed)))
-    files = [entry for entry in tree if hasattr(entry, "size")]
-    return {file.path: file.size for file in files if file.path.startswith(PARTS)}
+    """Return the bytes of each of a dataset's files of a commit, by path."""
+    sizes = file_sizes(name, "dataset", commit, _refusal(name))
+    return {path: size for path, size in sizes.items() if path.startswith(PARTS)}
 
 
 def _asked(name: str, request: Callable[[Any], Answer]) -> Answer:
-    """Ask the hub through its client.
+    """Ask the hub for a dataset.
 
     Raises:
         MissingFileError: it does not answer, or lacks what was asked for.
         InvalidInputError: the environment names a proxy that cannot be used.
     """
-    import huggingface_hub
+    return ask_hub(request, _refusal(name))
 
-    is_first = importlib.metadata.version("huggingface_hub").startswith("0.")
-    require_proxy_support(hub_endpoint(), "requests" if is_first else "httpx")
-    try:
-        return request(huggingface_hub)
-    except hub_client_failures() as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise
-        reason = without_credentials(" ".join(str(error).split()))[:200]
-        raise MissingFileError(
-            f"no dataset {name} in {lerobot_home()} that is whole, and the hub"
-            f"{through_proxy(hub_endpoint())} did not give it "
-            f"({type(error).__name__}: {reason}); name a local folder with --dataset_root or set "
-            "HF_LEROBOT_HOME; a download that broke off goes on with the same command"
-        ) from error
+
+def _refusal(name: str) -> Callable[[str], UserError]:
+    return lambda said: MissingFileError(
+        f"no dataset {name} in {lerobot_home()} that is whole, and {said}; name a local folder "
+        "with --dataset_root or set HF_LEROBOT_HOME; a download that broke off goes on with the "
+        "same command"
+    )
