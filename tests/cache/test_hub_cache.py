@@ -12,6 +12,7 @@ from huggingface_hub import constants
 from tests.fixtures.cache import (
     DATASET_NAME,
     SyntheticSpec,
+    flip_bit,
     synthetic_arrays,
     write_synthetic_cache,
 )
@@ -140,9 +141,7 @@ def test_the_card_says_what_the_arrays_are_and_its_code_reads_them(
 
 def test_a_damaged_cache_is_not_uploaded(cache, uploads):
     path = cache.array_path("actions")
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip_bit(path, -1)
     with pytest.raises(InvalidInputError, match="SHA-256 differs"):
         pushed(cache)
     assert not uploads.created
@@ -226,9 +225,7 @@ def test_an_array_of_another_size_than_the_manifest_says_is_not_fetched(hub):
 
 def test_an_array_of_other_content_than_the_manifest_says_is_not_used(hub):
     path = repository(hub) / "train_actions.f32.npy"
-    content = bytearray(path.read_bytes())
-    content[-1] ^= 1
-    path.write_bytes(content)
+    flip_bit(path, -1)
     with pytest.raises(InvalidInputError, match=r"SHA-256 differs.*delete .*lab--tokens to fetch"):
         HubCache(REPO).load("actions")
 

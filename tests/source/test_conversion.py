@@ -11,8 +11,9 @@ import time
 import numpy as np
 import pytest
 
+from tests.fixtures.cache import files_of
 from tests.fixtures.lerobot import make_dataset
-from tests.fixtures.lerobot_v21 import files_of, take_episodes_away, write_v21
+from tests.fixtures.lerobot_v21 import take_episodes_away, write_v21
 from tests.fixtures.servers import serve_hub
 from tests.source.conftest import CAMERA
 from world_modality.source.conversion import CONVERTERS, convert
