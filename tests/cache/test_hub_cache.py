@@ -2,12 +2,16 @@
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import yaml
-from huggingface_hub import constants
+from huggingface_hub import constants, scan_cache_dir, snapshot_download
 
 from tests.fixtures.cache import (
     DATASET_NAME,
@@ -23,6 +27,7 @@ from tests.fixtures.servers import (
     commit_of,
     point_client,
     serve,
+    serve_folders,
     serve_hub,
 )
 from world_modality.analyze_world_tokens import AnalyzeConfig
@@ -34,6 +39,7 @@ from world_modality.eval_offline import EvalOfflineConfig
 from world_modality.eval_offline import run as eval_offline
 from world_modality.push_cache import PushCacheConfig
 from world_modality.push_cache import run as push
+from world_modality.system.cli import TOP
 from world_modality.system.errors import InvalidInputError, MissingFileError
 from world_modality.training.single import run as train
 
@@ -273,3 +279,57 @@ def test_a_download_that_broke_off_goes_on(hub, cache):
 def test_a_local_cache_is_read_without_the_hub(cache, tmp_path):
     config = tiny_train_config(cache, tmp_path / "run", "A")
     assert type(hub_cache.open_cache(config)) is Cache
+
+
+def test_the_clients_own_tools_see_a_whole_dataset(cache, hub, tmp_path):
+    found = HubCache(REPO)
+    commit = commit_of(repository(hub))
+    hub.is_down = True
+    scanned = scan_cache_dir(tmp_path / "client")
+    (repo,) = scanned.repos
+    assert not scanned.warnings
+    assert (repo.repo_id, repo.repo_type) == (REPO, "dataset")
+    assert {revision.commit_hash for revision in repo.revisions} == {commit}
+    local = {"repo_type": "dataset", "local_files_only": True}
+    assert Path(snapshot_download(REPO, revision=commit, **local)) == found.folder
+    tokens = np.load(found.array_path("world_tokens"), mmap_mode="r", allow_pickle=False)
+    np.testing.assert_array_equal(tokens, cache.load("world_tokens"))
+
+
+@pytest.mark.slow
+def test_the_command_lines_push_a_cache_and_train_on_it(cache, tmp_path):
+    """In processes of their own, which find the hub by HF_ENDPOINT as a user's would."""
+    received = Uploads(REPO, large=".npy")
+    environment = {name: value for name, value in os.environ.items() if "proxy" not in name.lower()}
+    environment |= {"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0", "HF_TOKEN": TOKEN}
+    environment |= {"HF_HUB_DISABLE_XET": "1", "HF_DEBUG": "1"}
+
+    def ran(address, *arguments):
+        done = subprocess.run(
+            [sys.executable, *arguments],
+            env={**environment, "HF_ENDPOINT": address},
+            capture_output=True,
+            text=True,
+            timeout=500,
+        )
+        assert done.returncode == 0, done.stderr
+        assert TOKEN not in done.stdout + done.stderr
+        return done.stdout
+
+    named = ["--dataset_name", DATASET_NAME]
+    module = ["-m", "world_modality.push_cache", "--cache_dir", str(cache.cache_dir)]
+    with serve(UploadHandler, uploads=received) as port:
+        received.address = f"http://127.0.0.1:{port}"
+        told = ran(received.address, *module, *named, "--repo_id", REPO)
+    assert f"read it with --cache_repo {REPO}@1" in told
+    folder = tmp_path / "received"
+    folder.mkdir()
+    for name, content in received.files.items():
+        (folder / name).write_bytes(content)
+    with serve_folders({REPO: {"main": folder}}) as hub:
+        flags = ["--log_dir", str(tmp_path / "run"), "--device", "cpu", "--num_epochs", "1"]
+        flags += ["--d_model", "32", "--n_layers", "1", "--n_heads", "2", "--chunk_size", "4"]
+        flags += ["--cache_repo", f"{REPO}@{commit_of(folder)}", "--future_offset", "2"]
+        ran(hub.address, str(TOP / "train_model_c.py"), *named, *flags)
+    assert (tmp_path / "run" / "model_C_epoch0.pt").exists()
+    assert TOKEN not in (tmp_path / "run" / "config.json").read_text(encoding="utf-8")
