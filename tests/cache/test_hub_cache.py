@@ -103,7 +103,7 @@ def test_an_upload_is_the_arrays_the_manifest_and_a_card_in_one_commit(
     cache, uploads, capsys, large
 ):
     uploads.large = large
-    (cache.folder / "train_precompute_world_tokens_config.json").write_text("{}")
+    (cache.folder / "train_precompute_world_tokens_config.json").write_text("{}", encoding="utf-8")
     done = pushed(cache, private=True, license="apache-2.0")
     (created,) = uploads.created
     assert created["type"] == "dataset"

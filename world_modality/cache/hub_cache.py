@@ -6,7 +6,8 @@ they hold is checked against the manifest's SHA-256s as that of any cache is, wh
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from glob import escape
 from pathlib import Path
@@ -93,78 +94,100 @@ class HubCache(Cache):
 @lru_cache
 def _fetched(address: str, split: str) -> Path:
     """Fetch a cache, once a process, so that a branch that moves meanwhile does no harm."""
-    repo_id, _, revision = address.partition("@")
-    manifest_name = f"{split}_manifest.json"
+    return _Repository(address, split).fetch()
 
-    def refusal(said: str) -> UserError:
-        return MissingFileError(
-            f"no cache in --cache_repo {address}: {said}; expected a repository that python -m "
-            "world_modality.push_cache has made, as user/name or user/name@revision"
-        )
 
-    def fetch(files: list[str], **where: Any) -> Path:
-        found = ask_hub(
-            lambda hub: hub.snapshot_download(
-                repo_id,
-                repo_type="dataset",
-                allow_patterns=[escape(file) for file in files],
-                **where,
-            ),
-            refusal,
-        )
+@dataclass(frozen=True)
+class _Repository:
+    """A repository that holds a cache."""
+
+    address: str
+    split: str
+
+    @property
+    def repo_id(self) -> str:
+        return self.address.partition("@")[0]
+
+    @property
+    def revision(self) -> str | None:
+        return self.address.partition("@")[2] or None
+
+    @property
+    def manifest_name(self) -> str:
+        return f"{self.split}_manifest.json"
+
+    def fetch(self) -> Path:
+        """Fetch the manifest, and then the files that it names; return the folder."""
+        try:
+            commit = commit_of(self.repo_id, "dataset", self.revision, self._refusal)
+            sizes = file_sizes(self.repo_id, "dataset", commit, self._refusal)
+        except MissingFileError as error:
+            folder = self._fetched_before()
+            if folder is None:
+                raise
+            print(
+                f"note: {self.address} as it was fetched before, commit {folder.name}, since "
+                f"{error}"
+            )
+            return folder
+        self._require_manifest(commit, sizes)
+        folder = self._download([self.manifest_name], revision=commit)
+        expected = _array_sizes(Cache(folder.parent, folder.name, self.split))
+        self._require_sizes(sizes, expected)
+        if not all((folder / name).exists() for name in expected):
+            num_bytes = sum(expected.values())
+            print(f"fetching {num_bytes / 1e6:.1f} MB of {self.address}, commit {commit}")
+        folder = self._download([self.manifest_name, *expected], revision=commit)
+        if self.revision != commit:
+            # Notes which commit that is, for when the hub does not answer.
+            self._download([], revision=self.revision)
+        return folder
+
+    def _require_manifest(self, commit: str, sizes: Mapping[str, int]) -> None:
+        if not 0 < sizes.get(self.manifest_name, 0) <= MAX_MANIFEST_BYTES:
+            raise InvalidInputError(
+                f"--cache_repo {self.address} holds no cache: expected {self.manifest_name} of at "
+                f"most {MAX_MANIFEST_BYTES / 1e6:g} MB at commit {commit}, found "
+                f"{sizes.get(self.manifest_name, 'none')}; python -m world_modality.push_cache "
+                "makes one"
+            )
+
+    def _require_sizes(self, sizes: Mapping[str, int], expected: Mapping[str, int]) -> None:
+        """Check that the files have the sizes of the arrays that the manifest describes."""
+        wrong = [
+            name
+            for name, size in expected.items()
+            if not 0 < sizes.get(name, 0) - size <= MAX_HEADER_BYTES
+        ]
+        if wrong:
+            raise InvalidInputError(
+                f"--cache_repo {self.address} has {wrong[0]} of {sizes.get(wrong[0], 'no')} bytes, "
+                f"but {self.manifest_name} says {expected[wrong[0]]} and a header ({len(wrong)} "
+                "such files in all): no array was fetched; upload it again with python -m "
+                "world_modality.push_cache"
+            )
+
+    def _fetched_before(self) -> Path | None:
+        """Return the snapshot that an earlier run has fetched whole, if there is one."""
+        try:
+            folder = self._download([], revision=self.revision, local_files_only=True)
+            expected = _array_sizes(Cache(folder.parent, folder.name, self.split))
+        except UserError:
+            return None
+        return folder if all((folder / name).exists() for name in expected) else None
+
+    def _download(self, files: Sequence[str], **where: Any) -> Path:
+        """Fetch these files and no others; return the folder of the snapshot."""
+        patterns = [escape(file) for file in files]
+        named = {"repo_type": "dataset", "allow_patterns": patterns, **where}
+        found = ask_hub(lambda hub: hub.snapshot_download(self.repo_id, **named), self._refusal)
         return Path(found)
 
-    try:
-        commit = commit_of(repo_id, "dataset", revision or None, refusal)
-        sizes = file_sizes(repo_id, "dataset", commit, refusal)
-    except MissingFileError as error:
-        folder = _fetched_before(repo_id, revision, split, fetch)
-        if folder is None:
-            raise
-        print(f"note: {address} as it was fetched before, commit {folder.name}, since {error}")
-        return folder
-    if not 0 < sizes.get(manifest_name, 0) <= MAX_MANIFEST_BYTES:
-        raise InvalidInputError(
-            f"--cache_repo {address} holds no cache: expected {manifest_name} of at most "
-            f"{MAX_MANIFEST_BYTES / 1e6:g} MB at commit {commit}, found "
-            f"{sizes.get(manifest_name, 'none')}; python -m world_modality.push_cache makes one"
+    def _refusal(self, said: str) -> UserError:
+        return MissingFileError(
+            f"no cache in --cache_repo {self.address}: {said}; expected a repository that "
+            "python -m world_modality.push_cache has made, as user/name or user/name@revision"
         )
-    folder = fetch([manifest_name], revision=commit)
-    expected = _array_sizes(_snapshot_cache(folder, split))
-    wrong = [
-        name
-        for name, size in expected.items()
-        if not 0 < sizes.get(name, 0) - size <= MAX_HEADER_BYTES
-    ]
-    if wrong:
-        raise InvalidInputError(
-            f"--cache_repo {address} has {wrong[0]} of {sizes.get(wrong[0], 'no')} bytes, but "
-            f"{manifest_name} says {expected[wrong[0]]} and a header ({len(wrong)} such files in "
-            "all): no array was fetched; upload it again with python -m world_modality.push_cache"
-        )
-    if not all((folder / name).exists() for name in expected):
-        print(f"fetching {sum(expected.values()) / 1e6:.1f} MB of {address}, commit {commit}")
-    folder = fetch([manifest_name, *expected], revision=commit)
-    if revision != commit:
-        fetch([], revision=revision or None)  # notes which commit that is, for when the hub is down
-    return folder
-
-
-def _fetched_before(
-    repo_id: str, revision: str, split: str, fetch: Callable[..., Path]
-) -> Path | None:
-    """Return the snapshot that an earlier run has fetched whole, if there is one."""
-    try:
-        folder = fetch([], revision=revision or None, local_files_only=True)
-        expected = _array_sizes(_snapshot_cache(folder, split))
-    except UserError:
-        return None
-    is_whole = all((folder / name).exists() for name in expected)
-    return folder if is_whole else None
-
-
-def _snapshot_cache(folder: Path, split: str) -> Cache:
-    return Cache(folder.parent, folder.name, split)
 
 
 def _array_sizes(cache: Cache) -> dict[str, int]:
