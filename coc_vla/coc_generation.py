@@ -37,6 +37,9 @@ class CocGenerationConfig(LabellingFlags, EpisodeFlags):
     """Folder of a local dataset; otherwise HF_LEROBOT_HOME, then the hub."""
     revision: str | None = None
     """Hub revision (tag, branch or commit) to pin the dataset to."""
+    convert: bool = False
+    """Read a dataset of format v2.1 from `<folder>_v3` beside it, which LeRobot's converter writes
+    where it is not there yet; the dataset itself stays as it is."""
     prompt_file: Path = DEFAULT_PROMPT_PATH
     """File with the question, a line `--- retry ---`, and what is added to it after a refused
     answer."""
@@ -145,6 +148,7 @@ def run(config: CocGenerationConfig) -> GenerationSummary:
         revision=config.revision,
         image_keys=() if config.image_key is None else (config.image_key,),
         needs_images=config.is_model,
+        convert_older=config.convert,
     )
     # A server decodes files itself; decoding and encoding them here is for nothing.
     as_recorded = config.backend == "openai"

@@ -47,6 +47,9 @@ class EvalCocConfig(MotionFlags, OfflineConfig):
     dataset_root: Path | None = None
     """Folder of the recording; with it, written events are scored against the recorded ones.
     Without it, they are scored against those that the labels claim."""
+    convert: bool = False
+    """Read a dataset of format v2.1 from `<folder>_v3` beside it, which LeRobot's converter writes
+    where it is not there yet; the dataset itself stays as it is."""
     num_episodes: int = 200
     """Explain at most this many held-out episodes, drawn with the seed."""
     temperature: float = 1.0
@@ -146,7 +149,9 @@ def _truth(
     if config.dataset_root is None:
         pairs = zip(episodes.traces, episodes.instructions, strict=True)
         return [claimed_events(trace, told) for trace, told in pairs], EVENT_TYPES
-    source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
+    source = open_dataset(
+        config.dataset_name, dataset_root=config.dataset_root, convert_older=config.convert
+    )
     recorded = recorded_events(source, config, opened.cache.episode_key)
     strangers = [i for i in episodes.ids.tolist() if i not in recorded.by_episode]
     if strangers:

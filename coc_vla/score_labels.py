@@ -30,6 +30,9 @@ class ScoreConfig(MotionFlags):
     """LeRobot repository id of the labelled recording."""
     dataset_root: Path | None = None
     """Folder of the recording; without it HF_LEROBOT_HOME is searched, then the hub."""
+    convert: bool = False
+    """Read a dataset of format v2.1 from `<folder>_v3` beside it, which LeRobot's converter writes
+    where it is not there yet; the dataset itself stays as it is."""
     episode_id_key: str = "episode_index"
     """Column that numbers the episodes, as for coc_generation."""
     out_dir: Path | None = None
@@ -79,7 +82,9 @@ def run(config: ScoreConfig) -> ScoreResult:
             belong together.
     """
     require_episode_key(config.labels_jsonl, config.episode_id_key)
-    source = open_dataset(config.dataset_name, dataset_root=config.dataset_root)
+    source = open_dataset(
+        config.dataset_name, dataset_root=config.dataset_root, convert_older=config.convert
+    )
     records = read_records(config.labels_jsonl)
     labels = [record for record in records if record.is_label]
     recorded = recorded_events(source, config, config.episode_id_key)

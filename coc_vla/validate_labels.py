@@ -37,6 +37,9 @@ class ValidateLabelsConfig:
     """Folder of a local dataset; without it HF_LEROBOT_HOME is searched, then the hub."""
     revision: str | None = None
     """Hub revision of the dataset."""
+    convert: bool = False
+    """Read a dataset of format v2.1 from `<folder>_v3` beside it, which LeRobot's converter writes
+    where it is not there yet; the dataset itself stays as it is."""
     image_key: str | None = None
     """Camera of the contact sheet; may be left out where there is only one."""
     episode_id_key: str = "episode_index"
@@ -67,7 +70,10 @@ def run(config: ValidateLabelsConfig) -> dict[str, Any]:
     source = episodes = None
     if config.dataset_name is not None:
         source = open_dataset(
-            config.dataset_name, dataset_root=config.dataset_root, revision=config.revision
+            config.dataset_name,
+            dataset_root=config.dataset_root,
+            revision=config.revision,
+            convert_older=config.convert,
         )
         require_episode_key(config.labels_jsonl, config.episode_id_key)
         episodes = read_episodes(source, config.episode_id_key)

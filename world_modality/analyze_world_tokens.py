@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from world_modality.cache.contract import Cache
+from world_modality.cache.contract import Cache, cache_folder
+from world_modality.cache.hub_cache import open_cache
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError, require_at_least
@@ -31,6 +32,9 @@ class AnalyzeConfig:
     """LeRobot dataset whose cache is read, e.g. HuggingFaceVLA/libero."""
     cache_dir: Path = Path("cache")
     """Folder of all caches."""
+    cache_repo: str | None = None
+    """The hub's repository that holds the cache instead, user/name or user/name@revision; it is
+    fetched, and checked against its manifest."""
     split: str = "train"
     """Split of the LeRobot dataset, the prefix of the cache's files (LeRobot datasets have one)."""
     max_k: int = 8
@@ -66,10 +70,10 @@ def run(config: AnalyzeConfig) -> AnalyzeResult:
     """
     require_at_least("max_k", config.max_k, 1)
     require_at_least("max_probe_frames", config.max_probe_frames, 1)
-    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    cache = open_cache(config)
     slots = _analyzed_slots(cache, config)  # before the folder is made: a mistyped name makes none
     is_part = len(slots) < cache.num_slots
-    out_dir = config.out_dir or cache.folder / (
+    out_dir = config.out_dir or cache_folder(config.cache_dir, config.dataset_name) / (
         f"analysis_slot{slots[0]}" if is_part else "analysis"
     )
     with OutputLock(out_dir, "--out_dir"):

@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from world_modality.cache.contract import Cache, require_arrays
+from world_modality.cache.hub_cache import open_cache
 from world_modality.evaluation.slot_places import (
     SlotPlace,
     cell_images,
@@ -53,8 +54,14 @@ class InspectConfig:
     """Folder of a local dataset; without it HF_LEROBOT_HOME is searched, then the hub."""
     revision: str | None = None
     """Hub revision of the dataset."""
+    convert: bool = False
+    """Read a dataset of format v2.1 from `<folder>_v3` beside it, which LeRobot's converter writes
+    where it is not there yet; the dataset itself stays as it is."""
     cache_dir: Path = Path("cache")
     """Folder of all caches."""
+    cache_repo: str | None = None
+    """The hub's repository that holds the cache instead, user/name or user/name@revision; it is
+    fetched, and checked against its manifest."""
     split: str = "train"
     """Prefix of the cache's files."""
     image_key: str | None = None
@@ -167,7 +174,7 @@ class ShownSlots:
 def run(config: InspectConfig) -> list[TokenSample]:
     """Draw the grids, the contact sheet and the list of frames."""
     require_at_least("samples_per_token", config.samples_per_token, 1)
-    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    cache = open_cache(config)
     arrays = require_arrays(cache, ("world_tokens", "episode_index", "task_index"))
     shown = ShownSlots.of(cache, config)
     world_tokens = shown.tokens(np.asarray(arrays["world_tokens"]))
@@ -245,8 +252,14 @@ def sample_frames(
 
 
 def _source_of(cache: Cache, config: InspectConfig) -> LeRobotSource:
-    """Open the dataset that the cache was made from; note where another camera is shown."""
-    source = open_cached_dataset(cache, config.dataset_root, config.revision, config.image_key)
+    """Open the dataset that the cache was made from; note where another camera is shown.
+
+    Raises:
+        InvalidInputError: the dataset found is another one.
+    """
+    source = open_cached_dataset(
+        cache, config.dataset_root, config.revision, config.image_key, config.convert
+    )
     if config.image_key is not None and config.image_key not in cache.image_keys:
         print(
             f"note: the tokens were made from {cache.manifest['dataset']['image_key']}, shown is "

@@ -44,6 +44,9 @@ class InstructionConfig:
     read where a column is asked for that the cache does not hold."""
     revision: str | None = None
     """Hub revision (tag, branch or commit) to pin the dataset to."""
+    convert: bool = False
+    """Read a dataset of format v2.1 from `<folder>_v3` beside it, which LeRobot's converter writes
+    where it is not there yet; the dataset itself stays as it is."""
     split: str = "train"
     """Split of the dataset; LeRobot datasets have one, train."""
     cache_dir: Path = Path("cache")
@@ -132,7 +135,10 @@ def read_texts(config: InstructionConfig, cache: Cache) -> InstructionTexts:
     source = None
     if not (own_episodes and own_tasks) or config.instruction_key is not None:
         source = open_dataset(
-            config.dataset_name, dataset_root=config.dataset_root, revision=config.revision
+            config.dataset_name,
+            dataset_root=config.dataset_root,
+            revision=config.revision,
+            convert_older=config.convert,
         )
         require_same_frames(cache, source)
         if not own_episodes:

@@ -1,5 +1,6 @@
 """Turn a LeRobot dataset into the cache: embeddings, the codebook, one world token per frame."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from world_modality.precompute.embedding_pass import EmbeddingJob, PassSpeed
 from world_modality.precompute.inputs import DatasetFlags, PrecomputeInputs
 from world_modality.precompute.shards import FrameShard
 from world_modality.precompute.steps import columns_step, embeddings_step, shard_step
+from world_modality.precompute.validation_episodes import held_out_by_task, validation_advice
+from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.codebook import CodebookFlags
@@ -132,12 +135,25 @@ def _write_cache(config: PrecomputeConfig, cache: Cache, job: EmbeddingJob) -> P
         if codebook_step(cache, job.inputs, config, config.device):
             reused.append("codebook")
     result = PrecomputeResult(cache, tuple(reused), speed)
-    print_summary(result)
+    episodes, split = job.inputs.episodes, job.inputs.split
+    held_out = held_out_by_task(episodes, split)
+    advice = validation_advice(episodes, split, job.inputs.source.tasks)
+    notes = print_summary(result, advice)
+    write_json(
+        cache.folder / f"{cache.split}_{STAGE}_summary.json",
+        {
+            "reused": reused,
+            "frames_per_s": None if speed is None else speed.frames_per_s,
+            "validation_episodes": sum(held_out.values()),
+            "validation_episodes_by_task": {str(task): n for task, n in held_out.items()},
+            "notes": notes,
+        },
+    )
     return result
 
 
-def print_summary(result: PrecomputeResult) -> None:
-    """Print what the cache holds, and what its figures advise."""
+def print_summary(result: PrecomputeResult, advice: Sequence[str] = ()) -> list[str]:
+    """Print what the cache holds; return the notes of what its figures advise, `advice` besides."""
     manifest = result.cache.manifest
     encoder, codebook = manifest["encoder"], manifest["codebook"]
     print(f"\ncache {result.cache.folder}")
@@ -165,9 +181,10 @@ def print_summary(result: PrecomputeResult) -> None:
     )
     print(f"  float16 rounding  {codebook['rounding_to_spread']:.2%} of the embeddings' spread")
     print(f"  arrays            {result.cache.bytes_per_frame:,} bytes a frame")
-    for note in (encoder["note"], *codebook_advice(codebook)):
-        if note:
-            print(f"  note: {note}")
+    notes = [note for note in (encoder["note"], *codebook_advice(codebook), *advice) if note]
+    for note in notes:
+        print(f"  note: {note}")
+    return notes
 
 
 def observation_line(section: dict[str, Any]) -> str:

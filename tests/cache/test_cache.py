@@ -9,6 +9,7 @@ import pytest
 from tests.fixtures.cache import (
     DATASET_NAME,
     SyntheticSpec,
+    flip_bit,
     replace_arrays,
     synthetic_arrays,
     write_synthetic_cache,
@@ -75,12 +76,6 @@ def rewrite(path: Path, array: np.ndarray) -> None:
     np.save(path, array)
 
 
-def flip(path: Path, place: int) -> None:
-    content = bytearray(path.read_bytes())
-    content[place] ^= 1
-    path.write_bytes(bytes(content))
-
-
 def foreign(path: Path) -> None:
     rng = np.random.default_rng(1)
     rewrite(path, rng.normal(size=np.load(path).shape).astype(np.float16))
@@ -99,7 +94,7 @@ DAMAGE = {
     "dtype": (lambda path: rewrite(path, np.load(path).astype(np.float32)), "holds float32"),
     "length": (lambda path: rewrite(path, np.load(path)[:-1]), "says float16"),
     "axes": (lambda path: rewrite(path, np.load(path)[:, 0]), "says float16"),
-    "flipped_byte": (lambda path: flip(path, -1), "SHA-256 differs"),
+    "flipped_byte": (lambda path: flip_bit(path, -1), "SHA-256 differs"),
     "foreign": (foreign, "SHA-256 differs"),
 }
 

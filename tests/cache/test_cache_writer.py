@@ -7,7 +7,7 @@ import os
 import numpy as np
 import pytest
 
-from tests.fixtures.cache import SyntheticSpec, synthetic_arrays
+from tests.fixtures.cache import SyntheticSpec, files_of, flip_bit, synthetic_arrays
 from world_modality.cache.contract import ARRAYS, Cache
 from world_modality.cache.writer import CacheWriter
 from world_modality.system import atomic
@@ -54,10 +54,6 @@ def write_all(cache_dir, source=SOURCE, identity="a"):
         start += BLOCK
     writer.publish({"encoder": {"name": identity}})
     return num_written
-
-
-def files_of(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
 @pytest.fixture(scope="module")
@@ -167,12 +163,6 @@ def test_a_damaged_progress_file_starts_again(monkeypatch, tmp_path, content):
     assert write_all(tmp_path) == NUM_FRAMES
 
 
-def flip(path, place):
-    content = bytearray(path.read_bytes())
-    content[place] ^= 4
-    path.write_bytes(content)
-
-
 def partial_of(cache_dir, name):
     return atomic.partial_path(Cache(cache_dir, "demo").array_path(name))
 
@@ -182,7 +172,7 @@ def test_a_byte_flipped_in_the_safe_rows_is_noticed_and_they_are_written_again(
     monkeypatch, tmp_path, uninterrupted, capsys, place
 ):
     assert kill_after(monkeypatch, 2 + 3, tmp_path)
-    flip(partial_of(tmp_path, "states"), place)
+    flip_bit(partial_of(tmp_path, "states"), place)
     write_all(tmp_path)
     assert "states.f32.npy.partial was changed since it was written" in capsys.readouterr().out
     assert files_of(tmp_path / "demo") == uninterrupted
@@ -194,7 +184,7 @@ def test_a_byte_flipped_while_the_rest_is_written_is_refused_and_mended_by_the_n
     writer.put("embeddings", SOURCE["embeddings"])
     writer.open("states", SOURCE["states"].shape)
     writer.write(0, {"states": SOURCE["states"][:BLOCK]})
-    flip(partial_of(tmp_path, "states"), 200)
+    flip_bit(partial_of(tmp_path, "states"), 200)
     writer.write(BLOCK, {"states": SOURCE["states"][BLOCK:]})
     with pytest.raises(InvalidInputError, match="is not what was written into it"):
         writer.publish({})
@@ -206,7 +196,7 @@ def test_a_byte_flipped_while_the_rest_is_written_is_refused_and_mended_by_the_n
 def test_a_byte_flipped_between_the_record_and_the_rename_is_noticed(monkeypatch, tmp_path):
     blocks = -(-NUM_FRAMES // BLOCK)
     assert kill_after(monkeypatch, 2 + blocks + 1, tmp_path)  # the records are written
-    flip(partial_of(tmp_path, "embeddings"), -1)
+    flip_bit(partial_of(tmp_path, "embeddings"), -1)
     write_all(tmp_path)
     assert_holds(tmp_path, SOURCE)
 

@@ -24,6 +24,7 @@ from tests.fixtures.policy import tiny_train_config
 from tests.rollouts.test_views_in_closed_loop import CameraSuite
 from world_modality.acting.episode_memory import is_observed
 from world_modality.arms import MODEL_TYPES
+from world_modality.system.errors import InvalidInputError
 from world_modality.training.single import run as train
 
 NUM_STEPS = 9

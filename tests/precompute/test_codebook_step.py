@@ -1,18 +1,23 @@
 """What the codebook's step reads of the embeddings, and what it refuses to."""
 
 import dataclasses
+import io
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from tests.fixtures.lerobot import change_rows
 from world_modality.cache.contract import sha256_of_file
 from world_modality.cache.frame_shapes import ObservationShape
 from world_modality.precompute.codebook_step import StoredRows, StoredVectors, rounding_to_spread
-from world_modality.precompute_world_tokens import codebook_advice, run
+from world_modality.precompute_world_tokens import PrecomputeConfig, codebook_advice, run
 from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.world_slots import slot_vectors
 
 EMBEDDINGS = "train_embeddings.fp16.npy"
+CAMERA = "observation.image"
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +109,25 @@ def test_few_vectors_a_code_are_advised_against_and_slots_give_more_of_them():
     assert "the codebook has 12 training frames a code" in sentence
     assert "25 vectors" in codebook_advice({**codebook, "num_slots": 4, "levels": 2})[0]
     assert codebook_advice({**codebook, "num_slots": 4}) == []
+
+
+def test_frames_that_are_all_alike_are_refused_with_the_camera(tiny_dataset, tmp_path):
+    root = shutil.copytree(tiny_dataset, tmp_path / "black")
+    black = io.BytesIO()
+    Image.new("RGB", (40, 48)).save(black, "PNG")
+    change_rows(
+        root,
+        lambda rows: [{**row, CAMERA: {**row[CAMERA], "bytes": black.getvalue()}} for row in rows],
+    )
+    config = PrecomputeConfig(
+        dataset_name="local/tiny",
+        dataset_root=root,
+        cache_dir=tmp_path / "cache",
+        vision_model_name="random-vit",
+        random_vit_size="tiny",
+        random_vit_image_size=28,
+        vq_num_tokens=4,
+        device="cpu",
+    )
+    with pytest.raises(InvalidInputError, match=rf"same vector .*images of {CAMERA} black"):
+        run(config)

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -19,7 +20,6 @@ from tests.fixtures.instruction import (
     OTHER_TEXTS,
     add_column,
     build_home,
-    changed,
     columns_of,
     copy_cache,
     copy_dataset,
@@ -67,7 +67,7 @@ def other_texts(dataset):
 
 def refused(config, message, error=InvalidInputError, **changes):
     with pytest.raises(error, match=message):
-        run(changed(config, **changes))
+        run(replace(config, **changes))
     assert not list(config.cache_dir.glob("**/*instruction_embeddings*"))
 
 
@@ -176,7 +176,7 @@ def test_without_a_source_the_task_table_serves_and_no_dataset_is_opened(config,
 def test_no_image_is_decoded(config, dataset):
     junk = {"observation.image": {"bytes": b"no image", "path": "x"}}
     change_rows(dataset, lambda rows: [{**row, **junk} for row in rows])
-    run(changed(config, instruction_key="instruction"))
+    run(replace(config, instruction_key="instruction"))
     check_rows(config, other_texts(dataset))
 
 
@@ -184,7 +184,7 @@ def test_the_manifest_says_what_the_embeddings_are_made_of(config, tmp_path):
     before = Cache(config.cache_dir, NAME)
     plain = before.fingerprint()
     texts = {**OTHER_TEXTS, 2: OTHER_TEXTS[0], 9: "never used"}
-    cache = run(changed(config, tasks_jsonl=written(tmp_path, texts), max_length=5)).cache
+    cache = run(replace(config, tasks_jsonl=written(tmp_path, texts), max_length=5)).cache
     text = cache.manifest["text"]
     assert text["texts"] == {"0": "shove the cube", "1": "raise the cube", "2": "shove the cube"}
     assert (text["num_distinct"], text["num_truncated"], text["max_length"]) == (2, 0, 5)
@@ -220,7 +220,7 @@ def test_each_text_is_encoded_once_and_a_second_run_encodes_none(config, monkeyp
     before = array_bytes(config)
     assert run(config).reused
     assert len(encoded) == 3
-    assert not run(changed(config, max_length=4)).reused
+    assert not run(replace(config, max_length=4)).reused
     assert array_bytes(config) != before
     assert not run(config).reused
     assert array_bytes(config) == before
@@ -231,7 +231,7 @@ def test_the_same_texts_at_other_frames_are_embedded_again(config, dataset):
     for text_of_frame_30 in ("push", "lift"):
         texts[30] = text_of_frame_30
         add_column(dataset, "instruction", texts)
-        assert not run(changed(config, instruction_key="instruction")).reused
+        assert not run(replace(config, instruction_key="instruction")).reused
         check_rows(config, texts)
 
 
@@ -246,7 +246,7 @@ def test_a_damaged_array_is_written_again(config, capsys):
 
 
 def test_interrupted_it_goes_on_and_blocks_do_not_show(config, monkeypatch):
-    texts = changed(config, instruction_key="instruction")
+    texts = replace(config, instruction_key="instruction")
     run(texts)
     before = array_bytes(config)
     run(config)  # something else in between
@@ -282,14 +282,14 @@ def test_the_text_may_change_within_an_episode(config, dataset, monkeypatch, cap
     last = int(np.flatnonzero(episodes == 4)[-1])
     texts[last] = TASKS[2]
     add_column(dataset, "instruction", texts)
-    run(changed(config, instruction_key="instruction"))
+    run(replace(config, instruction_key="instruction"))
     check_rows(config, texts)
     assert "several texts     in 2 episodes" in capsys.readouterr().out
 
 
 def test_tasks_can_be_numbered_by_another_column(config, dataset, tmp_path):
     texts = {5 + index: text for index, text in OTHER_TEXTS.items()}
-    run(changed(config, tasks_jsonl=written(tmp_path, texts), task_index_key="skill"))
+    run(replace(config, tasks_jsonl=written(tmp_path, texts), task_index_key="skill"))
     check_rows(config, other_texts(dataset))
 
 
@@ -304,7 +304,7 @@ def test_texts_that_are_cut_or_alike_are_reported(config, tmp_path, capsys):
         (alike, 64, "can hardly tell the tasks apart"),
     ):
         path = written(tmp_path, dict(enumerate(texts)))
-        run(changed(config, tasks_jsonl=path, max_length=max_length))
+        run(replace(config, tasks_jsonl=path, max_length=max_length))
         out = capsys.readouterr().out
         assert all(words in out for words in told)
 
@@ -348,7 +348,7 @@ def test_an_episode_key_with_other_borders_is_refused(config, dataset, monkeypat
     split = [f"{e} {frame >= 40}" for frame, e in enumerate(episodes.tolist())]
     add_column(dataset, "split", split)
     refused(config, "--episode_id_key split: at frame 40 that", episode_id_key="split")
-    run(changed(config, episode_id_key="episode_id"))
+    run(replace(config, episode_id_key="episode_id"))
 
 
 @pytest.mark.parametrize(
@@ -378,7 +378,7 @@ def test_too_many_texts_are_no_instructions(config, dataset, monkeypatch):
     monkeypatch.setattr(instruction_texts, "MAX_DISTINCT_TEXTS", NUM_FRAMES - 1)
     refused(config, "more than 77 different texts", instruction_key="instruction")
     monkeypatch.setattr(instruction_texts, "MAX_DISTINCT_TEXTS", NUM_FRAMES)
-    run(changed(config, instruction_key="instruction"))
+    run(replace(config, instruction_key="instruction"))
 
 
 def test_a_cache_of_another_dataset_is_refused(config, tmp_path):

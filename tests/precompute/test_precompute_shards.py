@@ -1,10 +1,10 @@
 """Embeddings made in shards, by several processes: the same cache as of one, whatever happens."""
 
-import dataclasses
 import os
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -43,13 +43,9 @@ def whole(precompute_config, tmp_path_factory):
     return {name: run(precompute_config(folder / name, **flags[name])).cache for name in ENCODERS}
 
 
-def changed(config, **changes):
-    return dataclasses.replace(config, **changes)
-
-
 def run_shards(config, indices, num_shards):
     for index in indices:
-        run(changed(config, shard=f"{index}/{num_shards}"))
+        run(replace(config, shard=f"{index}/{num_shards}"))
 
 
 def content_of(cache):
@@ -86,12 +82,12 @@ def test_shards_cover_all_frames_once_and_begin_where_a_batch_does():
 @pytest.mark.parametrize("text", ["3", "4/4", "-1/4", "0/0", "a/b", "1/4/2", ""])
 def test_a_shard_that_is_none_is_refused(config, text):
     with pytest.raises(InvalidInputError, match=r"--shard .* is not i/N"):
-        run(changed(config, shard=text))
+        run(replace(config, shard=text))
 
 
 def test_more_shards_than_batches_are_refused(config):
     with pytest.raises(InvalidInputError, match="17 batches of 8, too few for 18 shards"):
-        run(changed(config, shard="0/18"))
+        run(replace(config, shard="0/18"))
     assert not list(config.cache_dir.rglob("*.json"))
 
 
@@ -110,7 +106,7 @@ def test_merged_shards_are_the_cache_of_a_single_run(
     assert_merged(config, whole[encoder])
     # Nothing is left to do, for a shard neither.
     assert run(config).reused == ("columns", "embeddings", "codebook")
-    assert run(changed(config, shard="1/3")).reused == ("embeddings",)
+    assert run(replace(config, shard="1/3")).reused == ("embeddings",)
     assert_merged(config, whole[encoder])
 
 
@@ -147,16 +143,16 @@ def test_other_flags_are_refused_and_the_difference_is_named(config):
     ):
         for shard in ("1/3", None):
             with pytest.raises(InvalidInputError, match=difference) as refused:
-                run(changed(config, shard=shard, **changes))
+                run(replace(config, shard=shard, **changes))
             assert "train_shards" in str(refused.value)
     with pytest.raises(InvalidInputError, match="num_shards is 3 there, 4 here"):
-        run(changed(config, shard="1/4"))
+        run(replace(config, shard="1/4"))
     with pytest.raises(InvalidInputError, match='kind is "random-vit" there, "pixel-pca" here'):
-        run(changed(config, vision_model_name="pixel-pca"))
+        run(replace(config, vision_model_name="pixel-pca"))
 
 
 def test_a_shard_from_elsewhere_that_was_made_otherwise_is_refused(config, tmp_path):
-    other = changed(config, cache_dir=tmp_path / "other", seed=1)
+    other = replace(config, cache_dir=tmp_path / "other", seed=1)
     run_shards(config, (0,), 2)
     run_shards(other, (1,), 2)
     shards = [c.cache_dir / NAME / "train_shards" for c in (other, config)]
@@ -173,7 +169,7 @@ def test_shards_of_a_gpu_merge_anywhere_but_the_rest_needs_one(config, monkeypat
         patched.setattr(EmbeddingJob, "compute", elsewhere)
         for shard in ("1/2", None):
             with pytest.raises(InvalidInputError, match='device is "cpu" there, "cuda" here'):
-                run(changed(config, shard=shard))
+                run(replace(config, shard=shard))
         assert "shard 1/2 is missing; run python" in capsys.readouterr().out
     run_shards(config, (1,), 2)
     monkeypatch.setattr(EmbeddingJob, "compute", elsewhere)
@@ -188,7 +184,7 @@ def test_a_damaged_shard_is_refused_and_its_command_mends_it(config, whole):
     path.write_bytes(content)
     with pytest.raises(InvalidInputError, match=r"SHA-256.*--shard 1/2"):
         run(config)
-    assert run(changed(config, shard="1/2")).speed.num_frames == NUM_FRAMES - 64
+    assert run(replace(config, shard="1/2")).speed.num_frames == NUM_FRAMES - 64
     run(config)
     assert_merged(config, whole["random-vit"])
 
@@ -199,7 +195,7 @@ def test_a_shard_that_is_being_written_has_one_writer(config):
     with shards.lock(1):
         for shard in ("1/2", None):
             with pytest.raises(InvalidInputError, match=r"1-of-2 is being written by"):
-                run(changed(config, shard=shard))
+                run(replace(config, shard=shard))
         run_shards(config, (0,), 2)
     run(config)
 
@@ -255,16 +251,16 @@ precompute_world_tokens.main()
 
 
 def test_a_shard_that_was_killed_goes_on_where_it_stopped(config, tmp_path):
-    shard = changed(config, batch_size=1, shard="1/2")
+    shard = replace(config, batch_size=1, shard="1/2")
     progress = config.cache_dir / NAME / "train_shards/1-of-2/train_embeddings_progress.json"
     command = [sys.executable, "-c", FLUSHING, *flags_of(shard)]
     rows = kill_after_first_rows(command, progress)
     num_frames = len(FrameShard(1, 2).frames(NUM_FRAMES, 1))
     assert 0 < rows < num_frames
     assert 0 < run(shard).speed.num_frames <= num_frames - rows
-    run(changed(shard, shard="0/2"))
-    run(changed(shard, shard=None))
-    single = changed(shard, shard=None, cache_dir=tmp_path / "single")
+    run(replace(shard, shard="0/2"))
+    run(replace(shard, shard=None))
+    single = replace(shard, shard=None, cache_dir=tmp_path / "single")
     assert_merged(shard, run(single).cache)
 
 
@@ -280,7 +276,7 @@ def test_each_process_of_a_launch_takes_a_shard_and_the_first_merges(config, mon
         group = ProcessGroup(torch.device("cpu"), index, 2)
         monkeypatch.setattr(ProcessGroup, "independent", lambda _, g=group: nullcontext(g))
         with pytest.raises(InvalidInputError, match="leave --shard out"):
-            run(changed(config, shard="0/2"))
+            run(replace(config, shard="0/2"))
         run(config)
         assert manifest.exists() == (index == 0)
     assert waited == [(1, False), (0, False)], "all have their shards before the first merges"

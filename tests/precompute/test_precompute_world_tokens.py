@@ -1,6 +1,5 @@
 """The stage that writes the cache: its arrays, reuse, resumption, leakage, and what it refuses."""
 
-import dataclasses
 import functools
 import io
 import json
@@ -8,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,7 @@ import pytest
 from PIL import Image
 from tqdm import tqdm
 
+from tests.fixtures.cache import files_of
 from tests.fixtures.lerobot import make_dataset
 from tests.fixtures.process import flags_of, kill_after_first_rows
 from world_modality.cache.contract import ARRAYS, Cache, require_arrays
@@ -41,17 +42,13 @@ def config(precompute_config, tmp_path):
     return precompute_config(tmp_path / "cache")
 
 
-def files_of(cache):
-    return {p.name: p.read_bytes() for p in sorted(cache.folder.glob("*.npy"))}
-
-
-def changed(config, **changes):
-    return dataclasses.replace(config, **changes)
+def arrays_of(cache):
+    return files_of(cache.folder, "*.npy")
 
 
 def refused(config, message, error=InvalidInputError, **changes):
     with pytest.raises(error, match=message):
-        run(changed(config, **changes))
+        run(replace(config, **changes))
     assert not list(config.cache_dir.glob("**/*embeddings*.npy"))
 
 
@@ -98,7 +95,7 @@ def test_tokens_follow_from_the_stored_arrays(config, l2_normalize, backend):
     # Chosen so that tokens assigned in the wrong space differ.
     settings = {"l2_normalize": l2_normalize, "vq_backend": backend}
     settings |= {"pixel_pca_components": 3, "vq_num_tokens": 10}
-    cache = run(changed(config, **settings)).cache
+    cache = run(replace(config, **settings)).cache
     stored, centroids = cache.load("embeddings"), cache.load("codebook_centroids")
     assert cache.manifest["codebook"]["l2_normalize"] is l2_normalize
     tokens = np.asarray(cache.load("world_tokens"))
@@ -134,7 +131,7 @@ def test_nothing_is_fitted_on_validation_episodes(config, tmp_path):
     frames = np.flatnonzero(episode_index == held_out)
     other = shutil.copytree(config.dataset_root, tmp_path / "other")
     repaint(other, frames, (255, 0, 255))
-    spoiled = run(changed(config, dataset_root=other, cache_dir=tmp_path / "other_cache")).cache
+    spoiled = run(replace(config, dataset_root=other, cache_dir=tmp_path / "other_cache")).cache
     assert spoiled.manifest["split"] == cache.manifest["split"]
     for name in ("pixel_pca_components", "pixel_pca_mean", "codebook_centroids"):
         np.testing.assert_array_equal(spoiled.load(name), cache.load(name))
@@ -142,68 +139,68 @@ def test_nothing_is_fitted_on_validation_episodes(config, tmp_path):
     np.testing.assert_array_equal(np.flatnonzero(differs), frames)
     # A training frame does count.
     repaint(other, np.flatnonzero(episode_index != held_out)[:20], (255, 0, 255))
-    again = run(changed(config, dataset_root=other, cache_dir=tmp_path / "third_cache")).cache
+    again = run(replace(config, dataset_root=other, cache_dir=tmp_path / "third_cache")).cache
     assert (again.load("codebook_centroids") != cache.load("codebook_centroids")).any()
     assert (again.load("pixel_pca_mean") != cache.load("pixel_pca_mean")).any()
 
 
 def test_the_same_command_gives_the_same_bytes(config, tmp_path):
     first = run(config).cache
-    second = run(changed(config, cache_dir=tmp_path / "again")).cache
-    assert files_of(first) == files_of(second)
+    second = run(replace(config, cache_dir=tmp_path / "again")).cache
+    assert arrays_of(first) == arrays_of(second)
     assert first.fingerprint() == second.fingerprint()
-    other = run(changed(config, cache_dir=tmp_path / "seed", seed=1)).cache
-    assert files_of(other) != files_of(first)
+    other = run(replace(config, cache_dir=tmp_path / "seed", seed=1)).cache
+    assert arrays_of(other) != arrays_of(first)
 
 
 def test_a_second_run_reuses_everything(config, monkeypatch):
     first = run(config)
     assert (first.reused, first.speed.num_frames) == ((), 135)
-    fingerprint, before = first.cache.fingerprint(), files_of(first.cache)
+    fingerprint, before = first.cache.fingerprint(), arrays_of(first.cache)
     monkeypatch.setattr(embedding_pass, "view_blocks", None)  # no frame may be decoded
     second = run(config)
     assert second.reused == ("columns", "embeddings", "codebook")
-    assert files_of(second.cache) == before
+    assert arrays_of(second.cache) == before
     assert Cache(config.cache_dir, NAME).fingerprint() == fingerprint
 
 
 def test_another_codebook_keeps_the_embeddings(config, monkeypatch):
-    before = files_of(run(config).cache)
+    before = arrays_of(run(config).cache)
     monkeypatch.setattr(embedding_pass, "view_blocks", None)
-    result = run(changed(config, vq_num_tokens=5, l2_normalize=True))
+    result = run(replace(config, vq_num_tokens=5, l2_normalize=True))
     assert result.reused == ("columns", "embeddings")
     assert result.cache.load("codebook_centroids").shape == (5, 6)
-    assert files_of(result.cache)[EMBEDDINGS] == before[EMBEDDINGS]
+    assert arrays_of(result.cache)[EMBEDDINGS] == before[EMBEDDINGS]
 
     # And back again gives the first one.
     run(config)
-    assert files_of(result.cache) == before
+    assert arrays_of(result.cache) == before
 
 
 @pytest.mark.parametrize("name", ["states", "embeddings", "world_tokens", "pixel_pca_mean"])
 def test_a_damaged_array_is_written_again(config, name):
     cache = run(config).cache
-    before = files_of(cache)
+    before = arrays_of(cache)
     path = cache.array_path(name)
     content = bytearray(path.read_bytes())
     content[-3] ^= 0xFF
     path.write_bytes(content)
-    assert files_of(cache) != before
+    assert arrays_of(cache) != before
     run(config)
-    assert files_of(cache) == before
+    assert arrays_of(cache) == before
     names = [*ONE_VIEW_ARRAYS, *PixelPCA.array_names]
     require_arrays(Cache(config.cache_dir, NAME), names)
 
 
 def test_another_encoder_leaves_nothing_of_the_first(config):
     cache = run(config).cache
-    result = run(changed(config, vision_model_name="random-vit"))
+    result = run(replace(config, vision_model_name="random-vit"))
     assert result.reused == ("columns",)
     assert not list(cache.folder.glob("*pixel_pca*"))
     assert "pixel_pca_mean" not in result.cache.manifest["arrays"]
     assert result.cache.load("embeddings").shape == (135, 192)
     require_arrays(result.cache, ("embeddings", "world_tokens"))
-    again = run(changed(config, vision_model_name="random-vit", batch_size=7))
+    again = run(replace(config, vision_model_name="random-vit", batch_size=7))
     assert again.reused == ("columns", "embeddings", "codebook")
 
 
@@ -217,7 +214,7 @@ def test_another_dataset_under_the_name_leaves_nothing_of_the_first(config, tmp_
     )
     stale.flush()
     other = make_dataset(tmp_path / "other", num_episodes=5, seed=3)
-    result = run(changed(config, dataset_root=other))
+    result = run(replace(config, dataset_root=other))
     assert result.reused == ()
     names = {p.name for p in result.cache.folder.glob("*.npy")}
     assert "train_instruction_embeddings.fp16.npy" not in names
@@ -232,7 +229,7 @@ def stage(config):
 
 def test_killed_and_started_again_it_writes_the_same_arrays(config, tmp_path):
     long = make_dataset(tmp_path / "long", num_episodes=8, num_frames=40)
-    vit = changed(
+    vit = replace(
         config,
         dataset_root=long,
         vision_model_name="random-vit",
@@ -248,17 +245,17 @@ def test_killed_and_started_again_it_writes_the_same_arrays(config, tmp_path):
     assert 0 < resumed.speed.num_frames <= 327 - rows
     assert not list(folder.glob("*.partial"))
     assert not list(folder.glob("*progress*"))
-    whole = run(changed(vit, cache_dir=tmp_path / "whole")).cache
-    assert files_of(resumed.cache) == files_of(whole)
+    whole = run(replace(vit, cache_dir=tmp_path / "whole")).cache
+    assert arrays_of(resumed.cache) == arrays_of(whole)
     assert resumed.cache.fingerprint() == whole.fingerprint()
 
 
 def test_rows_are_counted_with_the_progress_bar_switched_off(config, tmp_path, monkeypatch):
-    with_bar = run(changed(config, cache_dir=tmp_path / "with_bar", batch_size=4)).cache
+    with_bar = run(replace(config, cache_dir=tmp_path / "with_bar", batch_size=4)).cache
     monkeypatch.setattr(embedding_pass, "tqdm", functools.partial(tqdm, disable=True))
     monkeypatch.setattr(embedding_pass, "FLUSH_INTERVAL_S", 0)
-    without = run(changed(config, batch_size=4)).cache
-    assert files_of(without) == files_of(with_bar)
+    without = run(replace(config, batch_size=4)).cache
+    assert arrays_of(without) == arrays_of(with_bar)
 
 
 def test_the_command_line_works_and_says_what_the_encoder_is(config):
@@ -336,7 +333,7 @@ def test_decoding_runs_ahead_but_not_far_and_its_errors_arrive():
 
 def test_joined_state_columns_stand_one_behind_the_other(config):
     own, simulator = "observation.state", "observation.environment_state"
-    run(changed(config, proprio_key=f"{own}+{simulator}"))
+    run(replace(config, proprio_key=f"{own}+{simulator}"))
     cache = Cache(config.cache_dir, NAME, "train")
     columns = pq.read_table(sorted(config.dataset_root.glob("data/*/*.parquet"))).to_pydict()
     expected = np.hstack([np.array(columns[own]), np.array(columns[simulator])])

@@ -1,9 +1,9 @@
 """Views, grids and components in the cache: what is written, resumed, merged, reused, refused."""
 
-import dataclasses
 import json
 import shutil
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,10 +75,6 @@ def whole(config_of, tmp_path_factory):
         "one": {"image_key": (TOP,), "embedding_grid": 1},
     }
     return {name: run(config_of(folder / name, **own)).cache for name, own in flags.items()}
-
-
-def changed(config, **changes):
-    return dataclasses.replace(config, **changes)
 
 
 def content_of(cache):
@@ -160,7 +156,7 @@ def test_the_manifest_says_what_the_cells_are(whole):
 
 
 def test_the_summary_says_what_is_kept_of_a_frame(config, capsys):
-    cache = run(changed(config, embedding_components=7)).cache
+    cache = run(replace(config, embedding_components=7)).cache
     printed = capsys.readouterr().out
     assert f"{TOP}, {WRIST}: 3x3 cells of M=7 each, components with" in printed
     # D and 18 cells of 7 numbers of two bytes; state, action, token, episode and task of four.
@@ -185,7 +181,7 @@ def test_no_component_is_fitted_to_validation_episodes(whole, config, two_camera
 
         change_rows(root, swap)
         flags = {"dataset_root": root, "cache_dir": tmp_path / f"cache_{of_training}"}
-        return run(changed(config, embedding_components=7, **flags)).cache
+        return run(replace(config, embedding_components=7, **flags)).cache
 
     names = EmbeddingComponents.array_names
     of_validation, of_training = spoiled(of_training=False), spoiled(of_training=True)
@@ -197,7 +193,7 @@ def test_no_component_is_fitted_to_validation_episodes(whole, config, two_camera
 
 def test_pixel_pca_is_fitted_to_the_images_of_all_views(config):
     flags = {"vision_model_name": "pixel-pca", "embedding_grid": 1}
-    two = run(changed(config, **flags)).cache
+    two = run(replace(config, **flags)).cache
     assert two.manifest["encoder"]["fit"]["num_frames"] == 2 * num_training_frames(two)
     assert two.load("view_embeddings").shape == (NUM_FRAMES, 2, 6)
     cells = two.load("view_embeddings")
@@ -216,7 +212,7 @@ def test_another_observation_is_another_cache_and_the_message_says_which(config,
         ({"image_key": (TOP,)}, "dataset.image_keys is"),
     ):
         capsys.readouterr()
-        result = run(changed(config, **changes))
+        result = run(replace(config, **changes))
         assert result.speed.num_frames == NUM_FRAMES
         assert told in capsys.readouterr().out
         fingerprints.add(Cache(config.cache_dir, NAME).fingerprint())
@@ -227,14 +223,14 @@ def test_another_observation_is_another_cache_and_the_message_says_which(config,
 
 
 def test_one_view_again_leaves_nothing_of_several(config, whole):
-    run(changed(config, embedding_components=7))
-    one = run(changed(config, image_key=(TOP,), embedding_grid=1)).cache
+    run(replace(config, embedding_components=7))
+    one = run(replace(config, image_key=(TOP,), embedding_grid=1)).cache
     assert_same(one, whole["one"])
     assert one.fingerprint() == whole["one"].fingerprint()
 
 
 def test_the_same_command_again_decodes_no_frame(config, monkeypatch, whole):
-    flags = changed(config, embedding_grid=1, embedding_components=7)
+    flags = replace(config, embedding_grid=1, embedding_components=7)
     run(flags)
     monkeypatch.setattr(embedding_pass, "view_blocks", None)
     assert run(flags).reused == ("columns", "embeddings", "codebook")
@@ -242,14 +238,14 @@ def test_the_same_command_again_decodes_no_frame(config, monkeypatch, whole):
 
 @pytest.mark.parametrize("name", ["view_embeddings", "embeddings", "embedding_components_mean"])
 def test_a_damaged_array_is_written_again(config, whole, name):
-    cache = run(changed(config, embedding_components=7)).cache
+    cache = run(replace(config, embedding_components=7)).cache
     path = cache.array_path(name)
     content = bytearray(path.read_bytes())
     content[-3] ^= 0xFF
     path.write_bytes(content)
     with pytest.raises(InvalidInputError, match=r"SHA-256.*precompute_world_tokens"):
         Cache(config.cache_dir, NAME).load(name)
-    run(changed(config, embedding_components=7))
+    run(replace(config, embedding_components=7))
     assert_same(cache, whole["components"])
 
 
@@ -263,7 +259,7 @@ precompute_world_tokens.main()
 
 
 def test_killed_and_started_again_both_arrays_go_on_at_one_row(config, tmp_path):
-    flags = changed(config, batch_size=1, embedding_components=7)
+    flags = replace(config, batch_size=1, embedding_components=7)
     folder = flags.cache_dir / NAME
     progress = folder / "train_embeddings_progress.json"
     rows = kill_after_first_rows([sys.executable, "-c", FLUSHING, *flags_of(flags)], progress)
@@ -272,13 +268,13 @@ def test_killed_and_started_again_both_arrays_go_on_at_one_row(config, tmp_path)
     # Where one of the arrays is gone, both begin again.
     expected = {None: NUM_FRAMES - recorded["embeddings"]}
     expected |= dict.fromkeys(("view_embeddings", "embeddings"), NUM_FRAMES)
-    single = run(changed(flags, cache_dir=tmp_path / "single")).cache
+    single = run(replace(flags, cache_dir=tmp_path / "single")).cache
     for damaged, num_frames in expected.items():
         cache_dir = tmp_path / f"damaged_{damaged}"
         shutil.copytree(flags.cache_dir, cache_dir)
         if damaged is not None:
             (cache_dir / NAME / f"train_{damaged}.fp16.npy.partial").unlink()
-        resumed = run(changed(flags, cache_dir=cache_dir))
+        resumed = run(replace(flags, cache_dir=cache_dir))
         assert resumed.speed.num_frames == num_frames
         assert_same(resumed.cache, single)
 
@@ -287,17 +283,17 @@ def test_killed_and_started_again_both_arrays_go_on_at_one_row(config, tmp_path)
 def test_merged_shards_are_the_cache_of_a_single_run(config, whole, monkeypatch, kind):
     # A few rows at a time.
     monkeypatch.setattr("world_modality.precompute.shards.MERGE_BYTES", 4000)
-    flags = changed(config, embedding_components=7 if kind == "components" else None)
-    run(changed(flags, shard="1/3"))
+    flags = replace(config, embedding_components=7 if kind == "components" else None)
+    run(replace(flags, shard="1/3"))
     # What is fitted is fitted once, by the first that comes.
     monkeypatch.setattr(EmbeddingComponents, "fit", None)
-    run(changed(flags, shard="2/3"))
+    run(replace(flags, shard="2/3"))
     assert_same(run(flags).cache, whole[kind])
-    assert run(changed(flags, shard="0/3")).reused == ("embeddings",)
+    assert run(replace(flags, shard="0/3")).reused == ("embeddings",)
 
 
 def test_shards_of_another_observation_are_refused_and_the_difference_is_named(config):
-    run(changed(config, shard="0/2"))
+    run(replace(config, shard="0/2"))
     for changes, told in (
         ({"embedding_grid": 2}, "observation.grid_size is 3 there, 2 here"),
         ({"image_key": (WRIST, TOP)}, f'image_key is "{TOP}" there, "{WRIST}" here'),
@@ -305,17 +301,17 @@ def test_shards_of_another_observation_are_refused_and_the_difference_is_named(c
         ({"embedding_components": 7}, "num_components is absent there, 7 here"),
     ):
         with pytest.raises(InvalidInputError, match=told):
-            run(changed(config, shard="1/2", **changes))
+            run(replace(config, shard="1/2", **changes))
 
 
 def test_a_damaged_shard_of_cells_is_refused_and_its_command_mends_it(config, whole):
     for shard in ("0/2", "1/2"):
-        run(changed(config, shard=shard))
+        run(replace(config, shard=shard))
     path = config.cache_dir / NAME / "train_shards" / "0-of-2" / CELLS
     path.write_bytes(path.read_bytes()[:-2])
     with pytest.raises(InvalidInputError, match=r"view_embeddings.*--shard 0/2"):
         run(config)
-    run(changed(config, shard="0/2"))
+    run(replace(config, shard="0/2"))
     assert_same(run(config).cache, whole["cells"])
 
 
@@ -348,7 +344,7 @@ def test_what_no_encoder_can_give_is_refused_before_anything_is_written(
     config, changes, error, told
 ):
     with pytest.raises(error, match=told):
-        run(changed(config, **changes))
+        run(replace(config, **changes))
     assert not list(config.cache_dir.rglob("*.npy*"))
 
 
@@ -357,7 +353,7 @@ def test_more_components_than_vectors_are_refused(config):
     with pytest.raises(
         InvalidInputError, match="--embedding_components 7 must lie between 1 and 6"
     ):
-        run(changed(config, embedding_components=7, **flags))
+        run(replace(config, embedding_components=7, **flags))
 
 
 def test_the_command_line_takes_several_cameras(config, monkeypatch):

@@ -45,6 +45,7 @@ STAGES = [
     "world_modality.precompute_change_tokens",
     "world_modality.precompute_instruction_embeddings",
     "world_modality.precompute_world_tokens",
+    "world_modality.push_cache",
     "world_modality.report",
     "world_modality.statistics.from_tables",
     "world_modality.statistics.simulated_experiments",

@@ -6,8 +6,14 @@ import numpy as np
 import pytest
 
 from tests.fixtures.lerobot import make_dataset
+from world_modality.system.errors import InvalidInputError
 
 CAMERA = "observation.image"
+
+
+def refused(told, use, *arguments, error=InvalidInputError, **settings):
+    with pytest.raises(error, match=told):
+        use(*arguments, **settings)
 
 
 @pytest.fixture(scope="session")

@@ -7,12 +7,12 @@ import pyarrow.parquet as pq
 import pytest
 
 from tests.fixtures.lerobot import EPISODES, ROWS, change_info, change_rows, change_value
+from tests.source.conftest import CAMERA, refused
 from world_modality.precompute.dataset_columns import ColumnKeys, scan_columns
 from world_modality.source.frame_decoding import frame_blocks, frames_at
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.errors import InvalidInputError, MissingFileError
 
-CAMERA = "observation.image"
 VIDEO = f"videos/{CAMERA}"
 NUM_FRAMES = 78
 
@@ -25,11 +25,6 @@ def read(root, num_frames=NUM_FRAMES):
 def scan(root):
     source = open_dataset("local/tiny", dataset_root=root)
     return scan_columns(source, ColumnKeys.of(source))
-
-
-def refused(use, root, told, error=InvalidInputError):
-    with pytest.raises(error, match=told):
-        use(root)
 
 
 def drop_columns(root, pattern, *keys):
@@ -93,40 +88,40 @@ def test_an_episode_that_is_missing_double_unknown_or_of_another_length_is_named
     copies, kind, change, told
 ):
     change_rows(copies[kind], change, EPISODES)
-    refused(scan, copies[kind], told)
+    refused(told, scan, copies[kind])
     if kind == "video":
-        refused(read, copies[kind], told)
+        refused(told, read, copies[kind])
 
 
 def test_a_last_frame_that_the_next_episode_took_is_noticed(copy):
     change_value(copy, "episode_index", 11, lambda _: 1)
-    refused(scan, copy, "episode 0 has 12 frames, but the data have 11")
+    refused("episode 0 has 12 frames, but the data have 11", scan, copy)
 
 
 def test_another_number_of_episodes_and_no_table_of_them_are_refused(copy):
     change_info(copy, total_episodes=7)
-    refused(scan, copy, "says 7 episodes, but the data's rows have 6")
+    refused("says 7 episodes, but the data's rows have 6", scan, copy)
     shutil.rmtree(copy / "meta" / "episodes")
-    refused(scan, copy, r"no table of the episodes: expected .*meta", MissingFileError)
+    refused(r"no table of the episodes: expected .*meta", scan, copy, error=MissingFileError)
 
 
 def test_a_column_that_one_file_lacks_is_named(copy):
     drop_columns(copy, ROWS, "action", CAMERA)
-    refused(scan, copy, r"file-000.parquet has no column action.*; it has")
-    refused(read, copy, f"has no column {CAMERA}")
+    refused(r"file-000.parquet has no column action.*; it has", scan, copy)
+    refused(f"has no column {CAMERA}", read, copy)
 
 
 @pytest.mark.parametrize("name", ["from_timestamp", "chunk_index"])
 def test_a_column_that_the_table_of_episodes_lacks_is_named(copies, name):
     drop_columns(copies["video"], EPISODES, f"{VIDEO}/{name}")
-    refused(read, copies["video"], f"has no column {VIDEO}/{name}")
+    refused(f"has no column {VIDEO}/{name}", read, copies["video"])
 
 
 @pytest.mark.parametrize("steps", [1, -1, 3])
 def test_an_episode_that_is_put_elsewhere_in_its_video_is_refused(copies, steps):
     key = f"{VIDEO}/from_timestamp"
     change_value(copies["video"], key, 2, lambda old: old + steps / 10, EPISODES)
-    refused(read, copies["video"], r"episode 2 .*place in|episodes 1 and 2 .*same")
+    refused(r"episode 2 .*place in|episodes 1 and 2 .*same", read, copies["video"])
 
 
 def test_videos_whose_times_begin_again_for_each_episode_are_refused(copies):
@@ -137,13 +132,13 @@ def test_videos_whose_times_begin_again_for_each_episode_are_refused(copies):
         return rows
 
     change_rows(copies["video"], begin_again, EPISODES)
-    refused(read, copies["video"], r"episodes 0 and \d .* have the same frames of")
+    refused(r"episodes 0 and \d .* have the same frames of", read, copies["video"])
 
 
 @pytest.mark.parametrize(("row", "change"), [(14, 0.1), (14, -0.1), (12, -0.1), (24, 0.1)])
 def test_a_timestamp_of_another_frame_is_refused(copies, row, change):
     change_value(copies["video"], "timestamp", row, lambda old: old + change)
-    refused(read, copies["video"], r"timestamps of episode 1 .* do not ascend within")
+    refused(r"timestamps of episode 1 .* do not ascend within", read, copies["video"])
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])
@@ -156,4 +151,4 @@ def test_frames_that_are_not_there_are_an_error(roots, kind, indices):
 
 def test_images_of_other_rows_than_those_asked_for_are_refused(copy):
     change_rows(copy, lambda rows: rows[:5] + rows[6:])
-    refused(read, copy, "row 5 has index 6, expected 5")
+    refused("row 5 has index 6, expected 5", read, copy)

@@ -18,13 +18,13 @@ from tests.fixtures.lerobot import (
     change_rows,
     change_value,
 )
+from tests.source.conftest import CAMERA, refused
 from world_modality.precompute.dataset_columns import ColumnKeys, scan_columns
 from world_modality.source.frame_decoding import frame_blocks, frames_at
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.source.lerobot_format import lerobot_home, local_dataset_folder
-from world_modality.system.errors import InvalidInputError, MissingFileError, MissingKeyError
+from world_modality.system.errors import MissingFileError, MissingKeyError
 
-CAMERA = "observation.image"
 WRIST = "observation.wrist"
 
 
@@ -39,11 +39,6 @@ def scan(root, **keys):
 
 def read(root, num_frames=78):
     return frames_at(opened(root), CAMERA, np.arange(num_frames))
-
-
-def refused(told, use, *arguments, error=InvalidInputError, **settings):
-    with pytest.raises(error, match=told):
-        use(*arguments, **settings)
 
 
 @pytest.mark.parametrize("kind", ["image", "video"])

@@ -15,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 from world_modality.cache.change_codebook import change_record
 from world_modality.cache.contract import Cache, sha256_of_json
 from world_modality.cache.frame_tensors import FrameTensors
+from world_modality.cache.hub_cache import open_cache
 from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
 from world_modality.policy.network import WorldPolicy
 from world_modality.policy.predictions import FrameErrors
@@ -39,6 +40,9 @@ class OfflineConfig:
     """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
     cache_dir: Path = Path("cache")
     """Folder of all caches."""
+    cache_repo: str | None = None
+    """The hub's repository that holds the cache instead, user/name or user/name@revision; it is
+    fetched, and checked against its manifest."""
     split: str = "train"
     """Prefix of the cache's files; the held-out episodes are part of it."""
     out_dir: Path | None = None
@@ -86,7 +90,7 @@ class OfflineRun:
             MissingFileError: checkpoint or cache are missing.
             InvalidInputError: one is damaged, or they do not belong together.
         """
-        cache = Cache(config.cache_dir, config.dataset_name, config.split)
+        cache = open_cache(config)
         device = resolve_device(config.device)
         checkpoint = load_checkpoint(config.checkpoint, device)
         checkpoint.require_cache(cache)

@@ -3,14 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-import jinja2
-import yaml
-
 from world_modality.arms import ARMS
 from world_modality.export.policy_parts import PolicyParts
 from world_modality.export.policy_record import POLICY_TYPE
 from world_modality.export.reported_results import PREDICTORS, ReportedResults
 from world_modality.policy.config import PolicyConfig
+from world_modality.system.card import render_card
 
 _TEMPLATE = Path(__file__).with_name("card.md.j2")
 # The one camera of LeRobot's own MetaWorld.
@@ -36,18 +34,10 @@ def model_card(
         repo_id: where it is uploaded to.
         license_name: of the weights, as the hub spells it; None states none.
     """
-    environment = jinja2.Environment(
-        autoescape=False,  # Markdown
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-        undefined=jinja2.StrictUndefined,
-    )
-    environment.filters["line"] = one_line
-    template = environment.from_string(_TEMPLATE.read_text(encoding="utf-8"))
     checkpoint, record = parts.checkpoint, parts.record
-    return template.render(
-        metadata=_metadata(parts, license_name),
+    return render_card(
+        _TEMPLATE,
+        _metadata(parts, license_name),
         record=record,
         policy=record.policy,
         train=checkpoint.train_config,
@@ -76,11 +66,6 @@ def _predicted(policy: PolicyConfig) -> str:
     return f"{' and '.join(targets)} of the next {num_steps} steps"
 
 
-def one_line(text: object) -> str:
-    """Return a text as one line that ends neither a code span nor a table's cell."""
-    return " ".join(str(text).split()).replace("`", "'").replace("|", "/")
-
-
 def _metaworld_task(parts: PolicyParts) -> str | None:
     """Return the first task that LeRobot's MetaWorld shows the policy as it was recorded.
 
@@ -91,16 +76,14 @@ def _metaworld_task(parts: PolicyParts) -> str | None:
     return tasks[0] if is_shown and tasks else None
 
 
-def _metadata(parts: PolicyParts, license_name: str | None) -> str:
+def _metadata(parts: PolicyParts, license_name: str | None) -> dict[str, Any]:
     name = parts.record.dataset["name"]
     # A recording of one's own, or a folder that was given a name, is no dataset of the hub.
     is_of_hub = parts.record.dataset["revision"] is not None and not parts.recording
-    entries: dict[str, Any] = {
+    return {
         "library_name": "lerobot",
         "pipeline_tag": "robotics",
         "tags": ["lerobot", "robotics", POLICY_TYPE],
         **({"license": license_name} if license_name else {}),
         **({"datasets": [name]} if is_of_hub else {}),
     }
-    text: str = yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
-    return text.strip()

@@ -59,7 +59,9 @@ from world_modality.system.errors import InvalidInputError, MissingFileError, Us
 from world_modality.tokens.corruption import read_closed_loop_corruption
 
 _EXAMPLE = "benchmarks/metaworld/verdict.yaml"
-_SET_BY_THE_CELL = ["dataset_name", "cache_dir", "log_dir", "model_type", "token_control", "seed"]
+_SET_BY_THE_CELL = [
+    *("dataset_name", "cache_dir", "cache_repo", "log_dir", "model_type", "token_control", "seed"),
+]
 _TRAIN_FLAGS = [name for name in flag_names(TrainConfig) if name not in _SET_BY_THE_CELL]
 _EXPECTED = {
     "list_type": "has to be a list",

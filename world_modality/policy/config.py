@@ -57,6 +57,7 @@ BEFORE_THE_FLAG: Mapping[str, Any] = {
     "future_dim": 0,
     "num_change_tokens": 0,
     "labelled_fraction": 1.0,
+    "cache_repo": None,
 }
 _CONTROLS = ", ".join(f"{n} ({arm.model_type}: {arm.tokens})" for n, arm in CONTROLS.items())
 
@@ -224,7 +225,7 @@ class TrainConfig:
 
     # What may differ between a run and its resumption without changing its result.
     may_change: ClassVar[frozenset[str]] = frozenset(
-        {"resume", "overwrite", "device", "log_every", "cache_dir", "log_dir"}
+        {"resume", "overwrite", "device", "log_every", "cache_dir", "cache_repo", "log_dir"}
         | {"save_every_steps", "keep_last", "embeddings_on", "cuda_graph", "tracker"}
     )
 
@@ -232,6 +233,9 @@ class TrainConfig:
     """LeRobot repository id; the cache is read from `<cache_dir>/<dataset_name>`."""
     cache_dir: Path = Path("cache")
     """Folder of all caches."""
+    cache_repo: str | None = None
+    """The hub's repository that holds the cache instead, user/name or user/name@revision; it is
+    fetched, and checked against its manifest."""
     log_dir: Path = Path("logs")
     """Folder that receives config.json, metrics.jsonl, TensorBoard events and checkpoints."""
     split: str = "train"

@@ -13,6 +13,7 @@ def open_cached_dataset(
     dataset_root: Path | None = None,
     revision: str | None = None,
     camera: str | None = None,
+    convert_older: bool = False,
 ) -> LeRobotSource:
     """Open the dataset that a cache was made from.
 
@@ -21,6 +22,7 @@ def open_cached_dataset(
         dataset_root: folder of a local dataset.
         revision: of the hub.
         camera: one that is looked at beside those that were embedded.
+        convert_older: read a dataset of an older format from a conversion beside it.
 
     Raises:
         UserError: there is no such dataset or camera, or the dataset found is another one.
@@ -34,6 +36,7 @@ def open_cached_dataset(
         revision=revision,
         image_keys=tuple(dict.fromkeys(keys)),
         needs_images=True,
+        convert_older=convert_older,
     )
     found = source.describe(cache.image_keys)
     for entry in ("num_frames", "content_sha256"):

@@ -17,6 +17,7 @@ from world_modality.precompute.cache_steps import (
     require_space,
 )
 from world_modality.precompute.inputs import PrecomputeInputs
+from world_modality.system.errors import InvalidInputError
 from world_modality.tokens.codebook import QUANTISERS, CodebookFlags
 from world_modality.tokens.quantiser import Quantiser
 from world_modality.tokens.world_slots import (
@@ -144,8 +145,8 @@ def codebook_step(
     The embeddings have been checked or written just before.
 
     Raises:
-        InvalidInputError: the disk or the memory is too small, or the frames have no vectors of
-            views or cells that could have tokens.
+        InvalidInputError: the disk or the memory is too small, the frames have no vectors of views
+            or cells that could have tokens, or all vectors are the same.
     """
     read = "embeddings" if flags.world_slots == FIRST_SLOTS else cache.observation_array
     identity = {
@@ -163,6 +164,14 @@ def codebook_step(
     require_space(cache, {"world_tokens": shape})
     frames = codebook_sample(inputs, flags, per_frame)
     sample = StoredVectors.of(cache, frames, flags.world_slots)
+    rounding = _rounding(sample)
+    if rounding == float("inf"):
+        raise InvalidInputError(
+            f"all {len(sample)} embeddings of training frames that the codebook is fitted to are "
+            f"the same vector ({cache.array_path(read)}), so that no token would tell frames "
+            f"apart: are the images of {', '.join(inputs.image_keys)} black or all alike? Give "
+            "another --image_key or encoder, or mend the recording"
+        )
     quantiser = _fitted(flags, sample, len(frames), device)
     writer = CacheWriter(cache, "codebook", identity)
     for name, array in quantiser.arrays.items():
@@ -178,7 +187,7 @@ def codebook_step(
         "fitted_on": "training episodes",
         **quantiser.fit_record,
         **_usage(writer.read_back("world_tokens")[in_training], quantiser.num_levels),
-        "rounding_to_spread": _rounding(sample),
+        "rounding_to_spread": rounding,
     }
     sections = {
         "codebook": codebook,

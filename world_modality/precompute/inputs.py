@@ -29,6 +29,9 @@ class DatasetFlags:
     """Folder of a local dataset; without it HF_LEROBOT_HOME is searched, then the hub."""
     revision: str | None = None
     """Hub revision (tag, branch or commit) to pin the dataset to."""
+    convert: bool = False
+    """Read a dataset of format v2.1 from `<folder>_v3` beside it, which LeRobot's converter writes
+    where it is not there yet; the dataset itself stays as it is."""
     image_key: tuple[str, ...] = ()
     """Camera to embed, or several, each of which is a view of the frame; may be left out where
     there is only one."""
@@ -73,6 +76,7 @@ class PrecomputeInputs:
             revision=flags.revision,
             image_keys=flags.image_key,
             needs_images=True,
+            convert_older=flags.convert,
         )
         image_keys = source.cameras(flags.image_key)
         keys = ColumnKeys.of(

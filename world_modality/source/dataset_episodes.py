@@ -12,12 +12,11 @@ from jaxtyping import Int, Shaped
 
 from world_modality.source.episodes import Episodes
 from world_modality.source.lerobot_format import MEND, to_numpy
-from world_modality.source.lerobot_source import LeRobotSource
+from world_modality.source.lerobot_source import TASK_KEY, LeRobotSource
 from world_modality.system.errors import InvalidInputError, MissingFileError
 
 EPISODE_KEY = "episode_index"
 LENGTH_KEY = "length"
-TASK_KEY = "task_index"
 LISTED_KEY = "tasks"
 TIME_KEY = "timestamp"
 # Of the distance between frames: a converter may keep the clock's own times.

@@ -4,8 +4,6 @@ Of a hub's dataset the disk gets a copy of one commit, each part fetched when a 
 copy keeps the hub's list of files beside them, so that a whole copy is known without the hub.
 """
 
-import errno
-import importlib.metadata
 import re
 import tempfile
 from collections.abc import Callable, Sequence
@@ -14,7 +12,9 @@ from glob import escape
 from pathlib import Path
 from typing import Any, TypeVar
 
+from world_modality.source.conversion import convert, is_convertible
 from world_modality.source.lerobot_format import (
+    CONVERTED_FORMAT,
     INFO_PATH,
     lerobot_home,
     local_dataset_folder,
@@ -24,21 +24,14 @@ from world_modality.source.lerobot_format import (
 )
 from world_modality.source.lerobot_source import LeRobotSource
 from world_modality.system.atomic import write_json
-from world_modality.system.errors import InvalidInputError, MissingFileError
-from world_modality.system.network import (
-    hub_client_failures,
-    hub_endpoint,
-    require_proxy_support,
-    through_proxy,
-    without_credentials,
-)
+from world_modality.system.errors import InvalidInputError, MissingFileError, UserError
+from world_modality.system.hub import ask_hub, commit_of, file_sizes
+from world_modality.system.network import hub_endpoint, through_proxy
 
 RECORD_PATH = Path(".cache") / "hub_copy.json"
 # What the hub's client notes beside a file that it has fetched; the first line is the commit.
 CLIENT_RECORD_PATH = Path(".cache") / "huggingface" / "download" / "meta" / "info.json.metadata"
 PARTS = ("meta/", "data/", "videos/")
-# A full or read-only disk is no fault of the hub.
-DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)
 Answer = TypeVar("Answer")
 
 
@@ -49,6 +42,7 @@ def open_dataset(
     revision: str | None = None,
     image_keys: Sequence[str] = (),
     needs_images: bool = False,
+    convert_older: bool = False,
 ) -> LeRobotSource:
     """Find a dataset and read its metadata; of a hub's, fetch what is not there yet.
 
@@ -58,6 +52,8 @@ def open_dataset(
         revision: hub revision to pin.
         image_keys: cameras; they have to exist even where their images are not needed.
         needs_images: fetch the cameras' videos; no `image_keys` stand for the only camera.
+        convert_older: read a dataset of format v2.1 from its conversion, made beside it where it is
+            not there yet; of a hub's, all files are fetched for it.
 
     Raises:
         MissingFileError: no such folder, and no hub that has it.
@@ -65,7 +61,7 @@ def open_dataset(
         InvalidInputError: not of format v3, without frames, damaged, or of another revision.
     """
     root = dataset_root or local_dataset_folder(name)
-    copy = HubCopy.open(name, root, revision) if dataset_root is None else None
+    copy = HubCopy.open(name, root, revision, convert_older) if dataset_root is None else None
     if dataset_root is not None and revision is not None:
         raise InvalidInputError("--revision pins a hub dataset; leave it out with --dataset_root")
     if copy is not None:
@@ -74,6 +70,11 @@ def open_dataset(
         raise MissingFileError(
             f"no LeRobot dataset in --dataset_root {root}: expected {root / INFO_PATH}"
         )
+    if convert_older and is_convertible(root):
+        if copy is not None:
+            for part in PARTS:
+                copy.fetch(part)
+        root, copy = convert(root), None
     source = LeRobotSource.at(root, name, revision)
     parts = ["data/"]
     if needs_images or image_keys:
@@ -107,11 +108,13 @@ class HubCopy:
     sizes: dict[str, int] = field(repr=False)
 
     @classmethod
-    def open(cls, name: str, folder: Path, revision: str | None) -> "HubCopy | None":
+    def open(
+        cls, name: str, folder: Path, revision: str | None, takes_older: bool = False
+    ) -> "HubCopy | None":
         """Find out what the copy in a folder has to hold; nothing large is fetched.
 
         Without a `revision` an existing copy stays what it is, and a new one is of the latest
-        revision of format v3.
+        revision of format v3; `takes_older` says that v2.1 will do where the hub has no other.
 
         Returns:
             None where the folder holds a dataset that is no copy of the hub's, or a copy whose
@@ -124,7 +127,7 @@ class HubCopy:
         if (folder / RECORD_PATH).exists():
             copy = cls._recorded(name, folder)
         elif not (folder / INFO_PATH).exists():
-            return cls._new(name, folder, revision)
+            return cls._new(name, folder, revision, takes_older)
         else:
             client_record = folder / CLIENT_RECORD_PATH
             if not client_record.exists():
@@ -162,10 +165,12 @@ class HubCopy:
             raise InvalidInputError(f"{path} lacks {error}; delete it") from error
 
     @classmethod
-    def _new(cls, name: str, folder: Path, revision: str | None) -> "HubCopy":
+    def _new(cls, name: str, folder: Path, revision: str | None, takes_older: bool) -> "HubCopy":
         versions = [] if revision is not None else _versions(name)
-        of_v3 = [version for version in versions if version.startswith("v3.")]
-        asked = revision or (of_v3[-1] if of_v3 else "main")
+        fitting = [version for version in versions if version.startswith("v3.")]
+        if not fitting and takes_older and CONVERTED_FORMAT in versions:
+            fitting = [CONVERTED_FORMAT]
+        asked = revision or (fitting[-1] if fitting else "main")
         commit = _commit(name, asked)
         copy = cls(name, folder, asked, commit, _sizes(name, commit))
         where = f"{INFO_PATH} of {name} on the hub ({asked})"
@@ -177,7 +182,8 @@ class HubCopy:
         with tempfile.TemporaryDirectory() as temporary:
             fetched = {"repo_type": "dataset", "revision": commit, "local_dir": temporary}
             path = _asked(name, lambda hub: hub.hf_hub_download(name, str(INFO_PATH), **fetched))
-            read_info(Path(path), name, folder, where)
+            if not (takes_older and is_convertible(Path(temporary))):
+                read_info(Path(path), name, folder, where)
         copy._write()
         return copy
 
@@ -227,37 +233,28 @@ def _versions(name: str) -> list[str]:
 
 def _commit(name: str, revision: str) -> str:
     """Return the commit of a branch or tag, or the whole of an abbreviated one."""
-    return str(_asked(name, lambda hub: hub.HfApi().dataset_info(name, revision=revision).sha))
+    return commit_of(name, "dataset", revision, _refusal(name))
 
 
 def _sizes(name: str, commit: str) -> dict[str, int]:
-    """Return the bytes of each file of a commit, by path; folders of the tree have none."""
-    listed = {"repo_type": "dataset", "revision": commit, "recursive": True}
-    tree = _asked(name, lambda hub: list(hub.HfApi().list_repo_tree(name, **listed)))
-    files = [entry for entry in tree if hasattr(entry, "size")]
-    return {file.path: file.size for file in files if file.path.startswith(PARTS)}
+    """Return the bytes of each of a dataset's files of a commit, by path."""
+    sizes = file_sizes(name, "dataset", commit, _refusal(name))
+    return {path: size for path, size in sizes.items() if path.startswith(PARTS)}
 
 
 def _asked(name: str, request: Callable[[Any], Answer]) -> Answer:
-    """Ask the hub through its client.
+    """Ask the hub for a dataset.
 
     Raises:
         MissingFileError: it does not answer, or lacks what was asked for.
         InvalidInputError: the environment names a proxy that cannot be used.
     """
-    import huggingface_hub
+    return ask_hub(request, _refusal(name))
 
-    is_first = importlib.metadata.version("huggingface_hub").startswith("0.")
-    require_proxy_support(hub_endpoint(), "requests" if is_first else "httpx")
-    try:
-        return request(huggingface_hub)
-    except hub_client_failures() as error:
-        if isinstance(error, OSError) and error.errno in DISK_ERRORS:
-            raise
-        reason = without_credentials(" ".join(str(error).split()))[:200]
-        raise MissingFileError(
-            f"no dataset {name} in {lerobot_home()} that is whole, and the hub"
-            f"{through_proxy(hub_endpoint())} did not give it "
-            f"({type(error).__name__}: {reason}); name a local folder with --dataset_root or set "
-            "HF_LEROBOT_HOME; a download that broke off goes on with the same command"
-        ) from error
+
+def _refusal(name: str) -> Callable[[str], UserError]:
+    return lambda said: MissingFileError(
+        f"no dataset {name} in {lerobot_home()} that is whole, and {said}; name a local folder "
+        "with --dataset_root or set HF_LEROBOT_HOME; a download that broke off goes on with the "
+        "same command"
+    )

@@ -27,6 +27,8 @@ INFO_ENTRIES: dict[str, tuple[type, ...]] = {
     "total_episodes": (int,),
 }
 
+# What LeRobot's converter makes v3 of.
+CONVERTED_FORMAT = "v2.1"
 # What to do about a dataset whose parts contradict each other.
 MEND = "fetch, record or convert the dataset again"
 # What git-lfs leaves instead of a file that it has not fetched.
@@ -112,16 +114,21 @@ def require_format_v3(version: str, where: str, name: str, folder: Path) -> None
             "with --revision"
         )
     earlier = ""
-    if version != "v2.1":
+    if version != CONVERTED_FORMAT:
         earlier = (
-            "only LeRobot's earlier releases convert it to v2.1 (lerobot 0.3: python -m lerobot."
-            "datasets.v2.convert_dataset_v1_to_v2, lerobot.datasets.v21."
+            f"only LeRobot's earlier releases convert it to {CONVERTED_FORMAT} (lerobot 0.3: "
+            "python -m lerobot.datasets.v2.convert_dataset_v1_to_v2, lerobot.datasets.v21."
             "convert_dataset_v20_to_v21); from there, "
         )
     depth = len(Path(name).parts)
     repo_id, parent = folder.name, folder.parent
     if folder.parts[-depth:] == Path(name).parts:
         repo_id, parent = name, folder.parents[depth - 1]
+    if version == CONVERTED_FORMAT:
+        earlier = (
+            f"give the same command with --convert, which writes {converted_folder(folder)} and "
+            "reads that (LeRobot's converter, no network); or, in its place, "
+        )
     # The two releases mean different folders by --root.
     raise InvalidInputError(
         f"{found}{earlier}convert it with python -m lerobot.datasets.v30."
@@ -129,6 +136,12 @@ def require_format_v3(version: str, where: str, name: str, folder: Path) -> None
         f"(lerobot 0.4) or python -m lerobot.scripts.convert_dataset_v21_to_v30 "
         f"--repo-id={repo_id} --root={folder} --push-to-hub=false (lerobot 0.6)"
     )
+
+
+def converted_folder(folder: Path) -> Path:
+    """Return where the conversion of a dataset of format v2.1 lies: beside it."""
+    folder = Path(os.path.abspath(folder))
+    return folder.with_name(f"{folder.name}_v3")
 
 
 def read_tasks(root: Path) -> dict[int, str]:

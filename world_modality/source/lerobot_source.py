@@ -31,6 +31,7 @@ from world_modality.source.lerobot_format import (
 from world_modality.system.errors import InvalidInputError, MissingKeyError, missing_key
 
 INDEX_KEY = "index"
+TASK_KEY = "task_index"
 BLOCK_ROWS = 2_048
 
 
@@ -142,8 +143,19 @@ class LeRobotSource:
         Raises:
             MissingKeyError: lists the columns there are, nearest first.
         """
-        if key not in self.features:
-            raise missing_key("column", key, self.features, self._where)
+        if key in self.features or self._is_only_task(key):
+            return
+        error = missing_key("column", key, self.features, self._where)
+        if key == TASK_KEY:
+            raise MissingKeyError(
+                f"{error}; of its {len(self.tasks)} tasks a column has to say which one a frame "
+                "is of: name it with --task_index_key, or add it (a dataset of one task needs none)"
+            )
+        raise error
+
+    def _is_only_task(self, key: str) -> bool:
+        """Say whether this is LeRobot's column of tasks, left out where there is one task alone."""
+        return key == TASK_KEY and key not in self.features and len(self.tasks) == 1
 
     def dim_names(self, key: str, num_dims: int) -> list[str] | None:
         """Return the names of a column's dimensions, or None where each has none of its own."""
@@ -189,12 +201,15 @@ class LeRobotSource:
         """
         for key in keys:
             self.require(key)
+        left_out = [key for key in keys if self._is_only_task(key)]
         wanted = list(dict.fromkeys([*keys, INDEX_KEY]))
+        wanted = [key for key in wanted if key not in left_out]
         next_index = 0
         for path in self.data_files:
             for batch in self.batches(path, wanted, block_rows):
                 block = {key: to_numpy(batch.column(key), key, path) for key in wanted}
-                for key in keys:
+                block |= {key: np.full(batch.num_rows, min(self.tasks)) for key in left_out}
+                for key in set(keys).difference(left_out):
                     self._require_width(block[key], key, path)
                 self.require_order(block[INDEX_KEY], next_index, path)
                 next_index += batch.num_rows
@@ -282,5 +297,6 @@ class LeRobotSource:
             row = int(np.argmax(index != expected))
             raise InvalidInputError(
                 f"{path} row {row} has index {index[row]}, expected {expected[row]}: frames must "
-                "be numbered 0 to N-1 in order"
+                "be numbered 0 to N-1 in order, also in a subset; lerobot-edit-dataset "
+                "--operation.type=delete_episodes cuts one whose frames are numbered again"
             )

@@ -9,7 +9,6 @@ import os
 import re
 import ssl
 import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -197,18 +196,6 @@ def through_proxy(url: str) -> str:
 def hub_endpoint() -> str:
     """Return the hub's address."""
     return os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
-
-
-def hub_client_failures() -> tuple[type[Exception], ...]:
-    """Return what the hub's client raises where the hub does not answer or does not agree."""
-    from huggingface_hub.errors import HFValidationError
-
-    failures: list[type[Exception]] = [OSError, HFValidationError, ImportError]
-    with suppress(ImportError):  # the client of release 1 speaks through it
-        import httpx
-
-        failures.append(httpx.HTTPError)
-    return tuple(failures)
 
 
 def through_hub_proxy(model: str) -> str:

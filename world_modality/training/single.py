@@ -13,6 +13,7 @@ from jaxtyping import Int
 
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
+from world_modality.cache.hub_cache import open_cache
 from world_modality.policy.checkpoint import (
     Checkpoint,
     checkpoint_arrays,
@@ -76,7 +77,7 @@ def run(config: TrainConfig, build_head: HeadBuilder | None = None) -> TrainResu
 
 def load_frames(config: TrainConfig, device: torch.device) -> FrameTensors:
     """Load what is trained on; raises as `run`."""
-    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    cache = open_cache(config)
     return FrameTensors.from_cache(
         cache,
         device,
@@ -108,7 +109,7 @@ def open_run(
     Raises:
         InvalidInputError, MissingFileError: see `run`.
     """
-    cache = Cache(config.cache_dir, config.dataset_name, config.split)
+    cache = open_cache(config)
     window, episodes = config.window, tensors.episodes
     episodes.require_context(window.context_frames)
     episodes.require_reach(

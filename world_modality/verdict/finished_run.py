@@ -23,10 +23,16 @@ FUTURE_KNOBS = ("future_offset", "future_stride", "world_loss_weight", *WORLD_TA
 # Where a run lies and what started it says nothing about what was trained.
 _NOT_SETTINGS = (
     *("resume", "overwrite", "device", "log_every", "num_workers", "cache_dir", "log_dir"),
-    *("save_every_steps", "keep_last", "embeddings_on", "cuda_graph", "tracker"),
+    *("cache_repo", "save_every_steps", "keep_last", "embeddings_on", "cuda_graph", "tracker"),
     *("model_type", "token_control", "seed", "dataset_name"),
 )
 _OTHER_STAGE = "coc_loss_weight"
+
+
+def cache_arguments(config: Mapping[str, Any]) -> str:
+    """Return the arguments that name the cache of a run, given its config.json."""
+    names = ("dataset_name", "cache_dir", "cache_repo")
+    return " ".join(flag_arguments({name: config.get(name) for name in names}))
 
 
 @dataclass(frozen=True)
@@ -153,8 +159,7 @@ def read_finished_run(folder: Path) -> FinishedRun:
     if not evaluation_path.exists():
         raise InvalidInputError(
             f"not evaluated; run python -m world_modality.eval_offline --checkpoint "
-            f"{folder / stem}.pt --dataset_name {config['dataset_name']} "
-            f"--cache_dir {config['cache_dir']}"
+            f"{folder / stem}.pt {cache_arguments(config)}"
         )
     corruption_path = folder / f"corrupt_world_{stem}" / "corrupt_world.json"
     return FinishedRun(

@@ -4,7 +4,7 @@ import json
 
 from world_modality.verdict.document import Block, Bullets, Commands, Section, Text, table
 from world_modality.verdict.findings import Findings
-from world_modality.verdict.finished_run import FinishedRun
+from world_modality.verdict.finished_run import FinishedRun, cache_arguments
 from world_modality.verdict.wording import NONE
 
 
@@ -63,10 +63,7 @@ def _versions(run: FinishedRun) -> str:
 
 
 def _commands(run: FinishedRun) -> list[str]:
-    where = (
-        f"--checkpoint {run.folder / run.checkpoint_name} "
-        f"--dataset_name {run.config['dataset_name']} --cache_dir {run.config['cache_dir']}"
-    )
+    where = f"--checkpoint {run.folder / run.checkpoint_name} {cache_arguments(run.config)}"
     commands = [run.command, f"python -m world_modality.eval_offline {where}"]
     if run.corruption is not None:
         commands.append(f"python -m world_modality.intervention_corrupt_world {where}")
