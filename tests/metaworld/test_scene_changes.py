@@ -14,6 +14,7 @@ from benchmarks.metaworld.cue import (
     ANYWHERE_LOW_M,
     SIDE_GOAL_M,
     SIDE_JITTER_M,
+    TURNING_POINT_M,
     Cue,
 )
 from benchmarks.metaworld.cue_check import CueCheck
@@ -165,12 +166,16 @@ def test_the_goal_of_the_other_side_is_no_success():
     simulator.close()
 
 
+@pytest.mark.parametrize("push", [0.0, 0.5], ids=["noise", "pushed ahead"])
 @pytest.mark.parametrize("cue_frames", [1, 8, 30])
-def test_the_way_is_common_for_longer_than_the_cue_and_two_chunks_and_parts_after_it(cue_frames):
+def test_the_way_is_common_for_longer_than_the_cue_and_two_chunks_and_parts_after_it(
+    cue_frames, push
+):
     cue = Cue("side", cue_frames)
     assert cue.common_frames == cue_frames + 16
     simulator = opened(cue, image_size=16)
     noise = 0.3 * np.random.default_rng(1).standard_normal((cue.common_frames + 60, 4))
+    noise[: cue.common_frames, 1] += push  # so that it is at the turning point too early
     ways = []
     for seed in (LEFT, RIGHT):
         simulator.reset(LEFT)  # the same layout; the demonstrator wants another goal
@@ -185,10 +190,12 @@ def test_the_way_is_common_for_longer_than_the_cue_and_two_chunks_and_parts_afte
     left, right = ways
     np.testing.assert_array_equal(left[: cue.common_frames], right[: cue.common_frames])
     assert right[-1, 0] - left[-1, 0] > 0.2
-    # It has no rest on the way, where a policy without memory would stay for ever.
-    steps = np.diff(left[: cue.common_frames, 1])
-    assert left[cue.common_frames - 1, 1] - left[0, 1] > 0.08
-    assert np.mean(steps[-10:]) > 0.5 * 0.15 / cue.common_frames
+    if not push:
+        # It is neither at rest on the way, where a policy without memory would stay for ever, nor
+        # past the turning point when it may turn.
+        end = left[cue.common_frames - 1, 1]
+        assert TURNING_POINT_M[1] - 0.07 < end < TURNING_POINT_M[1] + 0.02
+        assert np.mean(np.diff(left[: cue.common_frames, 1])[-10:]) > 0.5 * 0.15 / cue.common_frames
 
 
 @pytest.mark.parametrize("task", ["reach-v3", "push-v3"])
