@@ -21,13 +21,26 @@ from world_modality.training.trainer import Trainer
 CPU = torch.device("cpu")
 
 
-def test_the_dark_is_the_newest_part_of_a_share_of_the_windows_each_length_alike():
-    dark = ObservationDropout(0.4, 4, seed=0).draw(20_000, step=3)
+def test_a_share_of_the_windows_has_a_stretch_of_dark_frames_each_length_alike():
+    dark = ObservationDropout(0.4, 4, seed=0).draw(200_000, step=3)
     assert dark.any(axis=1).mean() == pytest.approx(0.4, abs=0.02)
-    assert (dark[:, 1:] >= dark[:, :-1]).all(), "a frame is dark only if all newer ones are"
     lengths = dark.sum(axis=1)
     for length in (1, 2, 3, 4):
         assert (lengths == length).mean() == pytest.approx(0.1, abs=0.01)
+        places = np.argmax(dark, axis=1)
+        chosen = lengths == length
+        last = 3 - np.argmax(dark[:, ::-1], axis=1)
+        assert (last - places + 1 == lengths)[chosen].all(), "one frame behind the other"
+        num_places = 5 - length
+        expected = 0.5 + 0.5 / num_places if num_places > 1 else 1
+        assert dark[chosen, -1].mean() == pytest.approx(expected, abs=0.02)
+        assert len(set(places[chosen].tolist())) == num_places
+
+
+def test_with_one_frame_of_context_the_newest_is_dark():
+    dark = ObservationDropout(0.3, 1, seed=0).draw(20_000, step=0)
+    assert dark.shape == (20_000, 1)
+    assert dark.mean() == pytest.approx(0.3, abs=0.02)
 
 
 def test_draws_depend_on_seed_and_step_alone():

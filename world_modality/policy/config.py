@@ -63,9 +63,9 @@ class TrunkConfig:
     """What of a frame becomes one token of the transformer: cell is each cell of each view; view is
     all cells of a view side by side; frame is all cells of all views, which is trained fastest."""
     observation_dropout: float = 0.0
-    """Share of training samples in which the camera is dark at the newest frames of the context,
-    one to all of them: their embeddings are replaced by a learned vector, the robot's state and the
-    world tokens stay. Every arm has the same samples under one seed."""
+    """Share of training samples in which the camera is dark at one to all frames of the context, as
+    in an outage: their embeddings are replaced by a learned vector, the robot's state and the world
+    tokens stay. Every arm has the same samples under one seed."""
 
     def __post_init__(self) -> None:
         require_at_least("n_layers", self.n_layers, 1)

@@ -14,12 +14,17 @@ _STREAM = zlib.crc32(b"observation dropout")
 
 
 class ObservationDropout:
-    """Draws the windows whose newest frames are dark, as in an outage that has not ended yet.
+    """Draws the windows with dark frames, as an outage of the camera leaves them.
 
-    With the given probability a window is dark from some frame of its context on: one, two, …, or
-    all of its T frames up to the newest, each number equally likely. What is masked is the frames'
-    embeddings. The robot's state stays, since an outage of the camera leaves the robot's own
-    sensors alone; so do the targets, so that arms that predict learn the future from what is left.
+    With the given probability one, two, …, or all T frames of a window's context are dark, each
+    number equally likely, one behind the other. With one frame of context that is the newest. With
+    more, an outage has not ended yet in half of the windows: its last frame is the newest. In the
+    other half it may have: it lies anywhere in the context, since what is seen again after an
+    outage in closed loop comes with dark frames before it.
+
+    What is masked is the frames' embeddings. The robot's state stays, since an outage of the camera
+    leaves the robot's own sensors alone; so do the targets, so that arms that predict learn the
+    future from what is left.
 
     Arm C goes on reading the true world tokens, those of the dark frames too: teacher forcing
     (Williams and Zipser, 1989). In closed loop it reads its own predictions there, which are what
@@ -52,9 +57,11 @@ class ObservationDropout:
         """
         rng = np.random.default_rng([self._seed, _STREAM, step])
         is_dropped = rng.random(num_windows) < self._share
-        num_dark = rng.integers(1, self._context_frames, num_windows, endpoint=True) * is_dropped
-        place_from_newest = np.arange(self._context_frames)[::-1]
-        dark: np.ndarray = place_from_newest < num_dark[:, None]
+        num_dark = rng.integers(1, self._context_frames, num_windows, endpoint=True)
+        may_have_ended = rng.random(num_windows) < 0.5
+        num_seen_since = may_have_ended * rng.integers(0, self._context_frames - num_dark + 1)
+        lag = np.arange(self._context_frames)[::-1] - num_seen_since[:, None]
+        dark: np.ndarray = is_dropped[:, None] & (lag >= 0) & (lag < num_dark[:, None])
         return dark
 
     def applied(
