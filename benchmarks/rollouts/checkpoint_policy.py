@@ -110,7 +110,7 @@ class CheckpointPolicy:
         masks_dark = False
         if config.outage is not None:
             masks_dark = checkpoint.policy_config.trunk.observation_dropout > 0
-            dark = DarkPolicy.of(checkpoint, config.world_input, execution.n_action_steps)
+            dark = DarkPolicy.of(checkpoint, config, execution.n_action_steps)
             notes += dark.notes
             if world is not None:
                 world = dataclasses.replace(world, in_the_dark=dark.world_input)

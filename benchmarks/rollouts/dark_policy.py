@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from benchmarks.rollouts.config import RolloutConfig
 from world_modality.acting.world_input import DarkInput
 from world_modality.arms import CONTROLS
 from world_modality.policy.imagined_tokens import require_reach
@@ -27,7 +28,7 @@ class DarkPolicy:
 
     @classmethod
     def of(
-        cls, checkpoint: "Checkpoint", asked_for: DarkInput, n_action_steps: int
+        cls, checkpoint: "Checkpoint", flags: RolloutConfig, n_action_steps: int
     ) -> "DarkPolicy":
         """Decide it for a checkpoint.
 
@@ -39,8 +40,13 @@ class DarkPolicy:
                 reach; or it would be shown what is there.
         """
         config, control = checkpoint.policy_config, checkpoint.train_config.token_control
-        is_masked = config.trunk.observation_dropout > 0
+        asked_for, is_masked = flags.world_input, config.trunk.observation_dropout > 0
         notes = []
+        if flags.outage_length < n_action_steps:
+            notes.append(
+                f"it looks every {n_action_steps} frames (--n_action_steps): an outage of "
+                f"{flags.outage_length} may lie between two looks and hide nothing"
+            )
         if not is_masked:
             notes.append(
                 "trained without --observation_dropout: in the dark it is given black images, "

@@ -245,3 +245,11 @@ def test_where_no_policy_reads_its_own_token_the_evaluation_is_refused(home, che
     asked = config(checkpoints["A"], world_input="own_prediction", out_dir=tmp_path, **OUTAGE)
     with pytest.raises(InvalidInputError, match=r"no checkpoint reads its own \(arm A\)"):
         evaluate(DrawnSuite(), [dataclasses.replace(home.spec(1), max_steps=20)], asked)
+
+
+def test_an_outage_that_may_hide_nothing_is_noted(home, checkpoints, capsys):
+    opened(checkpoints["A"], n_action_steps=4, **OUTAGE)
+    assert "between two looks" not in capsys.readouterr().out
+    opened(checkpoints["A"], n_action_steps=4, **OUTAGE | {"outage_length": 3})
+    said = capsys.readouterr().out
+    assert "looks every 4 frames (--n_action_steps): an outage of 3 may lie between two" in said

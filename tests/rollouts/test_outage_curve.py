@@ -14,6 +14,7 @@ from benchmarks.suite import EpisodeSpec
 from tests.rollouts.conftest import ORIGIN
 from world_modality.statistics.proportions import wilson_interval
 from world_modality.system.errors import InvalidInputError, MissingFileError
+from world_modality.verdict.rollout_file import read_rollouts
 
 ROOT = Path(__file__).parents[2]
 NUM_EPISODES = 40
@@ -66,6 +67,19 @@ def folders(tmp_path):
 
 def curve(folders, tmp_path):
     return run(OutageCurveConfig(tuple(folders), tmp_path / "curve"))
+
+
+def test_a_report_compares_predictions_with_other_arms_and_keeps_the_controls_apart(tmp_path):
+    conditions = {}
+    for name in ("own_prediction", "hold"):
+        folder = rolled_out(tmp_path / name, "C", 20, 0.5, world_input=name)
+        (one,) = read_rollouts(folder / "results.jsonl")
+        conditions[name] = one.conditions
+    (of_a,) = read_rollouts(rolled_out(tmp_path / "A", "A", 20, 0.5) / "results.jsonl")
+    assert conditions["own_prediction"] == of_a.conditions
+    assert conditions["hold"] == {**of_a.conditions, "world_input": "hold"}
+    (longer,) = read_rollouts(rolled_out(tmp_path / "B", "A", 40, 0.5) / "results.jsonl")
+    assert longer.conditions != of_a.conditions
 
 
 def test_each_arm_and_each_token_of_the_dark_is_a_line_from_its_own_beginning(folders, tmp_path):
