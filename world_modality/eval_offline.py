@@ -1,25 +1,13 @@
 """Evaluate a checkpoint on held-out episodes: action error and world-token accuracy."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from world_modality.evaluation.metrics import (
-    HorizonAccuracy,
-    SlotAccuracy,
-    action_metrics,
-    token_sums,
-    trivial_errors,
-    world_metrics,
-)
-from world_modality.evaluation.offline_run import (
-    OfflineConfig,
-    OfflineRun,
-    print_header,
-    write_report,
-)
-from world_modality.evaluation.plots import plot_eval
-from world_modality.policy.predictions import predict
+from world_modality.evaluation.offline_config import OfflineConfig
 from world_modality.system.cli import run_cli
+
+if TYPE_CHECKING:
+    from world_modality.evaluation.metrics import HorizonAccuracy
 
 PREDICTORS = {
     "model": "the policy",
@@ -50,7 +38,7 @@ class EvalOfflineResult:
     run: dict[str, Any]
     actions: dict[str, dict[str, Any]]
     episodes: dict[str, list[int] | list[float] | list[list[float]]]
-    world: dict[str, list[HorizonAccuracy]] | None
+    world: "dict[str, list[HorizonAccuracy]] | None"
 
 
 def run(config: EvalOfflineConfig) -> EvalOfflineResult:
@@ -59,6 +47,16 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
     Raises:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
+    from world_modality.evaluation.metrics import (
+        action_metrics,
+        token_sums,
+        trivial_errors,
+        world_metrics,
+    )
+    from world_modality.evaluation.offline_run import OfflineRun, write_report
+    from world_modality.evaluation.plots import plot_eval
+    from world_modality.policy.predictions import predict
+
     opened = OfflineRun.open(config)
     with config.report_lock("eval_offline"):
         errors = predict(
@@ -88,6 +86,8 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
 
 
 def _print(result: EvalOfflineResult) -> None:
+    from world_modality.evaluation.offline_run import print_header
+
     print_header(result.run)
     print("\naction MSE [95 % interval over episodes]")
     print(f"  {'predictor':28}{'in training std²':>32}{'raw units²':>36}")
@@ -115,8 +115,10 @@ def _print(result: EvalOfflineResult) -> None:
     _print_slots(result.world)
 
 
-def _print_slots(world: dict[str, list[HorizonAccuracy]]) -> None:
+def _print_slots(world: "dict[str, list[HorizonAccuracy]]") -> None:
     """Print what is known of each slot; nothing where a frame has one world token."""
+    from world_modality.evaluation.metrics import SlotAccuracy
+
     rows = {
         "mean" if name == "all" else name.removeprefix("all_slot"): horizons[0]
         for name, horizons in world.items()

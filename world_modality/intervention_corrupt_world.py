@@ -2,24 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from world_modality.evaluation.offline_run import (
-    OfflineConfig,
-    OfflineRun,
-    print_header,
-    write_report,
-)
-from world_modality.evaluation.plots import plot_corruption
-from world_modality.policy.predictions import predict
+from world_modality.evaluation.offline_config import OfflineConfig
 from world_modality.statistics.intervals import Interval, defined_ratio, ratio_interval
 from world_modality.statistics.resolution import NOT_RESOLVED, not_resolved
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.corruption import OFFLINE
+
+if TYPE_CHECKING:
+    from world_modality.evaluation.offline_run import OfflineRun
 
 
 @dataclass(frozen=True)
@@ -87,6 +83,9 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
     Raises:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
+    from world_modality.evaluation.offline_run import OfflineRun, write_report
+    from world_modality.evaluation.plots import plot_corruption
+
     opened = OfflineRun.open(config)
     slots = _corrupted_slots(opened, config)
     with config.report_lock("corrupt_world"):
@@ -126,7 +125,7 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         return result
 
 
-def _corrupted_slots(opened: OfflineRun, config: CorruptWorldConfig) -> list[int]:
+def _corrupted_slots(opened: "OfflineRun", config: CorruptWorldConfig) -> list[int]:
     """Return the slots that are made wrong.
 
     Raises:
@@ -144,22 +143,24 @@ def _corrupted_slots(opened: OfflineRun, config: CorruptWorldConfig) -> list[int
 
 
 def _hit_tokens(
-    opened: OfflineRun, tokens: Int[np.ndarray, " M *RW"], slots: list[int]
+    opened: "OfflineRun", tokens: Int[np.ndarray, " M *RW"], slots: list[int]
 ) -> Int[np.ndarray, "MR slots"]:
     """Return those of the tokens that are read which lie in these slots."""
     return tokens.reshape(-1, opened.num_world_slots)[:, slots]
 
 
 def _sums_with(
-    opened: OfflineRun, tokens: Int[np.ndarray, " M *RW"] | None, name: str
+    opened: "OfflineRun", tokens: Int[np.ndarray, " M *RW"] | None, name: str
 ) -> Float[np.ndarray, " E"]:
     """Return each episode's squared error where the policy reads these tokens (None: its own)."""
+    from world_modality.policy.predictions import predict
+
     errors = predict(opened.policy, opened.tensors, opened.val_frames, tokens, progress=name)
     return opened.episode_sums(errors)
 
 
 def _corruptions(
-    opened: OfflineRun, config: CorruptWorldConfig, own: Int[np.ndarray, " M *RW"] | None
+    opened: "OfflineRun", config: CorruptWorldConfig, own: Int[np.ndarray, " M *RW"] | None
 ) -> dict[str, list[np.ndarray]]:
     """Return, by name, the tokens of each draw at the validation frames.
 
@@ -198,6 +199,8 @@ def _effect(
 
 
 def _print(result: CorruptWorldResult) -> None:
+    from world_modality.evaluation.offline_run import print_header
+
     print_header(result.run)
     print("\naction MSE in training std², corrupted / clean [95 % interval over episodes, paired]")
     width = max(14, *(len(name) + 2 for name in result.corruptions))

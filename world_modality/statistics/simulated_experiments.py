@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize, stats
 
 from world_modality.statistics.crossed_estimate import (
     CrossedEstimate,
@@ -151,13 +151,13 @@ def _probit(spread: Spread, effect: float) -> tuple[Float[np.ndarray, " T"], flo
     """Return each task's threshold, and how far an arm has to be shifted for its effect."""
     parts = (spread.layout, spread.seed, spread.arm_by_layout, spread.seed_by_layout)
     total = math.sqrt(sum(part**2 for part in parts))
-    thresholds = total * stats.norm.ppf(_TASK_RATES)
+    thresholds = total * scipy.stats.norm.ppf(_TASK_RATES)
 
     def excess(shift: float) -> float:
-        rates = stats.norm.cdf((thresholds + shift) / total)
+        rates = scipy.stats.norm.cdf((thresholds + shift) / total)
         return float(rates.mean() - np.mean(_TASK_RATES)) - effect
 
-    return thresholds, float(optimize.brentq(excess, -5.0, 5.0))
+    return thresholds, float(scipy.optimize.brentq(excess, -5.0, 5.0))
 
 
 def simulate(
