@@ -3,37 +3,28 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from coc_vla.events.claims import claimed_events
 from coc_vla.events.motion_columns import MotionFlags
 from coc_vla.events.recorded import EVENT_TYPES, EventType, recorded_events
-from coc_vla.head.evaluation import (
-    MODEL,
-    Condition,
-    ConditionReport,
-    EvaluatedEpisodes,
-    evaluate_conditions,
-)
 from coc_vla.head.report import markdown_report, plot_explanations
 from coc_vla.head.scores import event_groups
-from coc_vla.head.text_head import EVAL_SHARES, EpisodeTraces, Explainer, read_traces
 from world_modality.cache.contract import sha256_of_file
-from world_modality.evaluation.metrics import (
-    HorizonAccuracy,
-    action_metrics,
-    trivial_errors,
-    world_metrics,
-)
-from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun
-from world_modality.policy.predictions import predict
+from world_modality.evaluation.offline_config import OfflineConfig
 from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.atomic import replacing, write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.corruption import read_corruption
+
+if TYPE_CHECKING:
+    from coc_vla.head.evaluation import Condition, ConditionReport, EvaluatedEpisodes
+    from coc_vla.head.text_head import EpisodeTraces
+    from world_modality.evaluation.metrics import HorizonAccuracy
+    from world_modality.evaluation.offline_run import OfflineRun
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,8 +70,8 @@ class EvalCocResult:
     truth: str
     eval_shares: tuple[float, ...]
     actions: dict[str, dict[str, Any]]
-    world: dict[str, list[HorizonAccuracy]] | None
-    conditions: dict[str, ConditionReport]
+    world: "dict[str, list[HorizonAccuracy]] | None"
+    conditions: "dict[str, ConditionReport]"
     examples: list[dict[str, Any]]
 
 
@@ -91,6 +82,8 @@ def run(config: EvalCocConfig) -> EvalCocResult:
         MissingFileError, InvalidInputError: checkpoint, control, cache, labels or recording are
             missing, damaged, or do not belong together.
     """
+    from world_modality.evaluation.offline_run import OfflineRun
+
     opened = OfflineRun.open(config)
     with config.report_lock("eval_coc"):
         result = _evaluated(config, opened)
@@ -98,7 +91,12 @@ def run(config: EvalCocConfig) -> EvalCocResult:
     return result
 
 
-def _evaluated(config: EvalCocConfig, opened: OfflineRun) -> EvalCocResult:
+def _evaluated(config: EvalCocConfig, opened: "OfflineRun") -> EvalCocResult:
+    from coc_vla.head.evaluation import Condition, evaluate_conditions
+    from coc_vla.head.text_head import EVAL_SHARES, Explainer, read_traces
+    from world_modality.evaluation.metrics import action_metrics, trivial_errors, world_metrics
+    from world_modality.policy.predictions import predict
+
     explainer = Explainer.of(opened.checkpoint, opened.tensors.device)
     traces = read_traces(config.labels_jsonl, opened.cache, opened.tensors.episodes)
     episodes = _episodes(config, opened, traces)
@@ -130,8 +128,10 @@ def _evaluated(config: EvalCocConfig, opened: OfflineRun) -> EvalCocResult:
 
 
 def _episodes(
-    config: EvalCocConfig, opened: OfflineRun, traces: EpisodeTraces
-) -> EvaluatedEpisodes:
+    config: EvalCocConfig, opened: "OfflineRun", traces: "EpisodeTraces"
+) -> "EvaluatedEpisodes":
+    from coc_vla.head.evaluation import EvaluatedEpisodes
+
     held_out = traces.among(opened.val_ids)
     if not held_out:
         raise InvalidInputError(
@@ -144,7 +144,7 @@ def _episodes(
 
 
 def _truth(
-    config: EvalCocConfig, opened: OfflineRun, episodes: EvaluatedEpisodes
+    config: EvalCocConfig, opened: "OfflineRun", episodes: "EvaluatedEpisodes"
 ) -> tuple[list[list[EventType]], tuple[EventType, ...]]:
     if config.dataset_root is None:
         pairs = zip(episodes.traces, episodes.instructions, strict=True)
@@ -162,7 +162,9 @@ def _truth(
     return [recorded.kinds(i) for i in episodes.ids.tolist()], recorded.known
 
 
-def _conditions(config: EvalCocConfig, model: Condition) -> dict[str, Condition]:
+def _conditions(config: EvalCocConfig, model: "Condition") -> "dict[str, Condition]":
+    from coc_vla.head.evaluation import MODEL
+
     opened = model.run
     greedy = {MODEL: model}
     if config.control is not None:
@@ -189,7 +191,11 @@ def _conditions(config: EvalCocConfig, model: Condition) -> dict[str, Condition]
     return conditions
 
 
-def _control(config: EvalCocConfig, path: Path, model: Condition) -> Condition:
+def _control(config: EvalCocConfig, path: Path, model: "Condition") -> "Condition":
+    from coc_vla.head.evaluation import Condition
+    from coc_vla.head.text_head import Explainer
+    from world_modality.evaluation.offline_run import OfflineRun
+
     opened = OfflineRun.open(dataclasses.replace(config, checkpoint=path))
     control = Explainer.of(opened.checkpoint, opened.tensors.device)
     if control.record.context != "lang":
@@ -207,9 +213,11 @@ def _control(config: EvalCocConfig, path: Path, model: Condition) -> Condition:
 
 
 def _examples(
-    episodes: EvaluatedEpisodes, conditions: dict[str, ConditionReport]
+    episodes: "EvaluatedEpisodes", conditions: "dict[str, ConditionReport]"
 ) -> list[dict[str, Any]]:
     """Return the first episode of each task, explained from its middle frame."""
+    from coc_vla.head.text_head import EVAL_SHARES
+
     middle = len(EVAL_SHARES) // 2 * len(episodes.ids)
     first = sorted(np.unique(episodes.tasks, return_index=True)[1].tolist())
     return [

@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from coc_vla.events.claims import claimed_events
 from coc_vla.events.motion_columns import MotionFlags
 from coc_vla.events.recorded import EVENT_TYPES, RecordedEvents, recorded_events
-from coc_vla.head.judge import JudgeResult, judge_labels
 from coc_vla.head.scores import GroupScore, event_groups, score_group
 from coc_vla.labels.record import CocLabel, read_records
 from coc_vla.labels.settings import require_episode_key
@@ -18,6 +18,9 @@ from world_modality.source.lerobot_adapter import open_dataset
 from world_modality.system.atomic import write_json
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError, require_at_least
+
+if TYPE_CHECKING:
+    from coc_vla.head.judge import JudgeResult
 
 
 @dataclass(frozen=True)
@@ -71,7 +74,7 @@ class ScoreResult:
     num_errors: int
     unknown_events: list[str]
     groups: dict[str, GroupScore]
-    judge: JudgeResult | None
+    judge: "JudgeResult | None"
 
 
 def run(config: ScoreConfig) -> ScoreResult:
@@ -122,9 +125,11 @@ def run(config: ScoreConfig) -> ScoreResult:
 
 def _judge(
     config: ScoreConfig, labels: Sequence[CocLabel], recorded: RecordedEvents
-) -> JudgeResult | None:
+) -> "JudgeResult | None":
     if config.judge_base_url is None or config.judge_model is None:
         return None
+    from coc_vla.head.judge import judge_labels
+
     order = np.random.default_rng(config.seed).permutation(len(labels))[: config.judge_episodes]
     chosen = [labels[i] for i in sorted(order.tolist())]
     return judge_labels(

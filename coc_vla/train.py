@@ -5,26 +5,21 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from coc_vla.head.text_head import (
-    EpisodeTraces,
-    ExplainingHead,
-    HeadRecord,
-    read_traces,
-    text_targets,
-)
+from coc_vla.head.decoder_config import DecoderConfig, TextContext, TrunkView
 from coc_vla.head.tokenizer import TRAINED, TextTokenizer
 from coc_vla.labels.record import GENERATION_COMMAND
-from coc_vla.model import DecoderConfig, TextContext, TrunkView
 from world_modality.arms import ModelType
 from world_modality.cache.contract import sha256_of_file
 from world_modality.policy.config import TrainConfig
-from world_modality.policy.network import HeadSite
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, require_at_least
-from world_modality.training.single import TrainResult
-from world_modality.training.single import run as train_policy
+
+if TYPE_CHECKING:
+    from coc_vla.head.text_head import EpisodeTraces, ExplainingHead
+    from world_modality.policy.network import HeadSite
+    from world_modality.training.single import TrainResult
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,17 +69,21 @@ class CocTrainConfig(TrainConfig):
             require_at_least(name, getattr(self, name), 1)
 
 
-def run(config: CocTrainConfig) -> TrainResult:
+def run(config: CocTrainConfig) -> "TrainResult":
     """Train, or go on training, the two-head model.
 
     Raises:
         InvalidInputError: labels, cache, flags or an existing run do not fit.
         MissingFileError: the labels or the cache are missing.
     """
+    from world_modality.training.single import run as train_policy
+
     return train_policy(config, lambda site: _build_head(config, site))
 
 
-def _build_head(config: CocTrainConfig, site: HeadSite) -> ExplainingHead:
+def _build_head(config: CocTrainConfig, site: "HeadSite") -> "ExplainingHead":
+    from coc_vla.head.text_head import ExplainingHead, HeadRecord, read_traces, text_targets
+
     split, episodes = site.cache.manifest["split"], site.tensors.episodes
     view = TrunkView.of(site.policy_config, config.text_context)
     traces = read_traces(config.labels_jsonl, site.cache, episodes)
@@ -134,7 +133,7 @@ def _build_head(config: CocTrainConfig, site: HeadSite) -> ExplainingHead:
 
 def _print_header(
     config: CocTrainConfig,
-    traces: EpisodeTraces,
+    traces: "EpisodeTraces",
     split: dict[str, Any],
     tokenizer: TextTokenizer,
 ) -> None:

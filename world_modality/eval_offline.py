@@ -1,32 +1,14 @@
 """Evaluate a checkpoint on held-out episodes: action error and world-token accuracy."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from world_modality.evaluation.future_metrics import (
-    FUTURE_TITLES,
-    ChangeAccuracy,
-    FutureMetrics,
-    future_metrics,
-    future_sums,
-)
-from world_modality.evaluation.metrics import (
-    HorizonAccuracy,
-    SlotAccuracy,
-    action_metrics,
-    token_sums,
-    trivial_errors,
-    world_metrics,
-)
-from world_modality.evaluation.offline_run import (
-    OfflineConfig,
-    OfflineRun,
-    print_header,
-    write_report,
-)
-from world_modality.evaluation.plots import plot_eval
-from world_modality.policy.predictions import predict
+from world_modality.evaluation.offline_config import OfflineConfig
 from world_modality.system.cli import run_cli
+
+if TYPE_CHECKING:
+    from world_modality.evaluation.future_metrics import FutureMetrics
+    from world_modality.evaluation.metrics import HorizonAccuracy
 
 PREDICTORS = {
     "model": "the policy",
@@ -60,8 +42,8 @@ class EvalOfflineResult:
     run: dict[str, Any]
     actions: dict[str, dict[str, Any]]
     episodes: dict[str, list[int] | list[float] | list[list[float]]]
-    world: dict[str, list[HorizonAccuracy]] | None
-    futures: FutureMetrics
+    world: "dict[str, list[HorizonAccuracy]] | None"
+    futures: "FutureMetrics"
 
 
 def run(config: EvalOfflineConfig) -> EvalOfflineResult:
@@ -70,6 +52,17 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
     Raises:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
+    from world_modality.evaluation.future_metrics import future_metrics, future_sums
+    from world_modality.evaluation.metrics import (
+        action_metrics,
+        token_sums,
+        trivial_errors,
+        world_metrics,
+    )
+    from world_modality.evaluation.offline_run import OfflineRun, write_report
+    from world_modality.evaluation.plots import plot_eval
+    from world_modality.policy.predictions import predict
+
     opened = OfflineRun.open(config)
     with config.report_lock("eval_offline"):
         inputs = opened.policy, opened.tensors, opened.val_frames, opened.input_tokens()
@@ -108,6 +101,8 @@ def run(config: EvalOfflineConfig) -> EvalOfflineResult:
 
 
 def _print(result: EvalOfflineResult) -> None:
+    from world_modality.evaluation.offline_run import print_header
+
     print_header(result.run)
     print("\naction MSE [95 % interval over episodes]")
     print(f"  {'predictor':28}{'in training std²':>32}{'raw units²':>36}")
@@ -136,8 +131,10 @@ def _print(result: EvalOfflineResult) -> None:
     _print_slots(result.world)
 
 
-def _print_futures(futures: FutureMetrics) -> None:
+def _print_futures(futures: "FutureMetrics") -> None:
     """Print what is predicted of the frames ahead that is no world token."""
+    from world_modality.evaluation.future_metrics import FUTURE_TITLES, ChangeAccuracy
+
     for target, rows in futures.items():
         title, trivial = FUTURE_TITLES[target]
         print(f"\n{title}, beside a trivial predictor ({trivial})")
@@ -152,8 +149,10 @@ def _print_futures(futures: FutureMetrics) -> None:
             print(f"  k = {row.horizon}, {row.frames_ahead} frames ahead: {shown}")
 
 
-def _print_slots(world: dict[str, list[HorizonAccuracy]]) -> None:
+def _print_slots(world: "dict[str, list[HorizonAccuracy]]") -> None:
     """Print what is known of each slot; nothing where a frame has one world token."""
+    from world_modality.evaluation.metrics import SlotAccuracy
+
     rows = {
         "mean" if name == "all" else name.removeprefix("all_slot"): horizons[0]
         for name, horizons in world.items()

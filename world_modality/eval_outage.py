@@ -1,19 +1,15 @@
 """Take the camera from a policy for some recorded frames, and see what its actions come to."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from world_modality.evaluation.dark_frames import DARK_INPUTS, DarkErrors, dark_errors
-from world_modality.evaluation.offline_run import (
-    OfflineConfig,
-    OfflineRun,
-    print_header,
-    write_report,
-)
-from world_modality.evaluation.plots import plot_outage
-from world_modality.policy.imagined_tokens import require_reach
+from world_modality.evaluation.offline_config import OfflineConfig
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, require_at_least
+
+if TYPE_CHECKING:
+    from world_modality.evaluation.dark_frames import DarkErrors
+    from world_modality.evaluation.offline_run import OfflineRun
 
 
 @dataclass(frozen=True)
@@ -45,7 +41,7 @@ class EvalOutageResult:
 
     run: dict[str, Any]
     n_action_steps: int
-    outages: list[DarkErrors]
+    outages: "list[DarkErrors]"
 
 
 def run(config: EvalOutageConfig) -> EvalOutageResult:
@@ -56,6 +52,11 @@ def run(config: EvalOutageConfig) -> EvalOutageResult:
             the policy was trained without dark frames; its predictions do not reach; or an outage
             is longer than every held-out episode, or no multiple of --n_action_steps.
     """
+    from world_modality.evaluation.dark_frames import dark_errors
+    from world_modality.evaluation.offline_run import OfflineRun, write_report
+    from world_modality.evaluation.plots import plot_outage
+    from world_modality.policy.imagined_tokens import require_reach
+
     opened = OfflineRun.open(config)
     policy = opened.policy.config
     if policy.trunk.observation_dropout == 0:
@@ -78,7 +79,7 @@ def run(config: EvalOutageConfig) -> EvalOutageResult:
         return result
 
 
-def _numbers(opened: OfflineRun, config: EvalOutageConfig, n_action_steps: int) -> list[int]:
+def _numbers(opened: "OfflineRun", config: EvalOutageConfig, n_action_steps: int) -> list[int]:
     episodes = opened.tensors.episodes
     longest = int(episodes.lengths[episodes.positions_of(opened.val_ids)].max()) - 1
     usual = [n_action_steps * factor for factor in (1, 2, 4)]
@@ -98,6 +99,9 @@ def _numbers(opened: OfflineRun, config: EvalOutageConfig, n_action_steps: int) 
 
 
 def _print(result: EvalOutageResult) -> None:
+    from world_modality.evaluation.dark_frames import DARK_INPUTS
+    from world_modality.evaluation.offline_run import print_header
+
     print_header(result.run)
     print("\naction MSE in training std² after dark frames [95 % interval over episodes]")
     names = list(result.outages[0].dark)

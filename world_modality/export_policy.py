@@ -2,16 +2,16 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from world_modality.export.hub import push_folder
-from world_modality.export.model_card import model_card
-from world_modality.export.policy_folder import policy_config, require_free, write_folder
-from world_modality.export.policy_parts import PolicyParts
-from world_modality.export.policy_record import PolicyRecord
-from world_modality.export.reported_results import CheckpointIdentity, ReportedResults
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.errors import InvalidInputError
 from world_modality.system.output_lock import OutputLock
+
+if TYPE_CHECKING:
+    from world_modality.export.policy_parts import PolicyParts
+    from world_modality.export.policy_record import PolicyRecord
+    from world_modality.export.reported_results import ReportedResults
 
 FLAGS_FILE = "export_policy_config.json"
 
@@ -64,7 +64,7 @@ class ExportResult:
     """
 
     folder: Path
-    record: PolicyRecord
+    record: "PolicyRecord"
     action_range: tuple[float, float] | None
     address: str | None
 
@@ -76,6 +76,12 @@ def run(config: ExportPolicyConfig) -> ExportResult:
         UserError: the checkpoint or a report is missing, damaged, or not exportable; the folder
             holds something else; or the hub does not take it.
     """
+    from world_modality.export.hub import push_folder
+    from world_modality.export.model_card import model_card
+    from world_modality.export.policy_folder import policy_config, require_free, write_folder
+    from world_modality.export.policy_parts import PolicyParts
+    from world_modality.export.reported_results import CheckpointIdentity, ReportedResults
+
     parts = PolicyParts.of(config.checkpoint, config.text_model_name)
     record = parts.record
     identity = CheckpointIdentity.of(config.checkpoint, parts.checkpoint)
@@ -100,8 +106,8 @@ def run(config: ExportPolicyConfig) -> ExportResult:
 
 def _print(
     config: ExportPolicyConfig,
-    parts: PolicyParts,
-    results: ReportedResults,
+    parts: "PolicyParts",
+    results: "ReportedResults",
     action_range: tuple[float, float] | None,
 ) -> None:
     record = parts.record

@@ -4,9 +4,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from world_modality.arms import ARMS
 from world_modality.cache.contract import image_keys_of
@@ -15,9 +13,11 @@ from world_modality.export.reported_results import (
     CheckpointIdentity,
     ReportedResults,
 )
-from world_modality.policy.checkpoint import Checkpoint, load_checkpoint
 from world_modality.policy.config import TrainConfig, flags_of
 from world_modality.system.cli import flag_arguments, run_cli
+
+if TYPE_CHECKING:
+    from world_modality.policy.checkpoint import Checkpoint
 
 _LABEL_WIDTH = 12
 # Named on lines of their own.
@@ -43,7 +43,7 @@ class InspectedCheckpoint:
         lines: label and text, in their order.
     """
 
-    checkpoint: Checkpoint
+    checkpoint: "Checkpoint"
     identity: CheckpointIdentity
     results: ReportedResults
     lines: tuple[tuple[str, str], ...]
@@ -55,6 +55,10 @@ def run(config: InspectCheckpointConfig) -> InspectedCheckpoint:
     Raises:
         UserError: the file or a report is missing or damaged.
     """
+    import torch
+
+    from world_modality.policy.checkpoint import load_checkpoint
+
     checkpoint = load_checkpoint(config.checkpoint, torch.device("cpu"))
     identity = CheckpointIdentity.of(config.checkpoint, checkpoint)
     recording = checkpoint.manifest["dataset"].get("recording") or {}
@@ -71,7 +75,7 @@ def run(config: InspectCheckpointConfig) -> InspectedCheckpoint:
     return InspectedCheckpoint(checkpoint, identity, results, lines)
 
 
-def _of_policy(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+def _of_policy(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     policy, train = checkpoint.policy_config, checkpoint.train_config
     arm = ARMS[policy.model_type]
     reads = "reads the world token" if arm.reads_world else "reads no world token"
@@ -100,7 +104,7 @@ def _of_policy(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
     yield "flags", changed or "the defaults"
 
 
-def _changed_flags(checkpoint: Checkpoint) -> dict[str, Any]:
+def _changed_flags(checkpoint: "Checkpoint") -> dict[str, Any]:
     """Return the flags that differ from their defaults and change what was trained."""
     defaults = flags_of(TrainConfig(dataset_name=""))
     hidden = {*_SHOWN_ELSEWHERE, *TrainConfig.may_change}
@@ -111,7 +115,7 @@ def _changed_flags(checkpoint: Checkpoint) -> dict[str, Any]:
     }
 
 
-def _of_data(checkpoint: Checkpoint) -> Iterator[tuple[str, str]]:
+def _of_data(checkpoint: "Checkpoint") -> Iterator[tuple[str, str]]:
     manifest = checkpoint.manifest
     dataset, encoder, split = manifest["dataset"], manifest["encoder"], manifest["split"]
     revision = f" at {dataset['revision']}" if dataset.get("revision") else ""

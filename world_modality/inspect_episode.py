@@ -2,14 +2,15 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from world_modality.evaluation.episode_trace import EpisodeTrace, trace_episode
-from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun
-from world_modality.evaluation.rerun_file import write_recording
-from world_modality.precompute.cached_dataset import open_cached_dataset
-from world_modality.source.frame_decoding import frame_blocks
+from world_modality.evaluation.offline_config import OfflineConfig
 from world_modality.system.cli import run_cli, write_config
 from world_modality.system.output_lock import OutputLock
+
+if TYPE_CHECKING:
+    from world_modality.evaluation.episode_trace import EpisodeTrace
+    from world_modality.evaluation.offline_run import OfflineRun
 
 _REPORT = "inspect_episode"
 _DECODE_BATCH = 64
@@ -63,7 +64,7 @@ class InspectedEpisode:
     """
 
     path: Path
-    trace: EpisodeTrace
+    trace: "EpisodeTrace"
 
 
 def run(config: InspectEpisodeConfig) -> InspectedEpisode:
@@ -73,6 +74,12 @@ def run(config: InspectEpisodeConfig) -> InspectedEpisode:
         UserError: checkpoint, cache, dataset or episode are missing or do not belong together; or
             rerun is not installed.
     """
+    from world_modality.evaluation.episode_trace import trace_episode
+    from world_modality.evaluation.offline_run import OfflineRun
+    from world_modality.evaluation.rerun_file import write_recording
+    from world_modality.precompute.cached_dataset import open_cached_dataset
+    from world_modality.source.frame_decoding import frame_blocks
+
     offline = OfflineRun.open(config.offline)
     trace = trace_episode(offline, config.episode, config.horizon)
     cache = offline.cache
@@ -99,7 +106,7 @@ def run(config: InspectEpisodeConfig) -> InspectedEpisode:
     return InspectedEpisode(path, trace)
 
 
-def _about(run: OfflineRun, trace: EpisodeTrace) -> str:
+def _about(run: "OfflineRun", trace: "EpisodeTrace") -> str:
     """Return what the recording is of, as Markdown."""
     dataset, config = run.cache.manifest["dataset"], run.policy.config
     row = run.tensors.episodes.positions_of([trace.episode_index])

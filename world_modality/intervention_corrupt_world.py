@@ -2,24 +2,20 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from world_modality.evaluation.offline_run import (
-    OfflineConfig,
-    OfflineRun,
-    print_header,
-    write_report,
-)
-from world_modality.evaluation.plots import plot_corruption
-from world_modality.policy.predictions import predict
+from world_modality.evaluation.offline_config import OfflineConfig
 from world_modality.statistics.intervals import Interval, defined_ratio, ratio_interval
 from world_modality.statistics.resolution import NOT_RESOLVED, not_resolved
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.tokens.corruption import OFFLINE, Corruption
+
+if TYPE_CHECKING:
+    from world_modality.evaluation.offline_run import OfflineRun
 
 
 @dataclass(frozen=True)
@@ -92,6 +88,9 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
     Raises:
         MissingFileError, InvalidInputError: checkpoint or cache are missing, damaged or foreign.
     """
+    from world_modality.evaluation.offline_run import OfflineRun, write_report
+    from world_modality.evaluation.plots import plot_corruption
+
     opened = OfflineRun.open(config)
     _require_slot(opened, config)
     _require_positions(opened, config)
@@ -133,7 +132,7 @@ def run(config: CorruptWorldConfig) -> CorruptWorldResult:
         return result
 
 
-def _require_slot(opened: OfflineRun, config: CorruptWorldConfig) -> None:
+def _require_slot(opened: "OfflineRun", config: CorruptWorldConfig) -> None:
     """Check that a frame has the slot that is made wrong.
 
     Raises:
@@ -147,7 +146,7 @@ def _require_slot(opened: OfflineRun, config: CorruptWorldConfig) -> None:
         )
 
 
-def _require_positions(opened: OfflineRun, config: CorruptWorldConfig) -> None:
+def _require_positions(opened: "OfflineRun", config: CorruptWorldConfig) -> None:
     """Check that the history has the positions that are made wrong.
 
     Raises:
@@ -168,7 +167,7 @@ def _require_positions(opened: OfflineRun, config: CorruptWorldConfig) -> None:
 
 
 def _hit_tokens(
-    opened: OfflineRun, tokens: Int[np.ndarray, " M *RW"], corruption: Corruption
+    opened: "OfflineRun", tokens: Int[np.ndarray, " M *RW"], corruption: Corruption
 ) -> Int[np.ndarray, "M hit"]:
     """Return those of the tokens that are read which this corruption makes wrong."""
     num_read = len(opened.recorded_tokens.lags)
@@ -177,15 +176,17 @@ def _hit_tokens(
 
 
 def _sums_with(
-    opened: OfflineRun, tokens: Int[np.ndarray, " M *RW"] | None, name: str
+    opened: "OfflineRun", tokens: Int[np.ndarray, " M *RW"] | None, name: str
 ) -> Float[np.ndarray, " E"]:
     """Return each episode's squared error where the policy reads these tokens (None: its own)."""
+    from world_modality.policy.predictions import predict
+
     errors = predict(opened.policy, opened.tensors, opened.val_frames, tokens, progress=name)
     return opened.episode_sums(errors)
 
 
 def _corruptions(
-    opened: OfflineRun, config: CorruptWorldConfig, own: Int[np.ndarray, " M *RW"] | None
+    opened: "OfflineRun", config: CorruptWorldConfig, own: Int[np.ndarray, " M *RW"] | None
 ) -> dict[Corruption, list[np.ndarray]]:
     """Return the tokens of each draw at the validation frames.
 
@@ -228,6 +229,8 @@ def _effect(
 
 
 def _print(result: CorruptWorldResult) -> None:
+    from world_modality.evaluation.offline_run import print_header
+
     print_header(result.run)
     print("\naction MSE in training std², corrupted / clean [95 % interval over episodes, paired]")
     width = max(14, *(len(name) + 2 for name in result.corruptions))

@@ -3,17 +3,15 @@
 import dataclasses
 from contextlib import ExitStack
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from world_modality.policy.config import TrainConfig
 from world_modality.system.cli import run_cli
 from world_modality.system.errors import InvalidInputError, require_at_least
 from world_modality.system.output_lock import OutputLock
-from world_modality.system.process_group import num_launched
-from world_modality.training.side_by_side import train_seeds
-from world_modality.training.single import TrainResult
-from world_modality.training.single import run as train_one
+
+if TYPE_CHECKING:
+    from world_modality.training.single import TrainResult
 
 
 @dataclass(frozen=True)
@@ -53,7 +51,7 @@ class SeedsConfig(TrainConfig):
         return [self.of_seed(seed) for seed in self.seeds or ()] or [self._alone()]
 
 
-def run(config: SeedsConfig) -> list[TrainResult]:
+def run(config: SeedsConfig) -> "list[TrainResult]":
     """Train, or go on training, the seeds that `config` names; returns where each ended.
 
     Raises:
@@ -61,6 +59,12 @@ def run(config: SeedsConfig) -> list[TrainResult]:
             device.
         MissingFileError: the cache is incomplete.
     """
+    import torch
+
+    from world_modality.system.process_group import num_launched
+    from world_modality.training.side_by_side import train_seeds
+    from world_modality.training.single import run as train_one
+
     runs = config.runs()
     if config.seeds is None:
         return [train_one(runs[0])]

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from jaxtyping import UInt8
+
 from benchmarks.demos.episode import DemoEpisode
 from world_modality.system.errors import UserError
 
@@ -40,6 +43,57 @@ def image_feature(height: int, width: int, use_videos: bool) -> Feature:
         "shape": (height, width, 3),
         "names": ["height", "width", "channels"],
     }
+
+
+@contextmanager
+def counted_image_statistics() -> Iterator[None]:
+    """Let LeRobot compute the statistics of 8-bit images by counting the 256 values of a channel.
+
+    It takes a tenth of the time of sorting millions of bytes. LeRobot 0.4 squares bytes as bytes,
+    which gives a wrong standard deviation; 0.6 does not.
+    """
+    from lerobot.datasets import compute_stats
+
+    original = compute_stats.get_feature_stats
+
+    def statistics(
+        array: np.ndarray, axis: Any, keepdims: bool, quantile_list: list[float] | None = None
+    ) -> dict[str, np.ndarray]:
+        if array.dtype == np.uint8 and array.ndim == 4 and axis == (0, 2, 3) and keepdims:
+            return _counted(array, quantile_list or compute_stats.DEFAULT_QUANTILES)
+        found: dict[str, np.ndarray] = original(array, axis, keepdims, quantile_list)
+        return found
+
+    compute_stats.get_feature_stats = statistics
+    try:
+        yield
+    finally:
+        compute_stats.get_feature_stats = original
+
+
+def _counted(
+    images: UInt8[np.ndarray, "B C H W"], quantiles: Sequence[float]
+) -> dict[str, np.ndarray]:
+    """Return min, max, mean, std and quantiles of each channel, [1, C, 1, 1], and count."""
+    counts = np.stack(
+        [
+            np.bincount(images[:, channel].ravel(), minlength=256)
+            for channel in range(images.shape[1])
+        ]
+    )
+    values, num_pixels = np.arange(256.0), counts.sum(axis=1)
+    mean = counts @ values / num_pixels
+    up_to = counts.cumsum(axis=1)
+    found = {
+        "min": (counts > 0).argmax(axis=1),
+        "max": 255 - (counts[:, ::-1] > 0).argmax(axis=1),
+        "mean": mean,
+        "std": np.sqrt((counts * (values - mean[:, None]) ** 2).sum(axis=1) / num_pixels),
+    }
+    for share in quantiles:
+        found[f"q{int(share * 100):02d}"] = (up_to < share * num_pixels[:, None]).sum(axis=1)
+    shaped = {name: value.astype(np.float64).reshape(1, -1, 1, 1) for name, value in found.items()}
+    return {**shaped, "count": np.array([len(images)])}
 
 
 def vector_feature(names: Sequence[str]) -> Feature:
@@ -89,7 +143,7 @@ def new_dataset(
         for index in range(episode.num_frames):
             frame = {name: column[index] for name, column in episode.columns.items()}
             dataset.add_frame({**frame, "task": episode.instruction})
-        with unchanged_scheduling():
+        with unchanged_scheduling(), counted_image_statistics():
             dataset.save_episode()
 
     try:

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.demos.episode import DemoEpisode
+from benchmarks.demos.png_images import PngImages
 from benchmarks.metaworld.cameras import IMAGE_KEY
 from benchmarks.metaworld.cue import Cue
 from world_modality.encode.pixel_pca import PixelPCA, area_average
@@ -44,7 +45,8 @@ class CueCheck:
         """Take an episode that was recorded in a layout."""
         if len(self._images) == MAX_EPISODES:
             return
-        images = episode.columns[IMAGE_KEY]
+        column = episode.columns[IMAGE_KEY]
+        images = column.decode() if isinstance(column, PngImages) else column
         size = min(_IMAGE_SIZE, *images.shape[1:3])
         small = np.rint(255 * area_average(images, size)).astype(np.uint8)
         self._images.append(small.reshape(-1, size, size, 3))

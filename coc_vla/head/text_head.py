@@ -12,12 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from coc_vla.head.decoder_config import DecoderConfig, TextContext, decoder_config_from_dict
 from coc_vla.head.decoding import next_token_losses, trace_losses
 from coc_vla.head.tokenizer import TextTokenizer
 from coc_vla.labels.record import GENERATION_COMMAND, read_records
 from coc_vla.labels.settings import require_episode_key
 from coc_vla.labels.trace import TraceStep
-from coc_vla.model import DecoderConfig, TextContext, TextDecoder, decoder_config_from_dict
+from coc_vla.model import TextDecoder
 from world_modality.cache.contract import Cache
 from world_modality.cache.frame_tensors import FrameTensors
 from world_modality.policy.checkpoint import Checkpoint

@@ -24,7 +24,8 @@ from tests.fixtures.coc import (
     write_labels,
 )
 from tests.fixtures.policy import assert_same_weights, weights
-from world_modality.evaluation.offline_run import OfflineConfig, OfflineRun
+from world_modality.evaluation.offline_config import OfflineConfig
+from world_modality.evaluation.offline_run import OfflineRun
 from world_modality.policy.checkpoint import load_checkpoint
 from world_modality.policy.config import flags_of, from_flags, stored_train_config
 from world_modality.policy.predictions import hidden_states

@@ -6,6 +6,7 @@ import pytest
 from benchmarks.demos.attempts import AttemptCrashError, TaskAttempts, record_attempts
 from benchmarks.demos.destination import DemoStaging
 from benchmarks.demos.episode import DemoEpisode
+from benchmarks.demos.png_images import PngImages
 from benchmarks.speed.harness.drawn import draw_dataset
 from world_modality.system.errors import InvalidInputError
 
@@ -23,8 +24,10 @@ def test_staged_episode_comes_back_exactly(tmp_path):
     for stored, given in ((loaded.columns, columns), (loaded.signals, signals)):
         assert stored.keys() == given.keys()
         for key, column in given.items():
-            np.testing.assert_array_equal(stored[key], column)
-            assert stored[key].dtype == column.dtype
+            found = stored[key]
+            found = found.decode() if isinstance(found, PngImages) else found
+            np.testing.assert_array_equal(found, column)
+            assert found.dtype == column.dtype
 
 
 def test_any_flipped_byte_and_any_cut_of_a_staged_episode_is_noticed(tmp_path):

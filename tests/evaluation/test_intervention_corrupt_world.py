@@ -217,7 +217,7 @@ def test_the_ablation_is_run_and_its_ratio_is_exactly_one(trained, tmp_path, mon
         calls.append(world_tokens)
         return predict(policy, tensors, frames, world_tokens, progress)
 
-    monkeypatch.setattr("world_modality.intervention_corrupt_world.predict", counted)
+    monkeypatch.setattr("world_modality.policy.predictions.predict", counted)
     report = run(config(trained, "C_no_world_input", tmp_path, num_draws=3))
     assert len(calls) == 1 + 3 * 3 + 3
     assert sum(tokens is not None for tokens in calls) == 12

@@ -36,6 +36,7 @@ def config(recorded, tmp_path_factory):
 
 
 def recording(config: EvalMetaworldConfig) -> dict:
+    assert config.dataset_root is not None
     return json.loads((config.dataset_root / "meta" / "recording.json").read_text("utf-8"))
 
 

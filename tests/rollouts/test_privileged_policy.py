@@ -48,6 +48,7 @@ def told(tmp_path_factory) -> Home:
         reads_all=checkpoint,
         reads_least=checkpoint,
         reads_past=checkpoint,
+        attends_ahead=checkpoint,
     )
 
 

@@ -4,12 +4,14 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from world_modality.cache.contract import sha256_of_file
-from world_modality.policy.checkpoint import Checkpoint
 from world_modality.statistics.intervals import Interval
 from world_modality.system.errors import InvalidInputError, MissingFileError
+
+if TYPE_CHECKING:
+    from world_modality.policy.checkpoint import Checkpoint
 
 PREDICTORS = {
     "model": "this policy",
@@ -38,7 +40,7 @@ class CheckpointIdentity:
     cache_fingerprint: str
 
     @classmethod
-    def of(cls, path: Path, checkpoint: Checkpoint) -> "CheckpointIdentity":
+    def of(cls, path: Path, checkpoint: "Checkpoint") -> "CheckpointIdentity":
         """Identify a checkpoint that was read from a file."""
         model_type = checkpoint.policy_config.model_type
         fingerprint = checkpoint.cache_fingerprint

@@ -11,8 +11,8 @@ from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import optimize, stats
 
 from world_modality.statistics.intervals import CONFIDENCE, Interval, defined_ratio
 
@@ -55,9 +55,11 @@ class StandardError:
         """
         variance = 0.0
         if self.seed_freedom > 0:
-            variance += float(stats.t.ppf(probability, self.seed_freedom)) ** 2 * self.seeds
+            variance += float(scipy.stats.t.ppf(probability, self.seed_freedom)) ** 2 * self.seeds
         if self.episode_freedom > 0:
-            variance += float(stats.t.ppf(probability, self.episode_freedom)) ** 2 * self.episodes
+            variance += (
+                float(scipy.stats.t.ppf(probability, self.episode_freedom)) ** 2 * self.episodes
+            )
         return math.sqrt(variance)
 
     def p_value(self, effect: float) -> float:
@@ -71,7 +73,7 @@ class StandardError:
         def excess(p: float) -> float:
             return self.reach(1 - p / 2) - away
 
-        return float(optimize.brentq(excess, _SMALLEST_P, 1.0, xtol=_SMALLEST_P))
+        return float(scipy.optimize.brentq(excess, _SMALLEST_P, 1.0, xtol=_SMALLEST_P))
 
     @property
     def freedom(self) -> float:

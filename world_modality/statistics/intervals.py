@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int, Num, Shaped
-from scipy import stats
 
 NUM_RESAMPLES = 2000
 CONFIDENCE = 0.95
@@ -95,7 +95,7 @@ def ratio_interval(
     value = float(numerators.sum() / denominators.sum())
     if num_episodes == 1:
         return Interval(value, None, None, 1)
-    result = stats.bootstrap(
+    result = scipy.stats.bootstrap(
         (numerators, denominators),
         lambda top, bottom, axis: top.sum(axis=axis) / bottom.sum(axis=axis),
         paired=True,

@@ -2,14 +2,16 @@
 
 import math
 
-from scipy import stats
+import scipy
 
 from world_modality.statistics.intervals import CONFIDENCE, Interval
 
 
 def wilson_bounds(num_successes: int, num_episodes: int) -> tuple[float, float]:
     """Return the bounds of the 95 % interval of a success rate (Wilson, 1927); needs an episode."""
-    interval = stats.binomtest(num_successes, num_episodes).proportion_ci(CONFIDENCE, "wilson")
+    interval = scipy.stats.binomtest(num_successes, num_episodes).proportion_ci(
+        CONFIDENCE, "wilson"
+    )
     return float(interval.low), float(interval.high)
 
 
@@ -26,7 +28,7 @@ def mcnemar_p(num_only_first: int, num_only_second: int) -> float:
     num_differing = num_only_first + num_only_second
     if num_differing == 0:
         return 1.0
-    return float(stats.binomtest(num_only_first, num_differing, 0.5).pvalue)
+    return float(scipy.stats.binomtest(num_only_first, num_differing, 0.5).pvalue)
 
 
 def paired_difference(

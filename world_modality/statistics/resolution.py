@@ -4,7 +4,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from scipy import stats
+import scipy
 
 from world_modality.statistics.crossed_estimate import CrossedEstimate
 from world_modality.statistics.intervals import Interval
@@ -114,7 +114,7 @@ def _power(estimate: CrossedEstimate, effect: float, s: int, e: int, level: floa
     away = effect / error.value
     if away > 37:
         return 1.0  # where scipy's noncentral t runs out of precision
-    return float(stats.nct.sf(error.reach(1 - level / 2) / error.value, error.freedom, away))
+    return float(scipy.stats.nct.sf(error.reach(1 - level / 2) / error.value, error.freedom, away))
 
 
 def smallest_enough(is_enough: Callable[[int], bool], present: int) -> int | None:

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from scipy import stats
+import scipy
 
 from world_modality.statistics.crossed_estimate import CrossedEstimate
 from world_modality.statistics.intervals import Interval
@@ -299,8 +299,8 @@ def needed_to_resolve(
 
     def closes(num_seeds: int, num_episodes: int) -> bool:
         error = estimate.error_at(num_seeds, num_episodes)
-        beside = error.value * float(stats.norm.ppf(POWER))
-        inside = error.value * float(stats.norm.ppf((1 + POWER) / 2))
+        beside = error.value * float(scipy.stats.norm.ppf(POWER))
+        inside = error.value * float(scipy.stats.norm.ppf((1 + POWER) / 2))
         return (
             error.reach(1 - share / 2) + beside <= away
             or wider * error.reach(1 - share) + inside <= room

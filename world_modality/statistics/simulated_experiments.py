@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize, stats
 
 from world_modality.statistics.crossed_estimate import (
     CrossedEstimate,
@@ -156,13 +156,13 @@ def _probit(scenario: Scenario, effect: float) -> tuple[Float[np.ndarray, " T"],
     spread, task_rates = scenario.spread, scenario.task_rates
     parts = (spread.layout, spread.seed, spread.arm_by_layout, spread.seed_by_layout)
     total = math.sqrt(sum(part**2 for part in parts))
-    thresholds = total * stats.norm.ppf(task_rates)
+    thresholds = total * scipy.stats.norm.ppf(task_rates)
 
     def excess(shift: float) -> float:
-        rates = stats.norm.cdf((thresholds + shift) / total)
+        rates = scipy.stats.norm.cdf((thresholds + shift) / total)
         return float(rates.mean() - np.mean(task_rates)) - effect
 
-    return thresholds, float(optimize.brentq(excess, -5.0, 5.0))
+    return thresholds, float(scipy.optimize.brentq(excess, -5.0, 5.0))
 
 
 def simulate(

@@ -4,8 +4,8 @@ import functools
 import math
 
 import numpy as np
+import scipy
 from jaxtyping import Float
-from scipy import optimize, stats
 
 POWER_OF_TIME = 2.0
 """Early looks are cheap, the last one is nearly as sharp as a single test would be."""
@@ -54,7 +54,7 @@ def nominal_levels(fractions: tuple[float, ...], error: float) -> tuple[float, .
         levels.append(0.0 if math.isinf(boundary) else _tail(boundary / math.sqrt(now)))
         top = min(boundary, _REACH * math.sqrt(now))
         nodes, weights = _nodes(-_REACH * math.sqrt(now), top)
-        moved = stats.norm.pdf(nodes[:, None], places[None], deviation) @ density
+        moved = scipy.stats.norm.pdf(nodes[:, None], places[None], deviation) @ density
         places, density = nodes, moved * weights
     return tuple(levels)
 
@@ -71,13 +71,13 @@ def _boundary(
         return math.inf
 
     def excess(boundary: float) -> float:
-        return float(stats.norm.sf(boundary, places, deviation) @ density) - cost
+        return float(scipy.stats.norm.sf(boundary, places, deviation) @ density) - cost
 
-    return float(optimize.brentq(excess, -_REACH * scale, _REACH * scale))
+    return float(scipy.optimize.brentq(excess, -_REACH * scale, _REACH * scale))
 
 
 def _tail(z: float) -> float:
-    return float(stats.norm.sf(z))
+    return float(scipy.stats.norm.sf(z))
 
 
 def _nodes(low: float, high: float) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, " n"]]:

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from jaxtyping import Float, Int
-from scipy import sparse
 
 from world_modality.source.episodes import Episodes, Split
 from world_modality.statistics.intervals import Interval, ratio_interval, sum_by_episode
@@ -34,7 +34,7 @@ class BigramBaseline:
     ) -> None:
         ones = np.ones(len(sources), dtype=np.int64)
         shape = (num_tokens, num_tokens)
-        self._counts = sparse.coo_matrix((ones, (sources, targets)), shape=shape).tocsr()
+        self._counts = scipy.sparse.coo_matrix((ones, (sources, targets)), shape=shape).tocsr()
         marginal = np.bincount(targets, minlength=num_tokens)
         self._tie_break = 0.4 * marginal / max(1, marginal.sum())
         self._prior = (marginal + 1 / num_tokens) / (marginal.sum() + 1)

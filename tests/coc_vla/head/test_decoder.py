@@ -3,10 +3,11 @@ import dataclasses
 import pytest
 import torch
 
+from coc_vla.head.decoder_config import DecoderConfig, TrunkView
 from coc_vla.head.decoding import next_token_losses, trace_losses, write_traces
 from coc_vla.head.tokenizer import TextTokenizer
 from coc_vla.labels.trace import TraceStep
-from coc_vla.model import DecoderConfig, TextDecoder, TrunkView
+from coc_vla.model import TextDecoder
 from tests.fixtures.coc import DOWN, UP
 from tests.fixtures.policy import tiny_policy_config
 from world_modality.policy.network import TrunkHidden, WorldPolicy

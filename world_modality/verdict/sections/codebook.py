@@ -9,7 +9,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
-from scipy import stats
+import scipy
 
 from world_modality.cache.contract import Cache
 from world_modality.statistics.intervals import CONFIDENCE, Interval
@@ -251,10 +251,12 @@ def rank_correlation(x: list[float], y: list[float]) -> Interval:
     n = len(x)
     if n < 2 or len(set(x)) == 1 or len(set(y)) == 1:
         return Interval(None, None, None, n)
-    rho = float(stats.spearmanr(x, y).statistic)
+    rho = float(scipy.stats.spearmanr(x, y).statistic)
     if min(len(set(x)), len(set(y))) < _MIN_VALUES or abs(rho) > 1 - 1e-12:
         return Interval(rho, None, None, n)
-    reach = float(stats.norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt((1 + rho**2 / 2) / (n - 3))
+    reach = float(scipy.stats.norm.ppf(0.5 + CONFIDENCE / 2)) * math.sqrt(
+        (1 + rho**2 / 2) / (n - 3)
+    )
     centre = math.atanh(rho)
     return Interval(rho, math.tanh(centre - reach), math.tanh(centre + reach), n)
 
