@@ -18,7 +18,12 @@ from benchmarks.demos.recorder import ACTION_KEY
 from benchmarks.metaworld import simulator
 from benchmarks.metaworld.cameras import MetaworldRendering, chosen_cameras
 from benchmarks.metaworld.cue import Cue
-from benchmarks.metaworld.scene_flags import SCENE_FLAGS, SceneFlags, require_tasks_of_scene
+from benchmarks.metaworld.scene_flags import (
+    SCENE_FLAGS,
+    SceneFlags,
+    require_steps_for_scene,
+    require_tasks_of_scene,
+)
 from benchmarks.metaworld.simulator import MetaworldSuite
 from benchmarks.metaworld.tasks import select_tasks
 from benchmarks.rendering import gl_backend
@@ -96,6 +101,7 @@ def run(config: CollectDemosConfig) -> Path:
     instructions = select_tasks(config.tasks)
     rendering = config.images
     require_tasks_of_scene(rendering.scene, instructions)
+    require_steps_for_scene(rendering.scene, config.max_steps or limit)
     size = rendering.image_size
     resolved = replace(
         config,

@@ -44,6 +44,7 @@ _SIDE_MARKER_M = (0.25, 0.92, 0.12)
 _MARKER_RADIUS_M = 0.12
 _MARKER_COLOUR = (0.0, 0.9, 0.1, 1.0)
 _STEADINESS = 10.0
+_STEPS_TO_GOAL = 20
 _HAND_OVER_FINGERS_M = (0.0, 0.0, 0.045)
 """reach-v3 measures from the fingers' middle, which lies below what it calls the hand."""
 
@@ -70,6 +71,11 @@ class Cue(SceneChange):
     def common_frames(self) -> int:
         """Frames before any demonstration turns to its goal."""
         return self.frames + 2 * CHUNK_FRAMES
+
+    @property
+    def min_steps(self) -> int:
+        """Steps to the turning point, and a few to the goal."""
+        return self.common_frames + _STEPS_TO_GOAL
 
     def goal(self, layout_seed: int) -> np.ndarray:
         """Return the wanted goal's position [3] in m, drawn with the layout's seed."""

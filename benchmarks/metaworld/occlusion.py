@@ -28,6 +28,11 @@ class Occlusion(SceneChange):
     position: Position = DEFAULT_POSITION
     size: Position = DEFAULT_SIZE
 
+    @property
+    def min_steps(self) -> int:
+        """Steps until the screen is seen."""
+        return self.from_frame + 1
+
     def markers(self, frame: int, layout_seed: int) -> Sequence[Marker]:
         """Return the screen from its frame on."""
         if frame < self.from_frame:

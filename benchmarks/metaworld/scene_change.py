@@ -33,6 +33,11 @@ class SceneChange:
     tasks: ClassVar[tuple[str, ...]] = ()
     hidden_sites: ClassVar[tuple[str, ...]] = ()
 
+    @property
+    def min_steps(self) -> int:
+        """Steps that an episode needs for the change to mean anything."""
+        return 1
+
     def markers(self, frame: int, layout_seed: int) -> Sequence[Marker]:
         """Return what is drawn in a frame of an episode, counted from 0."""
         raise NotImplementedError

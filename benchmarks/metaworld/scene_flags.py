@@ -117,6 +117,21 @@ def require_tasks_of_scene(scene: Sequence[SceneChange], tasks: Iterable[str]) -
             )
 
 
+def require_steps_for_scene(scene: Sequence[SceneChange], max_steps: int) -> None:
+    """Check that the episodes of a recording are long enough for the changes.
+
+    Raises:
+        InvalidInputError: one is for longer episodes.
+    """
+    for change in scene:
+        if change.min_steps > max_steps:
+            raise InvalidInputError(
+                f"{change.name} {json.dumps(change.record())} needs episodes of at least "
+                f"{change.min_steps} steps, and they end after {max_steps}; show it earlier or "
+                "more briefly, or raise --max_steps where that is lower than the suite's limit"
+            )
+
+
 def require_scene_of_recording(
     recorded: Sequence[SceneChange], wanted: Sequence[SceneChange], checkpoint: object
 ) -> None:

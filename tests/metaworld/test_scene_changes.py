@@ -295,6 +295,21 @@ def test_a_cue_is_refused_for_other_tasks_before_anything_is_recorded(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"cue": "side", "cue_frames": 465}, "at least 501 steps, and they end after 500"),
+        ({"cue": "side", "max_steps": 40}, "at least 44 steps, and they end after 40"),
+        ({"occlusion_from": 500}, "at least 501 steps"),
+    ],
+)
+def test_a_cue_or_a_screen_that_no_episode_is_long_enough_for_is_refused(tmp_path, flags, message):
+    config = CollectDemosConfig(tasks=("reach-v3",), dataset_root=tmp_path / "cue", **flags)
+    with pytest.raises(InvalidInputError, match=message):
+        collect_demos.run(config)
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
     ("recorded", "wanted", "found"),
     [
         ((), (SIDE,), r"a recording with no cue, and cue \{.*\} is asked for here"),
