@@ -98,6 +98,10 @@ def _parsed(raw: bytes, number: int) -> dict[str, Any]:
 
 def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -> PolicyRollouts:
     last = lines[-1]
+    # Which episode ended first is chance, and must not decide what a page looks like.
+    by_episode = sorted(
+        {itemgetter(*_OF_EPISODE)(line): line for line in lines}.items(), key=itemgetter(0)
+    )
     policy = {
         name: value
         for name, value in last["policy"].items()
@@ -116,8 +120,8 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
             "wrong_instruction": bool(config.get("wrong_instruction", False)),
             **policy,
         },
-        outcomes={itemgetter(*_OF_EPISODE)(line): line["success"] for line in lines},
-        num_steps={itemgetter(*_OF_EPISODE)(line): line.get("num_steps") for line in lines},
+        outcomes={key: line["success"] for key, line in by_episode},
+        num_steps={key: line.get("num_steps") for key, line in by_episode},
         command=_command(last["suite"], config),
     )
 
