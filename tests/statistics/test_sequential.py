@@ -259,3 +259,11 @@ def test_of_counts_more_seeds_are_named_since_they_vary_more_at_the_margin():
         for counted in (True, False)
     )
     assert of_counts > of_errors > 8
+
+
+def test_episodes_that_all_ended_alike_name_more_seeds_than_there_are():
+    alike = CrossedEstimate(0.0, 0.0, 0.0, 0.0, 2, 3, 2.0)
+    counts = Margin(-0.03, 0.03, of_counts=True)
+    plan = SeedPlan(2, 2)
+    assert follow(plan, {"": counts}, {"": [alike]})[""].claim == "open"
+    assert needed_to_resolve(plan, counts, alike, 1).num_seeds > 2

@@ -253,6 +253,19 @@ def test_one_seed_is_called_one_seed(tmp_path):
     assert rows["C − B"][3] == "unknown from one seed"
 
 
+def test_the_order_in_which_episodes_ended_changes_nothing(tmp_path):
+    world = World()
+    checkpoint = tmp_path / "model_C_epoch1.pt"
+    checkpoint.write_bytes(b"weights")
+    path = write_rollouts(tmp_path / "rollouts", world, [checkpoint], [0.5])
+    (before,) = read_rollouts(path)
+    lines = path.read_text("utf-8").splitlines(keepends=True)
+    path.write_text("".join(reversed(lines)), "utf-8")
+    (after,) = read_rollouts(path)
+    assert list(after.outcomes.items()) == list(before.outcomes.items())
+    assert list(after.num_steps.items()) == list(before.num_steps.items())
+
+
 @pytest.mark.parametrize("dropout", [0.1, 0.0])
 def test_other_dropout_masks_are_said_to_be_part_of_what_seeds_vary_by(
     tmp_path, monkeypatch, dropout

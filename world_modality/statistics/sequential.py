@@ -24,7 +24,7 @@ from typing import Literal
 
 import scipy
 
-from world_modality.statistics.crossed_estimate import CrossedEstimate
+from world_modality.statistics.crossed_estimate import CrossedEstimate, StandardError
 from world_modality.statistics.intervals import Interval
 from world_modality.statistics.resolution import POWER, smallest_enough
 from world_modality.statistics.spending import nominal_levels
@@ -252,16 +252,22 @@ def _interval(estimate: CrossedEstimate, margin: Margin, level: float) -> Interv
     value, num_episodes = estimate.value, estimate.num_episodes
     if level == 0 or num_episodes < 2 or estimate.num_seeds < 2:
         return Interval(value, None, None, num_episodes)
-    error = estimate.error
-    if margin.of_counts:
-        one_more = 1 / (estimate.num_seeds * num_episodes) ** 2
-        error = replace(error, seeds=max(error.seeds, one_more))
-    reach = error.reach(1 - level)
+    reach = _error_at(estimate, margin, estimate.num_seeds, num_episodes).reach(1 - level)
     if not math.isfinite(reach):
         return Interval(value, None, None, num_episodes)
     # Shares differ by 1 at most; to cut off what is impossible changes no claim.
     most = 1.0 if margin.of_counts else math.inf
     return Interval(value, max(value - reach, -most), min(value + reach, most), num_episodes)
+
+
+def _error_at(
+    estimate: CrossedEstimate, margin: Margin, num_seeds: int, num_episodes: int
+) -> StandardError:
+    """Return the standard error; of counts no smaller than one more episode of a seed makes it."""
+    error = estimate.error_at(num_seeds, num_episodes)
+    if not margin.of_counts:
+        return error
+    return replace(error, seeds=max(error.seeds, 1 / (num_seeds * num_episodes) ** 2))
 
 
 @dataclass(frozen=True)
@@ -298,7 +304,7 @@ def needed_to_resolve(
     wider = math.sqrt(_variance_at(nearest, estimate, margin))
 
     def closes(num_seeds: int, num_episodes: int) -> bool:
-        error = estimate.error_at(num_seeds, num_episodes)
+        error = _error_at(estimate, margin, num_seeds, num_episodes)
         beside = error.value * float(scipy.stats.norm.ppf(POWER))
         inside = error.value * float(scipy.stats.norm.ppf((1 + POWER) / 2))
         return (

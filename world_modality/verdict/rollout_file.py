@@ -102,6 +102,10 @@ def _parsed(raw: bytes, number: int) -> dict[str, Any]:
 
 def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -> PolicyRollouts:
     last = lines[-1]
+    # Which episode ended first is chance, and must not decide what a page looks like.
+    by_episode = sorted(
+        {itemgetter(*_OF_EPISODE)(line): line for line in lines}.items(), key=itemgetter(0)
+    )
     policy = {
         name: value
         for name, value in last["policy"].items()
@@ -125,8 +129,8 @@ def _group(path: Path, lines: list[dict[str, Any]], config: Mapping[str, Any]) -
             **_outage(last, config),
             **policy,
         },
-        outcomes={itemgetter(*_OF_EPISODE)(line): line["success"] for line in lines},
-        num_steps={itemgetter(*_OF_EPISODE)(line): line.get("num_steps") for line in lines},
+        outcomes={key: line["success"] for key, line in by_episode},
+        num_steps={key: line.get("num_steps") for key, line in by_episode},
         command=_command(last["suite"], config),
         policy=last["policy"],
         outage_length=last.get("outage_length", 0),
