@@ -25,6 +25,7 @@ from world_modality.matrix.jobs import (
     cell,
     cell_jobs,
     explanation_jobs,
+    longest_first,
     other_cells,
     preparation_jobs,
     report_step,
@@ -87,7 +88,7 @@ def run(config: ExperimentConfig) -> list[Failure]:
         if config.prepare_only:
             return []
         if matrix.contrasts is None:
-            failures = runner.run(cells)
+            failures = runner.run(longest_first(cells))
         else:
             cells, failures = _run_rounds(matrix, runner)
         if len(failures) < len(cells):
@@ -125,7 +126,7 @@ def _run_rounds(matrix: Matrix, runner: Runner) -> tuple[list[Job], list[Failure
         for seed in group.seeds or matrix.other_seeds
     ]
     cells += explanation_jobs(matrix)
-    failures = runner.run(cells)
+    failures = runner.run(longest_first(cells))
     for number, num_seeds in enumerate(design.plan.rounds):
         jobs = round_jobs(matrix, number, still_open)
         print(f"round {number + 1}: {len(jobs)} cells, up to {num_seeds} seeds", flush=True)

@@ -13,7 +13,14 @@ from tests.project.test_readme import parsed_config
 from world_modality.arms import ARMS, CONTRASTS
 from world_modality.experiment import ExperimentConfig, run
 from world_modality.matrix.experiment_file import read_matrix
-from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs, report_step
+from world_modality.matrix.jobs import (
+    Job,
+    Step,
+    cell_jobs,
+    longest_first,
+    preparation_jobs,
+    report_step,
+)
 from world_modality.matrix.runner import Runner, is_done, remaining
 from world_modality.system.errors import (
     InvalidInputError,
@@ -123,6 +130,15 @@ def test_a_model_that_explains_itself_has_a_control_of_the_same_labels_and_flags
     assert f"--checkpoint {train.produces} --control {control.produces}" in evaluate.shell
     assert train.produces.name == "model_C_epoch2.pt"
     assert " ".join(report_step(matrix).arguments).count("out/explanations") == 1
+
+
+def test_the_models_that_explain_themselves_are_started_first(matrix_file):
+    explanations = {"labels": {"backend": "rules"}, "cache": "small"}
+    jobs = cell_jobs(read_matrix(matrix_file(explanations=explanations)))
+    started = longest_first(jobs)
+    assert started[:2] == jobs[-2:]
+    assert started[2:] == jobs[:-2]
+    assert [job.name for job in started[:2]] == ["explanations/seed0", "explanations/seed1"]
 
 
 @pytest.mark.parametrize(("name", "num_stages"), [("verdict", 11), ("demo", 14)])
