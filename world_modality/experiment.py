@@ -25,6 +25,7 @@ from world_modality.matrix.jobs import (
     Job,
     cell_jobs,
     explanation_jobs,
+    longest_first,
     preparation_jobs,
     report_step,
 )
@@ -98,7 +99,7 @@ def run(config: ExperimentConfig) -> list[Failure]:
         if config.prepare_only:
             return []
         if matrix.contrasts is None:
-            failures = runner.run(cells)
+            failures = runner.run(longest_first(cells))
         else:
             cells, failures = _run_rounds(matrix, runner)
         if len(failures) < len(cells):

@@ -66,8 +66,11 @@ def run(config: PrecomputeConfig) -> PrecomputeResult:
     _check(config)
     shard = None if config.shard is None else FrameShard.parse(config.shard)
     # Here, for it imports torch, without which --help answers sooner.
+    from world_modality.system.device import keep_freed_memory, resolve_device
     from world_modality.system.process_group import ProcessGroup, is_launched
 
+    if resolve_device(config.device).type == "cpu":
+        keep_freed_memory()
     if not is_launched():
         cache, job = open_job(config, config.device)
         return (

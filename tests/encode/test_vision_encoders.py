@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from threadpoolctl import threadpool_limits
 
 from tests.fixtures.lerobot import frame_image
 from tests.fixtures.tiny_models import save_vision_model as save_model
@@ -311,3 +312,13 @@ def test_pixel_pca_is_rebuilt_from_its_arrays(images):
 def test_more_components_than_frames_are_refused(images):
     with pytest.raises(InvalidInputError, match=r"--pixel_pca_components 10 .* between 1 and 9"):
         pixel_pca(images, 10)
+
+
+def test_pixel_pca_is_the_same_with_any_number_of_threads():
+    images = np.random.default_rng(0).integers(0, 256, (600, 16, 16, 3)).astype(np.uint8)
+    flags = VisionEncoderFlags(pixel_pca_size=16, pixel_pca_components=32)
+    fitted = []
+    for num_threads in (1, 2):
+        with threadpool_limits(num_threads):
+            fitted.append(PixelPCA.fit(flags, [images], len(images)).components)
+    np.testing.assert_array_equal(*fitted)

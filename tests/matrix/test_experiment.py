@@ -12,8 +12,15 @@ from tests.fixtures.process import has_ended, wait_for
 from tests.project.test_readme import parsed_config
 from world_modality.arms import ARMS, CONTRASTS
 from world_modality.experiment import ExperimentConfig, run
-from world_modality.matrix.experiment_file import CellGroup, read_matrix
-from world_modality.matrix.jobs import Job, Step, cell_jobs, preparation_jobs, report_step
+from world_modality.matrix.experiment_file import read_matrix
+from world_modality.matrix.jobs import (
+    Job,
+    Step,
+    cell_jobs,
+    longest_first,
+    preparation_jobs,
+    report_step,
+)
 from world_modality.matrix.runner import Runner, is_done, remaining
 from world_modality.system.errors import (
     InvalidInputError,
@@ -125,7 +132,18 @@ def test_a_model_that_explains_itself_has_a_control_of_the_same_labels_and_flags
     assert " ".join(report_step(matrix).arguments).count("out/explanations") == 1
 
 
-@pytest.mark.parametrize(("name", "num_stages"), [("verdict", 11), ("settings", 11), ("demo", 14)])
+def test_the_models_that_explain_themselves_are_started_first(matrix_file):
+    explanations = {"labels": {"backend": "rules"}, "cache": "small"}
+    jobs = cell_jobs(read_matrix(matrix_file(explanations=explanations)))
+    started = longest_first(jobs)
+    assert started[:2] == jobs[-2:]
+    assert started[2:] == jobs[:-2]
+    assert [job.name for job in started[:2]] == ["explanations/seed0", "explanations/seed1"]
+
+
+@pytest.mark.parametrize(
+    ("name", "num_stages"), [("verdict", 11), ("settings", 11), ("cue", 9), ("demo", 14)]
+)
 def test_every_command_is_one_that_its_stage_understands(monkeypatch, name, num_stages):
     matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / f"{name}.yaml")
     seen = set()
@@ -160,7 +178,6 @@ def test_the_settings_that_the_answer_may_hang_on_are_a_matrix_of_their_own():
     assert {"random/a_seed2", "codes_512/c_seed1", "main-future_stride_4/b_seed0"} <= names
 
 
-@pytest.mark.skipif("name" not in CellGroup.model_fields, reason="cells have no names")
 def test_the_task_of_memory_holds_a_past_of_tokens_against_none_and_against_embeddings():
     matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "cue.yaml")
     contrasts = [(one.first, one.second) for one in matrix.contrasts]

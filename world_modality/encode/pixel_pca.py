@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
+from threadpoolctl import threadpool_limits
 
 from world_modality.encode.fitted_encoder import FittedEncoder
 from world_modality.system.errors import InvalidInputError
@@ -113,7 +114,8 @@ class PixelPCA(FittedEncoder):
     ) -> "PixelPCA":
         """Fit the components by a randomised SVD (Halko et al., 2011) of the averaged pixels.
 
-        Memory is that of the averaged sample.
+        Memory is that of the averaged sample. One thread computes, so that the result is the same
+        on any number of cores.
 
         Raises:
             InvalidInputError: more components than frames or pixels, or images that are too small.
@@ -135,7 +137,9 @@ class PixelPCA(FittedEncoder):
         pca = PCA(
             num_components, svd_solver="randomized", iterated_power=4, random_state=flags.seed
         )
-        pca.fit(features)
+        # Products of several threads round otherwise, and the components with them.
+        with threadpool_limits(1):
+            pca.fit(features)
         explained = round(float(pca.explained_variance_ratio_.sum()), 6)
         return cls(
             components=pca.components_.astype(np.float32),

@@ -2,7 +2,7 @@
 
 import itertools
 import shlex
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,9 @@ from world_modality.matrix.experiment_file import CellGroup, Explanations, Matri
 from world_modality.policy.config import TrainConfig
 from world_modality.system.cli import flag_arguments
 from world_modality.system.errors import InvalidInputError
+
+EXPLANATIONS = "explanations/"
+"""How the names of jobs begin whose model explains itself."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,14 @@ def cell_jobs(matrix: Matrix) -> list[Job]:
     return [*jobs[:num_others], *explanation_jobs(matrix), *jobs[num_others:]]
 
 
+def longest_first(jobs: Sequence[Job]) -> list[Job]:
+    """Return the jobs in the order to start them: those that explain, which train two models.
+
+    Started last, such a job would run alone for minutes while the other cores idle.
+    """
+    return sorted(jobs, key=lambda job: not job.name.startswith(EXPLANATIONS))
+
+
 def explanation_jobs(matrix: Matrix) -> list[Job]:
     """Return one job a seed of the model that explains itself, and its control."""
     if matrix.explanations is None:
@@ -110,7 +121,7 @@ def explanation_jobs(matrix: Matrix) -> list[Job]:
     for seed in matrix.explanations.seeds or matrix.other_seeds:
         folder = matrix.out_dir / "explanations" / f"seed{seed}"
         steps = _explanation_steps(matrix, matrix.explanations, folder, seed)
-        jobs.append(Job(f"explanations/seed{seed}", folder, tuple(steps)))
+        jobs.append(Job(f"{EXPLANATIONS}seed{seed}", folder, tuple(steps)))
     return jobs
 
 

@@ -68,7 +68,9 @@ def keep_freed_memory() -> None:
 
     glibc gives a freed block above 32 MiB back to the kernel, which fills a new one with zeros:
     half of a convolutional network's time on a CPU. One arena, since those of threads are too small
-    for such blocks. Up to 1 GiB stays with the process. Other C libraries are left alone.
+    for such blocks; an arena that there is already stays, and a later thread may get it, so call
+    this before the process starts its first thread. Up to 1 GiB stays with the process. Other C
+    libraries are left alone.
     """
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
