@@ -142,7 +142,7 @@ def test_the_models_that_explain_themselves_are_started_first(matrix_file):
 
 
 @pytest.mark.parametrize(
-    ("name", "num_stages"), [("verdict", 11), ("settings", 11), ("cue", 9), ("demo", 14)]
+    ("name", "num_stages"), [("verdict", 11), ("settings", 11), ("cue", 10), ("demo", 14)]
 )
 def test_every_command_is_one_that_its_stage_understands(monkeypatch, name, num_stages):
     matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / f"{name}.yaml")
