@@ -92,7 +92,8 @@ class CueCheck:
         ]
         if seen.excess_bits < _TOLD_SHARE * seen.label_bits:
             lines.append(
-                "note: the token hardly tells the cue; give a --camera that sees it better"
+                "note: the token tells less than half of that beyond chance; give a --camera that "
+                "sees the cue better, or train on a codebook of more tokens"
             )
         if later.excess_bits > _LEAKED_SHARE * later.label_bits:
             lines.append(
