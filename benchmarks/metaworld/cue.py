@@ -108,6 +108,17 @@ class Cue(SceneChange):
         """Return a demonstrator that goes to the turning point first."""
         return CueExpert(self, self.goal(layout_seed), observe)
 
+    def evaluated_layout(self, layout_seed: int, episode: int) -> int:
+        """Return the next layout with the episode's side, of which each gets every other episode.
+
+        A policy without memory falls to one side always: by chance, one side would have more.
+        """
+        if self.goals == "anywhere":
+            return layout_seed
+        while self.label(layout_seed) != episode % 2:
+            layout_seed = (layout_seed + 1) % 2**63
+        return layout_seed
+
     def note(self) -> str:
         """Say what a policy without memory reaches."""
         first = f"the goal is shown in the first {self.frames} frames only (cue {self.goals})"

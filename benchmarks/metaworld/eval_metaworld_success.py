@@ -65,7 +65,7 @@ def run(config: EvalMetaworldConfig) -> dict[str, Any]:
     instructions = select_tasks(tasks)
     require_tasks_of_scene(scene, instructions)
     max_steps = config.max_steps or simulator.MAX_EPISODE_STEPS
-    episodes = evaluation_episodes(instructions, config.n_trials, config.seed, max_steps)
+    episodes = evaluation_episodes(instructions, config.n_trials, config.seed, max_steps, scene)
     groups = {
         name: [task for task in members if task in instructions]
         for name, members in difficulty_groups().items()

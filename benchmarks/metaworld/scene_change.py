@@ -55,6 +55,10 @@ class SceneChange:
         """
         return None
 
+    def evaluated_layout(self, layout_seed: int, episode: int) -> int:
+        """Return this layout's seed, or the next one that suits an evaluation's episode."""
+        return layout_seed
+
     def note(self) -> str | None:
         """Return what a reader of success rates has to know, if anything."""
         return None

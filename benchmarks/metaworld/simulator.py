@@ -25,6 +25,7 @@ import numpy as np
 from jaxtyping import Float32, Float64, UInt8
 
 from benchmarks.metaworld.cameras import IMAGE_KEY, MetaworldRendering
+from benchmarks.metaworld.scene_change import SceneChange
 from benchmarks.rendering import RENDERING_ERRORS, Renderer, rendering_failed
 from benchmarks.suite import (
     EVALUATION_STREAM,
@@ -247,16 +248,21 @@ class MetaworldSuite:
 
 
 def evaluation_episodes(
-    instructions: Mapping[str, str], num_episodes: int, seed: int, max_steps: int
+    instructions: Mapping[str, str],
+    num_episodes: int,
+    seed: int,
+    max_steps: int,
+    scene: Sequence[SceneChange] = (),
 ) -> list[EpisodeSpec]:
     """Return the rollouts of tasks (name to instruction), in layouts that no demonstration has."""
-    return episode_specs(
-        instructions,
-        num_episodes,
-        seed,
-        max_steps,
-        lambda task, episode: layout_seed(seed, EVALUATION_STREAM, task, episode),
-    )
+
+    def layout(task: str, episode: int) -> int:
+        drawn = layout_seed(seed, EVALUATION_STREAM, task, episode)
+        for change in scene:
+            drawn = change.evaluated_layout(drawn, episode)
+        return drawn
+
+    return episode_specs(instructions, num_episodes, seed, max_steps, layout)
 
 
 def _import_simulator() -> Any:

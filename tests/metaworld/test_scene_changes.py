@@ -24,6 +24,7 @@ from benchmarks.metaworld.simulator import (
     ENVIRONMENT_STATE_KEY,
     MetaworldSimulator,
     MetaworldSuite,
+    evaluation_episodes,
 )
 from benchmarks.metaworld.tasks import instructions
 from benchmarks.rendering import gl_backend
@@ -128,6 +129,20 @@ def test_the_side_is_a_fair_coin_of_the_layouts_seed():
             middle = np.array(SIDE_GOAL_M) * (1 if label else -1, 1, 1)
             assert (np.abs(goal - middle) <= SIDE_JITTER_M).all()
     assert len({SIDE.goal(seed)[1] for seed in seeds}) == len(seeds)
+
+
+def test_an_evaluation_has_both_sides_equally_often_in_layouts_of_its_own():
+    arguments = ({"reach-v3": "reach"}, 40, 0, 100)
+    plain, cued = (
+        [one.initial_state for one in evaluation_episodes(*arguments, scene)]
+        for scene in ((), (SIDE,))
+    )
+    assert [SIDE.label(state) for state in cued] == [0, 1] * 20
+    assert len(set(cued)) == 40
+    kept = sum(first == second for first, second in zip(plain, cued, strict=True))
+    assert 10 <= kept < 40, "a layout that has the side already stays"
+    demonstrations = {layout_seed(0, DEMONSTRATION_STREAM, "reach-v3", i) for i in range(1000)}
+    assert demonstrations.isdisjoint(cued)
 
 
 def test_goals_anywhere_fill_the_range_of_the_task():
