@@ -65,7 +65,7 @@ def run(config: EvalOutageConfig) -> EvalOutageResult:
             "masked observation; train again with it, such as --observation_dropout 0.3"
         )
     n_action_steps = config.n_action_steps or policy.window.chunk_size
-    if policy.reads_world and policy.predicts_world:
+    if policy.reads_world and policy.predicts("token"):
         require_reach(policy.window, n_action_steps)
     numbers = _numbers(opened, config, n_action_steps)
     with config.report_lock("eval_outage"):

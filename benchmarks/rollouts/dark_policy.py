@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 from benchmarks.rollouts.config import RolloutConfig
 from world_modality.acting.world_input import DarkInput
-from world_modality.arms import CONTROLS
+from world_modality.arms import CLOSED_LOOP_READS, CONTROLS, TRUE_STATE
 from world_modality.policy.imagined_tokens import require_reach
 from world_modality.system.errors import InvalidInputError
 
@@ -66,10 +66,13 @@ class DarkPolicy:
                 "own_prediction or hold gives it another"
             )
         if asked_for == "own_prediction":
-            if not config.predicts_world:
+            # The codes that read the true state are not those that are predicted.
+            if not config.predicts("token") or CLOSED_LOOP_READS[control] == TRUE_STATE:
                 raise InvalidInputError(
-                    f"--world_input own_prediction: arm {config.model_type} predicts no world "
-                    "tokens; give --world_input hold, or a checkpoint of arm C"
+                    f"--world_input own_prediction: arm {config.model_type} does not predict the "
+                    f"tokens that it reads (--world_target {' '.join(config.target.world_target)}, "
+                    f"--token_control {control}); give --world_input hold, or a checkpoint of arm C "
+                    "that predicts world tokens"
                 )
             require_reach(config.window, n_action_steps)
         if asked_for == "true_token" and not is_masked:

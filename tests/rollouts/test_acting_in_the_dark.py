@@ -41,7 +41,7 @@ def home(tmp_path_factory):
         {"observation.image": image, "observation.state": np.array(state)}
         for image, state in zip(images, cache.load("states"), strict=True)
     ]
-    return Home(cache, observations, folder, folder, folder)
+    return Home(cache, observations, folder, folder, folder, folder)
 
 
 @pytest.fixture(scope="module")
@@ -228,6 +228,14 @@ def test_predictions_that_do_not_reach_the_next_query_are_refused(home, tmp_path
     with pytest.raises(InvalidInputError, match="with --n_action_steps 4 it would need that of 4"):
         opened(short, world_input="own_prediction", **OUTAGE)
     opened(short, world_input="hold", **OUTAGE)
+
+
+def test_a_policy_that_does_not_predict_the_tokens_it_reads_is_refused(home, tmp_path):
+    flags = {"observation_dropout": 0.5, "world_target": ("embedding",)}
+    other = train(tiny_train_config(home.cache, tmp_path, "C", **flags)).checkpoint
+    with pytest.raises(InvalidInputError, match=r"does not predict .* \(--world_target embedding,"):
+        opened(other, world_input="own_prediction", **OUTAGE)
+    opened(other, world_input="hold", **OUTAGE)
 
 
 def test_a_choice_that_means_nothing_is_refused(home, checkpoints):

@@ -48,7 +48,7 @@ def chooses_dark_input(run: OfflineRun) -> bool:
     """Tell whether the policy reads its own token and predicts it, so that there is a choice."""
     config = run.policy.config
     is_control = run.checkpoint.train_config.token_control != "none"
-    return config.reads_world and config.predicts_world and not is_control
+    return config.reads_world and config.predicts("token") and not is_control
 
 
 def dark_errors(run: OfflineRun, num_dark: int, n_action_steps: int, seed: int) -> DarkErrors:
