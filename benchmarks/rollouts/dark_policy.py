@@ -71,8 +71,8 @@ class DarkPolicy:
                 raise InvalidInputError(
                     f"--world_input own_prediction: arm {config.model_type} does not predict the "
                     f"tokens that it reads (--world_target {' '.join(config.target.world_target)}, "
-                    f"--token_control {control}); give --world_input hold, or a checkpoint of arm C "
-                    "that predicts world tokens"
+                    f"--token_control {control}); give --world_input hold, or a checkpoint of "
+                    "an arm that predicts world tokens"
                 )
             require_reach(config.window, n_action_steps)
         if asked_for == "true_token" and not is_masked:

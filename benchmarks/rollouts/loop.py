@@ -97,9 +97,11 @@ def roll_out(
     on_outcome: Callable[[Outcome], None],
     videos: VideoFolder | None = None,
     batch_size: int = 1,
+    sees_in_the_dark: bool = False,
 ) -> None:
     """Run every episode of one policy once; the arguments are those of `Assignment`."""
-    roll_out_together([Assignment(policy, episodes, on_outcome, videos, batch_size)], slots)
+    own = Assignment(policy, episodes, on_outcome, videos, batch_size, sees_in_the_dark)
+    roll_out_together([own], slots)
 
 
 def roll_out_together(assignments: Sequence[Assignment], slots: Sequence[EnvironmentSlot]) -> None:

@@ -180,9 +180,14 @@ def test_the_settings_that_the_answer_may_hang_on_are_a_matrix_of_their_own():
 
 def test_the_task_of_memory_holds_a_past_of_tokens_against_none_and_against_embeddings():
     matrix = read_matrix(ROOT / "benchmarks" / "metaworld" / "cue.yaml")
-    contrasts = [(one.first, one.second) for one in matrix.contrasts]
-    others = ("A", "B", "C_shuffled_history", "A_context")
-    assert contrasts == [("C_history", second) for second in others]
+    questions = [(one.first, one.second) for one in matrix.contrasts if one.role is None]
+    others = ("B", "C_shuffled_history", "A_context")
+    assert questions == [("C_history", second) for second in others]
+    controls = {one.role: (one.first, one.second) for one in matrix.contrasts if one.role}
+    assert controls == {
+        "positive control": ("C_history", "A"),
+        "placebo": ("C_shuffled_history", "A"),
+    }
     read = {group.name: group.train for group in matrix.cells}
     past, context = read["history"], read["context"]
     assert past["world_history"] == context["context_frames"] - 1, "the same frames"

@@ -29,7 +29,7 @@ def inputs():
 
 def actions(policy, inputs, future=None):
     embeddings, states, tokens, _ = inputs
-    return policy(embeddings, states, tokens, None, future).actions
+    return policy(embeddings, states, tokens, future=future).actions
 
 
 @pytest.mark.parametrize("model_type", ["B", "C", "C_no_world_input"])

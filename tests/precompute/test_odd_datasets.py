@@ -136,7 +136,14 @@ CASES = {
 }
 
 
-@pytest.mark.parametrize("name", CASES)
+OFTEN = ("a gap in the numbers", "two cameras", "one task without its column")
+"""Cases of the default suite, seconds each; the others are as long, and change more rarely."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [name if name in OFTEN else pytest.param(name, marks=pytest.mark.slow) for name in CASES],
+)
 def test_it_is_embedded_trained_on_and_evaluated(recordings, tmp_path, name):
     case = CASES[name]
     root = shutil.copytree(recordings[case.kind], tmp_path / "tiny")

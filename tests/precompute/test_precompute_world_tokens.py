@@ -19,7 +19,7 @@ from tqdm import tqdm
 from tests.fixtures.cache import files_of
 from tests.fixtures.lerobot import make_dataset
 from tests.fixtures.process import flags_of, kill_after_first_rows
-from world_modality.cache.contract import ARRAYS, Cache, require_arrays
+from world_modality.cache.contract import ARRAYS, CHANGE_ARRAYS, Cache, require_arrays
 from world_modality.encode.observation_encoder import to_float16
 from world_modality.encode.pixel_pca import PixelPCA
 from world_modality.precompute import embedding_pass
@@ -34,7 +34,9 @@ CAMERA = "observation.image"
 NAME = "local/tiny"
 EMBEDDINGS = "train_embeddings.fp16.npy"
 # What precompute_world_tokens writes of one view.
-ONE_VIEW_ARRAYS = sorted(ARRAYS.keys() - {"instruction_embeddings", "view_embeddings"})
+ONE_VIEW_ARRAYS = sorted(
+    ARRAYS.keys() - {"instruction_embeddings", "view_embeddings", *CHANGE_ARRAYS}
+)
 
 
 @pytest.fixture

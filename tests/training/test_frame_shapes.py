@@ -208,7 +208,7 @@ def test_several_cells_make_one_token_in_their_order(tensors, observation_tokens
     by_hand = by_hand + policy.obs_position[:, None]
     if num_tokens > 1:
         by_hand = by_hand + policy.view_position + policy.cell_position
-    torch.testing.assert_close(policy._observation(embeddings, states), by_hand.flatten(1, 2))
+    torch.testing.assert_close(policy._observation(embeddings, states, None), by_hand.flatten(1, 2))
     before = policy(embeddings, states, tokens).actions
     swapped = policy(embeddings.flip(2), states, tokens).actions
     assert (before - swapped).abs().max() > 1e-4

@@ -193,7 +193,7 @@ def test_an_oracle_reads_the_true_target_of_the_last_step(config, target):
     given = policy.config.future_input
 
     def actions(tokens, future):
-        return policy(batch.embeddings, batch.states, tokens, None, future).actions
+        return policy(batch.embeddings, batch.states, tokens, future=future).actions
 
     future = None if given is None else batch.vectors(given)
     before = actions(batch.world_tokens, future)
