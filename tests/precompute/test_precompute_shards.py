@@ -250,6 +250,7 @@ precompute_world_tokens.main()
 """
 
 
+@pytest.mark.slow
 def test_a_shard_that_was_killed_goes_on_where_it_stopped(config, tmp_path):
     shard = replace(config, batch_size=1, shard="1/2")
     progress = config.cache_dir / NAME / "train_shards/1-of-2/train_embeddings_progress.json"

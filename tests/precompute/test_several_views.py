@@ -258,6 +258,7 @@ precompute_world_tokens.main()
 """
 
 
+@pytest.mark.slow
 def test_killed_and_started_again_both_arrays_go_on_at_one_row(config, tmp_path):
     flags = replace(config, batch_size=1, embedding_components=7)
     folder = flags.cache_dir / NAME

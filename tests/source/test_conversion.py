@@ -131,6 +131,7 @@ def test_what_the_converter_refuses_is_told_with_its_reason(older):
     assert not (older.parent / "tiny_v3").exists()
 
 
+@pytest.mark.slow
 def test_a_dataset_that_the_hub_has_in_v21_alone_is_fetched_whole_and_converted(
     written, recorded, tmp_path, monkeypatch
 ):

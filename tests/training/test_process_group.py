@@ -50,6 +50,7 @@ def assert_like(run_dir, reference):
         torch.testing.assert_close(found[name], values, rtol=1e-3, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_two_launched_processes_train_like_one_which_goes_on_where_they_stopped(config, tmp_path):
     alone = dataclasses.replace(config, log_dir=tmp_path / "alone")
     run(alone)
